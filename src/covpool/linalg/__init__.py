@@ -1,0 +1,1 @@
+"""Spectral layers on plain tensors; this package knows nothing of images."""
