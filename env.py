@@ -36,7 +36,11 @@ def install() -> None:
     print("covpool: installing into .venv (once; several GB with PyTorch) ...", file=sys.stderr)
     STAMP.unlink(missing_ok=True)
     python = SCRIPTS / "python"
-    same_python = [str(python), "-c", f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"]
+    same_python = [
+        str(python),
+        "-c",
+        f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})",
+    ]
     if not python.exists() or subprocess.run(same_python).returncode:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
     subprocess.run(
@@ -72,9 +76,9 @@ def main() -> int:
         print(f"covpool: no command {name!r} in .venv or on the PATH", file=sys.stderr)
         return 127
     os.environ.update(PATH=path, VIRTUAL_ENV=str(VENV))
-    if os.name == "nt":  # execv on Windows returns to the shell before the program has ended
-        return subprocess.run([program, *arguments]).returncode
-    os.execv(program, [program, *arguments])
+    if os.name != "nt":  # execv on Windows returns to the shell before the program has ended
+        os.execv(program, [program, *arguments])
+    return subprocess.run([program, *arguments]).returncode
 
 
 if __name__ == "__main__":
