@@ -1,0 +1,83 @@
+"""Refusals of bad tensors, each naming the function, the samples and the remedy.
+
+The checks read values. Where there are none to read, while a graph is traced or under vmap, they
+are left out.
+"""
+
+import torch
+from torch import Tensor
+
+from covpool.linalg.spectrum import rank_tolerance
+
+SYMMETRY_SLACK = 16
+"""How many roundings per row two products that should be equal may differ by."""
+
+
+def _unreadable(tensor: Tensor) -> bool:
+    # torch has no public test for a tensor inside a functorch transform (2.11 to 2.15).
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _name_samples(bad: Tensor) -> str:
+    """'samples [3, 17] of 64', from a mask over the batch; '' where there is no batch."""
+    if bad.ndim == 0:
+        return ""
+    found = bad.nonzero().tolist()
+    shown = [index[0] if bad.ndim == 1 else tuple(index) for index in found[:8]]
+    more = ", …" if len(found) > 8 else ""
+    listed = ", ".join(map(str, shown))
+    return f" in {len(found)} of {bad.numel()} samples: [{listed}{more}]"
+
+
+def square(caller: str, matrix: Tensor) -> None:
+    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
+        raise ValueError(
+            f"{caller} needs square matrices (*, n, n), got shape {tuple(matrix.shape)}"
+        )
+    floating(caller, matrix)
+
+
+def floating(caller: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise ValueError(f"{caller} needs a real floating-point tensor, got {tensor.dtype}")
+
+
+def finite(caller: str, tensor: Tensor, sample_dims: int) -> None:
+    """Refuse NaN and infinities; the last `sample_dims` dimensions make up one sample."""
+    if _unreadable(tensor) or tensor.isfinite().all():
+        return
+    bad = ~tensor.isfinite().flatten(-sample_dims).all(-1)
+    raise ValueError(
+        f"{caller}: NaN or infinite values{_name_samples(bad)}; find their cause upstream "
+        "(a diverged loss, float16 overflow, a division by zero)"
+    )
+
+
+def symmetric(caller: str, matrix: Tensor) -> None:
+    if _unreadable(matrix) or matrix.numel() == 0:
+        return
+    size = matrix.shape[-1]
+    scale = matrix.detach().abs().amax((-2, -1))
+    difference = (matrix - matrix.mT).detach().abs().amax((-2, -1))
+    bad = difference > SYMMETRY_SLACK * size * torch.finfo(matrix.dtype).eps * scale
+    if bad.any():
+        worst = (difference / scale.clamp_min(torch.finfo(matrix.dtype).tiny)).max().item()
+        raise ValueError(
+            f"{caller}: matrix not symmetric{_name_samples(bad)}; the largest |A − Aᵀ| is "
+            f"{worst:.1e} of the largest entry; pass (A + Aᵀ)/2 if that is rounding"
+        )
+
+
+def positive_semidefinite(caller: str, eigenvalues: Tensor, input_dtype: torch.dtype) -> None:
+    """Refuse eigenvalues below zero by more than rounding in the input's dtype explains."""
+    if _unreadable(eigenvalues) or eigenvalues.numel() == 0:
+        return
+    tolerance = SYMMETRY_SLACK * rank_tolerance(eigenvalues.shape[-1], input_dtype)
+    lowest = eigenvalues[..., 0]
+    bad = lowest < -tolerance * eigenvalues.abs().amax(-1)
+    if bad.any():
+        raise ValueError(
+            f"{caller}: matrix not positive semi-definite{_name_samples(bad)}; its lowest "
+            f"eigenvalue is {lowest.min().item():.3g}; add a multiple of the identity, or pass "
+            "check=False to count negative eigenvalues as zero"
+        )

@@ -1,0 +1,133 @@
+"""Public functions of symmetric matrices."""
+
+import torch
+from torch import Tensor
+
+from covpool.linalg import checks
+from covpool.linalg.kernels import KERNELS, Kernel
+from covpool.linalg.methods import Method, choose, get_method
+from covpool.linalg.scalar import SQRT
+from covpool.linalg.spectrum import Eigh, MatrixFunction, symmetric_part, without_autocast
+
+
+def working_dtype(
+    dtype: torch.dtype, method: Method, compute_dtype: torch.dtype | None
+) -> torch.dtype:
+    """The dtype in which a method computes on matrices of `dtype`.
+
+    float64 where it decomposes, since a small eigenvalue is known to finfo(dtype).eps of the
+    largest alone; the input's, and at least float32, where it iterates.
+    """
+    if compute_dtype is not None:
+        return compute_dtype
+    return torch.promote_types(dtype, torch.float32 if method.iterative else torch.float64)
+
+
+def matrix_sqrt(
+    matrix: Tensor,
+    method: str | Method = "exact",
+    *,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+) -> Tensor:
+    """The square root A^(1/2) = V diag(√λ) Vᵀ of symmetric positive semi-definite matrices.
+
+    Args:
+        matrix: (*, n, n), any number of leading dimensions, none and empty ones included. float64,
+            float32, or float16/bfloat16, which are computed in higher precision.
+        method: a name of `METHODS`, or a row of it with other constants,
+            `METHODS["svd-taylor"].replace(degree=50)`. The row decides forward algorithm and
+            gradient; "exact" is exact in both.
+        compute_dtype: the dtype of the computation. None: float64 where the method decomposes,
+            float32 (float64 for float64 input) where it iterates.
+        check: whether to refuse matrices that are not finite, symmetric and positive
+            semi-definite. Costs a synchronisation on a GPU. Off, the symmetric part is used
+            unasked and negative eigenvalues count as zero.
+
+    Returns:
+        (*, n, n), symmetric, in the input's dtype.
+
+    Ties: `exact` needs no care, its gradient G ↦ P solves A^(1/2) P + P A^(1/2) = G and is finite
+    and exact at repeated eigenvalues. Every other decomposing method has a bias there, stated by
+    its kernel or gradient rule.
+
+    Rank deficiency: eigenvalues below n · finfo(dtype).eps of the largest (dtype that of the
+    computation) count as zero. The root's derivative is infinite there in directions that raise
+    the rank; these are given 0, so gradients are finite and, along changes that keep the rank,
+    right. The zero matrix gives zero and gradient zero.
+
+    Second derivatives: right for `exact` and `isqrt-cov`; refused by a RuntimeError for the
+    others, whose gradient is not the derivative of their result.
+
+    Raises:
+        ValueError: not square, not floating point, an unknown method or, with `check`, matrices
+            that are not finite, symmetric or positive semi-definite beyond rounding, by index.
+
+    Source: Song, Sebe, Wang, "Why approximate matrix square root outperforms accurate SVD in
+    global covariance pooling?", ICCV 2021, and the rows' references.
+
+    >>> import torch, covpool
+    >>> covpool.matrix_sqrt(torch.tensor([[2.0, 0.0], [0.0, 8.0]]) * 2)
+    tensor([[2., 0.],
+            [0., 4.]])
+    """
+    row = get_method(method)
+    checks.square("matrix_sqrt", matrix)
+    if check:
+        checks.finite("matrix_sqrt", matrix, sample_dims=2)
+        checks.symmetric("matrix_sqrt", matrix)
+    dtype = working_dtype(matrix.dtype, row, compute_dtype)
+    with without_autocast(matrix):
+        symmetric = symmetric_part(matrix.to(dtype))
+        if row.iterative:
+            return row.forward.matrix(symmetric).to(matrix.dtype)
+        result, eigenvalues, *_ = MatrixFunction.apply(symmetric, SQRT, row)
+    if check:
+        checks.positive_semidefinite("matrix_sqrt", eigenvalues, matrix.dtype)
+    return result.to(matrix.dtype)
+
+
+def eigh(
+    matrix: Tensor, kernel: str | Kernel = "difference", *, check: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of symmetric matrices, with a gradient that stays finite.
+
+    The forward pass is `torch.linalg.eigh`. Backward, eigenvectors receive
+    V (Kᵀ ∘ (VᵀḠ)) Vᵀ, Ḡ their gradient, where `torch.linalg.eigh` has Kᵢⱼ = 1/(λi − λj), infinite at
+    ties; the eigenvalues' gradient needs no kernel.
+
+    Args:
+        matrix: (*, n, n) symmetric, definite or not, float64 or float32.
+        kernel: a name of `KERNELS` ("difference", "truncated", "taylor", "pade",
+            "power-iteration") or a kernel with constants of its own, `Taylor(degree=50)`.
+            "difference" is exact away from ties.
+        check: whether to refuse matrices that are not finite and symmetric.
+
+    Returns:
+        eigenvalues (*, n) in ascending order and eigenvectors (*, n, n) in columns, in the
+        input's dtype, as computed in it: no precision is added.
+
+    Ties: each kernel states its value. No kernel can make a loss well defined that depends on
+    which basis of a tied eigenspace, or which sign of an eigenvector, is returned.
+
+    Rank deficiency: zero eigenvalues are ties like others.
+
+    Raises:
+        ValueError: not square, not float32 or float64, an unknown kernel or, with `check`,
+            matrices that are not finite or not symmetric beyond rounding, by index.
+        RuntimeError: a second derivative with a kernel other than "difference".
+
+    Source: Ionescu, Vantzos, Sminchisescu, "Matrix backpropagation for deep networks with
+    structured layers", ICCV 2015, and the kernels' own.
+    """
+    chosen = kernel if isinstance(kernel, Kernel) else choose("kernel", kernel, KERNELS)
+    checks.square("eigh", matrix)
+    if matrix.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"eigh needs float32 or float64, got {matrix.dtype}; convert the matrix first"
+        )
+    if check:
+        checks.finite("eigh", matrix, sample_dims=2)
+        checks.symmetric("eigh", matrix)
+    eigenvalues, eigenvectors = Eigh.apply(symmetric_part(matrix), chosen)
+    return eigenvalues, eigenvectors

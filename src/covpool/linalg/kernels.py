@@ -1,0 +1,219 @@
+"""Kernels K(λi, λj) ≈ 1/(λi − λj), which turn an eigenvector's gradient into the matrix's.
+
+The derivative of the eigenvector vᵢ is Σⱼ Kᵢⱼ (vⱼᵀ dA vᵢ) vⱼ with Kᵢⱼ = 1/(λi − λj) in exact
+arithmetic. The kernels here replace the pole at λi = λj by something finite. Each is given by its
+magnitude as a function of the gap |λi − λj| and of the larger eigenvalue max(|λi|, |λj|); the sign
+is that of λi − λj, ties being ordered as the eigenvalues are. With x the ratio of the smaller to
+the larger eigenvalue, gap = larger · (1 − x), and 1 − x is known to full relative precision where
+x itself, rounded, would not be.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from covpool.linalg.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel(ABC):
+    """A finite stand-in for 1/(λi − λj)."""
+
+    exact_second_order: ClassVar[bool] = False
+    """Whether the kernel's own derivative is that of the true eigenvectors' derivative."""
+
+    @abstractmethod
+    def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        """|Kᵢⱼ| where λi is the larger eigenvalue of its pair, and where it is the smaller.
+
+        Args:
+            larger: (*, n, n) symmetric, max(|λi|, |λj|), positive.
+            gap: (*, n, n) symmetric, |λi − λj|, zero at ties.
+
+        The two differ for power iteration alone; every other kernel is antisymmetric.
+        """
+
+    @abstractmethod
+    def bound(self, eigenvalue: float) -> float:
+        """The largest |Kᵢⱼ| over all pairs whose larger eigenvalue is at least `eigenvalue`."""
+
+    def matrix(self, eigenvalues: Tensor) -> Tensor:
+        """Kᵢⱼ for every pair of eigenvalues, with zero diagonal.
+
+        Args:
+            eigenvalues: (*, n), in ascending order. Magnitudes below EPS = finfo(dtype).eps count
+                as EPS (the paper's floor), so that every bounded kernel is finite at zero too.
+
+        Returns:
+            (*, n, n); the row is the eigenvector that is differentiated.
+        """
+        magnitude = eigenvalues.abs()
+        larger = torch.maximum(magnitude[..., :, None], magnitude[..., None, :])
+        gap = (eigenvalues[..., :, None] - eigenvalues[..., None, :]).abs()
+        upper, lower = self.magnitudes(larger.clamp_min(torch.finfo(larger.dtype).eps), gap)
+        return upper.tril(-1) - lower.triu(1)
+
+
+def _reciprocal(gap: Tensor, at_tie: Tensor | float) -> Tensor:
+    """1/gap, and `at_tie` where the gap is zero, with a derivative that is finite there."""
+    tied = gap == 0
+    return torch.where(tied, at_tie, 1 / torch.where(tied, 1, gap))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Kernel):
+    """The plain kernel 1/(λi − λj), with the paper's overflow check.
+
+    Where the quotient overflows, at ties above all, it takes the largest finite |K| of the same
+    matrix (0 if there is none). The paper's code takes the largest of the whole batch, which makes
+    one sample's gradient depend on another's.
+    """
+
+    exact_second_order: ClassVar[bool] = True
+
+    def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        plain = _reciprocal(gap, 0.0)
+        plain = torch.where(torch.isfinite(plain), plain, 0)
+        if gap.shape[-1] == 0:
+            return plain, plain
+        largest = plain.amax((-2, -1), keepdim=True)
+        plain = torch.where(plain == 0, largest, plain)
+        return plain, plain
+
+    def bound(self, eigenvalue: float) -> float:
+        return float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truncated(Kernel):
+    """1/(λi − λj) clipped to ±limit; ±limit at ties.
+
+    Biased only where |λi − λj| < 1/limit. The limit has the unit of 1/λ: it does not scale with
+    the matrix.
+    """
+
+    limit: float = 1e10
+    """T; the paper's 1e10."""
+
+    def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        clipped = _reciprocal(gap, self.limit).clamp_max(self.limit)
+        return clipped, clipped
+
+    def bound(self, eigenvalue: float) -> float:
+        return self.limit
+
+
+def _geometric_sum(larger: Tensor, gap: Tensor, terms: int) -> Tensor:
+    """(1 + x + … + x^(terms−1)) / larger, x = 1 − gap/larger in [−1, 1], at the cost of O(1)."""
+    relative_gap = gap / larger
+    near = relative_gap < 0.5
+    ratio = torch.where(near, 0, 1 - relative_gap)
+    distance = torch.where(
+        near,
+        -torch.expm1(terms * torch.log1p(-torch.where(near, relative_gap, 0))),
+        1 - ratio**terms,
+    )
+    tied = gap == 0
+    return torch.where(tied, terms / larger, distance / torch.where(tied, 1, gap))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taylor(Kernel):
+    """The Taylor polynomial (1/λi)(1 + x + … + x^degree), x = λj/λi, evaluated in closed form.
+
+    It is 1/(λi − λj) times 1 − x^(degree+1): too small by 37% where 1 − x = 1/(degree + 1) = 0.0099
+    and by more where the eigenvalues are closer; at a tie it is (degree + 1)/λi. For pairs of
+    opposite signs the polynomial converges as slowly where λj is close to −λi.
+    """
+
+    degree: int = 100
+    """K; the paper's 100."""
+
+    def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        kernel = _geometric_sum(larger, gap, self.degree + 1)
+        return kernel, kernel
+
+    def bound(self, eigenvalue: float) -> float:
+        return (self.degree + 1) / eigenvalue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pade(Kernel):
+    """The diagonal Padé approximant [50/50] of 1/(1 − x), divided by λi.
+
+    1/(1 − x) is its own Padé approximant, so the equations for the coefficients are singular and
+    what a solver returns depends on its working precision. The paper solved them at 20 digits; the
+    rational function with those coefficients (see `pade_coefficients`), evaluated exactly, is
+    1/(1 − x + 6.2e-22). In float64 that is the plain kernel at every ratio below 1 (a relative
+    difference of 6e-7 where 1 − x = 1e-15) and a finite cap at the tie itself.
+
+    `evaluation="closed-form"` is 1/(λi − λj) with the cap 1.333e21/λi, the paper's Table 6.
+    `evaluation="coefficients"` evaluates P(x)/Q(x) in the tensor's precision, as the paper's code
+    does; in float64 it is off by 0.3% where 1 − x = 1e-13 and by 24% where 1 − x = 1e-15.
+    """
+
+    evaluation: Literal["closed-form", "coefficients"] = "closed-form"
+
+    def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        cap = SUM_RATIO / larger
+        if self.evaluation == "closed-form":
+            kernel = torch.minimum(_reciprocal(gap, cap), cap)
+        else:
+            ratio = 1 - gap / larger
+            numerator, denominator = _horner(NUMERATOR, ratio), _horner(DENOMINATOR, ratio)
+            quotient = numerator / (denominator * larger)
+            kernel = torch.where(quotient.isfinite(), quotient.clamp(-cap, cap), cap)
+        return kernel, kernel
+
+    def bound(self, eigenvalue: float) -> float:
+        return SUM_RATIO / eigenvalue
+
+
+def _horner(coefficients: tuple[str, ...], x: Tensor) -> Tensor:
+    value = torch.zeros_like(x)
+    for coefficient in reversed(coefficients):
+        value = value * x + float(coefficient)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerIteration(Kernel):
+    """The gradient of `steps` power iterations with deflation, started at the eigenvectors.
+
+    The eigenpairs are found one after the other, largest first: v ← Av/‖Av‖ from the eigenvector
+    (held constant), then A ← A − A v vᵀ, with the gradient flowing through both (Wang, Dang, Hu,
+    Fua, Salzmann, "Backpropagation-friendly eigendecomposition", NeurIPS 2019). In the eigenbasis
+    the pairs decouple and that gradient is a kernel: with S_m = 1 + x + … + x^(m−1), x = λj/λi ≤ 1,
+    it is S_steps/λi for the eigenvector of the larger eigenvalue and −S_(steps−1)/λi for that of
+    the smaller, which sees the larger's through deflation alone. So it is the Taylor kernel of
+    degree steps − 1, but for one term, and it is not quite antisymmetric. At ties: steps/λi and
+    −(steps − 1)/λi.
+    """
+
+    steps: int = 20
+    """Power iterations; the paper's code takes 20, the original 9 or 19."""
+
+    def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            _geometric_sum(larger, gap, self.steps),
+            _geometric_sum(larger, gap, self.steps - 1),
+        )
+
+    def bound(self, eigenvalue: float) -> float:
+        return self.steps / eigenvalue
+
+
+KERNELS: Mapping[str, Kernel] = MappingProxyType(
+    {
+        "difference": Difference(),
+        "truncated": Truncated(),
+        "taylor": Taylor(),
+        "pade": Pade(),
+        "power-iteration": PowerIteration(),
+    }
+)

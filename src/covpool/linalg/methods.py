@@ -1,0 +1,209 @@
+"""METHODS, the one table of spectral methods; everything that lists methods iterates it."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Self
+
+from covpool.linalg.algorithms import (
+    DividedDifferences,
+    Eigendecomposition,
+    Forward,
+    Gradient,
+    NewtonSchulz,
+    Pairwise,
+    TopN,
+)
+from covpool.linalg.kernels import Difference, Pade, PowerIteration, Taylor, Truncated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A named pair of a forward algorithm and a gradient rule.
+
+    Attributes:
+        name: the name by which functions, modules and the command line know it.
+        paper_name: what Song, Sebe and Wang (ICCV 2021) call it, or None.
+        forward: the forward algorithm, with its constants.
+        gradient: the gradient rule, with its constants.
+        description: one line.
+        reference: the source.
+    """
+
+    name: str
+    paper_name: str | None
+    forward: Forward
+    gradient: Gradient
+    description: str
+    reference: str
+
+    @property
+    def exact_gradient(self) -> bool:
+        """Whether the gradient is the derivative of the forward pass, so that it has one too."""
+        return isinstance(self.gradient, DividedDifferences)
+
+    @property
+    def iterative(self) -> bool:
+        """Whether the forward pass iterates on matrices and autograd derives its gradient."""
+        return isinstance(self.forward, NewtonSchulz)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The row's constants by name, the gradient's and the forward algorithm's together."""
+        found: dict[str, Any] = {}
+        for part in self._parts():
+            found |= {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+        found.pop("kernel", None)
+        return found
+
+    def replace(self, **constants: Any) -> Self:
+        """The row with other constants, `METHODS["svd-taylor"].replace(degree=50)`.
+
+        Raises:
+            ValueError: the row has no constant of that name, or the value is out of range.
+        """
+        unknown = [name for name in constants if name not in self.constants]
+        if unknown:
+            has = ", ".join(f"{k}={v!r}" for k, v in self.constants.items()) or "none"
+            raise ValueError(
+                f"method {self.name!r} has no constant {unknown[0]!r}; its constants: {has}"
+            )
+        return dataclasses.replace(
+            self,
+            forward=_with_constants(self.forward, constants),
+            gradient=_with_constants(self.gradient, constants),
+        )
+
+    def _parts(self) -> list[Any]:
+        parts: list[Any] = [self.forward, self.gradient]
+        if isinstance(self.gradient, Pairwise):
+            parts.append(self.gradient.kernel)
+        return parts
+
+
+def _with_constants(part: Any, constants: dict[str, Any]) -> Any:
+    if isinstance(part, Pairwise):
+        return Pairwise(kernel=_with_constants(part.kernel, constants))
+    names = {f.name for f in dataclasses.fields(part)}
+    return dataclasses.replace(part, **{k: v for k, v in constants.items() if k in names})
+
+
+_ICCV_2021 = (
+    "Song, Sebe, Wang: Why approximate matrix square root outperforms accurate SVD in global "
+    "covariance pooling? ICCV 2021"
+)
+_EIGENDECOMPOSITION = Eigendecomposition()
+_TOP_N = TopN()
+_NEWTON_SCHULZ = NewtonSchulz(iterations=5)
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            Method(
+                name="exact",
+                paper_name=None,
+                forward=_EIGENDECOMPOSITION,
+                gradient=DividedDifferences(),
+                description="the mathematically exact gradient by divided differences; finite at "
+                "ties, right to every order",
+                reference="Daleckiĭ, Kreĭn: Integration and differentiation of functions of "
+                "Hermitian operators, AMS Translations 47, 1965",
+            ),
+            Method(
+                name="svd",
+                paper_name="MPN-COV",
+                forward=_EIGENDECOMPOSITION,
+                gradient=Pairwise(kernel=Difference()),
+                description="1/(λi − λj) with the paper's overflow check; zero instead of f′(λ) "
+                "between tied eigenvectors",
+                reference="Li, Xie, Wang, Zuo: Is second-order information helpful for large-scale "
+                "visual recognition? ICCV 2017",
+            ),
+            Method(
+                name="svd-topn",
+                paper_name="SVD-TopN",
+                forward=_TOP_N,
+                gradient=_TOP_N,
+                description="the N largest eigenvalues alone, kernel bounded by 1/λN; biased "
+                "forward and backward",
+                reference=_ICCV_2021,
+            ),
+            Method(
+                name="svd-trunc",
+                paper_name="SVD-Trunc",
+                forward=_EIGENDECOMPOSITION,
+                gradient=Pairwise(kernel=Truncated()),
+                description="1/(λi − λj) clipped to ±limit; biased where the gap is below 1/limit",
+                reference=_ICCV_2021,
+            ),
+            Method(
+                name="svd-pi",
+                paper_name="SVD-PI",
+                forward=_EIGENDECOMPOSITION,
+                gradient=Pairwise(kernel=PowerIteration()),
+                description="gradient of power iterations with deflation; biased where the "
+                "eigenvalue ratio is close to 1",
+                reference="Wang, Dang, Hu, Fua, Salzmann: Backpropagation-friendly "
+                "eigendecomposition, NeurIPS 2019",
+            ),
+            Method(
+                name="svd-newton",
+                paper_name="SVD-Newton",
+                forward=_EIGENDECOMPOSITION,
+                gradient=NewtonSchulz(iterations=10),
+                description="exact root forward, gradient of the Newton-Schulz iteration; biased "
+                "at small eigenvalues",
+                reference=_ICCV_2021,
+            ),
+            Method(
+                name="svd-taylor",
+                paper_name="SVD-Taylor",
+                forward=_EIGENDECOMPOSITION,
+                gradient=Pairwise(kernel=Taylor()),
+                description="1/(λi − λj) by its Taylor polynomial; biased where the eigenvalue "
+                "ratio is close to 1",
+                reference=_ICCV_2021,
+            ),
+            Method(
+                name="svd-pade",
+                paper_name="SVD-Padé",
+                forward=_EIGENDECOMPOSITION,
+                gradient=Pairwise(kernel=Pade()),
+                description="1/(λi − λj) by the diagonal Padé approximant [50/50]: the plain "
+                "kernel with a finite cap at ties",
+                reference=_ICCV_2021,
+            ),
+            Method(
+                name="isqrt-cov",
+                paper_name="iSQRT-COV",
+                forward=_NEWTON_SCHULZ,
+                gradient=_NEWTON_SCHULZ,
+                description="Newton-Schulz iteration and its own gradient; the root is approximate "
+                "at small eigenvalues",
+                reference="Li, Xie, Wang, Gao: Towards faster training of global covariance pooling "
+                "networks by iterative matrix square root normalization, CVPR 2018",
+            ),
+        )
+    }
+)
+
+
+def choose(kind: str, name: object, table: Mapping[str, Any]) -> Any:
+    """The table's row of that name; a ValueError that names the choices and the nearest one."""
+    if isinstance(name, str) and name in table:
+        return table[name]
+    near = difflib.get_close_matches(str(name), table, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(table)}{hint}")
+
+
+def get_method(method: str | Method) -> Method:
+    """The row of that name, or the row itself.
+
+    Raises:
+        ValueError: no such method; the message names the nearest.
+    """
+    return method if isinstance(method, Method) else choose("method", method, METHODS)

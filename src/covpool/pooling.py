@@ -1,0 +1,209 @@
+"""Global covariance pooling: functions on feature maps, and the module."""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from covpool.linalg import checks
+from covpool.linalg.functions import matrix_sqrt, working_dtype
+from covpool.linalg.methods import METHODS, Method, choose, get_method
+from covpool.linalg.scalar import SQRT
+from covpool.linalg.spectrum import FactoredMatrixFunction, without_autocast
+
+POOLINGS: tuple[str, ...] = ("gap", *METHODS)
+"""What may be chosen where a pooling is chosen: global average pooling, and every method."""
+
+VECTOR_LAYOUT = "triu-row-major-v1"
+"""The order of `triu_vector`. Part of a checkpoint's meaning: it is recorded beside the weights."""
+
+
+def check_pooling(name: str) -> str:
+    """The name itself, or a ValueError that lists `POOLINGS` and the nearest one."""
+    return choose("pooling method", name, {pooling: pooling for pooling in POOLINGS})
+
+
+def _as_positions(caller: str, x: Tensor) -> Tensor:
+    """(*, C, H, W) or (*, C, N) → (*, C, N)."""
+    checks.floating(caller, x)
+    if x.ndim < 2:
+        raise ValueError(f"{caller} needs features (*, C, H, W) or (*, C, N), got {tuple(x.shape)}")
+    positions = x.flatten(-2) if x.ndim >= 4 else x
+    if 0 in positions.shape[-2:]:
+        raise ValueError(f"{caller}: no channels or no positions in shape {tuple(x.shape)}")
+    return positions
+
+
+def covariance(x: Tensor) -> Tensor:
+    """The covariance Σ = Xc Xcᵀ / N over positions, Xc = X − mean.
+
+    Args:
+        x: (*, C, H, W), or (*, C, N) where it has two or three dimensions.
+
+    Returns:
+        (*, C, C) in the input's dtype, of rank at most N − 1. In float32 its small eigenvalues
+        are rounding errors: for a root, convert to float64 first or let `cov_pool` choose.
+
+    Raises:
+        ValueError: fewer than two dimensions, none of C or N, or not floating point.
+    """
+    features = _as_positions("covariance", x)
+    centred = features - features.mean(-1, keepdim=True)
+    return centred @ centred.mT / features.shape[-1]
+
+
+def cov_pool(
+    x: Tensor,
+    method: str | Method = "exact",
+    *,
+    compute_dtype: torch.dtype | None = None,
+    check_finite: bool = True,
+) -> Tensor:
+    """Global covariance pooling: the square root of the covariance of a feature map's channels.
+
+    Σ = Xc Xcᵀ / N over the N positions of each sample; the result is Σ^(1/2) as `method` computes
+    and differentiates it. Where N − 1 < C it is computed from the N × N Gram matrix of the centred
+    features, without forming Σ: cheaper, and well posed although Σ is singular. The two ways agree
+    beyond rounding.
+
+    Args:
+        x: (*, C, H, W), or (*, C, N) where it has two or three dimensions. float64, float32, or
+            float16/bfloat16 (under autocast too), which are computed in higher precision.
+        method: as for `matrix_sqrt`.
+        compute_dtype: the dtype of the computation. None: Gram matrix, covariance and their
+            decomposition in float64; products around the Gram's in float32 (float64 for float64
+            input); iterations likewise. `torch.float32` is for devices without float64: the
+            gradient is then wrong by tens of percent where cond(X) exceeds 1e4.
+        check_finite: whether to refuse NaN and infinities by sample. Costs a synchronisation on a
+            GPU.
+
+    Returns:
+        (*, C, C) symmetric, in the input's dtype.
+
+    Ties and rank deficiency: as for `matrix_sqrt`. The gradient of x is right for `exact` at any
+    rank where no singular value of Xc lies near the threshold √(C · eps) of the largest.
+
+    Raises:
+        ValueError: a bad shape or dtype, an unknown method, or non-finite samples.
+
+    Source: Li, Xie, Wang, Zuo, "Is second-order information helpful for large-scale visual
+    recognition?", ICCV 2017, and the method's own.
+
+    >>> import torch, covpool
+    >>> covpool.cov_pool(torch.randn(8, 256, 7, 7), method="svd-pade").shape
+    torch.Size([8, 256, 256])
+    """
+    row = get_method(method)
+    features = _as_positions("cov_pool", x)
+    if check_finite:
+        checks.finite("cov_pool", features, sample_dims=2)
+    channels, positions = features.shape[-2:]
+    with without_autocast(x):
+        if positions - 1 < channels:
+            decomposition = compute_dtype or torch.promote_types(x.dtype, torch.float64)
+            working = compute_dtype or torch.promote_types(x.dtype, torch.float32)
+            pooled, *_ = FactoredMatrixFunction.apply(features, SQRT, row, decomposition, working)
+        else:
+            dtype = working_dtype(x.dtype, row, compute_dtype)
+            pooled = matrix_sqrt(
+                covariance(features.to(dtype)), row, compute_dtype=dtype, check=False
+            )
+    return pooled.to(x.dtype)
+
+
+@cache
+def _triu_index(size: int, device: torch.device) -> Tensor:
+    row, column = torch.triu_indices(size, size, device=device)
+    return row * size + column
+
+
+def triu_vector(matrix: Tensor) -> Tensor:
+    """The upper triangle, diagonal included, row by row: (*, n, n) → (*, n(n+1)/2).
+
+    Off-diagonal entries are not scaled by √2, as in MPN-COV, so lengths are not preserved. The
+    layout's name is `VECTOR_LAYOUT`.
+
+    Raises:
+        ValueError: not square.
+
+    >>> triu_vector(torch.arange(9.0).reshape(3, 3))
+    tensor([0., 1., 2., 4., 5., 8.])
+    """
+    checks.square("triu_vector", matrix)
+    return matrix.flatten(-2).index_select(-1, _triu_index(matrix.shape[-1], matrix.device))
+
+
+class CovPool2d(nn.Module):
+    """Global covariance pooling as a layer: (B, C, H, W) → (B, `out_features`).
+
+    1×1 convolution, batch norm and ReLU to `reduced_channels`, then `cov_pool`, then the upper
+    triangle as a vector. A method has no parameters: assign `method` at any time, as the hybrid
+    training protocol does, and checkpoints interchange.
+
+    Args:
+        in_channels: C of the input.
+        reduced_channels: channels that are pooled; None pools the input's own. The paper's 256
+            gives a vector of 32,896.
+        method: as for `matrix_sqrt`; its ties and rank deficiency hold here too.
+        vectorize: False gives the matrix (B, r, r) instead of its upper triangle.
+        compute_dtype: as for `cov_pool`.
+        check_finite: as for `cov_pool`.
+
+    Raises:
+        ValueError: a number of channels below 1, an unknown method; in `forward`, as `cov_pool`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        reduced_channels: int | None = 256,
+        method: str | Method = "exact",
+        vectorize: bool = True,
+        *,
+        compute_dtype: torch.dtype | None = None,
+        check_finite: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("reduced_channels", reduced_channels)):
+            if value is not None and value < 1:
+                raise ValueError(f"CovPool2d: {name} must be at least 1, got {value}")
+        self.method = method
+        self.vectorize = vectorize
+        self.compute_dtype = compute_dtype
+        self.check_finite = check_finite
+        self.channels = reduced_channels or in_channels
+        if reduced_channels is None:
+            self.reduction = nn.Identity()
+        else:
+            convolution = nn.Conv2d(in_channels, reduced_channels, kernel_size=1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            self.reduction = nn.Sequential(
+                convolution, nn.BatchNorm2d(reduced_channels), nn.ReLU(inplace=True)
+            )
+
+    @property
+    def method(self) -> Method:
+        """The row in use; assign a name or a row."""
+        return self._method
+
+    @method.setter
+    def method(self, method: str | Method) -> None:
+        self._method = get_method(method)
+
+    @property
+    def out_features(self) -> int:
+        """The length of the output vector (of the flattened matrix where not vectorized)."""
+        size = self.channels
+        return size * (size + 1) // 2 if self.vectorize else size * size
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = cov_pool(
+            self.reduction(x),
+            self._method,
+            compute_dtype=self.compute_dtype,
+            check_finite=self.check_finite,
+        )
+        return triu_vector(pooled) if self.vectorize else pooled
+
+    def extra_repr(self) -> str:
+        return f"method={self._method.name!r}, out_features={self.out_features}"
