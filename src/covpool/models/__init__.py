@@ -1,0 +1,18 @@
+"""Image classifiers with covariance pooling on the backbones of timm and torchvision.
+
+Importing this package imports timm (seconds) and registers models with it.
+"""
+
+try:
+    import timm as _timm  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "covpool.models needs timm and torchvision: pip install 'covpool[models]'"
+    ) from error
+
+from covpool.models.backbones import check_backbone
+from covpool.models.network import CovPoolModel, create_model
+from covpool.models.plain import SmallConvNet
+from covpool.models.registry import REGISTERED
+
+__all__ = ["REGISTERED", "CovPoolModel", "SmallConvNet", "check_backbone", "create_model"]

@@ -1,0 +1,284 @@
+"""Backbones by name: which there are, building them, and their features as (B, C, H, W) maps."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, model_entrypoint
+from torch import Tensor, nn
+
+from covpool.models.plain import ALEXNET, SMALL_CONVNET, SmallConvNet, alexnet
+
+PREFIX = "covpool_"
+"""How the names begin under which whole models are registered with timm."""
+
+SOURCES = ("hf-hub:", "local-dir:")
+"""How names of timm models begin that come from elsewhere than timm's own list."""
+
+WITHOUT_MAP: Mapping[str, str] = {
+    "crossvit": "its features are two token sequences of different patch sizes",
+    "efficientvim": "its features are a list of hidden states of different sizes",
+    "pit": "its features are the class token alone",
+}
+"""timm's modules whose features are no spatial map, with the reason."""
+
+UNDECLARED_PREFIX_TOKENS: Mapping[str, int] = {"CoaT": 1, "VOLO": 1}
+"""timm's classes that put class tokens before the others without setting `num_prefix_tokens`."""
+
+
+def check_backbone(name: str) -> None:
+    """Refuse a name that is no backbone, before anything is built or loaded.
+
+    Names are timm's, with or without a tag of its pretrained weights ("resnet50.a1_in1k"),
+    "alexnet" and "small-convnet". "hf-hub:…" and "local-dir:…" are left to timm.
+
+    Raises:
+        ValueError: unknown name (with the nearest ones), unknown tag, a whole model of ours, or a
+            family whose features are no spatial map.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"a backbone is chosen by its name, got {name!r}")
+    if name in (ALEXNET, SMALL_CONVNET) or name.startswith(SOURCES):
+        return
+    architecture, _, tag = name.partition(".")
+    if architecture.startswith(PREFIX):
+        raise ValueError(
+            f"{name!r} is a whole model; name its backbone, {name.removeprefix(PREFIX)!r}, "
+            "or build it with timm.create_model"
+        )
+    if not timm.is_model(architecture):
+        known = [*timm.list_models(exclude_filters=PREFIX + "*"), ALEXNET, SMALL_CONVNET]
+        near = difflib.get_close_matches(architecture, known, n=3)
+        hint = f"did you mean {', '.join(map(repr, near))}? " if near else ""
+        raise ValueError(
+            f"unknown backbone {name!r}; {hint}Choose a name that timm.list_models() gives, "
+            f"{ALEXNET!r} or {SMALL_CONVNET!r}"
+        )
+    tags = [known.partition(".")[2] for known in get_arch_pretrained_cfgs(architecture)]
+    if tag and tag not in tags:
+        listed = ", ".join(filter(None, tags)) or "none"
+        raise ValueError(f"backbone {name!r}: unknown tag {tag!r}; choose from {listed}")
+    family = model_entrypoint(architecture).__module__.rpartition(".")[2]
+    if family in WITHOUT_MAP:
+        raise ValueError(
+            f"backbone {name!r} has no spatial feature map to pool: {WITHOUT_MAP[family]}; "
+            "choose another family"
+        )
+
+
+def load_backbone(
+    name: str,
+    *,
+    pretrained: bool = False,
+    in_chans: int = 3,
+    image_size: int | None = None,
+    last_stride: int | None = None,
+    **arguments: Any,
+) -> nn.Module:
+    """The backbone without its own pooling and classifier.
+
+    Args:
+        name: see `check_backbone`.
+        pretrained: whether to load weights.
+        in_chans: channels of the images.
+        image_size: side of the images; backbones that are built for one size are built for it.
+        last_stride: see `set_last_stride`.
+        **arguments: passed on, to timm's `create_model` or to `SmallConvNet`.
+
+    Raises:
+        ValueError: a bad name or an argument that the backbone does not take.
+    """
+    check_backbone(name)
+    try:
+        if name == SMALL_CONVNET:
+            if pretrained:
+                raise ValueError(f"backbone {name!r} has no pretrained weights")
+            backbone: nn.Module = SmallConvNet(in_chans, **arguments)
+        elif name == ALEXNET:
+            backbone = alexnet(in_chans, pretrained, **arguments)
+        else:
+            if image_size is not None and not name.startswith(SOURCES):
+                cfg = get_pretrained_cfg(name)
+                if cfg is not None and cfg.fixed_input_size:
+                    arguments.setdefault("img_size", image_size)
+            backbone = _load_timm(name, pretrained=pretrained, in_chans=in_chans, **arguments)
+    except TypeError as error:
+        if not arguments:
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise ValueError(f"backbone {name!r} does not take ({given}): {error}") from error
+    if last_stride is not None:
+        set_last_stride(backbone, name, last_stride)
+    return backbone
+
+
+def _load_timm(name: str, **arguments: Any) -> nn.Module:
+    try:
+        # Heads that pool with parameters (attention pooling) are left out this way.
+        return timm.create_model(name, num_classes=0, global_pool="", **arguments)
+    except AssertionError:
+        # A few families assert that they pool; their forward_features is the same.
+        return timm.create_model(name, num_classes=0, **arguments)
+
+
+def set_last_stride(backbone: nn.Module, name: str, stride: int) -> None:
+    """Give the last stage of a ResNet stride 1, as MPN-COV's have: 14×14 positions at 224×224.
+
+    Strided convolutions of the first block of `layer4` get stride 1, and its pooling that halves
+    the map is left out, with no dilation (timm's `output_stride` dilates). No parameter changes.
+
+    Raises:
+        ValueError: a stride other than 1, or a backbone without such a stage.
+    """
+    if stride != 1:
+        raise ValueError(
+            f"last_stride must be 1, or None to leave the backbone as is; got {stride}"
+        )
+    stage = getattr(backbone, "layer4", None)
+    if not isinstance(stage, nn.Sequential):
+        raise ValueError(
+            f"backbone {name!r} has no stage layer4 whose stride could be set: last_stride=1 is "
+            "for ResNets (resnet, resnext, wide_resnet, seresnet, resnest, res2net, …); some other "
+            "families take timm's output_stride=16, which dilates: pass it in place of last_stride"
+        )
+    changed = False
+    for parent in list(stage[0].modules()):
+        for key, layer in list(parent.named_children()):
+            if getattr(layer, "stride", 1) in (1, (1, 1)):
+                continue
+            if isinstance(layer, nn.Conv2d):
+                layer.stride = (1, 1)
+            elif isinstance(layer, nn.AvgPool2d) and layer.padding == 1:
+                layer.stride = 1  # a 3×3 average that keeps the size without its stride
+            elif not any(layer.parameters()):
+                setattr(parent, key, nn.Identity())
+            else:
+                continue
+            changed = True
+    if not changed:
+        raise ValueError(
+            f"backbone {name!r}: its last stage has stride 1 already (output_stride does that); "
+            "pass last_stride or output_stride, not both"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureLayout:
+    """How a backbone's `forward_features` lays its features out.
+
+    Attributes:
+        order: "NCHW", "NHWC", or "NLC" for a sequence of tokens.
+        prefix_tokens: tokens before those of the positions (class, distillation, registers).
+    """
+
+    order: str
+    prefix_tokens: int = 0
+
+    def to_map(self, features: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """The features as (B, C, H, W).
+
+        A sequence of tokens is laid out row by row on the grid whose sides are nearest to the
+        image's proportions. Covariance and average do not depend on where a position is.
+        """
+        if self.order == "NCHW":
+            return features
+        if self.order == "NHWC":
+            return features.permute(0, 3, 1, 2)
+        tokens = features[:, self.prefix_tokens :].mT
+        return tokens.unflatten(2, token_grid(tokens.shape[2], image_size))
+
+
+def token_grid(tokens: int, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of `tokens` square patches of an image of this size.
+
+    Raises:
+        ValueError: they fill no rectangle of the image's proportions.
+    """
+    height, width = image_size
+    short = round((tokens * min(image_size) / max(image_size)) ** 0.5)
+    if short == 0 or tokens % short:
+        raise ValueError(
+            f"{tokens} tokens fill no grid with the proportions of a {height}×{width} image"
+        )
+    return (short, tokens // short) if height <= width else (tokens // short, short)
+
+
+def find_layout(features: Any, backbone: nn.Module, name: str) -> FeatureLayout:
+    """The layout of what `forward_features` gave.
+
+    Raises:
+        ValueError: not one tensor, or no dimension of `num_features` where it should be.
+    """
+    channels: Any = backbone.num_features
+    if isinstance(features, Tensor):
+        if features.ndim == 3 and features.shape[2] == channels:
+            undeclared = UNDECLARED_PREFIX_TOKENS.get(type(backbone).__name__, 0)
+            prefix = getattr(backbone, "num_prefix_tokens", undeclared)
+            return FeatureLayout(order="NLC", prefix_tokens=int(prefix))
+        if features.ndim == 4:
+            order = "NHWC" if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else "NCHW"
+            if features.shape[order.index("C")] == channels:
+                return FeatureLayout(order=order)
+    shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+    raise ValueError(
+        f"backbone {name!r} has no spatial feature map to pool: forward_features gives {shape}, "
+        f"not a map or a sequence of {channels} channels"
+    )
+
+
+def probe(backbone: nn.Module, name: str, image: Tensor) -> FeatureLayout:
+    """Find the layout of the features, and drop what of the backbone does not lead to them.
+
+    Runs `forward_features` once, forward and backward, in evaluation mode. Modules that it never
+    calls (layers between a feature map and the classifier, vgg's 119 million parameters) become
+    identities; parameters that it uses for class tokens only are frozen, so that every parameter
+    that requires a gradient gets one, as distributed training demands.
+
+    Args:
+        backbone: changed in place.
+        name: for messages.
+        image: (1, in_chans, H, W).
+
+    Raises:
+        ValueError: no spatial map, or fewer than two positions.
+    """
+    called: set[nn.Module] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: called.add(module))
+        for module in backbone.modules()
+    ]
+    forward_features: Any = backbone.forward_features
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.enable_grad():
+            features = forward_features(image)
+            layout = find_layout(features, backbone, name)
+            size = (image.shape[2], image.shape[3])
+            try:
+                feature_map = layout.to_map(features, size)
+            except ValueError as error:
+                raise ValueError(f"backbone {name!r} has no spatial feature map: {error}") from None
+            trained = [p for p in backbone.parameters() if p.requires_grad]
+            gradients = torch.autograd.grad(feature_map.sum(), trained, allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        backbone.train(was_training)
+    if feature_map.shape[2] * feature_map.shape[3] < 2:
+        raise ValueError(
+            f"backbone {name!r} leaves one position of a {size[0]}×{size[1]} image, and one "
+            "position has no covariance; take larger images, or last_stride=1 or output_stride=16 "
+            "where the backbone has them"
+        )
+    unused = {p for p, g in zip(trained, gradients, strict=True) if g is None}
+    for key, child in list(backbone.named_children()):
+        parameters = set(child.parameters())
+        if parameters and parameters <= unused and called.isdisjoint(child.modules()):
+            setattr(backbone, key, nn.Identity())
+    for parameter in unused:
+        parameter.requires_grad_(False)
+    return layout

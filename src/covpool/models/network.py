@@ -1,0 +1,336 @@
+"""The model: backbone, pooling, linear classifier; and `create_model`, which builds it by name."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from timm.models import get_model_input_config
+from torch import Tensor, nn
+
+from covpool.linalg.methods import Method, get_method
+from covpool.models.backbones import PREFIX, load_backbone, probe
+from covpool.pooling import CovPool2d, check_pooling
+
+REDUCED_CHANNELS = 256
+"""The paper's number of channels that are pooled."""
+
+WEIGHT_SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")
+"""Keys of timm's `pretrained_cfg` that say where weights are: the backbone's, not the model's."""
+
+
+class GlobalAveragePool(nn.Module):
+    """The mean over positions: (B, C, H, W) → (B, C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.out_features = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+class CovPoolModel(nn.Module):
+    """Images (B, in_chans, H, W) → logits (B, num_classes), with timm's interface.
+
+    Parts: `backbone`, `pool` (`CovPool2d`, or an average for "gap"), `dropout`, `classifier`.
+
+    Attributes:
+        num_classes: 0 where the classifier was removed.
+        in_chans: channels of the images.
+        num_features: channels C of the feature map.
+        head_hidden_size: length of the pooled vector, which the classifier reads.
+        layout: how the backbone lays out its features.
+        pretrained_cfg: timm's description of the model (input size, mean, standard deviation, …).
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        method: str | Method = "exact",
+        reduced_channels: int | Literal["auto"] | None = "auto",
+        in_chans: int = 3,
+        image_size: int | None = None,
+        drop_rate: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            backbone: with timm's `forward_features`, `num_features` and `pretrained_cfg`; changed
+                in place (see `backbones.probe`).
+            num_classes: classes; 0 for no classifier.
+            method: a method, or "gap".
+            reduced_channels: as for `create_model`.
+            in_chans: channels of the images.
+            image_size: side of the images, where it is not the one in `pretrained_cfg`.
+            drop_rate: dropout before the classifier.
+        """
+        super().__init__()
+        source: Any = backbone  # whose attributes nn.Module does not declare
+        cfg: dict[str, Any] = dict(source.pretrained_cfg)
+        name = str(cfg.get("architecture") or type(backbone).__name__)
+        current = get_model_input_config(backbone)
+        fixed = bool(current["fixed_input_size"])
+        size = tuple(current["input_size"][-2:])
+        if image_size is not None and not fixed:
+            size = (image_size, image_size)
+        self.fixed_size = size if fixed else None
+        weight = next(backbone.parameters())
+        image = torch.zeros(1, in_chans, *size, dtype=weight.dtype, device=weight.device)
+        self.layout = probe(backbone, name, image)
+        self.backbone: Any = backbone
+        self.in_chans = in_chans
+        self.num_features: int = source.num_features
+        if method == "gap":
+            self.pool: GlobalAveragePool | CovPool2d = GlobalAveragePool(self.num_features)
+        else:
+            if reduced_channels == "auto":
+                enough = self.num_features >= REDUCED_CHANNELS
+                reduced_channels = REDUCED_CHANNELS if enough else None
+            self.pool = CovPool2d(self.num_features, reduced_channels, method)
+        self.head_hidden_size = self.pool.out_features
+        self.dropout = nn.Dropout(drop_rate)
+        self.num_classes = num_classes
+        self.classifier = self._new_classifier(num_classes)
+        first = current["first_conv"]
+        self.pretrained_cfg: dict[str, Any] = {
+            **{key: value for key, value in cfg.items() if key not in WEIGHT_SOURCES},
+            "architecture": PREFIX + name.replace("-", "_"),
+            "input_size": (in_chans, *size),
+            "fixed_input_size": fixed,
+            "pool_size": None,
+            "num_classes": num_classes,
+            "classifier": "classifier",
+            "first_conv": _prefixed(first) if isinstance(first, str) else None,
+        }
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """timm's older name of `pretrained_cfg`."""
+        return self.pretrained_cfg
+
+    @property
+    def method(self) -> str:
+        """The pooling's name, "gap" or a method; assign a method to switch to it.
+
+        Methods have no parameters, so training goes on with the other one: the switch of the
+        hybrid protocol. Average pooling has other parameters and can be switched neither to nor
+        from.
+        """
+        return "gap" if isinstance(self.pool, GlobalAveragePool) else self.pool.method.name
+
+    @method.setter
+    def method(self, method: str | Method) -> None:
+        name = check_pooling(method) if isinstance(method, str) else method.name
+        if (name == "gap") != (self.method == "gap"):
+            raise ValueError(
+                f"a model with pooling {self.method!r} cannot be switched to {name!r}: their "
+                "parameters differ (reduction and classifier); build a new model"
+            )
+        if isinstance(self.pool, CovPool2d):
+            self.pool.method = method
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) → feature map (B, num_features, H', W').
+
+        Raises:
+            ValueError: images of another number of channels, or of another size where the
+                backbone is built for one.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(
+                f"the model takes images (batch, {self.in_chans}, height, width), got "
+                f"{tuple(x.shape)}; in_chans of create_model sets their channels"
+            )
+        size = (x.shape[2], x.shape[3])
+        if self.fixed_size not in (None, size):
+            raise ValueError(
+                f"the backbone is built for images of {self.fixed_size}, got {size}; "
+                "image_size of create_model sets their size"
+            )
+        return self.layout.to_map(self.backbone.forward_features(x), size)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Feature map → logits, or the pooled vector (B, head_hidden_size) if `pre_logits`."""
+        x = self.dropout(self.pool(x))
+        return x if pre_logits else self.classifier(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier, or none for `num_classes` = 0; the pooling stays.
+
+        Raises:
+            ValueError: negative `num_classes`, or a `global_pool`, which is the method's place.
+        """
+        if global_pool is not None:
+            raise ValueError(
+                f"global_pool={global_pool!r}: the method is the pooling, and resetting the "
+                "classifier keeps it; assign model.method"
+            )
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, got {num_classes}")
+        self.classifier = self._new_classifier(num_classes)
+        self.num_classes = num_classes
+
+    def _new_classifier(self, num_classes: int) -> nn.Module:
+        if num_classes == 0:
+            return nn.Identity()
+        like = next(self.backbone.parameters())
+        return nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
+
+    def classifier_parameters(self) -> Iterator[nn.Parameter]:
+        """The classifier's parameters, whose learning rate recipes multiply."""
+        return self.classifier.parameters()
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """All other parameters: those of the backbone and of the channel reduction."""
+        yield from self.backbone.parameters()
+        yield from self.pool.parameters()
+
+    def parameter_groups(
+        self, learning_rate: float, classifier_factor: float = 1.0
+    ) -> list[dict[str, Any]]:
+        """Two groups for an optimizer, the classifier's with `classifier_factor` × the rate.
+
+        Frozen parameters are left out.
+
+        Raises:
+            ValueError: a rate or factor that is not positive.
+        """
+        for name, value in (("learning_rate", learning_rate), ("factor", classifier_factor)):
+            if not value > 0:
+                raise ValueError(f"parameter_groups: {name} must be positive, got {value}")
+        parts = (
+            ("backbone", self.backbone_parameters(), learning_rate),
+            ("classifier", self.classifier_parameters(), learning_rate * classifier_factor),
+        )
+        return [
+            {"name": name, "params": [p for p in parameters if p.requires_grad], "lr": rate}
+            for name, parameters, rate in parts
+        ]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass, where the backbone can."""
+        setter = getattr(self.backbone, "set_grad_checkpointing", None)
+        if setter is not None:
+            setter(enable)
+        elif enable:
+            raise ValueError(
+                f"{type(self.backbone).__name__} cannot checkpoint its gradients; "
+                "leave gradient checkpointing off"
+            )
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the backbone's parameters that should not decay."""
+        names = getattr(self.backbone, "no_weight_decay", set)()
+        return {_prefixed(name) for name in names}
+
+    def group_matcher(self, coarse: bool = False) -> Any:
+        """The backbone's grouping of layers, for layer-wise rates; the head is the last group."""
+        matcher = getattr(self.backbone, "group_matcher", None)
+        if matcher is None:
+            return {"backbone": r"^backbone\."}
+        groups = matcher(coarse=coarse)
+        if callable(groups):
+            return lambda name: (
+                groups(name.removeprefix("backbone."))
+                if name.startswith("backbone.")
+                else float("inf")
+            )
+        return {key: _prefixed_pattern(value) for key, value in groups.items()}
+
+
+def _prefixed(name: str) -> str:
+    return f"backbone.{name}"
+
+
+def _prefixed_pattern(pattern: Any) -> Any:
+    """timm's group pattern, or list of (pattern, suffix), for names that begin with backbone."""
+    if isinstance(pattern, str):
+        # The circumflex stands as an anchor only; `match` anchors the alternatives without it.
+        return rf"^backbone\.(?:{pattern.replace('^', '')})"
+    if pattern is None:
+        return None
+    return [(_prefixed_pattern(expression), suffix) for expression, suffix in pattern]
+
+
+def create_model(
+    backbone: str,
+    num_classes: int,
+    *,
+    method: str | Method = "exact",
+    pretrained: bool = False,
+    reduced_channels: int | Literal["auto"] | None = "auto",
+    last_stride: int | None = None,
+    in_chans: int = 3,
+    image_size: int | None = None,
+    drop_rate: float = 0.0,
+    method_constants: Mapping[str, Any] | None = None,
+    **backbone_kwargs: Any,
+) -> CovPoolModel:
+    """An image classifier with covariance pooling.
+
+    Args:
+        backbone: a name of timm's with a spatial feature map ("resnet50", "resnet50.a1_in1k",
+            "vit_small_patch16_224", …), "alexnet", or "small-convnet".
+        num_classes: classes, at least 1 (`model.reset_classifier(0)` removes the classifier).
+        method: a name of `METHODS` or a row; or "gap", global average pooling of the backbone's
+            features without reduction: the baseline.
+        pretrained: load timm's (torchvision's for AlexNet) weights into the backbone.
+        reduced_channels: channels after the 1×1 convolution. "auto": 256, the paper's, where the
+            backbone has 256 or more, else no reduction. A number is always obeyed; None means no
+            reduction. Unused for "gap".
+        last_stride: 1 sets the strides of a ResNet's last stage to 1, without dilation: MPN-COV's
+            14×14 positions at 224×224. None leaves the backbone as it is.
+        in_chans: channels of the images.
+        image_size: side of the images; None: the backbone's own. Needed where the backbone is
+            built for one size (most transformers) and the images have another.
+        drop_rate: dropout before the classifier, in [0, 1).
+        method_constants: constants of the method, such as {"degree": 50} for "svd-taylor".
+        **backbone_kwargs: arguments of timm's `create_model`, such as `output_stride`,
+            `drop_path_rate`, `pretrained_cfg_overlay`; of `SmallConvNet`: `width`.
+
+    Raises:
+        ValueError: an unknown name or an argument out of its range.
+
+    >>> import covpool
+    >>> model = covpool.create_model("small-convnet", num_classes=24, method="svd-pade", in_chans=1)
+    >>> model(torch.rand(2, 1, 48, 48)).shape
+    torch.Size([2, 24])
+    """
+    for name, value in (("num_classes", num_classes), ("in_chans", in_chans)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}")
+    if not (reduced_channels in (None, "auto") or int(reduced_channels) >= 1):
+        raise ValueError(f"reduced_channels must be at least 1, got {reduced_channels}")
+    if not 0 <= drop_rate < 1:
+        raise ValueError(f"drop_rate must be in [0, 1), got {drop_rate}")
+    row = check_pooling(method) if isinstance(method, str) else method
+    if method_constants:
+        if row == "gap":
+            raise ValueError(f"pooling 'gap' has no constants, got {dict(method_constants)}")
+        row = get_method(row).replace(**method_constants)
+    body = load_backbone(
+        backbone,
+        pretrained=pretrained,
+        in_chans=in_chans,
+        image_size=image_size,
+        last_stride=last_stride,
+        **backbone_kwargs,
+    )
+    return CovPoolModel(
+        body,
+        num_classes,
+        method=row,
+        reduced_channels=reduced_channels,
+        in_chans=in_chans,
+        image_size=image_size,
+        drop_rate=drop_rate,
+    )
