@@ -1,15 +1,12 @@
 """Global covariance pooling: functions on feature maps, and the module."""
 
-from functools import cache
-
 import torch
-from torch import Tensor, nn
-
 from covpool.linalg import checks
 from covpool.linalg.functions import matrix_sqrt, working_dtype
 from covpool.linalg.methods import METHODS, Method, choose, get_method
 from covpool.linalg.scalar import SQRT
 from covpool.linalg.spectrum import FactoredMatrixFunction, without_autocast
+from torch import Tensor, nn
 
 POOLINGS: tuple[str, ...] = ("gap", *METHODS)
 """What may be chosen where a pooling is chosen: global average pooling, and every method."""
@@ -47,7 +44,10 @@ def covariance(x: Tensor) -> Tensor:
     Raises:
         ValueError: fewer than two dimensions, none of C or N, or not floating point.
     """
-    features = _as_positions("covariance", x)
+    return _covariance(_as_positions("covariance", x))
+
+
+def _covariance(features: Tensor) -> Tensor:
     centred = features - features.mean(-1, keepdim=True)
     return centred @ centred.mT / features.shape[-1]
 
@@ -106,15 +106,9 @@ def cov_pool(
         else:
             dtype = working_dtype(x.dtype, row, compute_dtype)
             pooled = matrix_sqrt(
-                covariance(features.to(dtype)), row, compute_dtype=dtype, check=False
+                _covariance(features.to(dtype)), row, compute_dtype=dtype, check=False
             )
     return pooled.to(x.dtype)
-
-
-@cache
-def _triu_index(size: int, device: torch.device) -> Tensor:
-    row, column = torch.triu_indices(size, size, device=device)
-    return row * size + column
 
 
 def triu_vector(matrix: Tensor) -> Tensor:
@@ -130,7 +124,9 @@ def triu_vector(matrix: Tensor) -> Tensor:
     tensor([0., 1., 2., 4., 5., 8.])
     """
     checks.square("triu_vector", matrix)
-    return matrix.flatten(-2).index_select(-1, _triu_index(matrix.shape[-1], matrix.device))
+    size = matrix.shape[-1]
+    row, column = torch.triu_indices(size, size, device=matrix.device)
+    return matrix.flatten(-2).index_select(-1, row * size + column)
 
 
 class CovPool2d(nn.Module):

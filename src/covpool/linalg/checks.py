@@ -15,7 +15,8 @@ SYMMETRY_SLACK = 16
 
 def _unreadable(tensor: Tensor) -> bool:
     # torch has no public test for a tensor inside a functorch transform (2.11 to 2.15).
-    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.compiler.is_compiling() or wrapped(tensor)
 
 
 def _name_samples(bad: Tensor) -> str:

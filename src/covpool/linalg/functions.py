@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from covpool.linalg import checks
+from covpool.linalg.algorithms import NewtonSchulz
 from covpool.linalg.kernels import KERNELS, Kernel
 from covpool.linalg.methods import Method, choose, get_method
 from covpool.linalg.scalar import SQRT
@@ -76,10 +77,12 @@ def matrix_sqrt(
     if check:
         checks.finite("matrix_sqrt", matrix, sample_dims=2)
         checks.symmetric("matrix_sqrt", matrix)
+    if matrix.shape[-1] == 0:
+        return matrix.clone()
     dtype = working_dtype(matrix.dtype, row, compute_dtype)
     with without_autocast(matrix):
         symmetric = symmetric_part(matrix.to(dtype))
-        if row.iterative:
+        if isinstance(row.forward, NewtonSchulz):
             return row.forward.matrix(symmetric).to(matrix.dtype)
         result, eigenvalues, *_ = MatrixFunction.apply(symmetric, SQRT, row)
     if check:
@@ -92,9 +95,9 @@ def eigh(
 ) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of symmetric matrices, with a gradient that stays finite.
 
-    The forward pass is `torch.linalg.eigh`. Backward, eigenvectors receive
-    V (Kᵀ ∘ (VᵀḠ)) Vᵀ, Ḡ their gradient, where `torch.linalg.eigh` has Kᵢⱼ = 1/(λi − λj), infinite at
-    ties; the eigenvalues' gradient needs no kernel.
+    The forward pass is `torch.linalg.eigh`. Backward, a gradient G of the eigenvectors becomes
+    V (Kᵀ ∘ (VᵀG)) Vᵀ, with K the kernel where `torch.linalg.eigh` has 1/(λi − λj), which is
+    infinite at ties. The eigenvalues' gradient needs no kernel.
 
     Args:
         matrix: (*, n, n) symmetric, definite or not, float64 or float32.

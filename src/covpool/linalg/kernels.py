@@ -100,6 +100,10 @@ class Truncated(Kernel):
     limit: float = 1e10
     """T; the paper's 1e10."""
 
+    def __post_init__(self) -> None:
+        if not self.limit > 0:
+            raise ValueError(f"limit must be positive, got {self.limit}")
+
     def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
         clipped = _reciprocal(gap, self.limit).clamp_max(self.limit)
         return clipped, clipped
@@ -134,6 +138,10 @@ class Taylor(Kernel):
     degree: int = 100
     """K; the paper's 100."""
 
+    def __post_init__(self) -> None:
+        if self.degree < 0:
+            raise ValueError(f"degree must be at least 0, got {self.degree}")
+
     def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
         kernel = _geometric_sum(larger, gap, self.degree + 1)
         return kernel, kernel
@@ -158,6 +166,10 @@ class Pade(Kernel):
     """
 
     evaluation: Literal["closed-form", "coefficients"] = "closed-form"
+
+    def __post_init__(self) -> None:
+        if self.evaluation not in (choices := ("closed-form", "coefficients")):
+            raise ValueError(f"evaluation must be one of {choices}, got {self.evaluation!r}")
 
     def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
         cap = SUM_RATIO / larger
@@ -197,6 +209,10 @@ class PowerIteration(Kernel):
 
     steps: int = 20
     """Power iterations; the paper's code takes 20, the original 9 or 19."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
 
     def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
         return (

@@ -181,10 +181,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 paper_name="iSQRT-COV",
                 forward=_NEWTON_SCHULZ,
                 gradient=_NEWTON_SCHULZ,
-                description="Newton-Schulz iteration and its own gradient; the root is approximate "
-                "at small eigenvalues",
-                reference="Li, Xie, Wang, Gao: Towards faster training of global covariance pooling "
-                "networks by iterative matrix square root normalization, CVPR 2018",
+                description="Newton-Schulz iteration and its own gradient; the root is "
+                "approximate at small eigenvalues",
+                reference="Li, Xie, Wang, Gao: Towards faster training of global covariance "
+                "pooling networks by iterative matrix square root normalization, CVPR 2018",
             ),
         )
     }

@@ -7,7 +7,7 @@ solves them again. Decimal strings, lowest power first, because float64 would ro
 """
 
 SUM_RATIO = 1.3328173859749746e21
-"""|Σp / Σq| summed at 20 digits; divided by finfo(float64).eps it is 6.00e36, the paper's Table 6."""
+"""|Σp / Σq| summed at 20 digits; over finfo(float64).eps it is 6.00e36, the paper's Table 6."""
 
 NUMERATOR: tuple[str, ...] = (
     "1.0",

@@ -27,8 +27,6 @@ def rank_tolerance(size: int, dtype: torch.dtype) -> float:
 
 def clip_to_rank(eigenvalues: Tensor, size: int) -> Tensor:
     """Eigenvalues (*, m) with rounding errors, of either sign, set to exactly zero."""
-    if eigenvalues.shape[-1] == 0:
-        return eigenvalues
     threshold = rank_tolerance(size, eigenvalues.dtype) * eigenvalues.amax(-1, keepdim=True)
     return torch.where(eigenvalues > threshold.clamp_min(0), eigenvalues, 0)
 
@@ -56,8 +54,12 @@ class _NoSecondDerivative(Function):
         ctx.reason = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None]:
         raise RuntimeError(ctx.reason)
+
+
+def refuse_second_derivative(gradient: Tensor, reason: str) -> Tensor:
+    return _NoSecondDerivative.apply(gradient, reason) if torch.is_grad_enabled() else gradient
 
 
 class Eigh(Function):
@@ -76,9 +78,8 @@ class Eigh(Function):
         ctx.save_for_backward(*output)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_eigenvalues: Tensor, grad_eigenvectors: Tensor
-    ) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        grad_eigenvalues, grad_eigenvectors = grad_outputs
         eigenvalues, eigenvectors = ctx.saved_tensors
         with without_autocast(eigenvectors):
             projected = eigenvectors.mT @ grad_eigenvectors
@@ -91,7 +92,7 @@ class Eigh(Function):
             f"eigh: the second derivative of the gradient that kernel {ctx.kernel} gives is not "
             "defined; use kernel='difference' where second derivatives are needed"
         )
-        return _NoSecondDerivative.apply(gradient, reason), None
+        return refuse_second_derivative(gradient, reason), None
 
 
 class MatrixFunction(Function):
@@ -129,11 +130,11 @@ class MatrixFunction(Function):
         ctx.save_for_backward(result, eigenvectors, loewner, trace)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         result, eigenvectors, loewner, trace = ctx.saved_tensors
         return (
             MatrixFunctionAdjoint.apply(
-                symmetric_part(gradient), result, eigenvectors, loewner, trace, ctx.method
+                symmetric_part(grad_outputs[0]), result, eigenvectors, loewner, trace, ctx.method
             ),
             None,
             None,
@@ -172,7 +173,7 @@ class MatrixFunctionAdjoint(Function):
         ctx.save_for_backward(*tensors[1:], output)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         result, eigenvectors, loewner, trace, solution = ctx.saved_tensors
         if not ctx.method.exact_gradient:
             raise RuntimeError(
@@ -180,7 +181,7 @@ class MatrixFunctionAdjoint(Function):
                 "derivative of its forward pass; use method='exact' or 'isqrt-cov'"
             )
         adjoint = MatrixFunctionAdjoint.apply(
-            symmetric_part(cotangent), result, eigenvectors, loewner, trace, ctx.method
+            symmetric_part(grad_outputs[0]), result, eigenvectors, loewner, trace, ctx.method
         )
         with without_autocast(eigenvectors):
             product = adjoint @ solution
@@ -237,10 +238,10 @@ class FactoredMatrixFunction(Function):
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
         left, right, scaled, null, trace, singular_values = ctx.saved_tensors
         with without_autocast(left):
-            product = symmetric_part(gradient) @ left
+            product = symmetric_part(grad_outputs[0]) @ left
             projected = left.mT @ product
             isotropic = (trace * projected.diagonal(dim1=-2, dim2=-1)).sum(-1, keepdim=True)
             inner = scaled * projected + torch.diag_embed(isotropic * singular_values)
@@ -252,4 +253,5 @@ class FactoredMatrixFunction(Function):
             f"cov_pool with method {ctx.method.name!r} has no second derivative where there are "
             "fewer positions than channels; apply matrix_sqrt to covariance(x) instead"
         )
-        return _NoSecondDerivative.apply(result.to(ctx.dtype), reason), None, None, None, None
+        gradient = refuse_second_derivative(result.to(ctx.dtype), reason)
+        return gradient, None, None, None, None

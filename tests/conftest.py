@@ -1,0 +1,35 @@
+from collections import defaultdict
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Small LAPACK calls slow down many times over when threads outnumber cores.
+torch.set_num_threads(1)
+
+# Times vary on shared machines; examples are the same on every run.
+settings.register_profile("covpool", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("covpool")
+
+_largest: dict[str, dict[str, float]] = defaultdict(dict)
+
+
+@pytest.fixture
+def note_error():
+    """Keep the largest error met per kind of check and method, for the closing table."""
+
+    def note(check: str, method: str, error: float) -> float:
+        _largest[method][check] = max(error, _largest[method].get(check, 0.0))
+        return error
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not _largest:
+        return
+    checks = list(dict.fromkeys(check for row in _largest.values() for check in row))
+    terminalreporter.section("largest relative errors by method")
+    for method, row in _largest.items():
+        cells = (f"{check} {row[check]:.1e}" for check in checks if check in row)
+        terminalreporter.write_line(f"{method:11} " + ", ".join(cells))

@@ -1,0 +1,93 @@
+"""Matrices of a prescribed spectrum, and oracles in mpmath that share no code with covpool."""
+
+from collections.abc import Callable
+
+import mpmath
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor
+
+SIZE = 8
+DIGITS = 50
+
+
+def orthogonal(size: int, seed: int) -> np.ndarray:
+    return np.linalg.qr(np.random.default_rng(seed).standard_normal((size, size)))[0]
+
+
+def with_spectrum(eigenvalues: np.ndarray, seed: int = 0) -> Tensor:
+    """Q diag(λ) Qᵀ in float64, exactly symmetric."""
+    basis = orthogonal(len(eigenvalues), seed)
+    matrix = (basis * eigenvalues) @ basis.T
+    return torch.from_numpy((matrix + matrix.T) / 2)
+
+
+def _exactly_tied() -> Tensor:
+    """Two eigenvalues, 1 and 4, eight times each, in a dense matrix without any rounding."""
+    basis = scipy.linalg.hadamard(16) / 4.0
+    return torch.from_numpy((basis * np.repeat([1.0, 4.0], 8)) @ basis.T)
+
+
+def _rank_deficient() -> Tensor:
+    """Rank 3 of 8, without any rounding: integers."""
+    factor = np.random.default_rng(3).integers(-3, 4, (SIZE, 3)).astype(float)
+    return torch.from_numpy(factor @ factor.T)
+
+
+SPECTRA: dict[str, Callable[[], Tensor]] = {
+    "separated": lambda: with_spectrum(np.arange(1.0, SIZE + 1)),
+    "clustered": lambda: with_spectrum(np.repeat([1.0, 5.0], 4) + 1e-9 * np.arange(SIZE)),
+    "tied-diagonal": lambda: torch.diag(torch.tensor([1.0, 1, 1, 2, 2, 5, 5, 5]).double()),
+    "tied-dense": _exactly_tied,
+    "decaying": lambda: with_spectrum(np.logspace(0, -14, SIZE)),
+    "rank-deficient": _rank_deficient,
+    "rank-deficient-diagonal": lambda: torch.diag(torch.tensor([0.0, 0, 0, 1, 2, 4]).double()),
+    "identity": lambda: torch.eye(SIZE, dtype=torch.float64),
+    "zero": lambda: torch.zeros(SIZE, SIZE, dtype=torch.float64),
+    "one-by-one": lambda: torch.full((1, 1), 3.0, dtype=torch.float64),
+    "tiny": lambda: with_spectrum(np.linspace(1, 9, SIZE)) * 1e-200,
+    "huge": lambda: with_spectrum(np.linspace(1, 9, SIZE)) * 1e200,
+}
+
+
+def to_mpmath(matrix: Tensor) -> mpmath.matrix:
+    return mpmath.matrix(matrix.tolist())
+
+
+def to_torch(matrix: mpmath.matrix) -> Tensor:
+    return torch.tensor(matrix.tolist(), dtype=torch.float64)
+
+
+def lift(matrix: mpmath.matrix, values: Callable[[list], list]) -> mpmath.matrix:
+    """V diag(values(λ)) Vᵀ with λ ascending; λ below half the digits counts as zero."""
+    eigenvalues, vectors = mpmath.eigsy(matrix)
+    floor = max(abs(x) for x in eigenvalues) * mpmath.mpf(10) ** (-mpmath.mp.dps // 2)
+    clean = [x if x > floor else mpmath.mpf(0) for x in eigenvalues]
+    return vectors * mpmath.diag(values(clean)) * vectors.T
+
+
+def sqrt(matrix: mpmath.matrix) -> mpmath.matrix:
+    return lift(matrix, lambda eigenvalues: [mpmath.sqrt(x) for x in eigenvalues])
+
+
+def newton_schulz(matrix: mpmath.matrix, iterations: int) -> mpmath.matrix:
+    """The iteration as Li et al. (2018) write it, in matrix products."""
+    identity = mpmath.eye(matrix.rows)
+    trace = sum(matrix[i, i] for i in range(matrix.rows))
+    if trace == 0:
+        return matrix
+    y, z = matrix / trace, identity
+    for _ in range(iterations):
+        t = (3 * identity - z * y) / 2
+        y, z = y * t, t * z
+    return mpmath.sqrt(trace) * y
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖ in the Frobenius norm; absolute where expected is zero."""
+    scale = expected.abs().amax() if expected.numel() else torch.tensor(0.0)
+    scale = scale if scale > 0 else torch.ones_like(scale)
+    norm = (expected / scale).norm()
+    error = ((actual - expected) / scale).norm()
+    return (error / norm if norm > 0 else error).item()

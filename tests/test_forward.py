@@ -1,0 +1,113 @@
+"""The value of every method on every prescribed spectrum, against mpmath at 50 digits."""
+
+import covpool
+import mpmath
+import pytest
+import torch
+from covpool import METHODS
+from covpool.linalg.algorithms import NewtonSchulz, TopN
+
+from spectra import (
+    DIGITS,
+    SPECTRA,
+    lift,
+    newton_schulz,
+    relative_error,
+    sqrt,
+    to_mpmath,
+    to_torch,
+)
+
+
+def expected_root(method: covpool.Method, matrix: torch.Tensor) -> torch.Tensor:
+    with mpmath.workdps(DIGITS):
+        exact = to_mpmath(matrix)
+        if isinstance(method.forward, NewtonSchulz):
+            return to_torch(newton_schulz(exact, method.forward.iterations))
+        if isinstance(method.forward, TopN):
+            size = matrix.shape[-1]
+            kept = round(method.forward.kept_fraction * size)
+            return to_torch(
+                lift(
+                    exact,
+                    lambda eigenvalues: [
+                        mpmath.sqrt(x) if i >= size - kept else mpmath.mpf(0)
+                        for i, x in enumerate(eigenvalues)
+                    ],
+                )
+            )
+        return to_torch(sqrt(exact))
+
+
+def tolerance(method: covpool.Method, spectrum: str, size: int) -> float:
+    rounding = size * torch.finfo(torch.float64).eps
+    if spectrum == "clustered" and isinstance(method.forward, TopN):
+        return rounding / 1e-9  # the cut lies within the cluster, between gaps of 1e-9
+    if spectrum == "decaying":
+        return rounding**0.5  # an eigenvalue known to ε of the largest: its root is, to √ε
+    return 1e-13
+
+
+# Where the cut lies within a tie, which eigenvectors are kept is the decomposition's choice.
+CASES = [
+    (name, spectrum)
+    for name, row in METHODS.items()
+    for spectrum in SPECTRA
+    if not (
+        isinstance(row.forward, TopN) and spectrum in ("tied-diagonal", "tied-dense", "identity")
+    )
+]
+
+
+@pytest.mark.parametrize(("name", "spectrum"), CASES)
+def test_value_against_mpmath(name, spectrum, note_error):
+    matrix = SPECTRA[spectrum]()
+    result = covpool.matrix_sqrt(matrix, name)
+    error = relative_error(result, expected_root(METHODS[name], matrix))
+    allowed = tolerance(METHODS[name], spectrum, matrix.shape[-1])
+    note_error("value" if allowed <= 1e-13 else f"value ({spectrum})", name, error)
+    assert error <= allowed
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_result_is_symmetric_and_finite(name, spectrum):
+    result = covpool.matrix_sqrt(SPECTRA[spectrum](), name)
+    assert result.isfinite().all()
+    torch.testing.assert_close(result, result.mT, rtol=1e-12, atol=1e-300)
+
+
+def test_topn_keeps_206_of_256():
+    eigenvalues = torch.arange(1.0, 257.0, dtype=torch.float64)
+    root = covpool.matrix_sqrt(torch.diag(eigenvalues), "svd-topn")
+    kept = root.diagonal() > 0
+    assert kept.sum() == 206
+    assert kept[-206:].all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,), (2, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_shapes_and_dtypes(name, batch, dtype):
+    factor = torch.randn(*batch, 5, 9, dtype=torch.float64, generator=torch.manual_seed(0))
+    matrix = (factor @ factor.mT).to(dtype)
+    result = covpool.matrix_sqrt(matrix, name)
+    assert result.shape == matrix.shape
+    assert result.dtype == dtype
+    reference = covpool.matrix_sqrt(matrix.double(), name)
+    eps = torch.finfo(dtype).eps
+    assert relative_error(result.double(), reference) <= 40 * eps
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_zero_by_zero(name):
+    assert covpool.matrix_sqrt(torch.zeros(2, 0, 0), name).shape == (2, 0, 0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_compute_dtype_float32_is_honoured(name):
+    matrix = SPECTRA["separated"]().float()
+    single = covpool.matrix_sqrt(matrix, name, compute_dtype=torch.float32)
+    double = covpool.matrix_sqrt(matrix, name, compute_dtype=torch.float64)
+    assert single.dtype == double.dtype == torch.float32
+    assert 0 < relative_error(single.double(), double.double()) < 1e-5

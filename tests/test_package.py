@@ -1,0 +1,71 @@
+"""The package's shape: what importing costs, which way imports point, what is public."""
+
+import ast
+import doctest
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import covpool
+import pytest
+
+SOURCE = Path(covpool.__file__).parent
+HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "jsonargparse", "rich")
+# Each package may import those before it; `data` stands beside the layers.
+ORDER = ("linalg", "pooling", "models", "train", "cli")
+
+
+def test_import_needs_torch_alone():
+    program = "import sys, covpool; print([m for m in sys.argv[1:] if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", program, *HEAVY], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def imported_parts(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "covpool" and len(parts) > 1:
+                found.add(parts[1])
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE))
+)
+def test_imports_point_one_way(path):
+    part = path.relative_to(SOURCE).with_suffix("").parts[0]
+    if part in ("__init__", "__main__", "_version"):
+        return
+    allowed = {"_version", part}
+    if part == "data":
+        pass
+    elif part in ORDER:
+        allowed |= set(ORDER[: ORDER.index(part)])
+        if part in ("train", "cli"):
+            allowed.add("data")
+    assert imported_parts(path) <= allowed
+
+
+def test_public_names_exist():
+    for name in covpool.__all__:
+        assert getattr(covpool, name) is not None
+        assert name in dir(covpool)
+    with pytest.raises(AttributeError, match="no attribute 'matrix_root'"):
+        covpool.matrix_root  # noqa: B018 - the access is the test
+
+
+@pytest.mark.parametrize("module", ["covpool.linalg.functions", "covpool.pooling"])
+def test_docstring_examples(module):
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -1,0 +1,185 @@
+"""Nothing of one sample depends on its batch-mates; roots turn with the matrix; bad input."""
+
+import covpool
+import numpy as np
+import pytest
+import torch
+from covpool import METHODS
+from covpool.linalg.algorithms import TopN
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spectra import SPECTRA, orthogonal, relative_error, with_spectrum
+
+SIZE = 8
+EPS = torch.finfo(torch.float64).eps
+
+
+def hostile_batch(sample):
+    """The sample at place 17 among zeros, huge, tiny, tied, singular and random neighbours."""
+    mates = [
+        torch.zeros(SIZE, SIZE).double(),
+        torch.eye(SIZE).double() * 1e280,
+        torch.eye(SIZE).double() * 1e-280,
+        SPECTRA["tied-diagonal"](),
+        SPECTRA["clustered"](),
+        SPECTRA["decaying"](),
+        SPECTRA["rank-deficient"](),
+        *(with_spectrum(np.random.default_rng(i).exponential(size=SIZE), i) for i in range(4)),
+    ]
+    batch = torch.stack([mates[i % len(mates)] for i in range(64)])
+    batch[17] = sample
+    return batch
+
+
+@pytest.mark.parametrize("spectrum", ["separated", "clustered", "tied-diagonal", "rank-deficient"])
+@pytest.mark.parametrize("name", METHODS)
+def test_gradient_alone_and_in_a_hostile_batch(name, spectrum):
+    sample = SPECTRA[spectrum]()
+    weight = torch.randn(SIZE, SIZE, dtype=torch.float64, generator=torch.manual_seed(0))
+
+    def root_and_gradient(batch):
+        batch = batch.clone().requires_grad_()
+        root = covpool.matrix_sqrt(batch, name)
+        (root * weight).sum().backward()
+        assert batch.grad is not None
+        return root.detach(), batch.grad
+
+    alone = [t[0] for t in root_and_gradient(sample[None])]
+    among = [t[17] for t in root_and_gradient(hostile_batch(sample))]
+    for one, other in zip(alone, among, strict=True):
+        assert relative_error(other, one) <= 8 * EPS
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_pooled_gradient_alone_and_in_a_hostile_batch(name):
+    generator = torch.manual_seed(1)
+    sample = torch.randn(6, 4, dtype=torch.float64, generator=generator)
+    mates = torch.randn(64, 6, 4, dtype=torch.float64, generator=generator)
+    mates[::3] = 0
+    mates[1::3] *= 1e140
+    mates[5] = sample
+
+    def pooled_gradient(batch):
+        batch = batch.clone().requires_grad_()
+        covpool.cov_pool(batch, name).tril().sum().backward()
+        assert batch.grad is not None
+        return batch.grad
+
+    assert relative_error(pooled_gradient(mates)[5], pooled_gradient(sample[None])[0]) <= 64 * EPS
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_non_finite_neighbours_are_refused_by_name(name):
+    batch = hostile_batch(SPECTRA["separated"]())
+    batch[3, 2, 2], batch[40, 0, 1] = torch.nan, torch.inf
+    with pytest.raises(ValueError, match=r"matrix_sqrt: NaN or infinite .* 2 of 64.*\[3, 40\]"):
+        covpool.matrix_sqrt(batch, name)
+    with pytest.raises(ValueError, match=r"cov_pool: NaN or infinite .* 2 of 64.*\[3, 40\]"):
+        covpool.cov_pool(batch, name)
+    with pytest.raises(ValueError, match=r"\[\(1, 0\), \(1, 1\)\]"):
+        covpool.matrix_sqrt(
+            torch.stack([torch.eye(2), torch.eye(2) * torch.nan])
+            .expand(2, 2, 2, 2)
+            .mT.transpose(0, 1),
+            name,
+        )
+
+
+@given(
+    eigenvalues=st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=6),
+    seed=st.integers(0, 10**6),
+    name=st.sampled_from(list(METHODS)),
+)
+def test_orthogonal_equivariance(eigenvalues, seed, name):
+    """f(Q A Qᵀ) = Q f(A) Qᵀ."""
+    values = np.sort(np.array(eigenvalues))
+    if isinstance(METHODS[name].forward, TopN):
+        # The cut must not lie within a tie: what is kept there is the decomposition's choice.
+        values = values + np.linspace(0, 1, len(values))
+    matrix = with_spectrum(values, seed)
+    turn = torch.from_numpy(orthogonal(len(values), seed + 1))
+    turned = turn @ matrix @ turn.mT
+    turned = (turned + turned.mT) / 2
+    expected = turn @ covpool.matrix_sqrt(matrix, name) @ turn.mT
+    assert relative_error(covpool.matrix_sqrt(turned, name), expected) <= 1e-10
+
+
+@given(scale=st.floats(1e-100, 1e100), name=st.sampled_from(list(METHODS)))
+def test_homogeneity(scale, name):
+    """f(c A) = √c f(A): no hidden absolute threshold in the value."""
+    matrix = SPECTRA["separated"]()
+    expected = scale**0.5 * covpool.matrix_sqrt(matrix, name)
+    assert relative_error(covpool.matrix_sqrt(scale * matrix, name), expected) <= 1e-12
+
+
+BAD_MATRICES = {
+    "not square": (torch.ones(3, 2, 4), r"square matrices \(\*, n, n\), got shape \(3, 2, 4\)"),
+    "a vector": (torch.ones(3), r"got shape \(3,\)"),
+    "integers": (torch.eye(3).long(), "floating-point tensor, got torch.int64"),
+    "complex": (torch.eye(3, dtype=torch.complex64), "floating-point tensor, got torch.complex64"),
+    "not symmetric": (
+        torch.stack([torch.eye(2), torch.tensor([[1.0, 0.1], [0.0, 1.0]])]),
+        r"not symmetric in 1 of 2 samples: \[1\]; .* 1.0e-01 of the largest .*pass \(A \+ Aᵀ\)",
+    ),
+    "one, not symmetric": (torch.tensor([[1.0, 0.1], [0.0, 1.0]]), "not symmetric; the largest"),
+    "not finite": (torch.full((2, 2), torch.nan), "NaN or infinite values; find"),
+}
+
+
+@pytest.mark.parametrize("function", [covpool.matrix_sqrt, covpool.eigh])
+@pytest.mark.parametrize(("matrix", "message"), BAD_MATRICES.values(), ids=BAD_MATRICES)
+def test_bad_matrices(function, matrix, message):
+    with pytest.raises(ValueError, match=f"^{function.__name__}.*{message}"):
+        function(matrix)
+
+
+def test_indefinite_matrices_are_refused_unless_unchecked():
+    matrix = torch.diag(torch.tensor([-1.0, 4.0]))
+    with pytest.raises(ValueError, match="not positive semi-definite; its lowest eigenvalue is -1"):
+        covpool.matrix_sqrt(matrix)
+    root = covpool.matrix_sqrt(matrix, check=False)
+    torch.testing.assert_close(root, torch.diag(torch.tensor([0.0, 2.0])))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rounding_is_not_refused(dtype):
+    """A covariance formed in the dtype itself: asymmetric and indefinite by rounding alone."""
+    factor = torch.randn(4, 30, 5, dtype=dtype, generator=torch.manual_seed(0))
+    covpool.matrix_sqrt(factor @ factor.mT)
+
+
+def test_unknown_names():
+    with pytest.raises(
+        ValueError, match=r"unknown method 'svd-pad'; choose from exact, .*'svd-pade'"
+    ):
+        covpool.matrix_sqrt(torch.eye(2), "svd-pad")
+    with pytest.raises(ValueError, match=r"unknown kernel 'tailor'; choose from .*'taylor'"):
+        covpool.eigh(torch.eye(2), "tailor")
+    with pytest.raises(ValueError, match=r"'svd-taylor' has no constant 'order'.*degree=100"):
+        METHODS["svd-taylor"].replace(order=3)
+    with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):
+        METHODS["isqrt-cov"].replace(iterations=0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_row_constants_are_the_papers(name):
+    paper = {
+        "svd-topn": {"kept_fraction": 206 / 256},
+        "svd-trunc": {"limit": 1e10},
+        "svd-pi": {"steps": 20},
+        "svd-newton": {"iterations": 10},
+        "svd-taylor": {"degree": 100},
+        "isqrt-cov": {"iterations": 5},
+        "svd-pade": {"evaluation": "closed-form"},
+    }
+    row = METHODS[name]
+    assert row.constants == paper.get(name, {})
+    assert row.name == name
+    assert row.description
+    assert row.reference
+    assert row.replace(**row.constants) == row
+    for constant, value in row.constants.items():
+        if constant != "evaluation":
+            other = type(value)(value / 2)
+            assert row.replace(**{constant: other}).constants == {constant: other}

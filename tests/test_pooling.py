@@ -1,0 +1,213 @@
+"""cov_pool, the vector and the layer."""
+
+import contextlib
+
+import covpool
+import pytest
+import torch
+from covpool import METHODS
+from covpool.pooling import POOLINGS, check_pooling
+
+from spectra import relative_error
+
+
+def features(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.manual_seed(seed))
+
+
+def value_and_gradient(function, x, context=contextlib.nullcontext):
+    x = x.clone().requires_grad_()
+    with context():
+        result = function(x)
+    weight = features(*result.shape[-2:], seed=9).to(result.dtype)
+    (gradient,) = torch.autograd.grad((result * weight).sum(), x)
+    return result.detach(), gradient
+
+
+@pytest.mark.parametrize("positions", [1, 2, 7, 8, 9, 20])
+@pytest.mark.parametrize("name", METHODS)
+def test_gram_path_is_the_covariance_path(name, positions, note_error):
+    """At N < C, N = C, N = C + 1 and N > C; C = 8."""
+    x = features(3, 8, positions)
+    ours = value_and_gradient(lambda x: covpool.cov_pool(x, name), x)
+    direct = value_and_gradient(lambda x: covpool.matrix_sqrt(covpool.covariance(x), name), x)
+    for one, other in zip(ours, direct, strict=True):
+        assert note_error("gram = covariance", name, relative_error(one, other)) <= 1e-11
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("positions", [3, 9])
+def test_value_and_gradient_of_tied_and_degenerate_features(name, positions):
+    """Constant channels, repeated positions, orthogonal features of equal length, zeros."""
+    orthogonal = torch.linalg.qr(features(positions, positions))[0][:6]
+    cases = [
+        torch.zeros(6, positions).double(),
+        torch.ones(6, positions).double() * torch.arange(6)[:, None],
+        features(6, 1).expand(6, positions),
+        torch.nn.functional.pad(orthogonal, (0, 0, 0, 6 - len(orthogonal))),
+    ]
+    result, gradient = value_and_gradient(lambda x: covpool.cov_pool(x, name), torch.stack(cases))
+    assert result.isfinite().all()
+    assert gradient.isfinite().all()
+    assert result[:3].abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("positions", [3, 6, 7, 12])
+def test_gradcheck_of_exact(positions):
+    x = features(2, 6, positions).requires_grad_()
+    assert torch.autograd.gradcheck(covpool.cov_pool, (x,))
+
+
+def decaying_features(channels, positions, condition, seed=0):
+    """Centred features with geometrically decaying singular values, in float32."""
+    rank = min(channels, positions - 1)
+    left = torch.linalg.qr(features(channels, rank, seed=seed))[0]
+    basis = features(positions, rank, seed=seed + 1)
+    right = torch.linalg.qr(basis - basis.mean(0))[0]
+    singular_values = torch.logspace(0, -torch.tensor(condition).log10().item(), rank).double()
+    return ((left * singular_values) @ right.mT).float()
+
+
+@pytest.mark.parametrize(("positions", "condition"), [(49, 1e6), (64, 1e6), (100, 1e5), (300, 1e5)])
+def test_float32_features_keep_their_accuracy(positions, condition):
+    x = decaying_features(64, positions, condition)
+    ours = value_and_gradient(covpool.cov_pool, x)
+    reference = value_and_gradient(
+        lambda x: covpool.cov_pool(x, compute_dtype=torch.float64), x.double()
+    )
+    assert relative_error(ours[0].double(), reference[0]) <= 1e-6
+    assert relative_error(ours[1].double(), reference[1]) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 6, 2, 2), (2, 6, 4, 4), (0, 6, 2, 2), (3, 2, 6, 4, 4)])
+@pytest.mark.parametrize("name", METHODS)
+def test_dtypes_and_autocast(name, shape, dtype):
+    x = features(*shape).to(dtype)
+    plain = value_and_gradient(lambda x: covpool.cov_pool(x, name), x)
+    automatic = value_and_gradient(
+        lambda x: covpool.cov_pool(x, name),
+        x,
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    )
+    assert plain[0].shape == (*shape[:-3], 6, 6)
+    assert plain[0].dtype == plain[1].dtype == dtype
+    assert torch.equal(plain[0], automatic[0])
+    assert torch.equal(plain[1], automatic[1])
+
+
+def test_shapes_are_told_apart_by_their_dimensions():
+    x = features(2, 5, 3, 4)
+    assert torch.equal(covpool.cov_pool(x), covpool.cov_pool(x.flatten(2)))
+    torch.testing.assert_close(covpool.cov_pool(x[0].flatten(1)), covpool.cov_pool(x)[0])
+    assert covpool.covariance(x).shape == (2, 5, 5)
+    expected = torch.cov(x[1].flatten(1), correction=0)
+    torch.testing.assert_close(covpool.covariance(x)[1], expected)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.ones(5), r"features \(\*, C, H, W\) or \(\*, C, N\), got \(5,\)"),
+        (torch.ones(2, 3, 0, 4), r"no channels or no positions in shape \(2, 3, 0, 4\)"),
+        (torch.ones(2, 3, 4).long(), "floating-point tensor, got torch.int64"),
+    ],
+)
+def test_bad_features(x, message):
+    with pytest.raises(ValueError, match=message):
+        covpool.cov_pool(x)
+
+
+def test_triangle_is_row_major_and_differentiable():
+    matrix = torch.arange(18.0).reshape(2, 3, 3).requires_grad_()
+    vector = covpool.triu_vector(matrix)
+    assert vector.tolist() == [[0, 1, 2, 4, 5, 8], [9, 10, 11, 13, 14, 17]]
+    (gradient,) = torch.autograd.grad(vector.sum(), matrix)
+    assert torch.equal(gradient[0], torch.ones(3, 3).triu())
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("reduced", [None, 6])
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_layer(name, reduced, vectorize):
+    torch.manual_seed(0)
+    layer = covpool.CovPool2d(10, reduced, name, vectorize)
+    output = layer(features(4, 10, 3, 3, dtype=torch.float32))
+    assert output.flatten(1).shape == (4, layer.out_features)
+    size = reduced or 10
+    assert output.shape == ((4, size * (size + 1) // 2) if vectorize else (4, size, size))
+    if reduced is None:
+        assert not list(layer.parameters())
+        return
+    output.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_checkpoints_interchange_between_methods():
+    states = [covpool.CovPool2d(10, 6, name).state_dict() for name in METHODS]
+    for name in METHODS:
+        for state in states:
+            covpool.CovPool2d(10, 6, name).load_state_dict(state)
+
+
+def test_method_is_assignable():
+    layer = covpool.CovPool2d(4, None, "isqrt-cov").double()
+    x = features(2, 4, 3, 3)
+    before = layer(x)
+    layer.method = "exact"
+    assert torch.equal(layer(x), covpool.triu_vector(covpool.cov_pool(x)))
+    assert not torch.allclose(layer(x), before)
+    layer.method = METHODS["isqrt-cov"].replace(iterations=40)
+    torch.testing.assert_close(layer(x), covpool.triu_vector(covpool.cov_pool(x)))
+    with pytest.raises(ValueError, match="unknown method 'average'"):
+        layer.method = "average"
+
+
+def test_layer_refuses_bad_numbers():
+    with pytest.raises(ValueError, match="reduced_channels must be at least 1, got 0"):
+        covpool.CovPool2d(10, 0)
+    with pytest.raises(ValueError, match="in_channels must be at least 1, got -3"):
+        covpool.CovPool2d(-3)
+
+
+def test_poolings_are_the_methods_and_gap():
+    assert tuple(METHODS) == POOLINGS[1:]
+    assert POOLINGS[0] == "gap"
+    with pytest.raises(ValueError, match=r"unknown pooling method 'gab'.*did you mean 'gap'"):
+        check_pooling("gab")
+
+
+@pytest.mark.parametrize("positions", [4, 16])
+@pytest.mark.parametrize("name", METHODS)
+def test_transforms(name, positions):
+    """vmap, per-sample gradients and a graph without breaks give what the plain call gives."""
+    x = features(5, 8, positions)
+
+    def pooled(x):
+        return covpool.cov_pool(x, name)
+
+    torch.testing.assert_close(torch.func.vmap(pooled)(x), pooled(x))
+    each = torch.func.vmap(torch.func.grad(lambda x: pooled(x).square().sum()))(x)
+    x.requires_grad_()
+    (together,) = torch.autograd.grad(pooled(x).square().sum(), x)
+    torch.testing.assert_close(each, together)
+    torch.compiler.reset()
+    compiled = torch.compile(pooled, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), pooled(x))
+    (graphed,) = torch.autograd.grad(compiled(x).square().sum(), x)
+    torch.testing.assert_close(graphed, together)
+
+
+def test_backward_within_autocast_keeps_its_precision():
+    x = features(2, 8, 5, dtype=torch.float32)
+    outside = value_and_gradient(covpool.cov_pool, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = value_and_gradient(covpool.cov_pool, x)
+    assert torch.equal(inside[1], outside[1])
+
+
+def test_second_derivative_through_the_gram_path_is_refused():
+    x = features(8, 4).requires_grad_()
+    (first,) = torch.autograd.grad(covpool.cov_pool(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"no second derivative.*matrix_sqrt to cov"):
+        torch.autograd.grad(first.sum(), x)
