@@ -1,12 +1,12 @@
 """The value of every method on every prescribed spectrum, against mpmath at 50 digits."""
 
-import covpool
 import mpmath
 import pytest
 import torch
+
+import covpool
 from covpool import METHODS
 from covpool.linalg.algorithms import NewtonSchulz, TopN
-
 from spectra import (
     DIGITS,
     SPECTRA,

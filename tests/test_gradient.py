@@ -1,13 +1,13 @@
 """Gradients of every method against oracles that are not covpool's."""
 
-import covpool
 import mpmath
 import numpy as np
 import pytest
 import torch
+
+import covpool
 from covpool import METHODS
 from covpool.linalg.algorithms import NewtonSchulz, Pairwise
-
 from spectra import (
     DIGITS,
     SPECTRA,

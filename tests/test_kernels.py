@@ -6,12 +6,13 @@ from pathlib import Path
 import mpmath
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from covpool import KERNELS, METHODS
 from covpool.linalg.algorithms import Pairwise
 from covpool.linalg.kernels import Difference, Pade, PowerIteration, Taylor, Truncated
 from covpool.linalg.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
-from hypothesis import given
-from hypothesis import strategies as st
 
 EPS = torch.finfo(torch.float64).eps
 PAPER = json.loads((Path(__file__).parent / "paper_tables.json").read_text())

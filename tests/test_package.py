@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import covpool
 import pytest
+
+import covpool
 
 SOURCE = Path(covpool.__file__).parent
 HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "jsonargparse", "rich")

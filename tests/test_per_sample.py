@@ -1,14 +1,14 @@
 """Nothing of one sample depends on its batch-mates; roots turn with the matrix; bad input."""
 
-import covpool
 import numpy as np
 import pytest
 import torch
-from covpool import METHODS
-from covpool.linalg.algorithms import TopN
 from hypothesis import given
 from hypothesis import strategies as st
 
+import covpool
+from covpool import METHODS
+from covpool.linalg.algorithms import TopN
 from spectra import SPECTRA, orthogonal, relative_error, with_spectrum
 
 SIZE = 8

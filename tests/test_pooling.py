@@ -2,12 +2,12 @@
 
 import contextlib
 
-import covpool
 import pytest
 import torch
+
+import covpool
 from covpool import METHODS
 from covpool.pooling import POOLINGS, check_pooling
-
 from spectra import relative_error
 
 
