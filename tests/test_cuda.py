@@ -1,0 +1,69 @@
+"""The layers on a CUDA GPU give what they give on the CPU; skipped where there is none."""
+
+import pytest
+import torch
+
+import covpool
+from covpool import METHODS
+from covpool.linalg.algorithms import TopN
+from spectra import SPECTRA, relative_error
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+EPS = torch.finfo(torch.float64).eps
+
+
+def value_and_gradient(function, x, device):
+    x = x.to(device).requires_grad_()
+    result = function(x)
+    weight = torch.randn(result.shape[-2:], generator=torch.manual_seed(0)).to(result)
+    (gradient,) = torch.autograd.grad((result * weight).sum(), x)
+    return result.detach().cpu(), gradient.cpu()
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("name", METHODS)
+def test_matrix_sqrt(name, spectrum, note_error):
+    matrix = SPECTRA[spectrum]()
+    on_gpu = value_and_gradient(lambda a: covpool.matrix_sqrt(a, name), matrix, "cuda")
+    on_cpu = value_and_gradient(lambda a: covpool.matrix_sqrt(a, name), matrix, "cpu")
+    assert all(tensor.isfinite().all() for tensor in on_gpu)
+    tied = spectrum in ("tied-diagonal", "tied-dense", "identity")
+    if tied and METHODS[name].constants and name != "isqrt-cov" and name != "svd-newton":
+        return  # within a tie these depend on the basis that the decomposition returns
+    if tied and name in ("svd", "svd-pade"):
+        return
+    if spectrum == "clustered" and isinstance(METHODS[name].forward, TopN):
+        return  # the cut lies within the cluster
+    for one, other in zip(on_gpu, on_cpu, strict=True):
+        tolerance = 1e-2 if spectrum == "decaying" else 1e-11
+        assert note_error(f"cuda {spectrum}", name, relative_error(one, other)) <= tolerance
+
+
+@pytest.mark.parametrize("positions", [4, 8, 9, 30])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", METHODS)
+def test_cov_pool(name, dtype, positions):
+    x = torch.randn(5, 8, positions, generator=torch.manual_seed(1)).to(dtype)
+    on_gpu = value_and_gradient(lambda x: covpool.cov_pool(x, name), x, "cuda")
+    on_cpu = value_and_gradient(lambda x: covpool.cov_pool(x, name), x, "cpu")
+    for one, other in zip(on_gpu, on_cpu, strict=True):
+        assert one.dtype == dtype
+        error = relative_error(one.double(), other.double())
+        assert error <= 200 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_layer_under_autocast(name):
+    torch.manual_seed(0)
+    layer = covpool.CovPool2d(16, 8, name).cuda()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        output = layer(torch.randn(4, 16, 7, 7, device="cuda"))
+    output.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_non_finite_samples_are_named():
+    x = torch.randn(4, 8, 9, device="cuda")
+    x[2, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"1 of 4 samples: \[2\]"):
+        covpool.cov_pool(x)
