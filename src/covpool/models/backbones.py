@@ -86,12 +86,22 @@ def load_backbone(
         in_chans: channels of the images.
         image_size: side of the images; backbones that are built for one size are built for it.
         last_stride: see `set_last_stride`.
-        **arguments: passed on, to timm's `create_model` or to `SmallConvNet`.
+        **arguments: passed on, to timm's `create_model` or to `SmallConvNet`; None as if absent.
 
     Raises:
         ValueError: a bad name or an argument that the backbone does not take.
     """
     check_backbone(name)
+    arguments = {key: value for key, value in arguments.items() if value is not None}
+    if "global_pool" in arguments:
+        raise ValueError(
+            f"global_pool={arguments['global_pool']!r}: the pooling is chosen by method; leave it out"
+        )
+    if arguments.pop("features_only", False):
+        raise ValueError(
+            "features_only=True: covariance pooling takes the last feature map; for maps of "
+            f"several depths call timm.create_model({name!r}, features_only=True)"
+        )
     try:
         if name == SMALL_CONVNET:
             if pretrained:
@@ -147,13 +157,13 @@ def set_last_stride(backbone: nn.Module, name: str, stride: int) -> None:
     changed = False
     for parent in list(stage[0].modules()):
         for key, layer in list(parent.named_children()):
-            if getattr(layer, "stride", 1) in (1, (1, 1)):
+            if getattr(layer, "stride", 1) in (1, (1,), (1, 1)):
                 continue
             if isinstance(layer, nn.Conv2d):
                 layer.stride = (1, 1)
             elif isinstance(layer, nn.AvgPool2d) and layer.padding == 1:
                 layer.stride = 1  # a 3×3 average that keeps the size without its stride
-            elif not any(layer.parameters()):
+            elif next(layer.parameters(), None) is None:
                 setattr(parent, key, nn.Identity())
             else:
                 continue
@@ -232,10 +242,10 @@ def find_layout(features: Any, backbone: nn.Module, name: str) -> FeatureLayout:
 def probe(backbone: nn.Module, name: str, image: Tensor) -> FeatureLayout:
     """Find the layout of the features, and drop what of the backbone does not lead to them.
 
-    Runs `forward_features` once, forward and backward, in evaluation mode. Modules that it never
-    calls (layers between a feature map and the classifier, vgg's 119 million parameters) become
-    identities; parameters that it uses for class tokens only are frozen, so that every parameter
-    that requires a gradient gets one, as distributed training demands.
+    Runs `forward_features` once, forward and backward, in evaluation mode. Children that it neither
+    calls nor reads (layers between the feature map and the classifier; vgg11's 119 of 128 million
+    parameters) become identities: they would bloat checkpoints, and distributed training demands
+    that every parameter gets a gradient.
 
     Args:
         backbone: changed in place.
@@ -274,11 +284,9 @@ def probe(backbone: nn.Module, name: str, image: Tensor) -> FeatureLayout:
             "position has no covariance; take larger images, or last_stride=1 or output_stride=16 "
             "where the backbone has them"
         )
-    unused = {p for p, g in zip(trained, gradients, strict=True) if g is None}
+    used = {p for p, g in zip(trained, gradients, strict=True) if g is not None}
     for key, child in list(backbone.named_children()):
         parameters = set(child.parameters())
-        if parameters and parameters <= unused and called.isdisjoint(child.modules()):
+        if parameters and used.isdisjoint(parameters) and called.isdisjoint(child.modules()):
             setattr(backbone, key, nn.Identity())
-    for parameter in unused:
-        parameter.requires_grad_(False)
     return layout

@@ -308,7 +308,11 @@ def create_model(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
-    if not (reduced_channels in (None, "auto") or int(reduced_channels) >= 1):
+    if isinstance(reduced_channels, str) and reduced_channels != "auto":
+        raise ValueError(
+            f"reduced_channels must be a number, None or 'auto', got {reduced_channels!r}"
+        )
+    if isinstance(reduced_channels, int) and reduced_channels < 1:
         raise ValueError(f"reduced_channels must be at least 1, got {reduced_channels}")
     if not 0 <= drop_rate < 1:
         raise ValueError(f"drop_rate must be in [0, 1), got {drop_rate}")

@@ -42,7 +42,7 @@ class SmallConvNet(PlainBackbone):
 
     Args:
         in_chans: channels of the images.
-        width: channels of the feature map; the layers inside have width, 2·width, 2·width.
+        width: channels of the feature map; the layers have width/2, width, 2·width, width.
 
     Raises:
         ValueError: width below 1.
@@ -51,7 +51,7 @@ class SmallConvNet(PlainBackbone):
     def __init__(self, in_chans: int = 3, width: int = 32) -> None:
         if width < 1:
             raise ValueError(f"{SMALL_CONVNET}: width must be at least 1, got {width}")
-        channels = (in_chans, width, 2 * width, 2 * width, width)
+        channels = (in_chans, (width + 1) // 2, width, 2 * width, width)
         layers: list[nn.Module] = []
         for index, (before, after) in enumerate(pairwise(channels)):
             convolution = nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False)

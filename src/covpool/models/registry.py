@@ -1,7 +1,9 @@
 """Registration with timm: `timm.create_model("covpool_resnet50", num_classes=200)`.
 
-One table of backbones and one loop. Any other backbone has a covariance head by
-`covpool.create_model`.
+One table of backbones and one loop. Any other backbone gets a covariance head from
+`covpool.create_model`. Arguments are the same, but for two: `num_classes` is 1000 unless given
+(0: no classifier), as timm has it, and timm drops arguments that are None, so that
+`reduced_channels=None` counts as "auto" here.
 """
 
 from collections.abc import Callable
@@ -65,15 +67,6 @@ def _entry_point(backbone: str) -> Callable[..., CovPoolModel]:
     ) -> CovPoolModel:
         # What timm's factory passes to its own builder, for which there is no use here.
         arguments.pop("pretrained_model_args", None)
-        if arguments.get("features_only"):
-            raise ValueError(
-                f"{create.__name__} classifies; for features at several depths call "
-                f"timm.create_model({backbone!r}, features_only=True)"
-            )
-        if arguments.get("global_pool"):
-            raise ValueError(
-                f"global_pool={arguments['global_pool']!r}: the pooling is chosen by method"
-            )
         saved = isinstance(pretrained_cfg, dict) and (
             pretrained_cfg.get("source") in SAVED_MODEL_SOURCES
         )
