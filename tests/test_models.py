@@ -279,7 +279,7 @@ def test_backbone_of_a_fixed_size_refuses_another():
         ({"depth": 3}, r"'small-convnet' does not take \(depth=3\)"),
         ({"width": 0}, r"width must be at least 1, got 0"),
         ({"backbone": "resnet18", "width": 3}, r"'resnet18' does not take \(width=3\)"),
-        ({"backbone": "resnet18", "global_pool": "avg"}, r"pooling is chosen by method"),
+        ({"backbone": "resnet18", "global_pool": "avg"}, r"method chooses the pooling"),
         ({"backbone": "resnet18", "features_only": True}, r"takes the last feature map"),
         ({"backbone": "resnet18", "image_size": 32}, r"one position of a 32×32 image"),
     ],

@@ -44,7 +44,7 @@ def test_timm_checkpoint_path(tmp_path):
     ("arguments", "message"),
     [
         ({"features_only": True}, "maps of several depths"),
-        ({"global_pool": "avg"}, "chosen by method"),
+        ({"global_pool": "avg"}, "method chooses the pooling"),
         ({"method": "svd-pad"}, "did you mean 'svd-pade'"),
     ],
 )

@@ -11,7 +11,8 @@ except ImportError as error:
     ) from error
 
 from covpool.models.backbones import check_backbone
-from covpool.models.network import CovPoolModel, create_model
+from covpool.models.factory import create_model
+from covpool.models.network import CovPoolModel
 from covpool.models.plain import SmallConvNet
 from covpool.models.registry import REGISTERED
 

@@ -95,7 +95,7 @@ def load_backbone(
     arguments = {key: value for key, value in arguments.items() if value is not None}
     if "global_pool" in arguments:
         raise ValueError(
-            f"global_pool={arguments['global_pool']!r}: the pooling is chosen by method; leave it out"
+            f"global_pool={arguments['global_pool']!r}: method chooses the pooling; leave it out"
         )
     if arguments.pop("features_only", False):
         raise ValueError(

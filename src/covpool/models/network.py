@@ -1,14 +1,14 @@
-"""The model: backbone, pooling, linear classifier; and `create_model`, which builds it by name."""
+"""The model: backbone, pooling, linear classifier, behind timm's interface."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from covpool.linalg.methods import Method, get_method
-from covpool.models.backbones import PREFIX, load_backbone, probe
+from covpool.linalg.methods import Method
+from covpool.models.backbones import PREFIX, probe
 from covpool.pooling import CovPool2d, check_pooling
 
 REDUCED_CHANNELS = 256
@@ -257,84 +257,3 @@ def _prefixed_pattern(pattern: Any) -> Any:
     if pattern is None:
         return None
     return [(_prefixed_pattern(expression), suffix) for expression, suffix in pattern]
-
-
-def create_model(
-    backbone: str,
-    num_classes: int,
-    *,
-    method: str | Method = "exact",
-    pretrained: bool = False,
-    reduced_channels: int | Literal["auto"] | None = "auto",
-    last_stride: int | None = None,
-    in_chans: int = 3,
-    image_size: int | None = None,
-    drop_rate: float = 0.0,
-    method_constants: Mapping[str, Any] | None = None,
-    **backbone_kwargs: Any,
-) -> CovPoolModel:
-    """An image classifier with covariance pooling.
-
-    Args:
-        backbone: a name of timm's with a spatial feature map ("resnet50", "resnet50.a1_in1k",
-            "vit_small_patch16_224", …), "alexnet", or "small-convnet".
-        num_classes: classes, at least 1 (`model.reset_classifier(0)` removes the classifier).
-        method: a name of `METHODS` or a row; or "gap", global average pooling of the backbone's
-            features without reduction: the baseline.
-        pretrained: load timm's (torchvision's for AlexNet) weights into the backbone.
-        reduced_channels: channels after the 1×1 convolution. "auto": 256, the paper's, where the
-            backbone has 256 or more, else no reduction. A number is always obeyed; None means no
-            reduction. Unused for "gap".
-        last_stride: 1 sets the strides of a ResNet's last stage to 1, without dilation: MPN-COV's
-            14×14 positions at 224×224. None leaves the backbone as it is.
-        in_chans: channels of the images.
-        image_size: side of the images; None: the backbone's own. Needed where the backbone is
-            built for one size (most transformers) and the images have another.
-        drop_rate: dropout before the classifier, in [0, 1).
-        method_constants: constants of the method, such as {"degree": 50} for "svd-taylor".
-        **backbone_kwargs: arguments of timm's `create_model`, such as `output_stride`,
-            `drop_path_rate`, `pretrained_cfg_overlay`; of `SmallConvNet`: `width`.
-
-    Raises:
-        ValueError: an unknown name or an argument out of its range.
-
-    >>> import covpool
-    >>> model = covpool.create_model("small-convnet", num_classes=24, method="svd-pade", in_chans=1)
-    >>> model(torch.rand(2, 1, 48, 48)).shape
-    torch.Size([2, 24])
-    """
-    for name, value in (("num_classes", num_classes), ("in_chans", in_chans)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size}")
-    if isinstance(reduced_channels, str) and reduced_channels != "auto":
-        raise ValueError(
-            f"reduced_channels must be a number, None or 'auto', got {reduced_channels!r}"
-        )
-    if isinstance(reduced_channels, int) and reduced_channels < 1:
-        raise ValueError(f"reduced_channels must be at least 1, got {reduced_channels}")
-    if not 0 <= drop_rate < 1:
-        raise ValueError(f"drop_rate must be in [0, 1), got {drop_rate}")
-    row = check_pooling(method) if isinstance(method, str) else method
-    if method_constants:
-        if row == "gap":
-            raise ValueError(f"pooling 'gap' has no constants, got {dict(method_constants)}")
-        row = get_method(row).replace(**method_constants)
-    body = load_backbone(
-        backbone,
-        pretrained=pretrained,
-        in_chans=in_chans,
-        image_size=image_size,
-        last_stride=last_stride,
-        **backbone_kwargs,
-    )
-    return CovPoolModel(
-        body,
-        num_classes,
-        method=row,
-        reduced_channels=reduced_channels,
-        in_chans=in_chans,
-        image_size=image_size,
-        drop_rate=drop_rate,
-    )

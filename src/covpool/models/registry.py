@@ -12,7 +12,8 @@ from typing import Any
 from timm.models import load_pretrained, register_model
 
 from covpool.models.backbones import PREFIX
-from covpool.models.network import CovPoolModel, create_model
+from covpool.models.factory import create_model
+from covpool.models.network import CovPoolModel
 
 REGISTERED: tuple[str, ...] = (
     "alexnet",
