@@ -1,0 +1,101 @@
+"""NumPy archives of images, the embedded typefaces among them."""
+
+import zipfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from covpool.data.config import DataError
+
+KEYS = ("train_images", "train_labels", "test_images", "test_labels", "classes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveContents:
+    """Images (n, channels, H, W) uint8 and labels of each split."""
+
+    classes: tuple[str, ...]
+    train: tuple[Tensor, list[int]]
+    test: tuple[Tensor, list[int]]
+
+
+def embedded_typefaces() -> Path:
+    """The embedded data set: 24 typefaces, 80 training and 60 test patches of text of each."""
+    return Path(str(resources.files("covpool.data") / "typefaces" / "typefaces.npz"))
+
+
+def read_archive(path: Path) -> ArchiveContents:
+    """Read an archive with the arrays of `KEYS`.
+
+    Images are uint8, (n, H, W) grey or (n, H, W, 3) colour; labels are whole numbers that index
+    `classes`. Nothing in the file is executed.
+
+    Raises:
+        DataError: a damaged file, or an array that is missing or not as described.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in KEYS if key not in archive]
+            if missing:
+                raise DataError(
+                    f"{path} lacks {', '.join(missing)}; an archive of images holds "
+                    f"{', '.join(KEYS)}"
+                )
+            arrays = {key: archive[key] for key in KEYS}
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot read NumPy archive {path}: {error}") from error
+
+    classes = tuple(str(name) for name in arrays["classes"])
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise DataError(f"{path}: classes must be at least two different names, got {classes}")
+    splits = {
+        split: (
+            _images(path, split, arrays[f"{split}_images"]),
+            _labels(path, split, arrays[f"{split}_labels"], arrays[f"{split}_images"], classes),
+        )
+        for split in ("train", "test")
+    }
+    (train, test) = (splits[split][0].shape[1:] for split in ("train", "test"))
+    if train != test:
+        raise DataError(
+            f"{path}: training images are {tuple(train)}, test images {tuple(test)} (channels, "
+            "height, width); make them alike"
+        )
+    for name in sorted(set(range(len(classes))) - set(splits["train"][1])):
+        raise DataError(f"{path}: class {classes[name]!r} has no training image")
+    return ArchiveContents(classes=classes, train=splits["train"], test=splits["test"])
+
+
+def _images(path: Path, split: str, images: np.ndarray) -> Tensor:
+    colour = images.ndim == 4 and images.shape[-1] == 3
+    if images.dtype != np.uint8 or not (images.ndim == 3 or colour) or images.size == 0:
+        raise DataError(
+            f"{path}: {split}_images must be uint8 of shape (n, height, width) or "
+            f"(n, height, width, 3), got {images.dtype} {images.shape}"
+        )
+    tensor = torch.from_numpy(images)
+    return tensor.permute(0, 3, 1, 2).contiguous() if colour else tensor[:, None]
+
+
+def _labels(
+    path: Path, split: str, labels: np.ndarray, images: np.ndarray, classes: tuple[str, ...]
+) -> list[int]:
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{path}: {split}_labels must be {len(images)} whole numbers, got {labels.dtype} "
+            f"{labels.shape}"
+        )
+    values = labels.astype(np.int64)
+    wrong = np.flatnonzero((values < 0) | (values >= len(classes)))
+    if len(wrong):
+        raise DataError(
+            f"{path}: {split}_labels[{wrong[0]}] is {values[wrong[0]]}, outside the "
+            f"{len(classes)} classes"
+        )
+    return values.tolist()
