@@ -1,12 +1,13 @@
 """Global covariance pooling: functions on feature maps, and the module."""
 
 import torch
+from torch import Tensor, nn
+
 from covpool.linalg import checks
 from covpool.linalg.functions import matrix_sqrt, working_dtype
 from covpool.linalg.methods import METHODS, Method, choose, get_method
 from covpool.linalg.scalar import SQRT
 from covpool.linalg.spectrum import FactoredMatrixFunction, without_autocast
-from torch import Tensor, nn
 
 POOLINGS: tuple[str, ...] = ("gap", *METHODS)
 """What may be chosen where a pooling is chosen: global average pooling, and every method."""
