@@ -1,0 +1,94 @@
+"""The `covpool` command: dispatch to sub-commands.
+
+This module imports nothing heavy, so that `covpool --help` answers at once; a sub-command's module
+is imported when it is called.
+
+Exit status: 0 done; 1 training diverged; 2 a mistake in what the user gave, told in one line on
+standard error; 130 (128 + the signal's number) interrupted. Any other exception is a fault of the
+program and keeps its traceback.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from covpool._version import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command: the module of this package whose `run(arguments)` does it, and its help."""
+
+    module: str
+    description: str
+
+
+COMMANDS = {
+    "train": Command("train", "train a network; without arguments on the embedded typefaces"),
+    "evaluate": Command("evaluate", "top-1 and top-5 of a run on its test split"),
+    "predict": Command("predict", "the likeliest classes of images, by a run"),
+    "compare": Command("compare", "train a grid of pooling methods and seeds, and tabulate it"),
+    "methods": Command("methods", "list the pooling methods"),
+}
+
+
+class UserError(Exception):
+    """A mistake in what the user gave; its text is shown in one line, with exit status 2."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    try:
+        name, rest = _parse(sys.argv[1:] if arguments is None else list(arguments))
+        if name is None:
+            return 0
+        return _run(COMMANDS[name], rest)
+    except UserError as error:
+        print(f"covpool: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("covpool: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as leave:  # how argparse ends after --help and after its own errors
+        return leave.code if isinstance(leave.code, int) else 0
+
+
+def _run(command: Command, arguments: list[str]) -> int:
+    try:
+        module = importlib.import_module(f"covpool.cli.{command.module}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("covpool"):
+            raise
+        raise UserError(
+            f"this command needs {error.name}; install it with: pip install 'covpool[train]'"
+        ) from error
+    return module.run(arguments)
+
+
+def _parse(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The sub-command's name and its own arguments."""
+    parser = argparse.ArgumentParser(
+        prog="covpool",
+        description="Train and compare networks with global covariance pooling.",
+        epilog="covpool COMMAND --help lists a command's options.",
+    )
+    parser.add_argument("--version", action="version", version=f"covpool {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.description, add_help=False)
+    named = next((word for word in arguments if not word.startswith("-")), None)
+    if named is not None and named not in COMMANDS:
+        raise UserError(f"unknown command {named!r}{_choices(named)}")
+    if not arguments:
+        parser.print_help()
+        return None, []
+    known, rest = parser.parse_known_args(arguments)
+    return known.command, rest
+
+
+def _choices(name: str) -> str:
+    from covpool.cli.parsing import nearest
+
+    return f"; choose from {', '.join(COMMANDS)}{nearest(name, COMMANDS)}"

@@ -1,0 +1,190 @@
+"""`covpool compare`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from covpool.cli.parsing import RunParser, users_input
+from covpool.pooling import check_pooling
+from covpool.train import compare, engine
+from covpool.train.config import ModelConfig, RunConfig
+from covpool.train.interruption import Interrupted
+from covpool.train.progress import duration
+from covpool.train.run_directory import csv_text, replace_text
+
+METHODS = "gap,isqrt-cov,svd-pade,exact"
+
+
+def run(arguments: list[str]) -> int:
+    """Run or continue the grid, print its table, and return the exit status."""
+    with users_input():
+        config, cells, jobs, folder = _prepare(arguments)
+    console = Console(highlight=False, soft_wrap=True)
+    methods = len({cell.method for cell in cells})
+    console.print(
+        f"{len(cells)} runs ({methods} methods, {len(cells) // methods} seeds), "
+        f"{config.train.epochs} epochs each, {jobs} at a time, in {folder}"
+    )
+    try:
+        with GridReport(console) as report:
+            failures = compare.run_grid(cells, jobs, report.show)
+    except Interrupted as error:
+        print("covpool: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 128 + error.signal_number
+    comparison = compare.tabulate(cells, failures)
+    write(comparison, cells, config, jobs, folder)
+    show(comparison, console)
+    console.print(f"table and runs: {folder}")
+    return 1 if comparison.problems else 0
+
+
+def _prepare(arguments: list[str]) -> tuple[RunConfig, list[compare.Cell], int, Path]:
+    parser = RunParser(
+        "compare",
+        "Train each pooling method with each seed, and tabulate top-1. The same command again "
+        "goes on where it stopped. Further options as in covpool train.",
+    )
+    parser.add_argument(
+        "--methods", type=str, default=METHODS, help="poolings, the first is the reference"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="seeds, from train.seed on")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--output", type=Path | None, help="folder (default: runs/compare-…)")
+    config, own = parser.parse(arguments)
+    methods = list(dict.fromkeys(name.strip() for name in own.methods.split(",")))
+    for name in methods:
+        check_pooling(name)
+    for option, value in (("--seeds", own.seeds), ("--jobs", own.jobs)):
+        if value < 1:
+            raise ValueError(f"{option} must be at least 1, not {value}")
+    if config.model.schedule is not None:
+        raise ValueError(
+            f"model.schedule {config.model.schedule!r} cannot be used here: compare gives each "
+            "run one method of --methods"
+        )
+    if config.model.method not in (ModelConfig.method, *methods):
+        raise ValueError(
+            f"model.method {config.model.method!r} would have no effect here: --methods says what "
+            "is compared"
+        )
+    # Opening the images and building one model now meets every mistake before the long part.
+    job = engine.prepare(config)
+    folder = own.output or Path("runs") / f"compare-{job.splits.name}-{config.model.backbone}"
+    cells = compare.make_grid(config, methods, own.seeds, folder, own.jobs)
+    for cell in cells:
+        engine.check_names(cell.config)
+    compare.open_folder(folder, config)
+    return config, cells, own.jobs, folder
+
+
+class GridReport:
+    """A bar over the grid where there is a terminal; a line for each finished run in any case."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("epoch {task.completed}/{task.total}  {task.fields[figures]}"),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+            expand=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("starting", total=None, figures="")
+
+    def __enter__(self) -> "GridReport":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def show(self, state: compare.GridState, ended: compare.Cell | None) -> None:
+        """Show the state, and the outcome of the run that has just ended, if one has."""
+        left = "" if state.seconds_left is None else f"{duration(state.seconds_left)} left"
+        if ended is not None:
+            self.console.print(
+                f"[{state.finished}/{state.total}] {ended.name}: {_outcome(ended)}  {left}",
+                markup=False,
+            )
+        self.bar.update(
+            self.task,
+            description=f"{state.finished}/{state.total} runs",
+            completed=state.epochs_done,
+            total=state.epochs_total,
+            figures=f"{', '.join(cell.name for cell in state.running)}  {left}",
+            refresh=True,
+        )
+
+
+def _outcome(cell: compare.Cell) -> str:
+    summary = cell.summary()
+    if summary["status"] != "finished":
+        return str(summary.get("reason", summary["status"]))
+    final, best = summary["final"]["test_top1"], summary["best"]["test_top1"]
+    return f"Final {100 * final:.2f}%  Best {100 * best:.2f}%  {summary['seconds']:.0f} s"
+
+
+def show(comparison: compare.Comparison, console: Console) -> None:
+    """Print the table, and what is missing from it."""
+    rows = [compare.cells_of_row(row) for row in comparison.rows]
+    if console.is_terminal:
+        table = Table(*compare.HEADER)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    else:
+        console.print(markdown_table(rows), markup=False)
+    for problem in comparison.problems:
+        console.print(f"not in the means: {problem}", markup=False)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows under `compare.HEADER` as a Markdown table."""
+    lines = [compare.HEADER, ["---"] * len(compare.HEADER), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(
+    comparison: compare.Comparison,
+    cells: Sequence[compare.Cell],
+    config: RunConfig,
+    jobs: int,
+    folder: Path,
+) -> None:
+    """Write comparison.md, comparison.csv and comparison.json."""
+    replace_text(folder / "comparison.csv", csv_text(comparison.rows))
+    content: dict[str, Any] = {
+        "config": config.to_dict(),
+        "jobs": jobs,
+        "table": comparison.rows,
+        "problems": comparison.problems,
+        "runs": [
+            {"method": cell.method, "seed": cell.seed, "path": cell.path.name, **cell.summary()}
+            for cell in cells
+        ],
+    }
+    replace_text(folder / "comparison.json", json.dumps(content, indent=2) + "\n")
+    seeds = sorted({cell.seed for cell in cells})
+    threads = cells[0].config.train.threads
+    text = [
+        f"# Pooling methods compared: {config.model.backbone}, {config.train.epochs} epochs",
+        "",
+        markdown_table([compare.cells_of_row(row) for row in comparison.rows]),
+        "",
+        f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}, test split. Final is "
+        "the last epoch; Best the highest of all epochs on the test split itself, so it flatters. "
+        "s/epoch is the median over epochs of training without evaluation, "
+        f"{jobs} run(s) at a time with {threads} thread(s) each. The difference is paired by seed "
+        "against the first method, with its 95% interval by Student's t.",
+        *(f"\nNot in the means: {problem}" for problem in comparison.problems),
+    ]
+    replace_text(folder / "comparison.md", "\n".join(text) + "\n")

@@ -1,0 +1,69 @@
+"""`covpool evaluate`."""
+
+from pathlib import Path
+from typing import Any
+
+from covpool.cli.parsing import RunParser, users_input
+from covpool.train import engine
+from covpool.train.run_directory import RunDirectory
+
+ALLOWED = (
+    "data.root",
+    "data.batch_size",
+    "data.workers",
+    "data.check",
+    "data.skip_damaged",
+    "train.accelerator",
+    "train.precision",
+    "train.threads",
+)
+"""What may differ between training and evaluation: the images and the machine."""
+
+
+def run(arguments: list[str]) -> int:
+    """Evaluate, print, and return the exit status."""
+    with users_input():
+        _, own = _parser().parse(arguments)
+        directory, checkpoints = find_checkpoints(own.run)
+        config, _ = _parser(defaults=directory.read_config()).parse(arguments)
+        for label, path in checkpoints:
+            found = engine.evaluate(path, config)
+            print(
+                f"{label:5}  top-1 {100 * found['test_top1']:.2f}%  "
+                f"top-5 {100 * found['test_top5']:.2f}%  loss {found['test_loss']:.4f}  "
+                f"(epoch {found['epoch']}, {found['method']}, {found['images']} images)",
+                flush=True,
+            )
+    return 0
+
+
+def _parser(**options: Any) -> RunParser:
+    parser = RunParser(
+        "evaluate",
+        "Top-1 and top-5 of a run's checkpoints on the test split.",
+        allowed=ALLOWED,
+        **options,
+    )
+    parser.add_argument("run", type=Path, help="run directory, or one checkpoint in it")
+    return parser
+
+
+def find_checkpoints(path: Path) -> tuple[RunDirectory, list[tuple[str, Path]]]:
+    """The run directory of a path, and its checkpoints, last first, as (label, path).
+
+    Args:
+        path: a run directory, or a checkpoint in one.
+
+    Raises:
+        ValueError: no such run, or no checkpoint in it.
+    """
+    if path.suffix == ".ckpt":
+        return RunDirectory.open(path.parent), [(path.stem, path)]
+    directory = RunDirectory.open(path)
+    both = [("Final", directory.last), ("Best", directory.best)]
+    found = [(label, file) for label, file in both if file.is_file()]
+    if not found:
+        raise ValueError(
+            f"run {path} has no checkpoint yet; go on with it: covpool train --resume {path}"
+        )
+    return directory, found

@@ -1,0 +1,192 @@
+"""From command line and YAML to `RunConfig`, by jsonargparse over the configuration's dataclasses.
+
+Unknown keys are looked for before jsonargparse sees them, in both places alike, because its own
+message does not name the nearest valid one.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from covpool.cli import UserError
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """ "; did you mean …?" with the nearest of the names, or nothing."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text without line breaks."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def users_input() -> Iterator[None]:
+    """Within it, ValueError and OSError are the user's mistakes; outside, the program's faults."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UserError(one_line(error)) from error
+
+
+class RunParser:
+    """The options of a command that takes a run's configuration, or a part of it.
+
+    Args:
+        command: the sub-command, for the usage line.
+        description: what it does.
+        allowed: the configuration's keys (or whole groups) that the command accepts; None: all.
+        defaults: configuration to start from instead of the dataclasses' defaults.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        description: str,
+        *,
+        allowed: Collection[str] | None = None,
+        defaults: Any = None,
+    ) -> None:
+        import jsonargparse
+
+        from covpool.train.config import RunConfig
+
+        jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        self.command = command
+        self.parser = jsonargparse.ArgumentParser(
+            prog=f"covpool {command}", description=description, exit_on_error=False
+        )
+        self.config_class = RunConfig
+        self.allowed = allowed
+        self.parser.add_argument("--config", action="config", help="YAML file of options")
+        for group, owner in RunConfig.groups().items():
+            self.parser.add_class_arguments(owner, group)
+        if defaults is not None:
+            self.parser.set_defaults(
+                {
+                    f"{group}.{name}": value
+                    for group, fields in defaults.to_dict().items()
+                    for name, value in fields.items()
+                }
+            )
+        self.own: list[str] = ["config", "print_config", "help"]
+
+    def add_argument(self, name: str, **options: Any) -> None:
+        """Add an argument of the command itself, as in argparse."""
+        self.parser.add_argument(name, **options)
+        if name.startswith("--"):
+            self.own.append(name[2:])
+
+    def parse(self, arguments: Sequence[str]) -> tuple[Any, Any]:
+        """The configuration, and the command's own arguments.
+
+        Raises:
+            UserError: an unknown key, or a value that does not fit.
+            SystemExit: after --help and --print_config.
+        """
+        given = [word[2:].partition("=")[0] for word in arguments if word.startswith("--")]
+        self._check([name.removesuffix("+") for name in given], "--")
+        for path in _config_files(arguments):
+            self._check(_keys_of(path, self.own, self._open_keys()), f"{path}: ")
+        try:
+            parsed = self.parser.parse_args(list(arguments))
+            made = self.parser.instantiate(parsed)
+        except (argparse.ArgumentError, ValueError, TypeError) as error:
+            text = _readable(one_line(error))
+            raise UserError(f"{text} (see covpool {self.command} --help)") from error
+        groups = {name: getattr(made, name) for name in self.config_class.groups()}
+        return self.config_class(**groups), parsed
+
+    def _known_keys(self) -> list[str]:
+        return [
+            f"{group}.{item.name}"
+            for group, owner in self.config_class.groups().items()
+            for item in dataclasses.fields(owner)
+        ]
+
+    def _open_keys(self) -> list[str]:
+        """Keys that hold a mapping, whose own keys are checked by its reader."""
+        return [
+            f"{group}.{item.name}"
+            for group, owner in self.config_class.groups().items()
+            for item in dataclasses.fields(owner)
+            if typing.get_origin(item.type) is dict
+        ]
+
+    def _check(self, names: Iterable[str], prefix: str) -> None:
+        known = self._known_keys()
+        accepted = {*known, *self.own, *self.config_class.groups()}
+        for name in names:
+            root = ".".join(name.split(".")[:2])
+            if name not in accepted and not (root in self._open_keys() and name.count(".") == 2):
+                hint = nearest(name, [*known, *self.own])
+                raise UserError(
+                    f"unknown option {prefix}{name}{hint} (covpool {self.command} --help lists all)"
+                )
+            group = name.split(".")[0]
+            if name in self.own or self.allowed is None:
+                continue
+            if root not in self.allowed and group not in self.allowed:
+                raise UserError(
+                    f"option {prefix}{name} cannot be changed here: the run's own configuration "
+                    f"holds; free are {', '.join(self.allowed)}"
+                )
+
+
+def _readable(text: str) -> str:
+    """jsonargparse's report of a value that does not fit, in the words of the other messages."""
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
+    return re.sub(
+        r'^Parser key "([^"]+)": Expected an? (.*)\. Got value: (.*)$',
+        r"\1 must be \2, not '\3'",
+        text,
+    )
+
+
+def _config_files(arguments: Sequence[str]) -> list[Path]:
+    files = []
+    for position, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name == "--config":
+            following = arguments[position + 1 : position + 2]
+            files += [Path(value)] if equals else [Path(path) for path in following]
+    return files
+
+
+def _keys_of(path: Path, own: Collection[str], open_keys: Collection[str]) -> list[str]:
+    """The dotted keys of a YAML file.
+
+    Raises:
+        UserError: it cannot be read, or holds no mapping.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {one_line(error)}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not readable YAML: {one_line(error)}") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"--config {path} holds no options; write them as `model: {{method: …}}`")
+    return list(_flatten(content, "", open_keys))
+
+
+def _flatten(content: Mapping[Any, Any], prefix: str, open_keys: Collection[str]) -> Iterator[str]:
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and name not in open_keys:
+            yield from _flatten(value, f"{name}.", open_keys)
+        else:
+            yield name

@@ -1,0 +1,41 @@
+"""`covpool predict`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from covpool.cli.evaluate import find_checkpoints
+from covpool.cli.parsing import users_input
+from covpool.train import engine
+
+
+def run(arguments: list[str]) -> int:
+    """Print each image's likeliest classes; exit status 2 where some image could not be read."""
+    parser = argparse.ArgumentParser(
+        prog="covpool predict",
+        description="The likeliest classes of images, by a run's best checkpoint. The training "
+        "images are not needed.",
+    )
+    parser.add_argument("run", type=Path, help="run directory, or one checkpoint in it")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("--top", type=int, default=5, help="number of classes (default: 5)")
+    given = parser.parse_args(arguments)
+    with users_input():
+        if given.top < 1:
+            raise ValueError(f"--top must be at least 1, not {given.top}")
+        _, checkpoints = find_checkpoints(given.run)
+        predictions = engine.predict(checkpoints[-1][1], given.images, top=given.top)
+    bad = 0
+    for prediction in predictions:
+        if prediction.error is not None:
+            bad += 1
+            print(f"covpool: error: {prediction.error}", file=sys.stderr)
+            continue
+        print(prediction.path)
+        for name, share in prediction.likeliest:
+            print(f"  {share:7.2%}  {name}")
+    if bad:
+        count = len(given.images)
+        print(f"covpool: error: {bad} of {count} images could not be read", file=sys.stderr)
+        return 2
+    return 0

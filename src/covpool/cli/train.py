@@ -1,0 +1,103 @@
+"""`covpool train`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from covpool.cli.parsing import RunParser, users_input
+from covpool.train import engine
+from covpool.train.interruption import Interrupted
+from covpool.train.module import TrainingDiverged
+from covpool.train.run_directory import RunDirectory, free_path, refuse_existing
+
+RUNS = Path("runs")
+
+RESUMABLE = (
+    "data.root",
+    "data.workers",
+    "train.epochs",
+    "train.accelerator",
+    "train.devices",
+    "train.nodes",
+    "train.strategy",
+    "train.threads",
+    "train.checkpoint_steps",
+)
+"""What may differ between a run and its resumption: where it runs, and for how long."""
+
+
+def run(arguments: list[str]) -> int:
+    """Train, and return the exit status."""
+    with users_input():
+        job, directory, resume = _prepare(arguments)
+    speaks = engine.main_process()
+    if speaks:
+        if resume and not directory.last.is_file():
+            print(f"no checkpoint yet in {directory.path}: starting from the beginning")
+        print(job.describe())
+        print(f"{'going on in' if resume else 'writing to'} {directory.path}", flush=True)
+    go_on = f"covpool train --resume {directory.path}"
+    try:
+        summary = engine.train(job, directory, resume=resume)
+    except Interrupted as error:
+        if speaks:
+            print(f"covpool: interrupted; go on with: {go_on}", file=sys.stderr)
+        return 128 + error.signal_number
+    except TrainingDiverged as error:
+        kept = "last.ckpt holds the last good state; " if directory.last.is_file() else ""
+        print(
+            f"covpool: training diverged in {error}; {kept}try a lower optim.learning_rate or "
+            "optim.clip_norm",
+            file=sys.stderr,
+        )
+        return 1
+    if speaks:
+        for name in ("final", "best"):
+            row = summary[name]
+            print(
+                f"{name.capitalize():5}  top-1 {100 * row['test_top1']:.2f}%  "
+                f"top-5 {100 * row['test_top5']:.2f}%  (epoch {row['epoch']})"
+            )
+        print(f"summary, curves and checkpoints: {directory.path}")
+    return 0
+
+
+def _prepare(arguments: list[str]) -> tuple[engine.Job, RunDirectory, bool]:
+    config, own = _parser().parse(arguments)
+    if own.resume is not None:
+        return _prepare_resume(arguments, own)
+    engine.check_names(config)
+    main_process = engine.main_process()
+    if own.output is not None and main_process:
+        refuse_existing(own.output)
+    job = engine.prepare(config)
+    label = f"{job.splits.name}-{config.model.backbone}-{job.schedule.label}"
+    path = own.output or free_path(RUNS / label)
+    # The other processes are given rank 0's directory when training begins.
+    directory = RunDirectory.create(path, config) if main_process else RunDirectory(path)
+    return job, directory, False
+
+
+def _prepare_resume(arguments: list[str], own: Any) -> tuple[engine.Job, RunDirectory, bool]:
+    if own.output is not None:
+        raise ValueError(
+            f"--output {own.output} and --resume {own.resume} exclude each other: a resumed run "
+            "goes on in its own directory"
+        )
+    directory = RunDirectory.open(own.resume)
+    config, _ = _parser(allowed=RESUMABLE, defaults=directory.read_config()).parse(arguments)
+    job, resume = engine.prepare_resume(config, directory)
+    if engine.main_process():
+        directory.write_config(config)
+    return job, directory, resume
+
+
+def _parser(**options: Any) -> RunParser:
+    parser = RunParser(
+        "train",
+        "Train a network. Without arguments: the embedded typefaces, about two minutes on 2 cores.",
+        **options,
+    )
+    parser.add_argument("--output", type=Path | None, help="run directory (default: runs/…)")
+    parser.add_argument("--resume", type=Path | None, help="go on with this run directory")
+    return parser

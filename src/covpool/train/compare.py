@@ -1,0 +1,382 @@
+"""Which pooling is best on these images? A grid of runs over methods and seeds, and its table."""
+
+import logging
+import math
+import multiprocessing
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from covpool.train.config import RunConfig
+from covpool.train.interruption import Interrupted, StopRequest
+from covpool.train.run_directory import Row, RunDirectory
+
+POLL_SECONDS = 0.5
+CONFIDENCE = 0.95
+
+MACHINE_KEYS = (
+    ("data", "workers"),
+    ("train", "accelerator"),
+    ("train", "devices"),
+    ("train", "nodes"),
+    ("train", "strategy"),
+    ("train", "threads"),
+    ("train", "checkpoint_steps"),
+)
+"""What may differ between the runs of one comparison: where they run."""
+
+GRID_KEYS = (("model", "method"), ("train", "seed"))
+"""What the grid varies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the grid."""
+
+    method: str
+    seed: int
+    config: RunConfig
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.method} seed {self.seed}"
+
+    def summary(self) -> dict[str, Any]:
+        """The run's summary; its status is "missing" where it has come to none."""
+        return RunDirectory(self.path).read_summary() or {"status": "missing"}
+
+    def settled(self) -> bool:
+        """Whether running it again would change nothing: finished, or diverged as it will again."""
+        summary = self.summary()
+        if summary["status"] == "finished":
+            return summary["epochs"] >= self.config.train.epochs
+        return summary["status"] == "diverged"
+
+    def epochs_done(self) -> int:
+        """Finished epochs; all of them where the cell is settled."""
+        if self.settled():
+            return self.config.train.epochs
+        return len(RunDirectory(self.path).read_metrics())
+
+
+def make_grid(
+    config: RunConfig, methods: Sequence[str], seeds: int, folder: Path, jobs: int
+) -> list[Cell]:
+    """The cells, seed by seed so that a comparison has all methods early.
+
+    Args:
+        config: options of every run; its seed is the first one.
+        methods: poolings.
+        seeds: number of seeds.
+        folder: the comparison's folder.
+        jobs: runs at a time, among which the cores are divided.
+    """
+    threads = config.train.threads or max(1, available_cores() // jobs)
+    first = config.train.seed
+    return [
+        Cell(
+            method=method,
+            seed=seed,
+            config=replace(
+                config,
+                model=replace(config.model, method=method, constants=constants_of(config, method)),
+                train=replace(config.train, seed=seed, threads=threads),
+            ),
+            path=folder / f"{method}-seed{seed}",
+        )
+        for seed in range(first, first + seeds)
+        for method in methods
+    ]
+
+
+def constants_of(config: RunConfig, method: str) -> dict[str, Any]:
+    """Those of the configuration's constants that the method has."""
+    from covpool.linalg.methods import METHODS
+
+    row = METHODS.get(method)
+    return {k: v for k, v in config.model.constants.items() if row and k in row.constants}
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def open_folder(folder: Path, config: RunConfig) -> None:
+    """Make the comparison's folder, or make sure that it is one of these very options.
+
+    Raises:
+        ValueError: it holds something else, or a comparison with other options.
+    """
+    file = folder / "config.yaml"
+    if not folder.exists() or not any(folder.iterdir()):
+        folder.mkdir(parents=True, exist_ok=True)
+        RunDirectory(folder).write_config(config)
+        return
+    if not file.is_file() or (folder / "last.ckpt").exists():
+        raise ValueError(f"{folder} exists and is not a comparison; choose another --output")
+    before, now = comparable(RunDirectory(folder).read_config()), comparable(config)
+    different = [key for key in now if before.get(key) != now[key]]
+    if different:
+        key = different[0]
+        raise ValueError(
+            f"comparison {folder} was begun with {'.'.join(key)} {before.get(key)!r}, not "
+            f"{now[key]!r}; choose another --output"
+        )
+
+
+def comparable(config: RunConfig) -> dict[tuple[str, str], Any]:
+    """The options that all runs of a comparison share."""
+    return {
+        (group, name): value
+        for group, fields in config.to_dict().items()
+        for name, value in fields.items()
+        if (group, name) not in (*MACHINE_KEYS, *GRID_KEYS)
+    }
+
+
+def run_cell(cell: Cell) -> None:
+    """Train one cell, from its last checkpoint where it has one. Its summary holds the outcome.
+
+    Raises:
+        Interrupted: the comparison was asked to stop.
+    """
+    from covpool.train import engine
+    from covpool.train.module import TrainingDiverged
+
+    if (cell.path / "config.yaml").is_file():
+        directory = RunDirectory.open(cell.path)
+        job, resume = engine.prepare_resume(cell.config, directory)
+        directory.write_config(cell.config)
+    else:
+        job, resume = engine.prepare(cell.config), False
+        directory = RunDirectory.create(cell.path, cell.config)
+    with suppress(TrainingDiverged):  # noted in the summary, which the table reads
+        engine.train(job, directory, resume=resume, report=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridState:
+    """What a report of the running grid shows."""
+
+    finished: int
+    running: list[Cell]
+    total: int
+    epochs_done: int
+    epochs_total: int
+    seconds_left: float | None
+
+
+def run_grid(
+    cells: Sequence[Cell], jobs: int, report: Callable[[GridState, Cell | None], None]
+) -> dict[str, str]:
+    """Run the cells that are not settled, `jobs` at a time.
+
+    Args:
+        cells: the grid.
+        jobs: processes.
+        report: called about twice a second, and with each cell that has ended.
+
+    Returns:
+        Reasons by cell name, of the cells that failed.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; running cells have saved their state.
+    """
+    failures: dict[str, str] = {}
+    pending = [cell for cell in cells if not cell.settled()]
+    running: dict[Future[None], Cell] = {}
+    epochs_total = sum(cell.config.train.epochs for cell in cells)
+    epochs_at_start = sum(cell.epochs_done() for cell in cells)
+    began = time.monotonic()
+
+    def state() -> GridState:
+        done = sum(cell.epochs_done() for cell in cells)
+        here = done - epochs_at_start
+        seconds = time.monotonic() - began
+        return GridState(
+            finished=len(cells) - len(pending) - len(running),
+            running=list(running.values()),
+            total=len(cells),
+            epochs_done=done,
+            epochs_total=epochs_total,
+            seconds_left=seconds / here * (epochs_total - done) if here > 0 else None,
+        )
+
+    with StopRequest() as request:
+        pool = _pool(jobs)
+        try:
+            while pending or running:
+                while pending and len(running) < jobs:
+                    cell = pending.pop(0)
+                    running[pool.submit(run_cell, cell)] = cell
+                report(state(), None)
+                ended, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+                if request.signal_number:
+                    _stop(running)
+                    raise Interrupted(request.signal_number)
+                died = any(isinstance(future.exception(), BrokenProcessPool) for future in ended)
+                if died:  # one dead process breaks the pool: every cell in it has ended
+                    ended, _ = wait(running)
+                    pool.shutdown()
+                    pool = _pool(jobs)
+                for future in ended:
+                    cell, error = running.pop(future), future.exception()
+                    if error is not None:
+                        failures[cell.name] = _reason(error)
+                    report(state(), cell)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return failures
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker
+    )
+
+
+def _begin_worker() -> None:
+    # Ctrl-C reaches every process of a terminal; the parent passes it on once, as SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("covpool").setLevel(logging.ERROR)  # the parent has said it once
+
+
+def _stop(running: dict[Future[None], Cell]) -> None:
+    """Ask the processes to save and end, and wait until they have."""
+    for process in multiprocessing.active_children():
+        if process.pid is not None:
+            os.kill(process.pid, signal.SIGTERM)
+    wait(running)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, BrokenProcessPool):
+        return "its process, or one beside it, died (out of memory?)"
+    return f"{type(error).__name__}: {error}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The outcome of a grid, a row for each method in the order given."""
+
+    rows: list[Row]
+    problems: list[str]
+
+
+def tabulate(cells: Sequence[Cell], failures: dict[str, str]) -> Comparison:
+    """Mean and deviation of Final and Best, time per epoch, paired difference to the first method.
+
+    Means are over the runs that finished; `runs` and `problems` say where some did not.
+    """
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    summaries = {(cell.method, cell.seed): cell.summary() for cell in cells}
+    seeds = sorted({cell.seed for cell in cells})
+    rows = []
+    for method in methods:
+        own = {
+            seed: summaries[method, seed]
+            for seed in seeds
+            if summaries[method, seed]["status"] == "finished"
+        }
+        first = summaries_of(summaries, methods[0])
+        row: Row = {"method": method, "runs": len(own), "planned": len(seeds)}
+        for name in ("final", "best"):
+            values = {seed: 100 * found[name]["test_top1"] for seed, found in own.items()}
+            base = {seed: 100 * found[name]["test_top1"] for seed, found in first.items()}
+            row[f"{name}_mean"], row[f"{name}_deviation"] = mean_and_deviation([*values.values()])
+            pairs = [values[seed] - base[seed] for seed in values if seed in base]
+            low = high = difference = None
+            if method != methods[0]:
+                difference, low, high = mean_and_interval(pairs)
+            row[f"{name}_difference"] = difference
+            row[f"{name}_difference_low"], row[f"{name}_difference_high"] = low, high
+        times = [
+            epoch["seconds"]
+            for cell in cells
+            if cell.method == method and cell.seed in own
+            for epoch in RunDirectory(cell.path).read_metrics()
+        ]
+        row["seconds_per_epoch"] = statistics.median(times) if times else None
+        rows.append(row)
+    return Comparison(rows=rows, problems=list(_problems(cells, failures)))
+
+
+def summaries_of(
+    summaries: dict[tuple[str, int], dict[str, Any]], method: str
+) -> dict[int, dict[str, Any]]:
+    """The finished runs of a method by seed."""
+    return {
+        seed: summary
+        for (name, seed), summary in summaries.items()
+        if name == method and summary["status"] == "finished"
+    }
+
+
+def _problems(cells: Sequence[Cell], failures: dict[str, str]) -> Iterator[str]:
+    for cell in cells:
+        summary = cell.summary()
+        if summary["status"] != "finished":
+            reason = failures.get(cell.name) or summary.get("reason", "it has not run")
+            yield f"{cell.name}: {summary['status']}; {reason}"
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation (n − 1); None where there are too few values."""
+    if not values:
+        return None, None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """Mean and its confidence interval by Student's t; None where there are too few values."""
+    mean, deviation = mean_and_deviation(values)
+    if mean is None or deviation is None:
+        return mean, None, None
+    from scipy.stats import t
+
+    quantile = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    half = quantile * deviation / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+HEADER = ("method", "runs", "Final top-1 %", "Best top-1 %", "s/epoch", "Final − first, 95% CI")
+
+
+def cells_of_row(row: Row) -> tuple[str, ...]:
+    """A row of the table as text, under HEADER."""
+
+    def spread(name: str) -> str:
+        mean, deviation = row[f"{name}_mean"], row[f"{name}_deviation"]
+        if mean is None:
+            return "-"
+        return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+
+    difference, low = row["final_difference"], row["final_difference_low"]
+    if difference is None:
+        text = "-"
+    elif low is None:
+        text = f"{difference:+.2f}"
+    else:
+        text = f"{difference:+.2f} [{low:+.2f}, {row['final_difference_high']:+.2f}]"
+    seconds = row["seconds_per_epoch"]
+    return (
+        row["method"],
+        f"{row['runs']}/{row['planned']}",
+        spread("final"),
+        spread("best"),
+        "-" if seconds is None else f"{seconds:.2f}",
+        text,
+    )

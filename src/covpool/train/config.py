@@ -1,0 +1,227 @@
+"""The configuration of a training run: one keyword-only dataclass a group, checked on creation.
+
+`DataConfig` lives beside the data in `covpool.data`. Names of methods and backbones are checked
+where they are looked up (`covpool.train.schedule`, `covpool.models`), never listed here.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from covpool.data import DataConfig
+
+
+def require(ok: bool, option: str, requirement: str, value: object) -> None:
+    """Raise a ValueError that names the option, what it must be and what it was, unless ok."""
+    if not ok:
+        raise ValueError(f"{option} must be {requirement}, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network and its pooling."""
+
+    backbone: str = "small-convnet"
+    """Backbone: small-convnet, alexnet, or any timm model with a spatial feature map."""
+
+    method: str = "isqrt-cov"
+    """Pooling: gap (plain average), or a method that `covpool methods` lists."""
+
+    constants: dict[str, Any] = field(default_factory=dict)
+    """Constants of the method instead of the paper's, as in --model.constants.degree 50."""
+
+    schedule: str | None = None
+    """Switches of the method by epoch (counted from 0), as in 0:isqrt-cov,20:svd-pade."""
+
+    reduced_channels: int | Literal["auto"] | None = "auto"
+    """Channels after the 1x1 convolution before the pooling; auto: 256, or the backbone's own
+    where it has fewer; null: the backbone's own."""
+
+    last_stride: int | None = None
+    """Stride of the backbone's last stage: 1 gives MPN-COV's 14x14 features; null leaves it."""
+
+    pretrained: bool = False
+    """Start from timm's ImageNet weights of the backbone."""
+
+    drop_rate: float = 0.0
+    """Dropout before the classifier."""
+
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the backbone, as in --model.backbone_options.width 32."""
+
+    def __post_init__(self) -> None:
+        channels = self.reduced_channels
+        require(
+            not isinstance(channels, int) or channels >= 1,
+            "model.reduced_channels",
+            "at least 1, auto or null",
+            channels,
+        )
+        stride = self.last_stride
+        require(stride in (None, 1, 2), "model.last_stride", "1, 2 or null", stride)
+        require(0 <= self.drop_rate < 1, "model.drop_rate", "in [0, 1)", self.drop_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Stochastic gradient descent with momentum, and the course of its learning rate."""
+
+    learning_rate: float = 0.05
+    """Learning rate at the start, after any warm-up."""
+
+    momentum: float = 0.9
+    """Momentum."""
+
+    weight_decay: float = 1e-4
+    """Weight decay of all parameters."""
+
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+
+    decay: Literal["step", "cosine"] = "step"
+    """step: multiplied by `factor` at each milestone; cosine: to zero over the run."""
+
+    milestones: tuple[int, ...] = ()
+    """Epochs (counted from 0) from which the rate is multiplied by `factor` once more."""
+
+    factor: float = 0.1
+    """The factor at a milestone."""
+
+    warmup_epochs: float = 0.0
+    """Epochs over which the rate rises linearly from near zero."""
+
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient; null does not clip."""
+
+    classifier_multiplier: float = 1.0
+    """The classifier's learning rate relative to the backbone's."""
+
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross-entropy in training."""
+
+    def __post_init__(self) -> None:
+        rate, clip = self.learning_rate, self.clip_norm
+        require(rate > 0, "optim.learning_rate", "above 0", rate)
+        require(0 <= self.momentum < 1, "optim.momentum", "in [0, 1)", self.momentum)
+        require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
+        require(
+            not self.nesterov or self.momentum > 0,
+            "optim.momentum",
+            "above 0 with optim.nesterov",
+            self.momentum,
+        )
+        rising = list(self.milestones) == sorted(set(self.milestones))
+        require(
+            rising and all(epoch > 0 for epoch in self.milestones),
+            "optim.milestones",
+            "rising epochs above 0",
+            list(self.milestones),
+        )
+        require(
+            self.decay == "step" or not self.milestones,
+            "optim.milestones",
+            "empty with optim.decay cosine",
+            list(self.milestones),
+        )
+        require(0 < self.factor <= 1, "optim.factor", "in (0, 1]", self.factor)
+        require(self.warmup_epochs >= 0, "optim.warmup_epochs", "at least 0", self.warmup_epochs)
+        require(clip is None or clip > 0, "optim.clip_norm", "above 0 or null", clip)
+        require(
+            self.classifier_multiplier > 0,
+            "optim.classifier_multiplier",
+            "above 0",
+            self.classifier_multiplier,
+        )
+        smoothing = self.label_smoothing
+        require(0 <= smoothing < 1, "optim.label_smoothing", "in [0, 1)", smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The course of the run and the machine it runs on."""
+
+    epochs: int = 12
+    """Passes over the training images."""
+
+    seed: int = 0
+    """Seed of everything random: initial weights, order, augmentation, dropout."""
+
+    precision: Literal["32", "64", "16-mixed", "bf16-mixed"] = "32"
+    """Arithmetic of the network; the spectral layer keeps its own (see `cov_pool`)."""
+
+    accelerator: str = "auto"
+    """Lightning's accelerator: auto, cpu, gpu, …"""
+
+    devices: int = 1
+    """Devices on each node."""
+
+    nodes: int = 1
+    """Nodes."""
+
+    strategy: str = "auto"
+    """Lightning's strategy: auto, ddp, …"""
+
+    threads: int | None = None
+    """Threads of this process; null divides the machine's cores among the devices."""
+
+    checkpoint_steps: int = 1000
+    """Also save last.ckpt every so many steps within an epoch; 0 saves at its end alone."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "train.epochs", "at least 1", self.epochs)
+        require(0 <= self.seed < 2**32, "train.seed", "in [0, 2**32)", self.seed)
+        require(self.devices >= 1, "train.devices", "at least 1", self.devices)
+        require(self.nodes >= 1, "train.nodes", "at least 1", self.nodes)
+        threads, steps = self.threads, self.checkpoint_steps
+        require(threads is None or threads >= 1, "train.threads", "at least 1 or null", threads)
+        require(steps >= 0, "train.checkpoint_steps", "at least 0", steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that a run is made from."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @classmethod
+    def groups(cls) -> dict[str, type]:
+        """Each group's name and dataclass."""
+        return {item.name: item.default_factory for item in dataclasses.fields(cls)}  # type: ignore[misc]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> Self:
+        """The configuration that `to_dict` described.
+
+        Raises:
+            ValueError: an unknown group or field (a run of another version), or a bad value.
+        """
+        made = {}
+        for group, fields in values.items():
+            if group not in cls.groups():
+                raise ValueError(f"unknown configuration group {group!r}")
+            owner = cls.groups()[group]
+            known = {item.name for item in dataclasses.fields(owner)}
+            for name in fields:
+                if name not in known:
+                    raise ValueError(f"unknown configuration key {group}.{name}")
+            made[group] = owner(
+                **{
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in fields.items()
+                }
+            )
+        return cls(**made)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain dictionaries, lists, strings and numbers, for YAML and checkpoints."""
+        return {
+            group: {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in fields.items()
+            }
+            for group, fields in dataclasses.asdict(self).items()
+        }

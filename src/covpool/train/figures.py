@@ -1,0 +1,66 @@
+"""Pictures of a run: learning curves, and the confusion of its worst classes."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from covpool.train.run_directory import Row, replace_file
+
+WORST_CLASSES = 20
+
+
+def draw_curves(history: Sequence[Row], path: Path) -> None:
+    """Loss and top-1 by epoch, training and test; a dotted line where the method switches."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    percent = [("top1", "top-1 (%)", 100), ("loss", "loss", 1)]
+    for axes, (name, label, scale) in zip(figure.subplots(1, 2), percent, strict=True):
+        for split, style in (("train", "--"), ("test", "-")):
+            values = [scale * row[f"{split}_{name}"] for row in history]
+            axes.plot(epochs, values, style, marker=".", label=split)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        for before, after in pairwise(history):
+            if before["method"] != after["method"]:
+                axes.axvline(after["epoch"] - 0.5, color="0.4", linestyle=":")
+                axes.annotate(
+                    after["method"],
+                    (after["epoch"] - 0.5, 0.02),
+                    xycoords=("data", "axes fraction"),
+                    rotation=90,
+                    fontsize=8,
+                )
+        axes.legend()
+    _save(figure, path)
+
+
+def draw_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> None:
+    """Among the classes of the lowest recall, the share of each that is called each."""
+    images = confusion.sum(1)
+    recall = confusion.diagonal() / images.clamp(min=1)
+    worst = torch.argsort(recall, stable=True)[:WORST_CLASSES]
+    shares = 100 * (confusion / images.clamp(min=1)[:, None])[worst][:, worst]
+    names = [classes[int(i)] for i in worst.tolist()]
+    side = 2.5 + 0.33 * len(names)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=90, fontsize=7)
+    axes.set_yticks(
+        ticks,
+        [f"{name} ({100 * recall[i]:.0f}%)" for name, i in zip(names, worst.tolist(), strict=True)],
+        fontsize=7,
+    )
+    axes.set(xlabel="called", ylabel="class (recall)", title=f"The {len(names)} classes told worst")
+    figure.colorbar(picture, label="% of the class's test images", shrink=0.7)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    replace_file(path, lambda partial: figure.savefig(partial, format=path.suffix[1:], dpi=120))

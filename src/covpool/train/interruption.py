@@ -1,0 +1,54 @@
+"""Ctrl-C and SIGTERM as a request that the training loop honours between two steps."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has stopped; `signal_number` says by which signal."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)  # the argument alone, so that it can be pickled
+        self.signal_number = signal_number
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.signal_number).name}"
+
+
+class StopRequest:
+    """While open, the first SIGINT or SIGTERM is noted in `signal_number`; the second raises.
+
+    A step that is cut in two would leave weights that no uninterrupted run ever has. Works in the
+    main thread alone, as signals do. A signal that was ignored before stays ignored.
+
+    Raises:
+        Interrupted: on the second signal, at once.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+    def __enter__(self) -> Self:
+        self._before = {
+            number: signal.signal(number, self._note)
+            for number in self.SIGNALS
+            if signal.getsignal(number) != signal.SIG_IGN
+        }
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, signal_number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            raise Interrupted(signal_number)
+        self.signal_number = signal_number

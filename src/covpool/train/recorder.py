@@ -1,0 +1,145 @@
+"""The callback that turns a running training into its run directory, and stops it on request."""
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from typing_extensions import override
+
+from covpool.train.interruption import Interrupted, StopRequest
+from covpool.train.module import ClassificationModule
+from covpool.train.progress import ProgressReport
+from covpool.train.run_directory import Row, RunDirectory, best_row
+
+PROGRESS = "covpool_progress"
+
+
+class Recorder(Callback):
+    """Writes metrics and checkpoints at the end of each epoch, and last.ckpt within long ones.
+
+    Checkpoints come from here rather than from Lightning's ModelCheckpoint because an epoch's row
+    has to be in the checkpoint that follows it, and because the callback's state then holds no
+    path, so that a run directory can be moved.
+
+    Attributes:
+        history: a row for each finished epoch.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        request: StopRequest,
+        report: ProgressReport | None,
+    ) -> None:
+        self.directory = directory
+        self.request = request
+        self.report = report
+        self.history: list[Row] = []
+        self.seconds = 0.0
+        self.began = 0.0
+        self.evaluation_began = 0.0
+        self.test_seconds = 0.0
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: ClassificationModule, stage: str) -> None:  # type: ignore[override]
+        path = trainer.strategy.broadcast(self.directory.path)
+        self.directory = RunDirectory(path)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: ClassificationModule) -> None:  # type: ignore[override]
+        self.began = time.monotonic()
+
+    @override
+    def on_train_batch_end(  # type: ignore[override]
+        self,
+        trainer: Trainer,
+        pl_module: ClassificationModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        now = time.monotonic()
+        self.seconds += now - self.began
+        self.began = now
+        step = pl_module.global_step
+        if step % pl_module.steps_per_epoch == 0:
+            return  # the epoch's end evaluates first, then saves and honours a request
+        every = pl_module.config.train.checkpoint_steps
+        stop = self._stop_requested(trainer)
+        if stop or (every and step % every == 0):
+            trainer.save_checkpoint(self.directory.last)
+        if stop:
+            raise Interrupted(stop)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: ClassificationModule) -> None:  # type: ignore[override]
+        self.evaluation_began = time.monotonic()
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: ClassificationModule) -> None:  # type: ignore[override]
+        self.test_seconds = time.monotonic() - self.evaluation_began
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: ClassificationModule) -> None:  # type: ignore[override]
+        self.history.append(self._row(trainer, pl_module))
+        self.seconds = 0.0
+        row, best = self.history[-1], best_row(self.history)
+        if trainer.is_global_zero:
+            self.directory.write_metrics(self.history)
+        if best is row:
+            trainer.save_checkpoint(self.directory.best, weights_only=True)
+        trainer.save_checkpoint(self.directory.last)
+        epochs = pl_module.config.train.epochs
+        if self.report is not None and trainer.is_global_zero:
+            self.report.epoch_ended(row, epochs, best["test_top1"])
+        stop = self._stop_requested(trainer)
+        if stop and row["epoch"] < epochs:
+            raise Interrupted(stop)
+        self.began = time.monotonic()
+
+    def _row(self, trainer: Trainer, module: ClassificationModule) -> Row:
+        epoch = module.epoch - 1
+        row: Row = {"epoch": epoch + 1, "method": module.schedule.name_at(epoch)}
+        sums = {"train": module.over_all_processes(module.train_sums), "test": module.test_sums}
+        images = {}
+        for split, tensor in sums.items():
+            loss, top1, top5, images[split] = tensor.tolist()
+            row[f"{split}_loss"] = loss / images[split]
+            row[f"{split}_top1"] = top1 / images[split]
+            row[f"{split}_top5"] = top5 / images[split]
+        row["learning_rate"] = module.learning_rate_at(epoch)
+        row["seconds"] = round(self.seconds, 3)
+        row["test_seconds"] = round(self.test_seconds, 3)
+        row["images_per_second"] = round(images["train"] / max(self.seconds, 1e-9), 1)
+        return row
+
+    def _stop_requested(self, trainer: Trainer) -> int:
+        """The signal that asked any of the processes to stop, else 0."""
+        asked = self.request.signal_number or 0
+        if trainer.world_size > 1:
+            flag = torch.tensor(asked, device=trainer.strategy.root_device)
+            asked = int(trainer.strategy.reduce(flag, reduce_op="max"))  # type: ignore[arg-type]
+        return asked
+
+    @override
+    def on_save_checkpoint(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: ClassificationModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[PROGRESS] = {
+            "history": self.history,
+            "seconds": self.seconds,
+            "sums_epoch": pl_module.sums_epoch,
+            "train_sums": pl_module.over_all_processes(pl_module.train_sums),
+        }
+
+    @override
+    def on_load_checkpoint(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: ClassificationModule, checkpoint: dict[str, Any]
+    ) -> None:
+        progress = checkpoint[PROGRESS]
+        self.history = progress["history"]
+        self.seconds = progress["seconds"]
+        pl_module.sums_epoch = progress["sums_epoch"]
+        if trainer.is_global_zero:  # they are every process's sums already
+            pl_module.train_sums.copy_(progress["train_sums"])

@@ -1,0 +1,203 @@
+"""The directory of a run: its files and how they are named.
+
+config.yaml, metrics.csv, metrics.jsonl, last.ckpt, best.ckpt, curves.svg, confusion.png,
+confusions.csv, summary.json, summary.md. Whatever is written again during a run replaces its
+predecessor in one step, so a reader or a crash never meets half a file.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from covpool.train.config import RunConfig
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths and writers of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> Self:
+        """A new directory with the resolved configuration in it.
+
+        Raises:
+            ValueError: it exists and holds something.
+        """
+        refuse_existing(path)
+        path.mkdir(parents=True, exist_ok=True)
+        directory = cls(path)
+        directory.write_config(config)
+        return directory
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The directory of an earlier run.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not path.is_dir():
+            raise ValueError(f"no run directory {path}")
+        if not (path / "config.yaml").is_file():
+            raise ValueError(f"{path} is not a run directory: it has no config.yaml")
+        return cls(path)
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.path / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The weights of the epoch with the highest test top-1."""
+        return self.path / "best.ckpt"
+
+    def read_config(self) -> RunConfig:
+        """The run's configuration.
+
+        Raises:
+            ValueError: config.yaml cannot be read, or is of another version.
+        """
+        file = self.path / "config.yaml"
+        try:
+            return RunConfig.from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is not a readable configuration: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write config.yaml."""
+        replace_text(
+            self.path / "config.yaml",
+            yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True),
+        )
+
+    def write_metrics(self, history: Sequence[Row]) -> None:
+        """Write metrics.csv and metrics.jsonl, a row for each epoch."""
+        replace_text(self.path / "metrics.csv", csv_text(history))
+        lines = "".join(json.dumps(row) + "\n" for row in history)
+        replace_text(self.path / "metrics.jsonl", lines)
+
+    def read_metrics(self) -> list[Row]:
+        """The rows of the epochs so far; none before the first has ended."""
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            return []
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+    def write_confusions(self, confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
+        """Write confusions.csv: which class was called which other one, most frequent first."""
+        rows = [
+            {
+                "class": classes[true],
+                "called": classes[called],
+                "images": count,
+                "share": round(count / sum(row), 4),
+            }
+            for true, row in enumerate(confusion)
+            for called, count in enumerate(row)
+            if count and called != true
+        ]
+        rows.sort(key=lambda row: -row["images"])
+        header = ("class", "called", "images", "share")
+        replace_text(self.path / "confusions.csv", csv_text(rows, header))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json and, for people, summary.md."""
+        replace_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        replace_text(self.path / "summary.md", summary_markdown(summary))
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """The summary, or None where the run has not come to one."""
+        try:
+            return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise a ValueError where the path is taken by anything but an empty directory."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(
+            f"run directory {path} exists; go on with it by --resume {path}, or choose another "
+            "--output"
+        )
+
+
+def free_path(path: Path) -> Path:
+    """The path itself where nothing is there, else with the first free number from 2 appended."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+def best_row(history: Iterable[Row]) -> Row:
+    """The row of the highest test top-1, the earliest of equals."""
+    return max(history, key=lambda row: row["test_top1"])
+
+
+def summary_markdown(summary: Mapping[str, Any]) -> str:
+    """The summary as a short Markdown text."""
+    lines = [
+        f"# {summary['backbone']}, {summary['schedule']}, {summary['data']}",
+        "",
+        f"Status: {summary['status']}, {summary['epochs']} of {summary['epochs_planned']} epochs, "
+        f"{summary['seconds']:.0f} s of training, seed {summary['seed']}, "
+        f"{summary['parameters']:,} parameters, covpool {summary['covpool']}, "
+        f"torch {summary['torch']}.",
+    ]
+    if "reason" in summary:
+        lines += ["", summary["reason"]]
+    if "final" in summary:
+        lines += ["", "| test split | epoch | top-1 % | top-5 % | loss |", "|---|---|---|---|---|"]
+        for name in ("final", "best"):
+            row = summary[name]
+            lines.append(
+                f"| {name.capitalize()} | {row['epoch']} | {100 * row['test_top1']:.2f} "
+                f"| {100 * row['test_top5']:.2f} | {row['test_loss']:.4f} |"
+            )
+        lines += [
+            "",
+            "Final is the last epoch. Best is the epoch of the highest top-1 on the test split "
+            "itself, so it flatters.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], header: Sequence[str] | None = None) -> str:
+    """The rows as CSV with a header line."""
+    names = header or (list(rows[0]) if rows else [])
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file by way of a neighbour that takes its place."""
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a neighbouring file, then put it in the path's place."""
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

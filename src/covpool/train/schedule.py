@@ -1,0 +1,93 @@
+"""Which pooling method trains in which epoch: one method, or the hybrid protocol's switches."""
+
+from dataclasses import dataclass
+
+from covpool.linalg.methods import Method, get_method
+from covpool.pooling import check_pooling
+from covpool.train.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class MethodSchedule:
+    """Switches (first epoch, pooling's name, row or None for gap), rising from epoch 0."""
+
+    switches: tuple[tuple[int, str, Method | None], ...]
+
+    def name_at(self, epoch: int) -> str:
+        """The name of the pooling that trains in that epoch."""
+        return self._at(epoch)[1]
+
+    def method_at(self, epoch: int) -> Method | None:
+        """The method that trains in that epoch, with its constants; None for gap."""
+        return self._at(epoch)[2]
+
+    def _at(self, epoch: int) -> tuple[int, str, Method | None]:
+        return [switch for switch in self.switches if switch[0] <= epoch][-1]
+
+    @property
+    def label(self) -> str:
+        """The poolings' names in order, for file names."""
+        return "+".join(name for _, name, _ in self.switches)
+
+    def __str__(self) -> str:
+        if len(self.switches) == 1:
+            return self.switches[0][1]
+        return ",".join(f"{epoch}:{name}" for epoch, name, _ in self.switches)
+
+
+def method_schedule(config: ModelConfig) -> MethodSchedule:
+    """The schedule of a configuration, every name and constant checked.
+
+    A constant goes to each method of the schedule that has one of its name.
+
+    Raises:
+        ValueError: an unknown pooling or constant, a schedule that cannot be read or does not
+            rise, a first entry that contradicts `method`, or gap beside another method.
+    """
+    names = _switches(config)
+    if any(name == "gap" for _, name in names) and len(names) > 1:
+        raise ValueError(
+            f"model.schedule {config.schedule!r} switches between gap and a covariance method, "
+            "whose classifiers differ; switch between covariance methods"
+        )
+    rows = {name: None if name == "gap" else get_method(name) for _, name in names}
+    for constant in config.constants:
+        owners = [row for row in rows.values() if row is not None and constant in row.constants]
+        if not owners:
+            known = sorted({key for row in rows.values() if row for key in row.constants})
+            raise ValueError(
+                f"model.constants.{constant}: {', '.join(rows)} has no such constant; "
+                f"its constants: {', '.join(known) or 'none'}"
+            )
+    with_constants = {
+        name: row
+        and row.replace(**{k: v for k, v in config.constants.items() if k in row.constants})
+        for name, row in rows.items()
+    }
+    return MethodSchedule(tuple((epoch, name, with_constants[name]) for epoch, name in names))
+
+
+def _switches(config: ModelConfig) -> list[tuple[int, str]]:
+    check_pooling(config.method)
+    if config.schedule is None:
+        return [(0, config.method)]
+    entries = []
+    for text in config.schedule.split(","):
+        epoch, colon, name = text.strip().partition(":")
+        if not colon or not epoch.strip().isdecimal():
+            raise ValueError(
+                f"model.schedule {config.schedule!r}: cannot read {text!r}; write "
+                "epoch:method,epoch:method, as in 0:isqrt-cov,20:svd-pade"
+            )
+        entries.append((int(epoch), check_pooling(name.strip())))
+    epochs = [epoch for epoch, _ in entries]
+    if epochs != sorted(set(epochs)):
+        raise ValueError(f"model.schedule {config.schedule!r}: epochs must rise")
+    if epochs[0] > 0:
+        entries.insert(0, (0, config.method))
+    elif entries[0][1] != config.method and config.method != ModelConfig.method:
+        raise ValueError(
+            f"model.schedule {config.schedule!r} begins with {entries[0][1]!r} but model.method is "
+            f"{config.method!r}; give one of the two"
+        )
+    return entries
