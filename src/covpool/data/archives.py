@@ -24,7 +24,7 @@ class ArchiveContents:
 
 
 def embedded_typefaces() -> Path:
-    """The embedded data set: 24 typefaces, 80 training and 60 test patches of text of each."""
+    """The embedded data set: 24 typefaces, 80 training and 80 test patches of text of each."""
     return Path(str(resources.files("covpool.data") / "typefaces" / "typefaces.npz"))
 
 
