@@ -11,7 +11,7 @@ L alone. Their arguments are shared:
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -35,11 +35,21 @@ class Loewner(NamedTuple):
 class Forward(Protocol):
     """A forward algorithm: what it makes of each eigenvalue."""
 
+    @property
+    def title(self) -> str:
+        """A few words for tables."""
+        ...
+
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor: ...
 
 
 class Gradient(Protocol):
     """A gradient rule."""
+
+    @property
+    def title(self) -> str:
+        """A few words for tables."""
+        ...
 
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner: ...
 
@@ -70,6 +80,8 @@ def _assemble(diagonal_source: Tensor, off_diagonal: Tensor, keep: Tensor) -> Lo
 class Eigendecomposition:
     """f(λ) of every eigenvalue, to the last digits that the decomposition has."""
 
+    title: ClassVar[str] = "eigendecomposition"
+
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
         return function.value(eigenvalues)
 
@@ -82,6 +94,8 @@ class DividedDifferences:
     of two zero eigenvalues get 0, so the gradient is exact along every change that keeps the rank,
     which is what any change of the features behind a covariance of deficient rank does.
     """
+
+    title: ClassVar[str] = "exact"
 
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
         pairs = _pairs(eigenvalues)
@@ -101,6 +115,10 @@ class Pairwise:
     """
 
     kernel: Kernel
+
+    @property
+    def title(self) -> str:
+        return self.kernel.title
 
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
         pairs = _pairs(eigenvalues)
@@ -122,6 +140,8 @@ class TopN:
     the gradient is not that of the truncated root: it lacks the pairs of kept and discarded
     eigenvectors. Where λN = λ(N+1) the choice within the tie is the decomposition's.
     """
+
+    title: ClassVar[str] = "N largest eigenvalues"
 
     kept_fraction: float = 206 / 256
     """N as a share of the matrix's size; the paper keeps 206 of 256."""
@@ -164,6 +184,8 @@ class NewtonSchulz:
     (uv)[a, b] = (u(a) + u(b))/2 · v[a, b] + u[a, b] · (v(a) + v(b))/2: O(n²) an iteration.
     The zero matrix gives zero, with zero gradient.
     """
+
+    title: ClassVar[str] = "Newton-Schulz"
 
     iterations: int = 5
     """Steps of the iteration; iSQRT-COV takes 5, SVD-Newton the gradient of 10."""

@@ -24,6 +24,9 @@ from covpool.linalg.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
 class Kernel(ABC):
     """A finite stand-in for 1/(λi − λj)."""
 
+    title: ClassVar[str]
+    """A few words for tables."""
+
     exact_second_order: ClassVar[bool] = False
     """Whether the kernel's own derivative is that of the true eigenvectors' derivative."""
 
@@ -74,6 +77,7 @@ class Difference(Kernel):
     one sample's gradient depend on another's.
     """
 
+    title: ClassVar[str] = "1/(λi − λj)"
     exact_second_order: ClassVar[bool] = True
 
     def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,6 +100,8 @@ class Truncated(Kernel):
     Biased only where |λi − λj| < 1/limit. The limit has the unit of 1/λ: it does not scale with
     the matrix.
     """
+
+    title: ClassVar[str] = "1/(λi − λj), clipped"
 
     limit: float = 1e10
     """T; the paper's 1e10."""
@@ -135,6 +141,8 @@ class Taylor(Kernel):
     opposite signs the polynomial converges as slowly where λj is close to −λi.
     """
 
+    title: ClassVar[str] = "Taylor polynomial"
+
     degree: int = 100
     """K; the paper's 100."""
 
@@ -164,6 +172,8 @@ class Pade(Kernel):
     `evaluation="coefficients"` evaluates P(x)/Q(x) in the tensor's precision, as the paper's code
     does; in float64 it is off by 0.3% where 1 − x = 1e-13 and by 24% where 1 − x = 1e-15.
     """
+
+    title: ClassVar[str] = "Padé approximant"
 
     evaluation: Literal["closed-form", "coefficients"] = "closed-form"
 
@@ -206,6 +216,8 @@ class PowerIteration(Kernel):
     degree steps − 1, but for one term, and it is not quite antisymmetric. At ties: steps/λi and
     −(steps − 1)/λi.
     """
+
+    title: ClassVar[str] = "power iteration"
 
     steps: int = 20
     """Power iterations; the paper's code takes 20, the original 9 or 19."""
