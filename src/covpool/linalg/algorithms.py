@@ -11,7 +11,7 @@ L alone. Their arguments are shared:
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -80,7 +80,9 @@ def _assemble(diagonal_source: Tensor, off_diagonal: Tensor, keep: Tensor) -> Lo
 class Eigendecomposition:
     """f(λ) of every eigenvalue, to the last digits that the decomposition has."""
 
-    title: ClassVar[str] = "eigendecomposition"
+    @property
+    def title(self) -> str:
+        return "eigendecomposition"
 
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
         return function.value(eigenvalues)
@@ -95,7 +97,9 @@ class DividedDifferences:
     which is what any change of the features behind a covariance of deficient rank does.
     """
 
-    title: ClassVar[str] = "exact"
+    @property
+    def title(self) -> str:
+        return "exact"
 
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
         pairs = _pairs(eigenvalues)
@@ -141,14 +145,16 @@ class TopN:
     eigenvectors. Where λN = λ(N+1) the choice within the tie is the decomposition's.
     """
 
-    title: ClassVar[str] = "N largest eigenvalues"
-
     kept_fraction: float = 206 / 256
     """N as a share of the matrix's size; the paper keeps 206 of 256."""
 
     def __post_init__(self) -> None:
         if not 0 < self.kept_fraction <= 1:
             raise ValueError(f"kept_fraction must lie in (0, 1], got {self.kept_fraction}")
+
+    @property
+    def title(self) -> str:
+        return "N largest eigenvalues"
 
     def _kept(self, eigenvalues: Tensor, size: int) -> Tensor:
         count = max(1, round(self.kept_fraction * size))
@@ -185,14 +191,16 @@ class NewtonSchulz:
     The zero matrix gives zero, with zero gradient.
     """
 
-    title: ClassVar[str] = "Newton-Schulz"
-
     iterations: int = 5
     """Steps of the iteration; iSQRT-COV takes 5, SVD-Newton the gradient of 10."""
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+
+    @property
+    def title(self) -> str:
+        return "Newton-Schulz"
 
     def matrix(self, covariance: Tensor) -> Tensor:
         """The iteration in matrix products, differentiable by autograd. (*, n, n) → (*, n, n)."""
