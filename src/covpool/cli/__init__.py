@@ -12,6 +12,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from covpool._version import __version__
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(command: Command, arguments: list[str]) -> int:
     try:
-        module = importlib.import_module(f"covpool.cli.{command.module}")
+        with _loading():
+            module = importlib.import_module(f"covpool.cli.{command.module}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("covpool"):
             raise
@@ -65,6 +67,15 @@ def _run(command: Command, arguments: list[str]) -> int:
             f"this command needs {error.name}; install it with: pip install 'covpool[train]'"
         ) from error
     return module.run(arguments)
+
+
+def _loading() -> AbstractContextManager[object]:
+    """Says on a terminal what the first seconds are spent on."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status("loading PyTorch and its libraries")
 
 
 def _parse(arguments: list[str]) -> tuple[str | None, list[str]]:

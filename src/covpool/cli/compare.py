@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from covpool.cli.parsing import RunParser, users_input
+from covpool.cli.parsing import FileProgress, RunParser, checking_files, users_input
 from covpool.pooling import check_pooling
 from covpool.train import compare, engine
 from covpool.train.config import ModelConfig, RunConfig
@@ -23,8 +23,8 @@ METHODS = "gap,isqrt-cov,svd-pade,exact"
 
 def run(arguments: list[str]) -> int:
     """Run or continue the grid, print its table, and return the exit status."""
-    with users_input():
-        config, cells, jobs, folder = _prepare(arguments)
+    with users_input(), checking_files() as progress:
+        config, cells, jobs, folder = _prepare(arguments, progress)
     console = Console(highlight=False, soft_wrap=True)
     methods = len({cell.method for cell in cells})
     console.print(
@@ -44,7 +44,9 @@ def run(arguments: list[str]) -> int:
     return 1 if comparison.problems else 0
 
 
-def _prepare(arguments: list[str]) -> tuple[RunConfig, list[compare.Cell], int, Path]:
+def _prepare(
+    arguments: list[str], progress: FileProgress
+) -> tuple[RunConfig, list[compare.Cell], int, Path]:
     parser = RunParser(
         "compare",
         "Train each pooling method with each seed, and tabulate top-1. The same command again "
@@ -74,7 +76,7 @@ def _prepare(arguments: list[str]) -> tuple[RunConfig, list[compare.Cell], int, 
             "is compared"
         )
     # Opening the images and building one model now meets every mistake before the long part.
-    job = engine.prepare(config)
+    job = engine.prepare(config, progress=progress)
     folder = own.output or Path("runs") / f"compare-{job.splits.name}-{config.model.backbone}"
     cells = compare.make_grid(config, methods, own.seeds, folder, own.jobs)
     for cell in cells:

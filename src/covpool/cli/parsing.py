@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,20 @@ def users_input() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
+
+
+FileProgress = Callable[[int, int], None]
+"""Called with (files checked, files in all)."""
+
+
+@contextmanager
+def checking_files() -> Iterator[FileProgress]:
+    """Shows how the check of image files goes on, where standard error is a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("opening the images and building the model") as status:
+        yield lambda done, total: status.update(f"checking image files: {done:,} of {total:,}")
 
 
 class RunParser:

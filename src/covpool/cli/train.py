@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from covpool.cli.parsing import RunParser, users_input
+from covpool.cli import UserError
+from covpool.cli.parsing import FileProgress, RunParser, checking_files, users_input
+from covpool.data import DataError
 from covpool.train import engine
 from covpool.train.interruption import Interrupted
 from covpool.train.module import TrainingDiverged
@@ -28,12 +30,10 @@ RESUMABLE = (
 
 def run(arguments: list[str]) -> int:
     """Train, and return the exit status."""
-    with users_input():
-        job, directory, resume = _prepare(arguments)
+    with users_input(), checking_files() as progress:
+        job, directory, resume = _prepare(arguments, progress)
     speaks = engine.main_process()
     if speaks:
-        if resume and not directory.last.is_file():
-            print(f"no checkpoint yet in {directory.path}: starting from the beginning")
         print(job.describe())
         print(f"{'going on in' if resume else 'writing to'} {directory.path}", flush=True)
     go_on = f"covpool train --resume {directory.path}"
@@ -43,6 +43,8 @@ def run(arguments: list[str]) -> int:
         if speaks:
             print(f"covpool: interrupted; go on with: {go_on}", file=sys.stderr)
         return 128 + error.signal_number
+    except DataError as error:
+        raise UserError(f"{error}; then go on with: {go_on}") from error
     except TrainingDiverged as error:
         kept = "last.ckpt holds the last good state; " if directory.last.is_file() else ""
         print(
@@ -62,15 +64,15 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _prepare(arguments: list[str]) -> tuple[engine.Job, RunDirectory, bool]:
+def _prepare(arguments: list[str], progress: FileProgress) -> tuple[engine.Job, RunDirectory, bool]:
     config, own = _parser().parse(arguments)
     if own.resume is not None:
-        return _prepare_resume(arguments, own)
+        return _prepare_resume(arguments, own, progress)
     engine.check_names(config)
     main_process = engine.main_process()
     if own.output is not None and main_process:
         refuse_existing(own.output)
-    job = engine.prepare(config)
+    job = engine.prepare(config, progress=progress)
     label = f"{job.splits.name}-{config.model.backbone}-{job.schedule.label}"
     path = own.output or free_path(RUNS / label)
     # The other processes are given rank 0's directory when training begins.
@@ -78,7 +80,9 @@ def _prepare(arguments: list[str]) -> tuple[engine.Job, RunDirectory, bool]:
     return job, directory, False
 
 
-def _prepare_resume(arguments: list[str], own: Any) -> tuple[engine.Job, RunDirectory, bool]:
+def _prepare_resume(
+    arguments: list[str], own: Any, progress: FileProgress
+) -> tuple[engine.Job, RunDirectory, bool]:
     if own.output is not None:
         raise ValueError(
             f"--output {own.output} and --resume {own.resume} exclude each other: a resumed run "
@@ -86,9 +90,11 @@ def _prepare_resume(arguments: list[str], own: Any) -> tuple[engine.Job, RunDire
         )
     directory = RunDirectory.open(own.resume)
     config, _ = _parser(allowed=RESUMABLE, defaults=directory.read_config()).parse(arguments)
-    job, resume = engine.prepare_resume(config, directory)
+    job, resume = engine.prepare_resume(config, directory, progress=progress)
     if engine.main_process():
         directory.write_config(config)
+        if not resume:
+            print(f"no checkpoint yet in {directory.path}: starting from the beginning")
     return job, directory, resume
 
 

@@ -20,7 +20,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
 
 import covpool
-from covpool.data import ImageSplits, Preprocessing, load_image, open_images
+from covpool.data import DataError, ImageSplits, Preprocessing, load_image, open_images
 from covpool.models import CovPoolModel, check_backbone, create_model
 from covpool.pooling import VECTOR_LAYOUT
 from covpool.train.checkpoint import METADATA, AtomicCheckpointIO, load_weights, read_checkpoint
@@ -154,26 +154,27 @@ def build_model(
     """
     choice = config.model
     torch.manual_seed(combine_seeds(config.train.seed))
-    model = create_model(
-        choice.backbone,
-        classes,
-        method=schedule.method_at(0) or "gap",
-        pretrained=pretrained,
-        reduced_channels=choice.reduced_channels,
-        last_stride=choice.last_stride,
-        in_chans=channels,
-        image_size=image_size,
-        drop_rate=choice.drop_rate,
-        **choice.backbone_options,
-    )
-    with torch.no_grad():
-        try:
+    try:
+        model = create_model(
+            choice.backbone,
+            classes,
+            method=schedule.method_at(0) or "gap",
+            pretrained=pretrained,
+            reduced_channels=choice.reduced_channels,
+            last_stride=choice.last_stride,
+            in_chans=channels,
+            image_size=image_size,
+            drop_rate=choice.drop_rate,
+            **choice.backbone_options,
+        )
+        with torch.no_grad():
             model.eval()(torch.zeros(2, channels, image_size, image_size))
-        except RuntimeError as error:
-            raise ValueError(
-                f"backbone {choice.backbone!r} cannot take {image_size}×{image_size} images: "
-                f"{error}; choose another data.image_size"
-            ) from error
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"backbone {choice.backbone!r} with options {choice.backbone_options} cannot take "
+            f"{image_size}×{image_size} images ({error}); choose another data.image_size, backbone "
+            "or options"
+        ) from error
     return model.train()
 
 
@@ -231,6 +232,7 @@ def train(job: Job, directory: RunDirectory, *, resume: bool = False, report: bo
     Raises:
         Interrupted: SIGINT or SIGTERM; last.ckpt is saved.
         TrainingDiverged: the loss ceased to be finite; last.ckpt is the last good state.
+        DataError: an image could not be read; last.ckpt is the state before it.
     """
     config = job.config
     module = job.module()
@@ -250,6 +252,9 @@ def train(job: Job, directory: RunDirectory, *, resume: bool = False, report: bo
         except Interrupted as error:
             summary = {"status": "interrupted", "reason": str(error)}
             raise
+        except DataError as error:
+            summary = {"status": "failed", "reason": plain_message(error)}
+            raise DataError(summary["reason"]) from error
         except TrainingDiverged as error:
             summary = {"status": "diverged", "reason": f"Training diverged in {error}."}
             raise
@@ -264,6 +269,11 @@ def train(job: Job, directory: RunDirectory, *, resume: bool = False, report: bo
                 directory.write_summary(summary)
                 write_pictures(job, module, recorder, directory)
     return summary
+
+
+def plain_message(error: DataError) -> str:
+    """Its message alone: one from a loader's process comes as a text that holds its traceback."""
+    return str(error).strip().splitlines()[-1].rpartition(f"{DataError.__name__}: ")[2]
 
 
 def summarise(job: Job, recorder: Recorder) -> dict[str, Any]:

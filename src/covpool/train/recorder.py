@@ -4,9 +4,10 @@ import time
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from covpool.data import DataError
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.module import ClassificationModule
 from covpool.train.progress import ProgressReport
@@ -97,6 +98,14 @@ class Recorder(Callback):
         if stop and row["epoch"] < epochs:
             raise Interrupted(stop)
         self.began = time.monotonic()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        # An image that cannot be read stops the run between two steps: nothing need be lost.
+        if isinstance(exception, DataError) and trainer.training and trainer.global_step:
+            trainer.save_checkpoint(self.directory.last)
 
     def _row(self, trainer: Trainer, module: ClassificationModule) -> Row:
         epoch = module.epoch - 1

@@ -70,8 +70,8 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
 class EvaluationBatchSampler(Sampler[list[int]]):
     """Batches of indices that cover each image once over all processes: nothing is padded.
 
-    Every process has the same number of batches, as collective communication needs; their sizes
-    differ by at most one.
+    Every process has the same number of batches, as collective communication needs, of about
+    `batch_size` images over all processes; none is empty.
 
     Raises:
         ValueError: fewer images than processes.
@@ -80,8 +80,8 @@ class EvaluationBatchSampler(Sampler[list[int]]):
     def __init__(self, size: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
         if size < world:
             raise ValueError(f"{size} test images are too few for {world} processes")
-        largest_share = -(-size // world)
-        batches = -(-largest_share // max(1, batch_size // world))
+        smallest_share, largest_share = size // world, -(-size // world)
+        batches = min(smallest_share, -(-largest_share // max(1, batch_size // world)))
         mine = torch.arange(rank, size, world)
         self.batches: list[list[int]] = [part.tolist() for part in mine.tensor_split(batches)]
 

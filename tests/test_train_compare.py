@@ -1,0 +1,184 @@
+"""The grid of methods and seeds: runs, resumption, table."""
+
+import json
+import os
+import signal
+
+import pytest
+from scipy import stats
+
+from covpool.cli import main
+from covpool.train import compare
+from covpool.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from covpool.train.run_directory import RunDirectory
+from tiny_images import OPTIONS, make_tiny_images
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return str(make_tiny_images(tmp_path_factory.mktemp("data") / "textures"))
+
+
+@pytest.fixture(scope="module")
+def folder(images, tmp_path_factory):
+    path = tmp_path_factory.mktemp("comparisons") / "comparison"
+    options = ["--methods", "gap,exact", "--seeds", "2", "--jobs", "2", "--output", str(path)]
+    assert main(["compare", "--data.root", images, *options, *OPTIONS]) == 0
+    return path
+
+
+def test_each_cell_is_a_run_of_its_method_and_seed(folder):
+    for method in ("gap", "exact"):
+        for seed in (0, 1):
+            directory = RunDirectory.open(folder / f"{method}-seed{seed}")
+            config = directory.read_config()
+            assert (config.model.method, config.train.seed) == (method, seed)
+            summary = directory.read_summary()
+            assert summary is not None
+            assert summary["status"] == "finished"
+            assert summary["final"]["method"] == method
+
+
+def test_the_table_follows_from_the_runs(folder):
+    content = json.loads((folder / "comparison.json").read_text())
+    assert [row["method"] for row in content["table"]] == ["gap", "exact"]
+    assert content["problems"] == []
+    for name in ("final", "best"):
+        top1 = {
+            method: [
+                100 * json.loads(path.read_text())[name]["test_top1"]
+                for path in sorted(folder.glob(f"{method}-seed*/summary.json"))
+            ]
+            for method in ("gap", "exact")
+        }
+        for row in content["table"]:
+            values = top1[row["method"]]
+            assert row[f"{name}_mean"] == pytest.approx(sum(values) / 2)
+            assert row[f"{name}_deviation"] == pytest.approx(stats.tstd(values), abs=1e-12)
+        difference = content["table"][1][f"{name}_difference"]
+        assert difference == pytest.approx(sum(top1["exact"]) / 2 - sum(top1["gap"]) / 2)
+    text = (folder / "comparison.md").read_text()
+    assert all(" ".join(compare.cells_of_row(row)[:1]) in text for row in content["table"])
+    assert (folder / "comparison.csv").read_text().count("\n") == 3
+
+
+def test_the_same_command_repeats_nothing(folder, images, capsys):
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/last.ckpt")}
+    options = ["--methods", "gap,exact", "--seeds", "2", "--output", str(folder)]
+    assert main(["compare", "--data.root", images, *options, *OPTIONS]) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/last.ckpt")} == before
+    out = capsys.readouterr().out
+    assert "| gap | 2/2 |" in out
+    assert "[1/4]" not in out
+
+
+def test_other_options_are_refused(folder, images, capsys):
+    options = ["--methods", "gap,exact", "--output", str(folder), *OPTIONS, "--train.epochs", "5"]
+    assert main(["compare", "--data.root", images, *options]) == 2
+    error = capsys.readouterr().err
+    assert "train.epochs 2, not 5" in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_directory_is_not_taken_for_a_comparison(folder, images, capsys):
+    options = ["--methods", "gap", "--output", str(folder / "gap-seed0"), *OPTIONS]
+    assert main(["compare", "--data.root", images, *options]) == 2
+    assert "is not a comparison" in capsys.readouterr().err
+
+
+def make_cells(images, folder, methods=("gap", "exact"), seeds=2, **optim):
+    config = RunConfig(
+        data=DataConfig(root=images, image_size=16, batch_size=8),
+        model=ModelConfig(backbone_options={"width": 8}),
+        optim=OptimConfig(**optim),
+        train=TrainConfig(epochs=2, threads=1, accelerator="cpu"),
+    )
+    return compare.make_grid(config, methods, seeds, folder, jobs=1)
+
+
+def test_the_grid_divides_the_cores_among_the_jobs(images, tmp_path):
+    config = RunConfig()
+    for jobs in (1, 1000):
+        cell = compare.make_grid(config, ["gap"], 1, tmp_path, jobs)[0]
+        assert cell.config.train.threads == max(1, compare.available_cores() // jobs)
+
+
+def test_the_grid_goes_seed_by_seed(images, tmp_path):
+    names = [cell.name for cell in make_cells(images, tmp_path)]
+    assert names == ["gap seed 0", "exact seed 0", "gap seed 1", "exact seed 1"]
+
+
+def test_an_interrupted_cell_goes_on(images, tmp_path, monkeypatch):
+    from covpool.train.interruption import Interrupted
+    from covpool.train.recorder import Recorder
+
+    cell = make_cells(images, tmp_path)[1]
+    original = Recorder.on_train_batch_end
+
+    def hook(self, trainer, module, *rest):
+        if module.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer, module, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "on_train_batch_end", hook)
+        with pytest.raises(Interrupted):
+            compare.run_cell(cell)
+    assert cell.summary()["status"] == "interrupted"
+    assert not cell.settled()
+    assert cell.epochs_done() == 1
+    compare.run_cell(cell)
+    assert cell.settled()
+    assert [row["epoch"] for row in RunDirectory(cell.path).read_metrics()] == [1, 2]
+
+
+def test_diverged_and_failed_cells_are_told_and_not_averaged(images, tmp_path, folder):
+    wild = make_cells(images, tmp_path, methods=["exact"], learning_rate=1e30)[0]
+    compare.run_cell(wild)
+    assert wild.summary()["status"] == "diverged"
+    assert wild.settled()
+
+    cells = make_cells(images, folder)
+    replaced = [wild if cell.name == wild.name else cell for cell in cells]
+    missing = make_cells(images, tmp_path, methods=["svd"])
+    comparison = compare.tabulate([*replaced, *missing], {"svd seed 0": "OSError: disk full"})
+    rows = {row["method"]: row for row in comparison.rows}
+    assert (rows["gap"]["runs"], rows["exact"]["runs"], rows["svd"]["runs"]) == (2, 1, 0)
+    kept = next(cell for cell in cells if cell.name == "exact seed 1").summary()
+    assert rows["exact"]["final_mean"] == pytest.approx(100 * kept["final"]["test_top1"])
+    assert rows["exact"]["final_deviation"] is None
+    assert rows["svd"]["final_mean"] is None
+    told = "\n".join(comparison.problems)
+    assert "exact seed 0: diverged; Training diverged in epoch 1" in told
+    assert "svd seed 0: missing; OSError: disk full" in told
+    assert "svd seed 1: missing; it has not run" in told
+    assert compare.cells_of_row(rows["exact"])[1] == "1/2"
+    assert compare.cells_of_row(rows["svd"])[2:] == ("-", "-", "-", "-")
+
+
+def die(cell):
+    os._exit(1)
+
+
+def test_a_process_that_dies_fails_its_cell_alone(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run_cell", die)
+    cells = make_cells(images, tmp_path, methods=["gap"])
+    ended = []
+    failures = compare.run_grid(cells, 1, lambda state, cell: ended.append(cell))
+    assert list(failures) == ["gap seed 0", "gap seed 1"]
+    assert all("died" in reason for reason in failures.values())
+    assert [cell.name for cell in ended if cell] == list(failures)
+
+
+def test_the_interval_is_students(images):
+    values = [1.5, 2.5, 0.5, 3.0, 1.0]
+    mean, low, high = compare.mean_and_interval(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean == pytest.approx(1.7)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+
+
+def test_few_values_have_no_deviation_and_no_interval():
+    assert compare.mean_and_deviation([]) == (None, None)
+    assert compare.mean_and_deviation([2.0]) == (2.0, None)
+    assert compare.mean_and_interval([2.0]) == (2.0, None, None)

@@ -1,0 +1,121 @@
+"""Configuration, schedules of methods, course of the learning rate."""
+
+import dataclasses
+
+import pytest
+
+from covpool.train.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
+from covpool.train.module import learning_rate_factor
+from covpool.train.schedule import method_schedule
+
+
+def test_a_configuration_survives_plain_dictionaries():
+    config = RunConfig(
+        model=ModelConfig(method="svd-taylor", constants={"degree": 7}),
+        optim=OptimConfig(milestones=(3, 5)),
+        train=TrainConfig(seed=3),
+    )
+    assert RunConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "key"), [({"modle": {}}, "'modle'"), ({"model": {"metod": "gap"}}, "model.metod")]
+)
+def test_a_dictionary_of_another_version_is_refused(values, key):
+    with pytest.raises(ValueError, match=key):
+        RunConfig.from_dict(values)
+
+
+OUT_OF_RANGE = {
+    ModelConfig: {"reduced_channels": 0, "last_stride": 3, "drop_rate": 1.0},
+    OptimConfig: {
+        "learning_rate": 0.0,
+        "momentum": 1.0,
+        "weight_decay": -1.0,
+        "milestones": (3, 2),
+        "factor": 0.0,
+        "warmup_epochs": -1.0,
+        "clip_norm": 0.0,
+        "classifier_multiplier": 0.0,
+        "label_smoothing": 1.0,
+    },
+    TrainConfig: {
+        "epochs": 0,
+        "seed": -1,
+        "devices": 0,
+        "nodes": 0,
+        "threads": 0,
+        "checkpoint_steps": -1,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (owner, name, value)
+        for owner, pairs in OUT_OF_RANGE.items()
+        for name, value in pairs.items()
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(owner, name, value):
+    with pytest.raises(ValueError, match=rf"\.{name} must be .*not"):
+        owner(**{name: value})
+
+
+def test_options_that_exclude_each_other():
+    with pytest.raises(ValueError, match=r"milestones.*cosine"):
+        OptimConfig(decay="cosine", milestones=(2,))
+    with pytest.raises(ValueError, match="nesterov"):
+        OptimConfig(nesterov=True, momentum=0.0)
+
+
+def test_one_method_is_a_schedule_too():
+    schedule = method_schedule(ModelConfig(method="svd-taylor", constants={"degree": 7}))
+    method = schedule.method_at(1000)
+    assert method is not None
+    assert (method.name, method.constants) == ("svd-taylor", {"degree": 7})
+    assert str(schedule) == "svd-taylor"
+
+
+@pytest.mark.parametrize("text", ["0:isqrt-cov, 20:svd-pade", "20:svd-pade"])
+def test_a_schedule_switches_at_its_epochs(text):
+    schedule = method_schedule(ModelConfig(method="isqrt-cov", schedule=text))
+    names = [schedule.name_at(epoch) for epoch in (0, 19, 20, 21)]
+    assert names == ["isqrt-cov", "isqrt-cov", "svd-pade", "svd-pade"]
+    assert str(schedule) == "0:isqrt-cov,20:svd-pade"
+
+
+def test_constants_go_to_the_methods_that_have_them():
+    config = ModelConfig(schedule="0:isqrt-cov,5:svd-taylor", constants={"degree": 7})
+    schedule = method_schedule(config)
+    first, second = schedule.method_at(0), schedule.method_at(5)
+    assert first is not None
+    assert second is not None
+    assert "degree" not in first.constants
+    assert second.constants["degree"] == 7
+
+
+def test_gap_has_no_method():
+    assert method_schedule(ModelConfig(method="gap")).method_at(0) is None
+
+
+def test_step_decay_multiplies_from_each_milestone():
+    config = OptimConfig(milestones=(2, 4), factor=0.1)
+    factors = [learning_rate_factor(config, epoch, 6) for epoch in (0, 1.99, 2, 3.9, 4, 6)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_cosine_decay_falls_from_one_to_zero():
+    config = OptimConfig(decay="cosine")
+    factors = [learning_rate_factor(config, epoch, 10) for epoch in (0, 5, 10)]
+    assert factors == pytest.approx([1, 0.5, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize("decay", ["step", "cosine"])
+def test_warm_up_rises_to_the_full_rate(decay):
+    config = dataclasses.replace(OptimConfig(warmup_epochs=2), decay=decay)
+    factors = [learning_rate_factor(config, epoch, 10) for epoch in (0, 1, 2)]
+    assert 0 < factors[0] < 0.001
+    assert factors[1] == pytest.approx(0.5, abs=0.001)
+    assert factors[2] == pytest.approx(1)

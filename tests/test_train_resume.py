@@ -1,0 +1,189 @@
+"""A run that was stopped and resumed ends as the run that was not: bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from covpool.cli import main
+from covpool.data import DataError, Images
+from covpool.train.recorder import PROGRESS, Recorder
+from covpool.train.sampling import TrainBatchSampler
+from tiny_images import OPTIONS, make_tiny_images
+
+RUN = [
+    *OPTIONS,
+    *("--train.epochs", "3"),
+    *("--model.drop_rate", "0.2"),
+    *("--model.schedule", "0:isqrt-cov,1:svd-pade"),
+    *("--optim.warmup_epochs", "0.5"),
+    *("--optim.milestones", "[2]"),
+    *("--optim.clip_norm", "1"),
+]
+"""Three epochs of 3 steps with everything that is random or changes on the way."""
+
+CLOCK = ("seconds", "test_seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return str(make_tiny_images(tmp_path_factory.mktemp("images")))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(images, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["train", "--data.root", images, "--output", str(path), *RUN]) == 0
+    return load(path)
+
+
+def load(path):
+    return torch.load(path / "last.ckpt", weights_only=True)
+
+
+def assert_same(checkpoint, reference):
+    assert checkpoint["global_step"] == reference["global_step"] == 9
+    for key, value in reference["state_dict"].items():
+        assert torch.equal(checkpoint["state_dict"][key], value), key
+    momenta = [c["optimizer_states"][0]["state"] for c in (checkpoint, reference)]
+    for index, state in momenta[1].items():
+        assert torch.equal(momenta[0][index]["momentum_buffer"], state["momentum_buffer"])
+    histories = [
+        [{k: v for k, v in row.items() if k not in CLOCK} for row in c[PROGRESS]["history"]]
+        for c in (checkpoint, reference)
+    ]
+    assert histories[0] == histories[1]
+
+
+def interrupt_at(steps, monkeypatch):
+    """Send this process SIGINT, as Ctrl-C does, when a step of those is being finished."""
+    left, original = set(steps), Recorder.on_train_batch_end
+
+    def hook(self, trainer, module, *rest):
+        if module.global_step in left:
+            left.remove(module.global_step)
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, trainer, module, *rest)
+
+    monkeypatch.setattr(Recorder, "on_train_batch_end", hook)
+
+
+@pytest.mark.parametrize(
+    ("steps", "workers"), [((1, 2), 0), ((5, 7), 0), ((3, 6), 0), ((4,), 2), ((6,), 2)]
+)
+def test_resumed_equals_uninterrupted(
+    steps, workers, images, uninterrupted, tmp_path, monkeypatch, capsys
+):
+    interrupt_at(steps, monkeypatch)
+    path = tmp_path / "run"
+    options = ["--data.workers", str(workers), *RUN]
+    assert main(["train", "--data.root", images, "--output", str(path), *options]) == 130
+    assert f"covpool train --resume {path}" in capsys.readouterr().err
+    for _ in steps[1:]:
+        assert main(["train", "--resume", str(path)]) == 130
+    assert load(path)["global_step"] == steps[-1]
+    assert main(["train", "--resume", str(path)]) == 0
+    assert_same(load(path), uninterrupted)
+    methods = [row["method"] for row in load(path)[PROGRESS]["history"]]
+    assert methods == ["isqrt-cov", "svd-pade", "svd-pade"]
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint(
+    images, uninterrupted, tmp_path, monkeypatch
+):
+    path = tmp_path / "run"
+    original = Recorder.on_train_batch_end
+
+    class Killed(BaseException):
+        pass
+
+    def hook(self, trainer, module, *rest):
+        original(self, trainer, module, *rest)
+        if module.global_step == 5:
+            raise Killed
+
+    options = ["--train.checkpoint_steps", "2", *RUN]
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "on_train_batch_end", hook)
+        with pytest.raises(Killed):
+            main(["train", "--data.root", images, "--output", str(path), *options])
+    assert load(path)["global_step"] == 4
+    assert main(["train", "--resume", str(path)]) == 0
+    assert_same(load(path), uninterrupted)
+
+
+def test_a_run_without_a_checkpoint_begins_anew(images, uninterrupted, tmp_path, capsys):
+    path = tmp_path / "run"
+    assert main(["train", "--data.root", images, "--output", str(path), *RUN]) == 0
+    (path / "last.ckpt").unlink()
+    assert main(["train", "--resume", str(path)]) == 0
+    assert "starting from the beginning" in capsys.readouterr().out
+    assert_same(load(path), uninterrupted)
+
+
+def test_a_finished_run_can_be_made_longer(images, tmp_path, capsys):
+    path = tmp_path / "run"
+    assert main(["train", "--data.root", images, "--output", str(path), *OPTIONS]) == 0
+    assert main(["train", "--resume", str(path)]) == 2
+    assert "finished its 2 epochs" in capsys.readouterr().err
+    assert main(["train", "--resume", str(path), "--train.epochs", "3"]) == 0
+    assert [row["epoch"] for row in load(path)[PROGRESS]["history"]] == [1, 2, 3]
+
+
+def test_a_resumed_run_keeps_its_own_options(images, tmp_path, capsys):
+    path = tmp_path / "run"
+    assert main(["train", "--data.root", images, "--output", str(path), *OPTIONS]) == 0
+    assert main(["train", "--resume", str(path), "--model.method", "gap"]) == 2
+    error = capsys.readouterr().err
+    assert "--model.method cannot be changed" in error
+    assert "train.epochs" in error
+
+
+def test_an_image_damaged_in_mid_run_loses_nothing(
+    images, uninterrupted, tmp_path, monkeypatch, capsys
+):
+    path, original = tmp_path / "run", Images.__getitem__
+    second_epoch = list(TrainBatchSampler(27, 8, seed=0, step=lambda: 3))
+
+    def damaged(self, index):
+        if index == second_epoch[1][4]:
+            raise DataError("cannot read image a/b.png")
+        return original(self, index)
+
+    options = ["--data.workers", "1", *RUN]
+    with monkeypatch.context() as patch:
+        patch.setattr(Images, "__getitem__", damaged)
+        assert main(["train", "--data.root", images, "--output", str(path), *options]) == 2
+    error = capsys.readouterr().err
+    assert "covpool: error: cannot read image a/b.png" in error
+    assert error.count("\n") == 1
+    assert load(path)["global_step"] == 4
+    assert main(["train", "--resume", str(path)]) == 0
+    assert_same(load(path), uninterrupted)
+
+
+def test_ctrl_c_on_the_command_itself(images, tmp_path):
+    path = tmp_path / "run"
+    options = ["--output", str(path), "--data.workers", "1", *RUN, "--train.epochs", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "covpool.cli", "train", "--data.root", images, *options],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while not (path / "last.ckpt").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # the loader's processes get it too
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert error == f"covpool: interrupted; go on with: covpool train --resume {path}\n"
+    assert load(path)["global_step"] > 0
