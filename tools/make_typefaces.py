@@ -22,9 +22,13 @@ other versions of Pillow may move single grey levels. Besides NumPy and Pillow i
 Solid strokes of similar weight remain, so telling these designs apart is fine-grained work.
 
 **Images.** Each is a patch of 48x48 grey pixels from a page of pseudo-words in lower case, with
-capitals or all capitals: random size (letters 9 to 18 pixels high), slant of the page (rotation
+capitals or all capitals: random size (letters 10 to 19 pixels high, descenders included), slant of the page (rotation
 and shear), position, ink and paper (either may be the lighter), uneven light, blur and noise.
 Grey levels are rounded to 32 steps, which halves the file and adds less than the noise does.
+
+Letter size, blur and noise were set in three trials so that a small network with plain average
+pooling, the baseline, gets between half and two thirds of the test images right (57% after 12
+epochs, one seed); no covariance method had a part in it.
 
 **Splits.** A pseudo-word belongs to training or test by the parity of its SHA-256, so no word
 stands in both. Each image's text is kept beside it (`train_texts`, `test_texts`).
@@ -142,7 +146,7 @@ def draw_patch(path: Path, random: np.random.Generator, split: str) -> tuple[np.
     """One patch of text (SIZE, SIZE) uint8 and the text of its page."""
     patch = SIZE * SUPERSAMPLING
     page = round(1.6 * patch)
-    height = SUPERSAMPLING * np.exp(random.uniform(*np.log([9, 18])))
+    height = SUPERSAMPLING * np.exp(random.uniform(*np.log([10, 19])))
     font = sized_font(path, height)
     lines, pitch = set_page(font, pseudo_words(random, split), page)
 
@@ -161,7 +165,7 @@ def draw_patch(path: Path, random: np.random.Generator, split: str) -> tuple[np.
     (a, b), (d, e) = matrix
     affine = (a, b, offset[0], d, e, offset[1])
     ink = ink.transform((patch, patch), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
-    ink = ink.filter(ImageFilter.GaussianBlur(SUPERSAMPLING * random.uniform(0.1, 0.7)))
+    ink = ink.filter(ImageFilter.GaussianBlur(SUPERSAMPLING * random.uniform(0.1, 0.6)))
     ink = ink.resize((SIZE, SIZE), Image.Resampling.BOX)
     return photograph(np.asarray(ink) / 255, random), "\n".join(lines)
 
@@ -185,7 +189,7 @@ def photograph(ink: np.ndarray, random: np.random.Generator) -> np.ndarray:
     slope = across * np.cos(direction) + down * np.sin(direction)
     grey *= 1 + random.uniform(0, 0.35) * slope
 
-    grey += random.normal(0, random.uniform(3, 14), grey.shape)
+    grey += random.normal(0, random.uniform(3, 11), grey.shape)
     return (np.clip(np.round(grey / GREY_STEP), 0, 255 // GREY_STEP) * GREY_STEP).astype(np.uint8)
 
 
