@@ -22,8 +22,9 @@ other versions of Pillow may move single grey levels. Besides NumPy and Pillow i
 Solid strokes of similar weight remain, so telling these designs apart is fine-grained work.
 
 **Images.** Each is a patch of 48x48 grey pixels from a page of pseudo-words in lower case, with
-capitals or all capitals: random size (letters 10 to 19 pixels high, descenders included), slant of the page (rotation
-and shear), position, ink and paper (either may be the lighter), uneven light, blur and noise.
+capitals or all capitals: random size (letters 10 to 19 pixels high, descenders included), slant of
+the page (rotation and shear), position, ink and paper (either may be the lighter), uneven light,
+blur and noise.
 Grey levels are rounded to 32 steps, which halves the file and adds less than the noise does.
 
 Letter size, blur and noise were set in three trials so that a small network with plain average

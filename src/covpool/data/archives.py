@@ -1,6 +1,8 @@
 """NumPy archives of images, the embedded typefaces among them."""
 
+import difflib
 import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -31,27 +33,41 @@ def embedded_typefaces() -> Path:
 def read_archive(path: Path) -> ArchiveContents:
     """Read an archive with the arrays of `KEYS`.
 
-    Images are uint8, (n, H, W) grey or (n, H, W, 3) colour; labels are whole numbers that index
-    `classes`. Nothing in the file is executed.
+    Images are uint8, (n, H, W) or (n, H, W, 1) grey or (n, H, W, 3) colour; labels are whole
+    numbers that index `classes`. Nothing in the file is executed.
 
     Raises:
         DataError: a damaged file, or an array that is missing or not as described.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} holds a single array; an archive of {', '.join(KEYS)} is due")
+        with archive:
             missing = [key for key in KEYS if key not in archive]
             if missing:
+                near = difflib.get_close_matches(missing[0], archive.files, n=1)
+                remedy = f"; is {near[0]} meant for {missing[0]}?" if near else ""
                 raise DataError(
                     f"{path} lacks {', '.join(missing)}; an archive of images holds "
-                    f"{', '.join(KEYS)}"
+                    f"{', '.join(KEYS)}{remedy}"
                 )
             arrays = {key: archive[key] for key in KEYS}
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read NumPy archive {path}: {error}") from error
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        cause = " ".join(str(error).split())
+        raise DataError(
+            f"cannot read NumPy archive {path}: {cause}; it is damaged, or holds more than plain "
+            "arrays"
+        ) from error
 
-    classes = tuple(str(name) for name in arrays["classes"])
+    names = arrays["classes"]
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise DataError(
+            f"{path}: classes must be a list of text, got {names.dtype} of shape {names.shape}"
+        )
+    classes = tuple(names.tolist())
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise DataError(f"{path}: classes must be at least two different names, got {classes}")
     splits = {
@@ -67,20 +83,23 @@ def read_archive(path: Path) -> ArchiveContents:
             f"{path}: training images are {tuple(train)}, test images {tuple(test)} (channels, "
             "height, width); make them alike"
         )
-    for name in sorted(set(range(len(classes))) - set(splits["train"][1])):
-        raise DataError(f"{path}: class {classes[name]!r} has no training image")
+    for split, what in (("train", "training"), ("test", "test")):
+        present = set(splits[split][1])
+        lacking = [repr(name) for label, name in enumerate(classes) if label not in present]
+        if lacking:
+            raise DataError(f"{path}: no {what} image of class {', '.join(lacking[:10])}")
     return ArchiveContents(classes=classes, train=splits["train"], test=splits["test"])
 
 
 def _images(path: Path, split: str, images: np.ndarray) -> Tensor:
-    colour = images.ndim == 4 and images.shape[-1] == 3
-    if images.dtype != np.uint8 or not (images.ndim == 3 or colour) or images.size == 0:
+    channels_last = images.ndim == 4 and images.shape[-1] in (1, 3)
+    if images.dtype != np.uint8 or not (images.ndim == 3 or channels_last) or images.size == 0:
         raise DataError(
             f"{path}: {split}_images must be uint8 of shape (n, height, width) or "
-            f"(n, height, width, 3), got {images.dtype} {images.shape}"
+            f"(n, height, width, 1 or 3), got {images.dtype} {images.shape}"
         )
     tensor = torch.from_numpy(images)
-    return tensor.permute(0, 3, 1, 2).contiguous() if colour else tensor[:, None]
+    return tensor.permute(0, 3, 1, 2).contiguous() if channels_last else tensor[:, None]
 
 
 def _labels(

@@ -1,11 +1,16 @@
 """What images to read and how; each option is one of `covpool train`'s, as --data.NAME."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 
 class DataError(ValueError):
     """Images that cannot be used as they are; the message names them and says what to do."""
+
+
+Channels = Literal["auto", 1, 3]
+Augment = Literal["auto", "crop", "shift", "none"]
+Check = Literal["auto", "full", "headers", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +24,10 @@ class DataConfig:
     image_size: int | None = None
     """Side of the square images that the network sees; null: an archive's own, else 224."""
 
-    channels: Literal["auto", 1, 3] = "auto"
+    channels: Channels = "auto"
     """1 for grey, 3 for colour; auto: grey where every image is."""
 
-    augment: Literal["auto", "crop", "shift", "none"] = "auto"
+    augment: Augment = "auto"
     """Training images: crop (random resized crop and mirror), shift (by up to a twelfth, not
     mirrored); auto: crop for folders, shift for archives, whose images may be text."""
 
@@ -32,9 +37,9 @@ class DataConfig:
     workers: int = 0
     """Processes that read images for each device; 0 reads in the training process."""
 
-    check: Literal["auto", "full", "headers", "none"] = "auto"
+    check: Check = "auto"
     """Reading of image files before anything starts: in full, headers alone, or none; auto: in
-    full up to 5,000 files, else headers."""
+    full up to 5,000 files or with skip_damaged, else headers."""
 
     skip_damaged: bool = False
     """Go on without files that cannot be read, naming each, instead of stopping."""
@@ -46,6 +51,16 @@ class DataConfig:
     """Seed of that split; not the training's, so that runs share their test images."""
 
     def __post_init__(self) -> None:
+        for name, kind in (("channels", Channels), ("augment", Augment), ("check", Check)):
+            value = getattr(self, name)
+            if value not in get_args(kind):
+                choices = ", ".join(map(str, get_args(kind)))
+                raise ValueError(f"data.{name} must be one of {choices}, not {value!r}")
+        if self.skip_damaged and self.check not in ("auto", "full"):
+            raise ValueError(
+                f"data.check must be full or auto with data.skip_damaged, not {self.check!r}: "
+                "damage that it does not find would end the training"
+            )
         for name, lowest in (("batch_size", 1), ("workers", 0), ("split_seed", 0)):
             value = getattr(self, name)
             if value < lowest:

@@ -24,7 +24,7 @@ RESIZE_RATIO = 256 / 224
 SHIFT = 1 / 12
 """The furthest shift of the `shift` augmentation, as a share of the side."""
 
-REMEDY = "repair or remove it, or leave such files out with --data.skip_damaged true"
+REMEDY = "repair or remove it, or train without such files by --data.skip_damaged true"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +84,12 @@ def to_tensor(image: "Image.Image", channels: int) -> Tensor:
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; make it 8 bits")
+    if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
-        depth = 65535 if values.max(initial=0) > 255 else 255
+        # "I;16" says how deep it is; "I" has room for 32 bits, and files in it hold 8 or 16.
+        depth = 65535 if image.mode != "I" or values.max(initial=0) > 255 else 255
         image = Image.fromarray(np.rint(values.clip(0, depth) * (255 / depth)).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -109,9 +112,22 @@ def read_image(path: str | Path, channels: int) -> Tensor:
             return to_tensor(image, channels)
     except FileNotFoundError:
         raise DataError(f"no such image file: {path}") from None
+    except MemoryError:
+        raise
     # Decoders raise what they like on damaged files: struct.error, SyntaxError, IndexError, …
     except Exception as error:
-        raise DataError(f"cannot read image {path}: {error}; {REMEDY}") from error
+        raise DataError(f"cannot read image {path}: {cause(error)}; {REMEDY}") from error
+
+
+def cause(error: BaseException) -> str:
+    """Why an image cannot be read, without its path, which Pillow repeats."""
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of an unknown format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def load_image(path: str | Path, preprocessing: Preprocessing) -> Tensor:
@@ -168,7 +184,8 @@ def seeded(*parts: int):
     seed = random.Random("-".join(map(str, parts))).getrandbits(32)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - transforms of other libraries draw from it
-    torch.manual_seed(seed)
+    # torch.manual_seed would seed accelerators too, whose states are not restored here.
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
@@ -220,6 +237,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, int]:
         epoch, number = index if isinstance(index, tuple) else (0, index)
+        number = range(len(self))[number]
         image = self.source[number]
         if self.augment == "crop":
             with seeded(self.seed, epoch, number):
@@ -236,5 +254,5 @@ class Images(Dataset[tuple[Tensor, int]]):
         furthest = max(1, round(SHIFT * size))
         generator = random.Random(f"{self.seed}-{epoch}-{number}")
         top, left = generator.randint(0, 2 * furthest), generator.randint(0, 2 * furthest)
-        padded = functional.pad(image[None], [furthest] * 4, mode="reflect")[0]
+        padded = functional.pad(image[None], [furthest] * 4, mode="replicate")[0]
         return padded[:, top : top + size, left : left + size]

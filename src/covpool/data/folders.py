@@ -1,5 +1,6 @@
 """Folders of class folders: finding the files, and reading them before training does."""
 
+import difflib
 import os
 import random
 from collections.abc import Callable, Iterable
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from covpool.data.config import DataConfig, DataError
-from covpool.data.dataset import REMEDY, read_image
+from covpool.data.dataset import REMEDY, cause, read_image
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 TEST_FOLDERS = ("test", "val", "valid", "validation")
-GREY_MODES = ("1", "L", "LA", "F")
+GREY_MODES = ("1", "L", "LA", "La")
 FULL_CHECK_FILES = 5000
+SHOWN = 10
+"""How many names a message lists at most."""
 
 Labelled = tuple[list[str], list[int]]
 
@@ -47,33 +50,40 @@ def read_folder(
     Raises:
         DataError: what is wrong with the folder, by name.
     """
-    test_root = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-    has_splits = (root / "train").is_dir() and test_root is not None
-    roots = {"train": root / "train", "test": test_root} if has_splits else {"train": root}
+    train_root, test_root = _split_folders(root)
+    has_splits = test_root is not None
+    roots = {"train": train_root, "test": test_root} if has_splits else {"train": train_root}
     found: dict[str, dict[str, list[str]]] = {}
     ignored = 0
     for split, folder in roots.items():
-        assert folder is not None
         found[split], passed = _class_files(folder)
         ignored += passed
     if has_splits:
-        assert test_root is not None
-        _compare_classes(found["train"], found["test"], root / "train", test_root)
+        _compare_classes(found["train"], found["test"], train_root, test_root)
 
     paths = [path for classes in found.values() for files in classes.values() for path in files]
     check = config.check
     if check == "auto":
-        check = "full" if len(paths) <= FULL_CHECK_FILES else "headers"
+        full = config.skip_damaged or len(paths) <= FULL_CHECK_FILES
+        check = "full" if full else "headers"
     damaged, grey = check_files(paths, check, progress)
     if damaged and not config.skip_damaged:
-        more = f" (and {len(damaged) - 1} more such files)" if len(damaged) > 1 else ""
-        path, reason = next(iter(damaged.items()))
-        raise DataError(f"cannot read image {path}: {reason}{more}; {REMEDY}")
-    for classes in found.values():
+        if len(damaged) == 1:
+            [(path, reason)] = damaged.items()
+            raise DataError(f"cannot read image {path}: {reason}; {REMEDY}")
+        named = _shorten([f"{path} ({reason})" for path, reason in damaged.items()])
+        raise DataError(
+            f"cannot read {len(damaged)} of {len(paths)} images: {named}; repair or remove them, "
+            "or train without them by --data.skip_damaged true"
+        )
+    for split, classes in found.items():
         for name, files in classes.items():
             classes[name] = [path for path in files if path not in damaged]
             if not classes[name]:
-                raise DataError(f"every image of class {name!r} is damaged; repair or remove it")
+                raise DataError(
+                    f"every image of class {name!r} in {roots[split]} is damaged, such as "
+                    f"{files[0]}; repair them or remove the class"
+                )
 
     classes = tuple(found["train"])
     note = ""
@@ -97,35 +107,74 @@ def read_folder(
     )
 
 
+def _split_folders(root: Path) -> tuple[Path, Path | None]:
+    """The folders of training and of test classes; (root, None) where they are not apart."""
+    train = root / "train"
+    tests = [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
+    # ImageNet's test folder holds images without classes; its val is the one to test on.
+    with_classes = [folder for folder in tests if _subfolders(folder)]
+    if train.is_dir() and tests:
+        return train, (with_classes or tests)[0]
+    if train.is_dir() and _subfolders(train):
+        raise DataError(
+            f"{root} has train/ but none of {', '.join(TEST_FOLDERS)}; add one with the same "
+            f"class folders, or give {train} as data.root to hold some images out"
+        )
+    if with_classes and len(_subfolders(root)) == len(tests):
+        raise DataError(f"{root} has {with_classes[0].name}/ but no train/; add it")
+    return root, None
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    visible = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return sorted(entry for entry in visible if entry.is_dir())
+
+
+def _shorten(names: list[str]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def _class_files(folder: Path) -> tuple[dict[str, list[str]], int]:
     """Image paths by class, classes in alphabetical order, and the number of other files."""
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    folders = [entry for entry in entries if entry.is_dir()]
+    folders = _subfolders(folder)
+    loose = [entry.name for entry in folder.iterdir() if entry.is_file()]
     if not folders:
-        what = "holds no folders" if entries else "is empty"
+        images = sum(name.lower().endswith(IMAGE_ENDINGS) for name in loose)
+        what = f"holds {images} images but no folders" if images else "holds no folders"
+        what = what if loose else "is empty"
         raise DataError(
             f"{folder} {what}; it must hold one folder of images for each class, or train/ and "
             "test/ with those in each"
         )
     classes: dict[str, list[str]] = {}
-    ignored = sum(entry.is_file() for entry in entries)
+    ignored = len(loose)
     for entry in folders:
-        files = [
-            os.path.join(base, name)
-            for base, _, names in os.walk(entry)
-            for name in names
-            if not name.startswith(".")
-        ]
-        images = sorted(path for path in files if path.lower().endswith(IMAGE_ENDINGS))
-        ignored += len(files) - len(images)
-        if not images:
-            raise DataError(
-                f"class folder {entry} holds no images ({', '.join(IMAGE_ENDINGS)}); "
-                "add some or remove the folder"
-            )
-        classes[entry.name] = images
+        images = []
+        for base, inner, names in os.walk(entry):
+            # Hidden folders, such as .ipynb_checkpoints, hold copies of images.
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            chosen = [
+                name
+                for name in names
+                if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
+            ]
+            images += [os.path.join(base, name) for name in chosen]
+            ignored += len(names) - len(chosen)
+        classes[entry.name] = sorted(images)
+    empty = [str(folder / name) for name, images in classes.items() if not images]
+    if empty:
+        holds = "class folder {} holds" if len(empty) == 1 else "class folders {} hold"
+        raise DataError(
+            f"{holds.format(_shorten(empty))} no images ({', '.join(IMAGE_ENDINGS)}); add some "
+            "or remove the folder"
+        )
     if len(classes) < 2:
-        raise DataError(f"{folder} holds one class, {folders[0].name!r}; at least two are needed")
+        below = len(_subfolders(folders[0]))
+        remedy = f"; is data.root {folders[0]}, which holds {below} folders?" if below else ""
+        raise DataError(
+            f"{folder} holds one class, {folders[0].name!r}; at least two are needed{remedy}"
+        )
     return classes, ignored
 
 
@@ -133,7 +182,7 @@ def _compare_classes(
     train: Iterable[str], test: Iterable[str], train_root: Path, test_root: Path
 ) -> None:
     problems = [
-        f"{', '.join(map(repr, sorted(names)[:5]))}{' …' if len(names) > 5 else ''} only in {root}"
+        f"{_shorten([repr(name) for name in sorted(names)])} only in {root}"
         for names, root in (
             (set(train) - set(test), train_root),
             (set(test) - set(train), test_root),
@@ -141,7 +190,15 @@ def _compare_classes(
         if names
     ]
     if problems:
-        raise DataError(f"training and test classes differ: {'; '.join(problems)}; make them alike")
+        pairs = [
+            (name, near)
+            for name in sorted(set(test) - set(train))
+            for near in difflib.get_close_matches(name, sorted(set(train) - set(test)), n=1)
+        ]
+        remedy = f" (is {pairs[0][0]!r} {pairs[0][1]!r}?)" if pairs else ""
+        raise DataError(
+            f"training and test classes differ: {'; '.join(problems)}; make them alike{remedy}"
+        )
 
 
 def _label(found: dict[str, list[str]], classes: tuple[str, ...]) -> Labelled:
@@ -188,9 +245,11 @@ def check_files(
             if check == "full":
                 read_image(path, 1)
         except DataError as error:
-            return str(error.__cause__), False
+            return cause(error.__cause__ or error), False
+        except MemoryError:
+            raise
         except Exception as error:  # see read_image
-            return str(error), False
+            return cause(error), False
         return None, grey
 
     damaged: dict[str, str] = {}

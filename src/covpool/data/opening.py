@@ -1,5 +1,6 @@
 """`open_images`: from a configuration to the two splits, whatever the layout."""
 
+import difflib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,15 +76,23 @@ def open_images(
     """
     path = embedded_typefaces() if config.root is None else Path(config.root).expanduser()
     if not path.exists():
-        raise DataError(f"data.root {config.root!r} does not exist; give a folder of class folders")
+        raise DataError(f"data.root {config.root!r} does not exist; {_remedy(path)}")
     if path.is_file():
-        if path.suffix != ".npz":
+        if path.suffix.lower() != ".npz":
             raise DataError(
                 f"data.root {config.root!r} is a file; give a folder of class folders, or an .npz "
                 "archive"
             )
         return _from_archive(path, config, seed, preprocessing)
     return _from_folder(path, config, seed, preprocessing, progress)
+
+
+def _remedy(missing: Path) -> str:
+    siblings = missing.parent.iterdir() if missing.parent.is_dir() else ()
+    near = difflib.get_close_matches(missing.name, [entry.name for entry in siblings], n=1)
+    if near:
+        return f"did you mean {str(missing.parent / near[0])!r}?"
+    return "give a folder of class folders"
 
 
 def _from_archive(
