@@ -10,6 +10,7 @@ program and keeps its traceback.
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -57,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Command, arguments: list[str]) -> int:
+    # OpenMP's threads spin while they wait, which on cores that others use too makes small matrix
+    # work twenty times slower. Read when PyTorch is loaded, hence here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with _loading():
             module = importlib.import_module(f"covpool.cli.{command.module}")
