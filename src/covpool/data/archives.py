@@ -40,19 +40,23 @@ def read_archive(path: Path) -> ArchiveContents:
         DataError: a damaged file, or an array that is missing or not as described.
     """
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{path} holds a single array; an archive of {', '.join(KEYS)} is due")
-        with archive:
-            missing = [key for key in KEYS if key not in archive]
-            if missing:
-                near = difflib.get_close_matches(missing[0], archive.files, n=1)
-                remedy = f"; is {near[0]} meant for {missing[0]}?" if near else ""
+        # np.load leaves a damaged file open where it opened it itself.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(
-                    f"{path} lacks {', '.join(missing)}; an archive of images holds "
-                    f"{', '.join(KEYS)}{remedy}"
+                    f"{path} holds a single array; an archive of {', '.join(KEYS)} is due"
                 )
-            arrays = {key: archive[key] for key in KEYS}
+            with archive:
+                missing = [key for key in KEYS if key not in archive]
+                if missing:
+                    near = difflib.get_close_matches(missing[0], archive.files, n=1)
+                    remedy = f"; is {near[0]} meant for {missing[0]}?" if near else ""
+                    raise DataError(
+                        f"{path} lacks {', '.join(missing)}; an archive of images holds "
+                        f"{', '.join(KEYS)}{remedy}"
+                    )
+                arrays = {key: archive[key] for key in KEYS}
     except DataError:
         raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
