@@ -17,10 +17,17 @@ HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "jso
 ORDER = ("linalg", "pooling", "models", "train", "cli")
 
 
-def test_import_needs_torch_alone():
-    program = "import sys, covpool; print([m for m in sys.argv[1:] if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import covpool; covpool.CovPool2d, covpool.matrix_sqrt, covpool.METHODS", HEAVY),
+        ("import covpool.cli", ("torch", *HEAVY)),
+    ],
+)
+def test_import_needs_torch_alone(statement, heavy):
+    program = f"import sys; {statement}; print([m for m in sys.argv[1:] if m in sys.modules])"
     result = subprocess.run(
-        [sys.executable, "-c", program, *HEAVY], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, *heavy], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
 

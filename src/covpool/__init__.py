@@ -1,15 +1,16 @@
 """covpool: global covariance pooling and differentiable spectral layers for PyTorch."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from covpool._version import __version__
-from covpool.linalg.functions import eigh, matrix_sqrt
-from covpool.linalg.kernels import KERNELS
-from covpool.linalg.methods import METHODS, Method
-from covpool.pooling import CovPool2d, cov_pool, covariance, triu_vector
 
 if TYPE_CHECKING:
+    from covpool.linalg.functions import eigh, matrix_sqrt
+    from covpool.linalg.kernels import KERNELS
+    from covpool.linalg.methods import METHODS, Method
     from covpool.models import create_model
+    from covpool.pooling import CovPool2d, cov_pool, covariance, triu_vector
 
 __all__ = [
     "KERNELS",
@@ -25,14 +26,28 @@ __all__ = [
     "triu_vector",
 ]
 
+# Names are looked up when they are first used: `covpool --help` does without torch, layers do
+# without timm and torchvision.
+_HOMES = {
+    "KERNELS": "covpool.linalg.kernels",
+    "METHODS": "covpool.linalg.methods",
+    "CovPool2d": "covpool.pooling",
+    "Method": "covpool.linalg.methods",
+    "cov_pool": "covpool.pooling",
+    "covariance": "covpool.pooling",
+    "create_model": "covpool.models",
+    "eigh": "covpool.linalg.functions",
+    "matrix_sqrt": "covpool.linalg.functions",
+    "triu_vector": "covpool.pooling",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Models import timm and torchvision, which take seconds; layers need torch alone.
-    if name == "create_model":
-        from covpool.models import create_model
-
-        return create_model
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
