@@ -215,7 +215,7 @@ def run_grid(
             seconds_left=seconds / here * (epochs_total - done) if here > 0 else None,
         )
 
-    with StopRequest() as request:
+    with StopRequest(announce=True) as request:
         pool = _pool(jobs)
         try:
             while pending or running:

@@ -242,7 +242,7 @@ def train(job: Job, directory: RunDirectory, *, resume: bool = False, report: bo
         test_images = len(job.splits.test)
         progress = ProgressReport(config.data.batch_size, test_images)
     summary: dict[str, Any] = {"status": "finished"}
-    with StopRequest() as request, quiet_lightning():
+    with StopRequest(announce=progress is not None) as request, quiet_lightning():
         recorder = Recorder(directory, request, progress)
         callbacks: list[Callback] = [progress, recorder] if progress else [recorder]
         trainer = make_trainer(config, callbacks)

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a request that the training loop honours between two steps."""
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Self
@@ -22,13 +23,17 @@ class StopRequest:
     A step that is cut in two would leave weights that no uninterrupted run ever has. Works in the
     main thread alone, as signals do. A signal that was ignored before stays ignored.
 
+    Args:
+        announce: whether to say on standard error that the request was heard.
+
     Raises:
         Interrupted: on the second signal, at once.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, *, announce: bool = False) -> None:
+        self.announce = announce
         self.signal_number: int | None = None
 
     def __enter__(self) -> Self:
@@ -52,3 +57,5 @@ class StopRequest:
         if self.signal_number is not None:
             raise Interrupted(signal_number)
         self.signal_number = signal_number
+        if self.announce:  # past Python's buffers, whose use the signal may have interrupted
+            os.write(2, b"\ncovpool: stopping at the next safe point; once more stops at once\n")
