@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from covpool.cli import main
-from covpool.train import compare
+from covpool.train import comparison, grid
 from covpool.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from covpool.train.run_directory import RunDirectory
 from tiny_images import OPTIONS, make_tiny_images
@@ -58,7 +58,7 @@ def test_the_table_follows_from_the_runs(folder):
         difference = content["table"][1][f"{name}_difference"]
         assert difference == pytest.approx(sum(top1["exact"]) / 2 - sum(top1["gap"]) / 2)
     text = (folder / "comparison.md").read_text()
-    assert all(" ".join(compare.cells_of_row(row)[:1]) in text for row in content["table"])
+    assert all(" ".join(comparison.cells_of_row(row)[:1]) in text for row in content["table"])
     assert (folder / "comparison.csv").read_text().count("\n") == 3
 
 
@@ -93,14 +93,14 @@ def make_cells(images, folder, methods=("gap", "exact"), seeds=2, **optim):
         optim=OptimConfig(**optim),
         train=TrainConfig(epochs=2, threads=1, accelerator="cpu"),
     )
-    return compare.make_grid(config, methods, seeds, folder, jobs=1)
+    return grid.make_grid(config, methods, seeds, folder, jobs=1)
 
 
 def test_the_grid_divides_the_cores_among_the_jobs(images, tmp_path):
     config = RunConfig()
     for jobs in (1, 1000):
-        cell = compare.make_grid(config, ["gap"], 1, tmp_path, jobs)[0]
-        assert cell.config.train.threads == max(1, compare.available_cores() // jobs)
+        cell = grid.make_grid(config, ["gap"], 1, tmp_path, jobs)[0]
+        assert cell.config.train.threads == max(1, grid.available_cores() // jobs)
 
 
 def test_the_grid_goes_seed_by_seed(images, tmp_path):
@@ -123,37 +123,37 @@ def test_an_interrupted_cell_goes_on(images, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Recorder, "on_train_batch_end", hook)
         with pytest.raises(Interrupted):
-            compare.run_cell(cell)
+            grid.run_cell(cell)
     assert cell.summary()["status"] == "interrupted"
     assert not cell.settled()
     assert cell.epochs_done() == 1
-    compare.run_cell(cell)
+    grid.run_cell(cell)
     assert cell.settled()
     assert [row["epoch"] for row in RunDirectory(cell.path).read_metrics()] == [1, 2]
 
 
 def test_diverged_and_failed_cells_are_told_and_not_averaged(images, tmp_path, folder):
     wild = make_cells(images, tmp_path, methods=["exact"], learning_rate=1e30)[0]
-    compare.run_cell(wild)
+    grid.run_cell(wild)
     assert wild.summary()["status"] == "diverged"
     assert wild.settled()
 
     cells = make_cells(images, folder)
     replaced = [wild if cell.name == wild.name else cell for cell in cells]
     missing = make_cells(images, tmp_path, methods=["svd"])
-    comparison = compare.tabulate([*replaced, *missing], {"svd seed 0": "OSError: disk full"})
-    rows = {row["method"]: row for row in comparison.rows}
+    outcome = comparison.tabulate([*replaced, *missing], {"svd seed 0": "OSError: disk full"})
+    rows = {row["method"]: row for row in outcome.rows}
     assert (rows["gap"]["runs"], rows["exact"]["runs"], rows["svd"]["runs"]) == (2, 1, 0)
     kept = next(cell for cell in cells if cell.name == "exact seed 1").summary()
     assert rows["exact"]["final_mean"] == pytest.approx(100 * kept["final"]["test_top1"])
     assert rows["exact"]["final_deviation"] is None
     assert rows["svd"]["final_mean"] is None
-    told = "\n".join(comparison.problems)
+    told = "\n".join(outcome.problems)
     assert "exact seed 0: diverged; Training diverged in epoch 1" in told
     assert "svd seed 0: missing; OSError: disk full" in told
     assert "svd seed 1: missing; it has not run" in told
-    assert compare.cells_of_row(rows["exact"])[1] == "1/2"
-    assert compare.cells_of_row(rows["svd"])[2:] == ("-", "-", "-", "-")
+    assert comparison.cells_of_row(rows["exact"])[1] == "1/2"
+    assert comparison.cells_of_row(rows["svd"])[2:] == ("-", "-", "-", "-")
 
 
 def die(cell):
@@ -161,10 +161,10 @@ def die(cell):
 
 
 def test_a_process_that_dies_fails_its_cell_alone(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "run_cell", die)
+    monkeypatch.setattr(grid, "run_cell", die)
     cells = make_cells(images, tmp_path, methods=["gap"])
     ended = []
-    failures = compare.run_grid(cells, 1, lambda state, cell: ended.append(cell))
+    failures = grid.run_grid(cells, 1, lambda state, cell: ended.append(cell))
     assert list(failures) == ["gap seed 0", "gap seed 1"]
     assert all("died" in reason for reason in failures.values())
     assert [cell.name for cell in ended if cell] == list(failures)
@@ -172,13 +172,13 @@ def test_a_process_that_dies_fails_its_cell_alone(images, tmp_path, monkeypatch)
 
 def test_the_interval_is_students(images):
     values = [1.5, 2.5, 0.5, 3.0, 1.0]
-    mean, low, high = compare.mean_and_interval(values)
+    mean, low, high = comparison.mean_and_interval(values)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert mean == pytest.approx(1.7)
     assert (low, high) == pytest.approx((expected.low, expected.high))
 
 
 def test_few_values_have_no_deviation_and_no_interval():
-    assert compare.mean_and_deviation([]) == (None, None)
-    assert compare.mean_and_deviation([2.0]) == (2.0, None)
-    assert compare.mean_and_interval([2.0]) == (2.0, None, None)
+    assert comparison.mean_and_deviation([]) == (None, None)
+    assert comparison.mean_and_deviation([2.0]) == (2.0, None)
+    assert comparison.mean_and_interval([2.0]) == (2.0, None, None)

@@ -12,9 +12,11 @@ from rich.table import Table
 
 from covpool.cli.parsing import FileProgress, RunParser, checking_files, users_input
 from covpool.pooling import check_pooling
-from covpool.train import compare, engine
+from covpool.train import comparison as table
+from covpool.train import grid
 from covpool.train.config import ModelConfig, RunConfig
 from covpool.train.interruption import Interrupted
+from covpool.train.job import check_names, prepare
 from covpool.train.progress import duration
 from covpool.train.run_directory import csv_text, replace_text
 
@@ -33,11 +35,11 @@ def run(arguments: list[str]) -> int:
     )
     try:
         with GridReport(console) as report:
-            failures = compare.run_grid(cells, jobs, report.show)
+            failures = grid.run_grid(cells, jobs, report.show)
     except Interrupted as error:
         print("covpool: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 128 + error.signal_number
-    comparison = compare.tabulate(cells, failures)
+    comparison = table.tabulate(cells, failures)
     write(comparison, cells, config, jobs, folder)
     show(comparison, console)
     console.print(f"table and runs: {folder}")
@@ -46,7 +48,7 @@ def run(arguments: list[str]) -> int:
 
 def _prepare(
     arguments: list[str], progress: FileProgress
-) -> tuple[RunConfig, list[compare.Cell], int, Path]:
+) -> tuple[RunConfig, list[grid.Cell], int, Path]:
     parser = RunParser(
         "compare",
         "Train each pooling method with each seed, and tabulate top-1. The same command again "
@@ -76,12 +78,12 @@ def _prepare(
             "is compared"
         )
     # Opening the images and building one model now meets every mistake before the long part.
-    job = engine.prepare(config, progress=progress)
+    job = prepare(config, progress=progress)
     folder = own.output or Path("runs") / f"compare-{job.splits.name}-{config.model.backbone}"
-    cells = compare.make_grid(config, methods, own.seeds, folder, own.jobs)
+    cells = grid.make_grid(config, methods, own.seeds, folder, own.jobs)
     for cell in cells:
-        engine.check_names(cell.config)
-    compare.open_folder(folder, config)
+        check_names(cell.config)
+    grid.open_folder(folder, config)
     return config, cells, own.jobs, folder
 
 
@@ -109,7 +111,7 @@ class GridReport:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
-    def show(self, state: compare.GridState, ended: compare.Cell | None) -> None:
+    def show(self, state: grid.GridState, ended: grid.Cell | None) -> None:
         """Show the state, and the outcome of the run that has just ended, if one has."""
         left = "" if state.seconds_left is None else f"{duration(state.seconds_left)} left"
         if ended is not None:
@@ -127,7 +129,7 @@ class GridReport:
         )
 
 
-def _outcome(cell: compare.Cell) -> str:
+def _outcome(cell: grid.Cell) -> str:
     summary = cell.summary()
     if summary["status"] != "finished":
         return str(summary.get("reason", summary["status"]))
@@ -135,14 +137,14 @@ def _outcome(cell: compare.Cell) -> str:
     return f"Final {100 * final:.2f}%  Best {100 * best:.2f}%  {summary['seconds']:.0f} s"
 
 
-def show(comparison: compare.Comparison, console: Console) -> None:
+def show(comparison: table.Comparison, console: Console) -> None:
     """Print the table, and what is missing from it."""
-    rows = [compare.cells_of_row(row) for row in comparison.rows]
+    rows = [table.cells_of_row(row) for row in comparison.rows]
     if console.is_terminal:
-        table = Table(*compare.HEADER)
+        drawn = Table(*table.HEADER)
         for row in rows:
-            table.add_row(*row)
-        console.print(table)
+            drawn.add_row(*row)
+        console.print(drawn)
     else:
         console.print(markdown_table(rows), markup=False)
     for problem in comparison.problems:
@@ -150,14 +152,14 @@ def show(comparison: compare.Comparison, console: Console) -> None:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows under `compare.HEADER` as a Markdown table."""
-    lines = [compare.HEADER, ["---"] * len(compare.HEADER), *rows]
+    """Rows under `table.HEADER` as a Markdown table."""
+    lines = [table.HEADER, ["---"] * len(table.HEADER), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write(
-    comparison: compare.Comparison,
-    cells: Sequence[compare.Cell],
+    comparison: table.Comparison,
+    cells: Sequence[grid.Cell],
     config: RunConfig,
     jobs: int,
     folder: Path,
@@ -180,7 +182,7 @@ def write(
     text = [
         f"# Pooling methods compared: {config.model.backbone}, {config.train.epochs} epochs",
         "",
-        markdown_table([compare.cells_of_row(row) for row in comparison.rows]),
+        markdown_table([table.cells_of_row(row) for row in comparison.rows]),
         "",
         f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}, test split. Final is "
         "the last epoch; Best the highest of all epochs on the test split itself, so it flatters. "

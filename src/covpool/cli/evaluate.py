@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from covpool.cli.parsing import RunParser, users_input
-from covpool.train import engine
+from covpool.train.engine import evaluate
 from covpool.train.run_directory import RunDirectory
 
 ALLOWED = (
@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> int:
         directory, checkpoints = find_checkpoints(own.run)
         config, _ = _parser(defaults=directory.read_config()).parse(arguments)
         for label, path in checkpoints:
-            found = engine.evaluate(path, config)
+            found = evaluate(path, config)
             print(
                 f"{label:5}  top-1 {100 * found['test_top1']:.2f}%  "
                 f"top-5 {100 * found['test_top5']:.2f}%  loss {found['test_loss']:.4f}  "

@@ -44,8 +44,8 @@ def rows() -> list[tuple[str, ...]]:
             (
                 name,
                 method.paper_name or "-",
-                type(method.forward).__name__,
-                type(method.gradient).__name__,
+                method.forward.title,
+                method.gradient.title,
                 constants or "-",
                 method.description,
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from covpool.cli.evaluate import find_checkpoints
 from covpool.cli.parsing import users_input
-from covpool.train import engine
+from covpool.train.prediction import predict
 
 
 def run(arguments: list[str]) -> int:
@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> int:
         if given.top < 1:
             raise ValueError(f"--top must be at least 1, not {given.top}")
         _, checkpoints = find_checkpoints(given.run)
-        predictions = engine.predict(checkpoints[-1][1], given.images, top=given.top)
+        predictions = predict(checkpoints[-1][1], given.images, top=given.top)
     bad = 0
     for prediction in predictions:
         if prediction.error is not None:

@@ -7,10 +7,12 @@ from typing import Any
 from covpool.cli import UserError
 from covpool.cli.parsing import FileProgress, RunParser, checking_files, users_input
 from covpool.data import DataError
-from covpool.train import engine
+from covpool.train.engine import train
 from covpool.train.interruption import Interrupted
+from covpool.train.job import Job, check_names, prepare, prepare_resume
 from covpool.train.module import TrainingDiverged
 from covpool.train.run_directory import RunDirectory, free_path, refuse_existing
+from covpool.train.trainer import main_process
 
 RUNS = Path("runs")
 
@@ -32,13 +34,13 @@ def run(arguments: list[str]) -> int:
     """Train, and return the exit status."""
     with users_input(), checking_files() as progress:
         job, directory, resume = _prepare(arguments, progress)
-    speaks = engine.main_process()
+    speaks = main_process()
     if speaks:
         print(job.describe())
         print(f"{'going on in' if resume else 'writing to'} {directory.path}", flush=True)
     go_on = f"covpool train --resume {directory.path}"
     try:
-        summary = engine.train(job, directory, resume=resume)
+        summary = train(job, directory, resume=resume)
     except Interrupted as error:
         if speaks:
             print(f"covpool: interrupted; go on with: {go_on}", file=sys.stderr)
@@ -64,25 +66,25 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _prepare(arguments: list[str], progress: FileProgress) -> tuple[engine.Job, RunDirectory, bool]:
+def _prepare(arguments: list[str], progress: FileProgress) -> tuple[Job, RunDirectory, bool]:
     config, own = _parser().parse(arguments)
     if own.resume is not None:
         return _prepare_resume(arguments, own, progress)
-    engine.check_names(config)
-    main_process = engine.main_process()
-    if own.output is not None and main_process:
+    check_names(config)
+    speaks = main_process()
+    if own.output is not None and speaks:
         refuse_existing(own.output)
-    job = engine.prepare(config, progress=progress)
+    job = prepare(config, progress=progress)
     label = f"{job.splits.name}-{config.model.backbone}-{job.schedule.label}"
     path = own.output or free_path(RUNS / label)
     # The other processes are given rank 0's directory when training begins.
-    directory = RunDirectory.create(path, config) if main_process else RunDirectory(path)
+    directory = RunDirectory.create(path, config) if speaks else RunDirectory(path)
     return job, directory, False
 
 
 def _prepare_resume(
     arguments: list[str], own: Any, progress: FileProgress
-) -> tuple[engine.Job, RunDirectory, bool]:
+) -> tuple[Job, RunDirectory, bool]:
     if own.output is not None:
         raise ValueError(
             f"--output {own.output} and --resume {own.resume} exclude each other: a resumed run "
@@ -90,8 +92,8 @@ def _prepare_resume(
         )
     directory = RunDirectory.open(own.resume)
     config, _ = _parser(allowed=RESUMABLE, defaults=directory.read_config()).parse(arguments)
-    job, resume = engine.prepare_resume(config, directory, progress=progress)
-    if engine.main_process():
+    job, resume = prepare_resume(config, directory, progress=progress)
+    if main_process():
         directory.write_config(config)
         if not resume:
             print(f"no checkpoint yet in {directory.path}: starting from the beginning")

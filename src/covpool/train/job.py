@@ -1,0 +1,217 @@
+"""Preparing a run: every mistake that a user can make is met here, before anything long starts.
+
+Names, files, sizes and earlier checkpoints are checked, and what is wrong is said by ValueError
+or OSError. After `prepare`, an exception is a fault of the program, except `TrainingDiverged`,
+`Interrupted` and `DataError`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import covpool
+from covpool.data import ImageSplits, Preprocessing, open_images
+from covpool.models import CovPoolModel, check_backbone, create_model
+from covpool.pooling import VECTOR_LAYOUT
+from covpool.train.checkpoint import METADATA, load_weights, read_checkpoint
+from covpool.train.config import RunConfig
+from covpool.train.module import ClassificationModule
+from covpool.train.recorder import PROGRESS
+from covpool.train.run_directory import RunDirectory
+from covpool.train.sampling import (
+    EvaluationBatchSampler,
+    TrainBatchSampler,
+    combine_seeds,
+    steps_and_batch,
+)
+from covpool.train.schedule import MethodSchedule, method_schedule
+from covpool.train.trainer import check_machine, set_threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A configuration with the images and the model that it describes."""
+
+    config: RunConfig
+    splits: ImageSplits
+    schedule: MethodSchedule
+    model: CovPoolModel
+
+    def module(self) -> ClassificationModule:
+        """The Lightning module of this job."""
+        size = len(self.splits.train)
+        return ClassificationModule(
+            self.model,
+            self.config,
+            self.schedule,
+            classes=len(self.splits.classes),
+            steps_per_epoch=steps_and_batch(size, self.config.data.batch_size)[0],
+            metadata={
+                "version": covpool.__version__,
+                "config": self.config.to_dict(),
+                "classes": list(self.splits.classes),
+                "vector_layout": VECTOR_LAYOUT,
+                "schedule": str(self.schedule),
+                "preprocessing": self.splits.preprocessing.to_dict(),
+            },
+        )
+
+    def describe(self) -> str:
+        """One line for people."""
+        splits, model = self.splits, self.model
+        return (
+            f"{self.config.model.backbone}, {self.schedule}, {parameters(model) / 1e6:.2f} M "
+            f"parameters; {splits.name}: {len(splits.classes)} classes, "
+            f"{len(splits.train)} training and {len(splits.test)} test images "
+            f"{splits.channels}×{splits.image_size}×{splits.image_size}"
+        )
+
+
+def parameters(model: torch.nn.Module) -> int:
+    """The number of trainable and frozen parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def check_names(config: RunConfig) -> None:
+    """Look up every name of a configuration, before anything is opened.
+
+    Raises:
+        ValueError: an unknown method, constant or backbone.
+    """
+    method_schedule(config.model)
+    check_backbone(config.model.backbone)
+
+
+def prepare(
+    config: RunConfig,
+    *,
+    checkpoint: dict[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Job:
+    """Open the images and build the model, and try it on two blank ones.
+
+    Args:
+        config: the run's configuration.
+        checkpoint: one whose weights the model is going to have: its preprocessing of images
+            holds, and pretrained weights are not loaded.
+        progress: called with (files checked, files in all).
+
+    Raises:
+        ValueError, OSError: a mistake in the configuration or in the images.
+    """
+    check_names(config)
+    check_machine(config)
+    set_threads(config)
+    schedule = method_schedule(config.model)
+    preprocessing = None
+    if checkpoint is not None:
+        preprocessing = Preprocessing.from_dict(checkpoint[METADATA]["preprocessing"])
+    splits = open_images(
+        config.data, seed=config.train.seed, preprocessing=preprocessing, progress=progress
+    )
+    check_batches(config, splits)
+    model = build_model(
+        config,
+        schedule,
+        classes=len(splits.classes),
+        channels=splits.channels,
+        image_size=splits.image_size,
+        pretrained=config.model.pretrained and checkpoint is None,
+    )
+    return Job(config=config, splits=splits, schedule=schedule, model=model)
+
+
+def build_model(
+    config: RunConfig,
+    schedule: MethodSchedule,
+    *,
+    classes: int,
+    channels: int,
+    image_size: int,
+    pretrained: bool,
+) -> CovPoolModel:
+    """The model of a configuration, its weights drawn from the seed, tried on blank images.
+
+    Raises:
+        ValueError: the backbone cannot be built so, or cannot take images of this size.
+    """
+    choice = config.model
+    torch.manual_seed(combine_seeds(config.train.seed))
+    try:
+        model = create_model(
+            choice.backbone,
+            classes,
+            method=schedule.method_at(0) or "gap",
+            pretrained=pretrained,
+            reduced_channels=choice.reduced_channels,
+            last_stride=choice.last_stride,
+            in_chans=channels,
+            image_size=image_size,
+            drop_rate=choice.drop_rate,
+            **choice.backbone_options,
+        )
+        with torch.no_grad():
+            model.eval()(torch.zeros(2, channels, image_size, image_size))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"backbone {choice.backbone!r} with options {choice.backbone_options} cannot take "
+            f"{image_size}×{image_size} images ({error}); choose another data.image_size, backbone "
+            "or options"
+        ) from error
+    return model.train()
+
+
+def check_batches(config: RunConfig, splits: ImageSplits) -> None:
+    """Raise a ValueError where the images cannot be divided among the processes."""
+    world = config.train.devices * config.train.nodes
+    batch_size = config.data.batch_size
+    TrainBatchSampler(
+        len(splits.train),
+        batch_size,
+        seed=0,
+        step=lambda: 0,
+        world=world,
+    )
+    EvaluationBatchSampler(len(splits.test), batch_size, world=world)
+
+
+def prepare_resume(
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Job, bool]:
+    """The job of an earlier run, and whether there is a checkpoint to start it from.
+
+    Raises:
+        ValueError, OSError: as `prepare`; a checkpoint that is damaged, of another model or of
+            other classes; a run that has nothing left to do.
+    """
+    if not directory.last.is_file():
+        return prepare(config, progress=progress), False
+    checkpoint = read_checkpoint(directory.last)
+    done = len(checkpoint[PROGRESS]["history"])
+    if done >= config.train.epochs:
+        raise ValueError(
+            f"run {directory.path} has finished its {done} epochs; --train.epochs with a larger "
+            "number would go on"
+        )
+    job = prepare(config, checkpoint=checkpoint, progress=progress)
+    check_classes(job.splits, checkpoint, directory.last)
+    module = job.module()
+    load_weights(module, checkpoint, directory.last)
+    return job, True
+
+
+def check_classes(splits: ImageSplits, checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise a ValueError where the images' classes are not those of the checkpoint, in order."""
+    there, here = checkpoint[METADATA]["classes"], list(splits.classes)
+    if there != here:
+        different = sorted(set(there) ^ set(here))[:5]
+        raise ValueError(
+            f"checkpoint {path} was trained on {len(there)} classes, {splits.name} has "
+            f"{len(here)}; they differ in {', '.join(different) or 'their order'}"
+        )
