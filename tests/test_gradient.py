@@ -94,6 +94,24 @@ def test_gradcheck_and_gradgradcheck(name, spectrum):
     )
 
 
+@pytest.mark.parametrize("power", [1, 2])
+def test_exact_second_derivative_at_deficient_rank(power):
+    """√(F Fᵀ) = F (FᵀF)^(−1/2) Fᵀ, which is smooth where F has full column rank."""
+    factor = torch.randn(5, 2, dtype=torch.float64, generator=torch.manual_seed(0))
+    weight = random_symmetric(5, 1)
+
+    def ours(f):
+        return (covpool.matrix_sqrt(f @ f.mT).pow(power) * weight).sum()
+
+    def reference(f):
+        eigenvalues, vectors = torch.linalg.eigh(f.mT @ f)
+        return ((f @ (vectors * eigenvalues.rsqrt()) @ vectors.mT @ f.mT).pow(power) * weight).sum()
+
+    actual = torch.autograd.functional.hessian(ours, factor)
+    expected = torch.autograd.functional.hessian(reference, factor)
+    assert relative_error(actual, expected) <= 1e-12  # type: ignore[arg-type]
+
+
 def plain_newton_schulz(matrix, iterations):
     """The iteration as one would write it, for autograd to differentiate."""
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
@@ -118,6 +136,17 @@ def test_newton_schulz_gradient_against_autograd_through_the_loop(name, spectrum
     ours = gradient(lambda a: covpool.matrix_sqrt(a, name), matrix, cotangent)
     error = relative_error((ours + ours.mT) / 2, expected)
     assert note_error("gradient", name, error) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    ("iterations", "eigenvalue", "share"),
+    [(5, 1e-2, 0.659), (5, 1e-4, 0.0758), (10, 1e-2, 1 - 3e-11), (10, 1e-4, 0.529)],
+)
+def test_newton_schulz_converges_as_its_docstring_says(iterations, eigenvalue, share):
+    row = METHODS["isqrt-cov"].replace(iterations=iterations)
+    matrix = torch.diag(torch.tensor([eigenvalue, 1 - eigenvalue], dtype=torch.float64))
+    root = covpool.matrix_sqrt(matrix, row)[0, 0].item()
+    assert root / eigenvalue**0.5 == pytest.approx(share, abs=5e-4 if share < 0.9 else 1e-11)
 
 
 @pytest.mark.parametrize("spectrum", ["separated", "tied-dense", "rank-deficient", "decaying"])
@@ -146,8 +175,11 @@ def test_fused_against_unfused(name, spectrum, note_error):
     cotangent = random_symmetric(matrix.shape[-1], 2)
     fused = gradient(lambda a: covpool.matrix_sqrt(a, name), matrix, cotangent)
     unfused = gradient(lambda a: unfused_sqrt(a, gradient_rule.kernel), matrix, cotangent)
-    # Unfused, rounding errors of order eps meet kernels as large as the smallest gap allows.
+    # Unfused, rounding errors of order eps meet kernels as large as the smallest gap allows; the
+    # eigenvectors of the diagonal matrix are unit vectors, which leaves nothing to round.
     largest = gradient_rule.kernel.matrix(torch.linalg.eigvalsh(matrix)).abs().max().item()
+    if spectrum == "tied-diagonal":
+        largest = 1
     error = relative_error(unfused, fused)
     kind = "fused = unfused" + (" (clustered)" if spectrum == "clustered" else "")
     assert note_error(kind, name, error) <= 1e-13 + 20 * torch.finfo(torch.float64).eps * largest
@@ -220,6 +252,17 @@ def test_topn_against_its_definition_in_mpmath(note_error):
         expected = to_torch(vectors * inner * vectors.T)
     ours = gradient(lambda a: covpool.matrix_sqrt(a, "svd-topn"), matrix, cotangent)
     assert note_error("gradient", "svd-topn", relative_error(ours, expected)) <= 1e-13
+
+
+@pytest.mark.parametrize("positions", [3, 20])
+def test_topn_discards_nothing_of_a_rank_below_n(positions):
+    """Rank 2 of 8 where 6 are kept: the gradient of the features is the exact one."""
+    factor = torch.randn(8, 2, dtype=torch.float64, generator=torch.manual_seed(0))
+    x = factor @ torch.randn(2, positions, dtype=torch.float64, generator=torch.manual_seed(1))
+    cotangent = random_symmetric(8, 2)
+    topn = gradient(lambda x: covpool.cov_pool(x, "svd-topn"), x, cotangent)
+    exact = gradient(covpool.cov_pool, x, cotangent)
+    assert relative_error(topn, exact) <= 1e-12
 
 
 def test_topn_ignores_the_discarded_part():

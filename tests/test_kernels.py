@@ -80,6 +80,21 @@ def test_kernel_at_a_tie(name):
     assert (matrix[2, 1].item(), -matrix[1, 2].item()) == pytest.approx(at_tie, rel=1e-14)
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_order_of_the_eigenvalues_does_not_matter(name):
+    values = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
+    order = values.argsort()
+    expected = KERNELS[name].matrix(values[order])
+    actual = KERNELS[name].matrix(values)[order][:, order]
+    assert torch.equal(actual, expected)
+
+
+def test_taylor_is_too_small_by_what_its_docstring_says():
+    values = torch.tensor([1 - 1 / 101, 1.0], dtype=torch.float64)
+    share = Taylor().matrix(values)[1, 0] * (values[1] - values[0])
+    assert share.item() == pytest.approx(1 - 0.37, abs=5e-3)
+
+
 def test_difference_without_any_gap_is_zero():
     assert not Difference().matrix(torch.ones(2, 3, dtype=torch.float64)).any()
 

@@ -134,12 +134,85 @@ def test_bad_matrices(function, matrix, message):
         function(matrix)
 
 
-def test_indefinite_matrices_are_refused_unless_unchecked():
-    matrix = torch.diag(torch.tensor([-1.0, 4.0]))
-    with pytest.raises(ValueError, match="not positive semi-definite; its lowest eigenvalue is -1"):
-        covpool.matrix_sqrt(matrix)
-    root = covpool.matrix_sqrt(matrix, check=False)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", METHODS)
+def test_indefinite_matrices_are_refused(name, dtype):
+    batch = torch.stack(
+        [torch.diag(torch.tensor([-1e-30, 1e6])), torch.diag(torch.tensor([-1.0, 4]))]
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"not positive semi-definite in 1 of 2 samples: \[1\]; the lowest eigenvalue is -1;",
+    ):
+        covpool.matrix_sqrt(batch.to(dtype), name)
+
+
+def test_negative_eigenvalues_count_as_zero_unchecked():
+    root = covpool.matrix_sqrt(torch.diag(torch.tensor([-1.0, 4.0])), check=False)
     torch.testing.assert_close(root, torch.diag(torch.tensor([0.0, 2.0])))
+
+
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_asymmetry_is_refused_in_half_precision_too(dtype, size):
+    with pytest.raises(ValueError, match="not symmetric"):
+        covpool.matrix_sqrt(torch.ones(size, size).triu().to(dtype))
+
+
+@pytest.mark.parametrize("positions", [3, 20])
+@pytest.mark.parametrize("name", METHODS)
+def test_nan_stays_nan_where_it_is_not_looked_for(name, positions):
+    """LAPACK refuses NaN on the CPU by itself; what it lets through must not turn into numbers."""
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[0, 0] = torch.nan
+    features = torch.ones(2, 3, positions, dtype=torch.float64)
+    features[0, 0, 0] = torch.nan
+    for function in (
+        lambda: covpool.matrix_sqrt(matrix, name, check=False),
+        lambda: covpool.cov_pool(features, name, check_finite=False)[0],
+    ):
+        try:
+            result = function()
+        except torch.linalg.LinAlgError:
+            continue
+        assert result.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", METHODS)
+def test_gradient_is_finite_at_ties_of_any_scale(name, dtype):
+    for scale in (torch.finfo(dtype).tiny, 1e-35, 1e-18, 1e-9, 1e30):
+        matrix = (torch.eye(4, dtype=dtype) * scale).requires_grad_()
+        root = covpool.matrix_sqrt(matrix, name, compute_dtype=dtype)
+        (gradient,) = torch.autograd.grad(root.sum(), matrix)
+        assert root.isfinite().all()
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("positions", [3, 9])
+def test_large_float32_features_do_not_overflow(positions):
+    x = torch.randn(2, 3, positions, generator=torch.manual_seed(0))
+    for name in METHODS:
+        if name == "svd-topn":
+            continue  # which part is discarded depends on N here: 2 of 3 kept, rank 2 at N = 3
+        large = covpool.cov_pool(x * 1e20, name)
+        torch.testing.assert_close(large, covpool.cov_pool(x, name) * 1e20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int32, "float32", torch.complex64])
+def test_other_compute_dtypes_are_refused(dtype):
+    with pytest.raises(ValueError, match=r"compute_dtype must be torch.float32, torch.float64"):
+        covpool.matrix_sqrt(torch.eye(2), compute_dtype=dtype)
+    with pytest.raises(ValueError, match=r"compute_dtype must be torch.float32, torch.float64"):
+        covpool.cov_pool(torch.ones(2, 3), compute_dtype=dtype)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_meta_tensors_have_shapes(name):
+    assert covpool.matrix_sqrt(torch.empty(2, 5, 5, device="meta"), name).shape == (2, 5, 5)
+    for positions in (3, 9):
+        x = torch.empty(2, 5, positions, device="meta")
+        assert covpool.cov_pool(x, name).shape == (2, 5, 5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -158,8 +231,24 @@ def test_unknown_names():
         covpool.eigh(torch.eye(2), "tailor")
     with pytest.raises(ValueError, match=r"'svd-taylor' has no constant 'order'.*degree=100"):
         METHODS["svd-taylor"].replace(order=3)
-    with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):
-        METHODS["isqrt-cov"].replace(iterations=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "constants", "message"),
+    [
+        ("isqrt-cov", {"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
+        ("svd-newton", {"iterations": 2.5}, "iterations must be a whole .* got 2.5"),
+        ("svd-taylor", {"degree": "50"}, "degree must be a whole number of at least 0, got '50'"),
+        ("svd-taylor", {"degree": True}, "degree must be a whole .* got True"),
+        ("svd-pi", {"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ("svd-trunc", {"limit": float("nan")}, "limit must be a positive number, got nan"),
+        ("svd-topn", {"kept_fraction": 1.5}, r"kept_fraction must lie in \(0, 1\], got 1.5"),
+        ("svd-pade", {"evaluation": "fast"}, "evaluation must be one of .* got 'fast'"),
+    ],
+)
+def test_bad_constants(name, constants, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS[name].replace(**constants)
 
 
 @pytest.mark.parametrize("name", METHODS)

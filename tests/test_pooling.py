@@ -2,6 +2,7 @@
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,15 +69,32 @@ def decaying_features(channels, positions, condition, seed=0):
     return ((left * singular_values) @ right.mT).float()
 
 
+def by_singular_values(x, weight):
+    """Value and gradient of the root by the singular value decomposition of the features, whose
+    condition number is the root of the covariance's; NumPy, float64."""
+    count = x.shape[-1]
+    centred = (x - x.mean(-1, keepdims=True)) / count**0.5
+    left, s, right = np.linalg.svd(centred, full_matrices=False)
+    rank = min(x.shape[-2], count - 1)
+    left, s, right = left[:, :rank], s[:rank], right[:rank]
+    product = (weight + weight.T) / 2 @ left
+    inner = left.T @ product
+    scaled = inner / (s[:, None] + s[None, :]) * s[None, :]
+    gradient = 2 * (left @ scaled + product - left @ inner) @ right
+    return (left * s) @ left.T, (gradient - gradient.mean(-1, keepdims=True)) / count**0.5
+
+
 @pytest.mark.parametrize(("positions", "condition"), [(49, 1e6), (64, 1e6), (100, 1e5), (300, 1e5)])
-def test_float32_features_keep_their_accuracy(positions, condition):
+def test_float32_features_keep_their_accuracy(positions, condition, note_error):
     x = decaying_features(64, positions, condition)
     ours = value_and_gradient(covpool.cov_pool, x)
-    reference = value_and_gradient(
-        lambda x: covpool.cov_pool(x, compute_dtype=torch.float64), x.double()
-    )
-    assert relative_error(ours[0].double(), reference[0]) <= 1e-6
-    assert relative_error(ours[1].double(), reference[1]) <= 1e-5
+    weight = features(64, 64, seed=9).float()
+    reference = by_singular_values(x.double().numpy(), weight.double().numpy())
+    for what, one, other, bar in zip(
+        ("value", "gradient"), ours, reference, (1e-6, 1e-5), strict=True
+    ):
+        error = relative_error(one.double(), torch.from_numpy(other))
+        assert note_error(f"float32 features, {what}", "exact", error) <= bar
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -164,10 +182,24 @@ def test_method_is_assignable():
 
 
 def test_layer_refuses_bad_numbers():
-    with pytest.raises(ValueError, match="reduced_channels must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"reduced_channels must be a whole .* 1, got 0"):
         covpool.CovPool2d(10, 0)
-    with pytest.raises(ValueError, match="in_channels must be at least 1, got -3"):
+    with pytest.raises(ValueError, match=r"in_channels must be a whole .* 1, got -3"):
         covpool.CovPool2d(-3)
+    with pytest.raises(ValueError, match=r"in_channels must be a whole .* 1, got 4.5"):
+        covpool.CovPool2d(4.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (2, 7, 3, 3), (4, 5), (1, 2, 4, 3, 3)])
+def test_layer_refuses_other_shapes(shape):
+    layer = covpool.CovPool2d(4, None)
+    with pytest.raises(ValueError, match=r"needs features \(B, 4, H, W\), got \("):
+        layer(torch.ones(shape))
+
+
+def test_layer_shows_its_constants():
+    layer = covpool.CovPool2d(4, None, METHODS["isqrt-cov"].replace(iterations=7))
+    assert "method='isqrt-cov', iterations=7, out_features=10" in repr(layer)
 
 
 def test_poolings_are_the_methods_and_gap():

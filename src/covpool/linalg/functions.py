@@ -42,8 +42,10 @@ def matrix_sqrt(
         compute_dtype: the dtype of the computation. None: float64 where the method decomposes,
             float32 (float64 for float64 input) where it iterates.
         check: whether to refuse matrices that are not finite, symmetric and positive
-            semi-definite. Costs a synchronisation on a GPU. Off, the symmetric part is used
-            unasked and negative eigenvalues count as zero.
+            semi-definite. Costs a synchronisation on a GPU. Off, and inside torch.compile or
+            torch.func transforms, where values cannot be read, the symmetric part is used, NaN
+            gives NaN, and negative eigenvalues count as zero (with "isqrt-cov" they give
+            anything).
 
     Returns:
         (*, n, n), symmetric, in the input's dtype.
@@ -53,16 +55,20 @@ def matrix_sqrt(
     its kernel or gradient rule.
 
     Rank deficiency: eigenvalues below n · finfo(dtype).eps of the largest (dtype that of the
-    computation) count as zero. The root's derivative is infinite there in directions that raise
-    the rank; these are given 0, so gradients are finite and, along changes that keep the rank,
-    right. The zero matrix gives zero and gradient zero.
+    computation) count as zero, and what they would have contributed is lost. The root's
+    derivative is infinite there in directions that raise the rank; these are given 0, so
+    gradients are finite and, along changes that keep the rank, right. The zero matrix gives zero
+    and gradient zero.
 
-    Second derivatives: right for `exact` and `isqrt-cov`; refused by a RuntimeError for the
-    others, whose gradient is not the derivative of their result.
+    Second derivatives: right for `exact` (of any order at full rank, to the second at deficient
+    rank) and `isqrt-cov`; refused by a RuntimeError for the others, whose gradient is not the
+    derivative of their result. Reverse mode alone: `torch.func.jvp` is not implemented but for
+    `isqrt-cov`.
 
     Raises:
-        ValueError: not square, not floating point, an unknown method or, with `check`, matrices
-            that are not finite, symmetric or positive semi-definite beyond rounding, by index.
+        ValueError: not square, not floating point, an unknown method, another compute_dtype than
+            float32 and float64 or, with `check`, matrices that are not finite, symmetric or
+            positive semi-definite beyond rounding, by index.
 
     Source: Song, Sebe, Wang, "Why approximate matrix square root outperforms accurate SVD in
     global covariance pooling?", ICCV 2021, and the rows' references.
@@ -74,6 +80,7 @@ def matrix_sqrt(
     """
     row = get_method(method)
     checks.square("matrix_sqrt", matrix)
+    checks.compute_dtype("matrix_sqrt", compute_dtype)
     if check:
         checks.finite("matrix_sqrt", matrix, sample_dims=2)
         checks.symmetric("matrix_sqrt", matrix)
@@ -83,6 +90,8 @@ def matrix_sqrt(
     with without_autocast(matrix):
         symmetric = symmetric_part(matrix.to(dtype))
         if isinstance(row.forward, NewtonSchulz):
+            if check:
+                checks.positive_semidefinite_matrix("matrix_sqrt", symmetric, matrix.dtype)
             return row.forward.matrix(symmetric).to(matrix.dtype)
         result, eigenvalues, *_ = MatrixFunction.apply(symmetric, SQRT, row)
     if check:
@@ -111,7 +120,8 @@ def eigh(
         input's dtype, as computed in it: no precision is added.
 
     Ties: each kernel states its value. No kernel can make a loss well defined that depends on
-    which basis of a tied eigenspace, or which sign of an eigenvector, is returned.
+    which basis of a tied eigenspace, or which sign of an eigenvector, is returned. Second
+    derivatives (by "difference" alone) are right away from ties and finite but meaningless there.
 
     Rank deficiency: zero eigenvalues are ties like others.
 

@@ -20,6 +20,12 @@ from torch import Tensor
 from covpool.linalg.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
 
 
+def require_integer(name: str, value: object, lowest: int) -> None:
+    """A ValueError that names the constant unless it is a whole number of at least `lowest`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kernel(ABC):
     """A finite stand-in for 1/(λi − λj)."""
@@ -49,17 +55,23 @@ class Kernel(ABC):
         """Kᵢⱼ for every pair of eigenvalues, with zero diagonal.
 
         Args:
-            eigenvalues: (*, n), in ascending order. Magnitudes below EPS = finfo(dtype).eps count
-                as EPS (the paper's floor), so that every bounded kernel is finite at zero too.
+            eigenvalues: (*, n). Of tied ones the later counts as the larger. Magnitudes below EPS
+                = finfo(dtype).eps count as EPS (the paper's floor), so that every bounded kernel
+                is finite at zero too.
 
         Returns:
             (*, n, n); the row is the eigenvector that is differentiated.
         """
         magnitude = eigenvalues.abs()
         larger = torch.maximum(magnitude[..., :, None], magnitude[..., None, :])
-        gap = (eigenvalues[..., :, None] - eigenvalues[..., None, :]).abs()
-        upper, lower = self.magnitudes(larger.clamp_min(torch.finfo(larger.dtype).eps), gap)
-        return upper.tril(-1) - lower.triu(1)
+        difference = eigenvalues[..., :, None] - eigenvalues[..., None, :]
+        floor = torch.finfo(larger.dtype).eps
+        upper, lower = self.magnitudes(larger.clamp_min(floor), difference.abs())
+        index = torch.arange(eigenvalues.shape[-1], device=eigenvalues.device)
+        later = index[:, None] > index
+        row_is_larger = (difference > 0) | ((difference == 0) & later)
+        signed = torch.where(row_is_larger, upper, -lower)
+        return torch.where(index[:, None] == index, 0, signed)
 
 
 def _reciprocal(gap: Tensor, at_tie: Tensor | float) -> Tensor:
@@ -107,8 +119,8 @@ class Truncated(Kernel):
     """T; the paper's 1e10."""
 
     def __post_init__(self) -> None:
-        if not self.limit > 0:
-            raise ValueError(f"limit must be positive, got {self.limit}")
+        if isinstance(self.limit, bool | str) or not 0 < self.limit < float("inf"):
+            raise ValueError(f"limit must be a positive number, got {self.limit!r}")
 
     def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
         clipped = _reciprocal(gap, self.limit).clamp_max(self.limit)
@@ -129,7 +141,10 @@ def _geometric_sum(larger: Tensor, gap: Tensor, terms: int) -> Tensor:
         1 - ratio**terms,
     )
     tied = gap == 0
-    return torch.where(tied, terms / larger, distance / torch.where(tied, 1, gap))
+    largest = torch.finfo(larger.dtype).max
+    return torch.where(tied, terms / larger, distance / torch.where(tied, 1, gap)).clamp_max(
+        largest
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +162,7 @@ class Taylor(Kernel):
     """K; the paper's 100."""
 
     def __post_init__(self) -> None:
-        if self.degree < 0:
-            raise ValueError(f"degree must be at least 0, got {self.degree}")
+        require_integer("degree", self.degree, 0)
 
     def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
         kernel = _geometric_sum(larger, gap, self.degree + 1)
@@ -182,7 +196,7 @@ class Pade(Kernel):
             raise ValueError(f"evaluation must be one of {choices}, got {self.evaluation!r}")
 
     def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
-        cap = SUM_RATIO / larger
+        cap = (SUM_RATIO / larger).clamp_max(torch.finfo(larger.dtype).max)
         if self.evaluation == "closed-form":
             kernel = torch.minimum(_reciprocal(gap, cap), cap)
         else:
@@ -223,8 +237,7 @@ class PowerIteration(Kernel):
     """Power iterations; the paper's code takes 20, the original 9 or 19."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        require_integer("steps", self.steps, 1)
 
     def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
         return (

@@ -108,7 +108,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 forward=_EIGENDECOMPOSITION,
                 gradient=DividedDifferences(),
                 description="the mathematically exact gradient by divided differences; finite at "
-                "ties, right to every order",
+                "ties",
                 reference="Daleckiĭ, Kreĭn: Integration and differentiation of functions of "
                 "Hermitian operators, AMS Translations 47, 1965",
             ),

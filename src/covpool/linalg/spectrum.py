@@ -3,6 +3,7 @@
 Shapes: (*, n, n) matrices, (*, C, N) features, eigenvalues (*, m) in ascending order.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,15 +29,18 @@ def rank_tolerance(size: int, dtype: torch.dtype) -> float:
 def clip_to_rank(eigenvalues: Tensor, size: int) -> Tensor:
     """Eigenvalues (*, m) with rounding errors, of either sign, set to exactly zero."""
     threshold = rank_tolerance(size, eigenvalues.dtype) * eigenvalues.amax(-1, keepdim=True)
-    return torch.where(eigenvalues > threshold.clamp_min(0), eigenvalues, 0)
+    # The comparison is this way round so that NaN, where it was not looked for, stays NaN.
+    return torch.where(eigenvalues <= threshold.clamp_min(0), 0, eigenvalues)
 
 
 def symmetric_part(matrix: Tensor) -> Tensor:
     return 0.5 * (matrix + matrix.mT)
 
 
-def without_autocast(tensor: Tensor) -> torch.autocast:
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """A context in which matrix products keep the precision of their operands."""
+    if not torch.amp.is_autocast_available(tensor.device.type):
+        return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
 
 
@@ -98,8 +102,8 @@ class Eigh(Function):
 class MatrixFunction(Function):
     """(matrix, function, method) → F = V diag(f) Vᵀ.
 
-    The further outputs (eigenvalues, V, the Loewner matrix and the trace's derivative) are there
-    to be saved and checked; they are not differentiable.
+    The further outputs (eigenvalues as computed, as clipped to the rank, and V) are there to be
+    saved and checked; they are not differentiable.
     """
 
     generate_vmap_rule = True
@@ -107,46 +111,43 @@ class MatrixFunction(Function):
     @staticmethod
     def forward(
         matrix: Tensor, function: ScalarFunction, method: "Method"
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         size = matrix.shape[-1]
         eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
         clipped = clip_to_rank(eigenvalues, size)
         values = method.forward.values(function, clipped, size)
-        loewner, trace = method.gradient.loewner(function, clipped, size)
         result = (eigenvectors * values[..., None, :]) @ eigenvectors.mT
-        return (
-            symmetric_part(result),
-            eigenvalues,
-            eigenvectors,
-            loewner,
-            torch.zeros_like(eigenvalues) if trace is None else trace,
-        )
+        return symmetric_part(result), eigenvalues, clipped, eigenvectors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, ctx.function, ctx.method = inputs
-        result, eigenvalues, eigenvectors, loewner, trace = output
-        ctx.mark_non_differentiable(eigenvalues, eigenvectors, loewner, trace)
-        ctx.save_for_backward(result, eigenvectors, loewner, trace)
+        result, _, clipped, eigenvectors = output
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(result, clipped, eigenvectors)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        result, eigenvectors, loewner, trace = ctx.saved_tensors
-        return (
-            MatrixFunctionAdjoint.apply(
-                symmetric_part(grad_outputs[0]), result, eigenvectors, loewner, trace, ctx.method
-            ),
-            None,
-            None,
+        result, clipped, eigenvectors = ctx.saved_tensors
+        size = eigenvectors.shape[-1]
+        loewner, trace = ctx.method.gradient.loewner(ctx.function, clipped, size)
+        trace = torch.zeros_like(clipped) if trace is None else trace
+        gradient = symmetric_part(grad_outputs[0])
+        adjoint = MatrixFunctionAdjoint.apply(
+            gradient, result, eigenvectors, loewner, trace, ctx.method
         )
+        return adjoint, None, None
 
 
 class MatrixFunctionAdjoint(Function):
     """(G, F, V, L, t, method) → V (L ∘ VᵀGV) Vᵀ + (Σᵢ tᵢ (VᵀGV)ᵢᵢ) I, the gradient of A.
 
-    For the exact square root that is the solution P of the Lyapunov equation F P + P F = G, and
-    differentiating that equation gives derivatives of every order, at ties too: with the
-    cotangent H and Q the solution for H, G receives Q and F receives −(QP + PQ). Other gradients
+    For the exact square root of full rank that is the solution P of the Lyapunov equation
+    F P + P F = G, and differentiating that equation gives derivatives of every order, at ties
+    too: with the cotangent H and Q the solution for H, G receives Q and F receives −(QP + PQ).
+    At deficient rank P has no part in the null space, whose projector Π turns with F:
+    F P + P F = G − Π G Π. Its derivative dΠ = −(F⁺ dF Π + Π dF F⁺) adds a term to F's; that term
+    is not differentiated further, so there the second derivative is the last. Other gradients
     are not the derivative of anything, so theirs is refused.
     """
 
@@ -170,21 +171,27 @@ class MatrixFunctionAdjoint(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *tensors, ctx.method = inputs
-        ctx.save_for_backward(*tensors[1:], output)
+        ctx.save_for_backward(*tensors, output)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        result, eigenvectors, loewner, trace, solution = ctx.saved_tensors
+        gradient, result, eigenvectors, loewner, trace, solution = ctx.saved_tensors
         if not ctx.method.exact_gradient:
             raise RuntimeError(
                 f"method {ctx.method.name!r} has no second derivative: its gradient is not the "
                 "derivative of its forward pass; use method='exact' or 'isqrt-cov'"
             )
+        cotangent = symmetric_part(grad_outputs[0])
         adjoint = MatrixFunctionAdjoint.apply(
-            symmetric_part(grad_outputs[0]), result, eigenvectors, loewner, trace, ctx.method
+            cotangent, result, eigenvectors, loewner, trace, ctx.method
         )
         with without_autocast(eigenvectors):
-            product = adjoint @ solution
+            # The Loewner matrix has 1/(2√λ) on its diagonal, and 0 for zero eigenvalues.
+            inverse = 2 * loewner.diagonal(dim1=-2, dim2=-1)
+            pseudoinverse = (eigenvectors * inverse[..., None, :]) @ eigenvectors.mT
+            null = (eigenvectors * (inverse == 0)[..., None, :]) @ eigenvectors.mT
+            turning = null @ (gradient @ null @ adjoint + cotangent @ null @ solution)
+            product = adjoint @ solution - turning @ pseudoinverse
         return adjoint, -(product + product.mT), None, None, None, None
 
 
@@ -210,42 +217,42 @@ class FactoredMatrixFunction(Function):
         method: "Method",
         decomposition_dtype: torch.dtype,
         working_dtype: torch.dtype,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         channels, positions = features.shape[-2:]
         centred = features.to(decomposition_dtype)
         centred = (centred - centred.mean(-1, keepdim=True)) / positions**0.5
         eigenvalues, right = torch.linalg.eigh(centred.mT @ centred)
         eigenvalues = clip_to_rank(eigenvalues, channels)
-        singular_values = eigenvalues.sqrt()
         inverse = torch.where(eigenvalues > 0, eigenvalues.rsqrt(), 0)
         left = (centred @ (right * inverse[..., None, :])).to(working_dtype)
 
         values = method.forward.values(function, eigenvalues, channels)
-        with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
-        loewner, trace = method.gradient.loewner(function, with_zero, channels)
-        trace = torch.zeros_like(eigenvalues) if trace is None else trace[..., 1:]
-        scaled = loewner[..., 1:, 1:] * singular_values[..., None, :]
-        null = loewner[..., 0, 1:] * singular_values
         result = (left * values.to(working_dtype)[..., None, :]) @ left.mT
-        saved = (right, scaled, null, trace, singular_values)
-        return symmetric_part(result), left, *(tensor.to(working_dtype) for tensor in saved)
+        return symmetric_part(result), left, right.to(working_dtype), eigenvalues
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        features, _, ctx.method, _, _ = inputs
+        features, ctx.function, ctx.method, _, _ = inputs
         ctx.dtype = features.dtype
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
-        left, right, scaled, null, trace, singular_values = ctx.saved_tensors
+        left, right, eigenvalues = ctx.saved_tensors
+        singular_values = eigenvalues.sqrt()
+        with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
+        loewner, trace = ctx.method.gradient.loewner(ctx.function, with_zero, left.shape[-2])
+        scaled = (loewner[..., 1:, 1:] * singular_values[..., None, :]).to(left.dtype)
+        null = (loewner[..., 0, 1:] * singular_values).to(left.dtype)
         with without_autocast(left):
             product = symmetric_part(grad_outputs[0]) @ left
             projected = left.mT @ product
-            isotropic = (trace * projected.diagonal(dim1=-2, dim2=-1)).sum(-1, keepdim=True)
-            inner = scaled * projected + torch.diag_embed(isotropic * singular_values)
-            inner = inner - projected * null[..., None, :]
+            inner = (scaled - null[..., None, :]) * projected
+            if trace is not None:
+                diagonal = projected.diagonal(dim1=-2, dim2=-1)
+                isotropic = (trace[..., 1:] * diagonal).sum(-1, keepdim=True)
+                inner = inner + torch.diag_embed((isotropic * singular_values).to(left.dtype))
             result = (left @ inner + product * null[..., None, :]) @ right.mT
             # No mean needs to be subtracted for the centring: V is orthogonal to the ones vector.
             result = result * (2 / right.shape[-2] ** 0.5)
