@@ -10,6 +10,7 @@ import covpool
 from covpool.cli import COMMANDS, main
 from covpool.linalg.methods import METHODS
 from covpool.pooling import POOLINGS
+from covpool.train.config import RunConfig
 from tiny_images import OPTIONS, make_tiny_images
 
 
@@ -166,3 +167,21 @@ def test_images_too_small_for_the_backbone(images, capsys):
     error = capsys.readouterr().err
     assert "alexnet" in error
     assert error.count("\n") == 1
+
+
+def test_embedded_images_start_from_their_recipe(capsys, tmp_path):
+    """No images named: the recipe. Images named, on the command line or in a file: the defaults."""
+
+    def rate(*options):
+        assert main(["train", *options, "--print_config"]) == 0
+        return yaml.safe_load(capsys.readouterr().out)["optim"]["learning_rate"]
+
+    recipe, default = RunConfig.recipe("typefaces"), RunConfig()
+    assert recipe.optim.learning_rate != default.optim.learning_rate
+    file = tmp_path / "run.yaml"
+    file.write_text("data: {root: somewhere}\n")
+    assert rate() == recipe.optim.learning_rate
+    assert rate("--optim.learning_rate", "0.01") == 0.01
+    assert rate("--data.root", "somewhere") == default.optim.learning_rate
+    assert rate("--data.root=somewhere") == default.optim.learning_rate
+    assert rate("--config", str(file)) == default.optim.learning_rate

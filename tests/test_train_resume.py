@@ -21,6 +21,7 @@ RUN = [
     *("--model.drop_rate", "0.2"),
     *("--model.schedule", "0:isqrt-cov,1:svd-pade"),
     *("--optim.warmup_epochs", "0.5"),
+    *("--optim.decay", "step"),
     *("--optim.milestones", "[2]"),
     *("--optim.clip_norm", "1"),
 ]

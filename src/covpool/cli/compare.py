@@ -10,7 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from covpool.cli.parsing import FileProgress, RunParser, checking_files, users_input
+from covpool.cli.parsing import (
+    FileProgress,
+    RunParser,
+    checking_files,
+    embedded_recipe,
+    users_input,
+)
 from covpool.pooling import check_pooling
 from covpool.train import comparison as table
 from covpool.train import grid
@@ -53,6 +59,7 @@ def _prepare(
         "compare",
         "Train each pooling method with each seed, and tabulate top-1. The same command again "
         "goes on where it stopped. Further options as in covpool train.",
+        defaults=embedded_recipe(arguments),
     )
     parser.add_argument(
         "--methods", type=str, default=METHODS, help="poolings, the first is the reference"

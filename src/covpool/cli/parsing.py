@@ -111,7 +111,7 @@ class RunParser:
         given = [word[2:].partition("=")[0] for word in arguments if word.startswith("--")]
         self._check([name.removesuffix("+") for name in given], "--")
         for path in _config_files(arguments):
-            self._check(_keys_of(path, self.own, self._open_keys()), f"{path}: ")
+            self._check(_keys_of(path, self._open_keys()), f"{path}: ")
         try:
             parsed = self.parser.parse_args(list(arguments))
             made = self.parser.instantiate(parsed)
@@ -157,6 +157,21 @@ class RunParser:
                 )
 
 
+def embedded_recipe(arguments: Sequence[str]) -> Any:
+    """The recipe to start from where no images are named, on the command line or in a file.
+
+    Returns:
+        A `RunConfig`, or None where images are named.
+    """
+    from covpool.train.config import RunConfig
+
+    given = [word.partition("=")[0] for word in arguments]
+    files = _config_files(arguments)
+    if "--data.root" in given or any("data.root" in _keys_of(path, ()) for path in files):
+        return None
+    return RunConfig.recipe("typefaces")
+
+
 def _readable(text: str) -> str:
     """jsonargparse's report of a value that does not fit, in the words of the other messages."""
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
@@ -178,7 +193,7 @@ def _config_files(arguments: Sequence[str]) -> list[Path]:
     return files
 
 
-def _keys_of(path: Path, own: Collection[str], open_keys: Collection[str]) -> list[str]:
+def _keys_of(path: Path, open_keys: Collection[str]) -> list[str]:
     """The dotted keys of a YAML file.
 
     Raises:

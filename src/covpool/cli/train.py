@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from covpool.cli import UserError
-from covpool.cli.parsing import FileProgress, RunParser, checking_files, users_input
+from covpool.cli.parsing import (
+    FileProgress,
+    RunParser,
+    checking_files,
+    embedded_recipe,
+    users_input,
+)
 from covpool.data import DataError
 from covpool.train.engine import train
 from covpool.train.interruption import Interrupted
@@ -67,7 +73,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str], progress: FileProgress) -> tuple[Job, RunDirectory, bool]:
-    config, own = _parser().parse(arguments)
+    config, own = _parser(defaults=embedded_recipe(arguments)).parse(arguments)
     if own.resume is not None:
         return _prepare_resume(arguments, own, progress)
     check_names(config)

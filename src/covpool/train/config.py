@@ -7,7 +7,10 @@ where they are looked up (`covpool.train.schedule`, `covpool.models`), never lis
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any, Literal, Self
+
+import yaml
 
 from covpool.data import DataConfig
 
@@ -79,8 +82,8 @@ class OptimConfig:
     nesterov: bool = False
     """Nesterov's form of momentum."""
 
-    decay: Literal["step", "cosine"] = "step"
-    """step: multiplied by `factor` at each milestone; cosine: to zero over the run."""
+    decay: Literal["step", "cosine"] = "cosine"
+    """cosine: to zero over the run; step: multiplied by `factor` at each milestone."""
 
     milestones: tuple[int, ...] = ()
     """Epochs (counted from 0) from which the rate is multiplied by `factor` once more."""
@@ -121,7 +124,7 @@ class OptimConfig:
         require(
             self.decay == "step" or not self.milestones,
             "optim.milestones",
-            "empty with optim.decay cosine",
+            "empty unless optim.decay is step",
             list(self.milestones),
         )
         require(0 < self.factor <= 1, "optim.factor", "in (0, 1]", self.factor)
@@ -141,7 +144,7 @@ class OptimConfig:
 class TrainConfig:
     """The course of the run and the machine it runs on."""
 
-    epochs: int = 12
+    epochs: int = 30
     """Passes over the training images."""
 
     seed: int = 0
@@ -215,6 +218,12 @@ class RunConfig:
                 }
             )
         return cls(**made)
+
+    @classmethod
+    def recipe(cls, name: str) -> Self:
+        """The recipe of that name in the package; what it leaves open is as in the dataclasses."""
+        file = resources.files("covpool.train") / "recipes" / f"{name}.yaml"
+        return cls.from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain dictionaries, lists, strings and numbers, for YAML and checkpoints."""
