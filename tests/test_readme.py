@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+import covpool
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -18,3 +20,14 @@ def test_python_examples_run():
     assert namespace["pool"](namespace["x"]).shape == (8, 32896)
     assert namespace["root"].isfinite().all()
     assert namespace["eigenvectors"].shape == (4, 32, 32)
+
+
+def test_table_of_methods_is_that_of_the_package():
+    text = README.read_text(encoding="utf-8")
+    for name, row in covpool.METHODS.items():
+        constants = ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in row.constants.items()
+        )
+        cells = (f"`{name}`", row.paper_name or "", row.forward.title, row.gradient.title)
+        assert f"| {' | '.join(cells)} | {constants} | {row.description} |" in text
