@@ -35,15 +35,15 @@ class PlainBackbone(nn.Module):
 
 
 class SmallConvNet(PlainBackbone):
-    """Four 3×3 convolutions for images of about 48×48, trained from scratch within a minute.
+    """Three 3×3 convolutions for images of about 48×48, trained from scratch within a minute.
 
-    Convolution + batch norm + ReLU four times, max-pooling by 2 after the first two, so that the
+    Convolution + batch norm + ReLU three times, max-pooling by 2 after the first two, so that the
     map has a quarter of the image's height and width: (B, in_chans, 48, 48) → (B, width, 12, 12).
     Few channels and many positions: a covariance of full rank.
 
     Args:
         in_chans: channels of the images.
-        width: channels of the feature map; the layers have width/2, width, 2·width, width.
+        width: channels of the feature map; the layers have width/2, width, width.
 
     Raises:
         ValueError: width below 1.
@@ -52,7 +52,7 @@ class SmallConvNet(PlainBackbone):
     def __init__(self, in_chans: int = 3, width: int = 32) -> None:
         if width < 1:
             raise ValueError(f"{SMALL_CONVNET}: width must be at least 1, got {width}")
-        channels = (in_chans, (width + 1) // 2, width, 2 * width, width)
+        channels = (in_chans, (width + 1) // 2, width, width)
         layers: list[nn.Module] = []
         for index, (before, after) in enumerate(pairwise(channels)):
             convolution = nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False)
