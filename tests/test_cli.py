@@ -185,3 +185,31 @@ def test_embedded_images_start_from_their_recipe(capsys, tmp_path):
     assert rate("--data.root", "somewhere") == default.optim.learning_rate
     assert rate("--data.root=somewhere") == default.optim.learning_rate
     assert rate("--config", str(file)) == default.optim.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--hlep"], ["unknown option --hlep"]),
+        (["predict", "run"], ["the following arguments are required: IMAGE"]),
+        (["methods", "--all"], ["unrecognized arguments: --all"]),
+        (
+            ["compare", "--methods", "gap,svd-taylor", "--model.constants.iterations", "3"],
+            ["model.constants.iterations", "gap, svd-taylor", "degree"],
+        ),
+    ],
+)
+def test_mistakes_of_other_commands_are_one_line(capsys, arguments, parts):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("covpool: error: ")
+    assert error.count("\n") == 1
+    assert all(part in error for part in parts)
+
+
+@pytest.mark.parametrize("text", ["model: svd-pade\n", "train:\n", "data: [1]\n"])
+def test_a_group_that_holds_no_options_is_named(capsys, tmp_path, text):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    assert main(["train", "--config", str(file)]) == 2
+    assert f"{text.partition(':')[0]} must hold options" in capsys.readouterr().err

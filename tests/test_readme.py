@@ -22,6 +22,14 @@ def test_python_examples_run():
     assert namespace["eigenvectors"].shape == (4, 32, 32)
 
 
+def test_table_of_the_comparison_is_that_of_the_results():
+    table = (README.parent / "results" / "typefaces-compare" / "comparison.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "±" in line]
+    assert len(rows) == 4
+    text = README.read_text(encoding="utf-8")
+    assert all(row in text for row in rows)
+
+
 def test_table_of_methods_is_that_of_the_package():
     text = README.read_text(encoding="utf-8")
     for name, row in covpool.METHODS.items():

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NoReturn
 
 from covpool._version import __version__
 
@@ -40,6 +41,13 @@ class UserError(Exception):
     """A mistake in what the user gave; its text is shown in one line, with exit status 2."""
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, with its errors told as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
@@ -54,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("covpool: interrupted", file=sys.stderr)
         return 130
     except SystemExit as leave:  # how argparse ends after --help and after its own errors
-        return leave.code if isinstance(leave.code, int) else 0
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
 
 
 def _run(command: Command, arguments: list[str]) -> int:
@@ -68,7 +76,8 @@ def _run(command: Command, arguments: list[str]) -> int:
         if error.name is None or error.name.startswith("covpool"):
             raise
         raise UserError(
-            f"this command needs {error.name}; install it with: pip install 'covpool[train]'"
+            f"this command needs {error.name}; install it, from the checkout, with: "
+            "pip install '.[train]'"
         ) from error
     return module.run(arguments)
 
@@ -84,7 +93,7 @@ def _loading() -> AbstractContextManager[object]:
 
 def _parse(arguments: list[str]) -> tuple[str | None, list[str]]:
     """The sub-command's name and its own arguments."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="covpool",
         description="Train and compare networks with global covariance pooling.",
         epilog="covpool COMMAND --help lists a command's options.",
@@ -100,6 +109,8 @@ def _parse(arguments: list[str]) -> tuple[str | None, list[str]]:
         parser.print_help()
         return None, []
     known, rest = parser.parse_known_args(arguments)
+    if known.command is None:
+        raise UserError(f"unknown option {rest[0]}; covpool --help lists commands and options")
     return known.command, rest
 
 

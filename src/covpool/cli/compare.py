@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from covpool.cli.parsing import (
     embedded_recipe,
     users_input,
 )
+from covpool.linalg.methods import METHODS
 from covpool.pooling import check_pooling
 from covpool.train import comparison as table
 from covpool.train import grid
@@ -26,14 +28,14 @@ from covpool.train.job import check_names, prepare
 from covpool.train.progress import duration
 from covpool.train.run_directory import csv_text, replace_text
 
-METHODS = "gap,isqrt-cov,svd-pade,exact"
+DEFAULT_METHODS = "gap,isqrt-cov,svd-pade,exact"
 
 
 def run(arguments: list[str]) -> int:
     """Run or continue the grid, print its table, and return the exit status."""
     with users_input(), checking_files() as progress:
         config, cells, jobs, folder = _prepare(arguments, progress)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     methods = len({cell.method for cell in cells})
     console.print(
         f"{len(cells)} runs ({methods} methods, {len(cells) // methods} seeds), "
@@ -62,7 +64,7 @@ def _prepare(
         defaults=embedded_recipe(arguments),
     )
     parser.add_argument(
-        "--methods", type=str, default=METHODS, help="poolings, the first is the reference"
+        "--methods", type=str, default=DEFAULT_METHODS, help="poolings, the first is the reference"
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds, from train.seed on")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -84,14 +86,28 @@ def _prepare(
             f"model.method {config.model.method!r} would have no effect here: --methods says what "
             "is compared"
         )
+    _check_constants(config, methods)
     # Opening the images and building one model now meets every mistake before the long part.
-    job = prepare(config, progress=progress)
+    constants = grid.constants_of(config, methods[0])
+    first = replace(config.model, method=methods[0], constants=constants)
+    job = prepare(replace(config, model=first), progress=progress)
     folder = own.output or Path("runs") / f"compare-{job.splits.name}-{config.model.backbone}"
     cells = grid.make_grid(config, methods, own.seeds, folder, own.jobs)
     for cell in cells:
         check_names(cell.config)
     grid.open_folder(folder, config)
     return config, cells, own.jobs, folder
+
+
+def _check_constants(config: RunConfig, methods: Sequence[str]) -> None:
+    """Each method takes those of the constants that it has; one that none has is a mistake."""
+    known = sorted({key for name in methods if name in METHODS for key in METHODS[name].constants})
+    for constant in config.model.constants:
+        if constant not in known:
+            raise ValueError(
+                f"model.constants.{constant}: {', '.join(methods)} have no such constant; theirs: "
+                f"{', '.join(known) or 'none'}"
+            )
 
 
 class GridReport:

@@ -1,5 +1,6 @@
 """`covpool evaluate`."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def find_checkpoints(path: Path) -> tuple[RunDirectory, list[tuple[str, Path]]]:
     found = [(label, file) for label, file in both if file.is_file()]
     if not found:
         raise ValueError(
-            f"run {path} has no checkpoint yet; go on with it: covpool train --resume {path}"
+            f"run {path} has no checkpoint yet; go on with it: covpool train --resume "
+            f"{shlex.quote(str(path))}"
         )
     return directory, found

@@ -1,10 +1,9 @@
 """`covpool methods`."""
 
-import argparse
-
 from rich.console import Console
 from rich.table import Table
 
+from covpool.cli import ArgumentParser
 from covpool.linalg.methods import METHODS
 from covpool.pooling import POOLINGS
 
@@ -14,7 +13,7 @@ PLAIN_WIDTH = 200
 
 def run(arguments: list[str]) -> int:
     """Print the table of methods, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="covpool methods", description=__doc__)
+    parser = ArgumentParser(prog="covpool methods", description=__doc__)
     parser.description = "List the poolings that --model.method takes."
     parser.parse_args(arguments)
     console = Console(highlight=False)

@@ -167,7 +167,9 @@ def embedded_recipe(arguments: Sequence[str]) -> Any:
 
     given = [word.partition("=")[0] for word in arguments]
     files = _config_files(arguments)
-    if "--data.root" in given or any("data.root" in _keys_of(path, ()) for path in files):
+    if {"--data.root", "--data"} & set(given) or any(
+        "data.root" in _keys_of(path, ()) for path in files
+    ):
         return None
     return RunConfig.recipe("typefaces")
 
@@ -201,6 +203,8 @@ def _keys_of(path: Path, open_keys: Collection[str]) -> list[str]:
     """
     import yaml
 
+    from covpool.train.config import RunConfig
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -209,6 +213,12 @@ def _keys_of(path: Path, open_keys: Collection[str]) -> list[str]:
         raise UserError(f"--config {path} is not readable YAML: {one_line(error)}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"--config {path} holds no options; write them as `model: {{method: …}}`")
+    for group in RunConfig.groups():
+        if not isinstance(content.get(group, {}), Mapping):
+            raise UserError(
+                f"--config {path}: {group} must hold options, as in `{group}: {{…: …}}`, not "
+                f"{content[group]!r}"
+            )
     return list(_flatten(content, "", open_keys))
 
 

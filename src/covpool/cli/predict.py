@@ -1,9 +1,9 @@
 """`covpool predict`."""
 
-import argparse
 import sys
 from pathlib import Path
 
+from covpool.cli import ArgumentParser
 from covpool.cli.evaluate import find_checkpoints
 from covpool.cli.parsing import users_input
 from covpool.train.prediction import predict
@@ -11,7 +11,7 @@ from covpool.train.prediction import predict
 
 def run(arguments: list[str]) -> int:
     """Print each image's likeliest classes; exit status 2 where some image could not be read."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="covpool predict",
         description="The likeliest classes of images, by a run's best checkpoint. The training "
         "images are not needed.",

@@ -1,5 +1,6 @@
 """`covpool train`."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def run(arguments: list[str]) -> int:
     if speaks:
         print(job.describe())
         print(f"{'going on in' if resume else 'writing to'} {directory.path}", flush=True)
-    go_on = f"covpool train --resume {directory.path}"
+    go_on = f"covpool train --resume {shlex.quote(str(directory.path))}"
     try:
         summary = train(job, directory, resume=resume)
     except Interrupted as error:

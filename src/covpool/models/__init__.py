@@ -7,7 +7,7 @@ try:
     import timm as _timm  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "covpool.models needs timm and torchvision: pip install 'covpool[models]'"
+        "covpool.models needs timm and torchvision; from the checkout: pip install '.[models]'"
     ) from error
 
 from covpool.models.backbones import check_backbone

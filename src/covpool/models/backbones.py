@@ -115,6 +115,13 @@ def load_backbone(
                 if cfg is not None and cfg.fixed_input_size:
                     arguments.setdefault("img_size", image_size)
             backbone = _load_timm(name, pretrained=pretrained, in_chans=in_chans, **arguments)
+    except OSError as error:
+        if not pretrained:
+            raise
+        raise ValueError(
+            f"the pretrained weights of backbone {name!r} could not be loaded: {error}; without "
+            "them set pretrained to false"
+        ) from error
     except TypeError as error:
         if not arguments:
             raise

@@ -62,7 +62,7 @@ class ModelConfig:
             channels,
         )
         stride = self.last_stride
-        require(stride in (None, 1, 2), "model.last_stride", "1, 2 or null", stride)
+        require(stride in (None, 1), "model.last_stride", "1 or null", stride)
         require(0 <= self.drop_rate < 1, "model.drop_rate", "in [0, 1)", self.drop_rate)
 
 

@@ -1,5 +1,6 @@
 """Pictures of a run: learning curves, and the confusion of its worst classes."""
 
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -51,11 +52,13 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> Non
     axes = figure.subplots()
     picture = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
     ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=90, fontsize=7)
+    # Class names are text: dollar signs in them are no mathematics.
+    axes.set_xticks(ticks, names, rotation=90, fontsize=7, parse_math=False)
     axes.set_yticks(
         ticks,
         [f"{name} ({100 * recall[i]:.0f}%)" for name, i in zip(names, worst.tolist(), strict=True)],
         fontsize=7,
+        parse_math=False,
     )
     axes.set(xlabel="called", ylabel="class (recall)", title=f"The {len(names)} classes told worst")
     figure.colorbar(picture, label="% of the class's test images", shrink=0.7)
@@ -63,4 +66,7 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> Non
 
 
 def _save(figure: Figure, path: Path) -> None:
-    replace_file(path, lambda partial: figure.savefig(partial, format=path.suffix[1:], dpi=120))
+    with warnings.catch_warnings():
+        # A class name in a script that the font lacks is drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        replace_file(path, lambda partial: figure.savefig(partial, format=path.suffix[1:], dpi=120))

@@ -88,7 +88,7 @@ class ProgressReport(Callback):
     """
 
     def __init__(self, batch_size: int, test_images: int, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console(highlight=False, soft_wrap=True, markup=False)
         self.clock = Clock(batch_size, test_images)
         self.bar: Progress | None = None
         self.task: TaskID | None = None

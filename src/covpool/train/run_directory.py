@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,10 +131,10 @@ class RunDirectory:
 def refuse_existing(path: Path) -> None:
     """Raise a ValueError where the path is taken by anything but an empty directory."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(
-            f"run directory {path} exists; go on with it by --resume {path}, or choose another "
-            "--output"
-        )
+        is_run = (path / "config.yaml").is_file()
+        go_on = f"go on with it by --resume {shlex.quote(str(path))}, or " if is_run else ""
+        what = "run directory" if is_run else "--output"
+        raise ValueError(f"{what} {path} exists; {go_on}choose another --output")
 
 
 def free_path(path: Path) -> Path:
