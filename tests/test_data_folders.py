@@ -71,6 +71,19 @@ def test_division_is_stratified_stable_and_said(tmp_path):
     assert len(open_folder(elsewhere, test_fraction=0.5).test) == 15
 
 
+@pytest.mark.parametrize("change", ["added", "removed"])
+def test_division_moves_few_files_when_one_comes_or_goes(tmp_path, change):
+    before = paths(open_folder(flat_tree(tmp_path, 20)).test)
+    if change == "added":
+        add(tmp_path, "cat/00.png")
+    else:
+        (tmp_path / "cat/7.png").unlink()
+    after = paths(open_folder(tmp_path).test)
+    moved = (before ^ after) - {"cat/00.png", "cat/7.png"}
+    assert len(moved) <= 2
+    assert all(name.startswith("cat/") for name in moved)
+
+
 @pytest.mark.parametrize("fraction", [0.01, 0.99])
 def test_division_leaves_no_class_empty(tmp_path, fraction):
     splits = open_folder(flat_tree(tmp_path, 2), test_fraction=fraction)

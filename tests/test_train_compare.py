@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from scipy import stats
@@ -10,6 +13,7 @@ from scipy import stats
 from covpool.cli import main
 from covpool.train import comparison, grid
 from covpool.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from covpool.train.interruption import Interrupted
 from covpool.train.run_directory import RunDirectory
 from tiny_images import OPTIONS, make_tiny_images
 
@@ -109,7 +113,6 @@ def test_the_grid_goes_seed_by_seed(images, tmp_path):
 
 
 def test_an_interrupted_cell_goes_on(images, tmp_path, monkeypatch):
-    from covpool.train.interruption import Interrupted
     from covpool.train.recorder import Recorder
 
     cell = make_cells(images, tmp_path)[1]
@@ -168,6 +171,54 @@ def test_a_process_that_dies_fails_its_cell_alone(images, tmp_path, monkeypatch)
     assert list(failures) == ["gap seed 0", "gap seed 1"]
     assert all("died" in reason for reason in failures.values())
     assert [cell.name for cell in ended if cell] == list(failures)
+
+
+def linger(cell):
+    """A cell that hears nothing and goes on for long."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cell.path.mkdir(parents=True)
+    (cell.path / "began").touch()
+    time.sleep(30)
+    (cell.path / "ended").touch()
+
+
+def test_a_second_interruption_ends_the_running_cells(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "run_cell", linger)
+    monkeypatch.setattr(grid, "GRACE_SECONDS", 0.1)
+    cells = make_cells(images, tmp_path, methods=["gap"])[:1]
+
+    def report(state, ended):
+        if (cells[0].path / "began").exists():
+            raise Interrupted(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        grid.run_grid(cells, 1, report)
+    assert not (cells[0].path / "ended").exists()
+
+
+def test_cells_end_with_a_comparison_that_was_killed(images, tmp_path):
+    folder = tmp_path / "comparison"
+    options = ["--methods", "gap", "--seeds", "1", "--output", str(folder), *OPTIONS]
+    options += ["--train.epochs", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "covpool.cli", "compare", "--data.root", images, *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    cell = RunDirectory(folder / "gap-seed0")
+    try:
+        while not cell.last.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 60
+        while cell.read_summary() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert cell.read_summary() is not None  # written at a run's end alone
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_the_interval_is_students(images):

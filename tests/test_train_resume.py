@@ -161,10 +161,56 @@ def test_an_image_damaged_in_mid_run_loses_nothing(
         assert main(["train", "--data.root", images, "--output", str(path), *options]) == 2
     error = capsys.readouterr().err
     assert "covpool: error: cannot read image a/b.png" in error
+    assert "start a new run with --data.skip_damaged true, or repair" in error
     assert error.count("\n") == 1
     assert load(path)["global_step"] == 4
     assert main(["train", "--resume", str(path)]) == 0
     assert_same(load(path), uninterrupted)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_an_image_damaged_while_evaluating_loses_nothing(
+    epoch, images, uninterrupted, tmp_path, monkeypatch, capsys
+):
+    path, original, met = tmp_path / "run", Images.__getitem__, []
+
+    def damaged(self, index):
+        if self.augment == "none" and index == 9:  # in the second batch
+            met.append(index)
+            if len(met) == epoch:
+                raise DataError("cannot read image a/b.png")
+        return original(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Images, "__getitem__", damaged)
+        assert main(["train", "--data.root", images, "--output", str(path), *RUN]) == 2
+    assert "covpool: error: cannot read image a/b.png" in capsys.readouterr().err
+    assert load(path)["global_step"] == 3 * epoch
+    assert len(load(path)[PROGRESS]["history"]) == epoch - 1
+    assert main(["train", "--resume", str(path)]) == 0
+    assert_same(load(path), uninterrupted)
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path, monkeypatch, capsys):
+    images, path = make_tiny_images(tmp_path / "images"), tmp_path / "run"
+    interrupt_at((2,), monkeypatch)
+    command = ["train", "--data.root", str(images), "--output", str(path), *OPTIONS]
+    assert main(command) == 130
+    image = images / "train" / "grain" / "3.png"
+    content = image.read_bytes()
+    image.write_bytes(content[:50])
+    capsys.readouterr()
+    assert main(["train", "--resume", str(path), "--data.skip_damaged", "true"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "began with 27 training and 12 test images" in error
+    assert "now has 26 training and 12 test images; restore them" in error
+    image.write_bytes(content)
+    image.rename(image.with_name("33.png"))
+    assert main(["train", "--resume", str(path)]) == 2
+    assert "the same numbers of images, but other files" in capsys.readouterr().err
+    image.with_name("33.png").rename(image)
+    moved = images.rename(tmp_path / "moved")
+    assert main(["train", "--resume", str(path), "--data.root", str(moved)]) == 0
 
 
 def test_ctrl_c_on_the_command_itself(images, tmp_path):

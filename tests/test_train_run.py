@@ -14,6 +14,8 @@ from covpool.cli import main
 from covpool.data import open_images
 from covpool.pooling import VECTOR_LAYOUT
 from covpool.train.config import RunConfig
+from covpool.train.module import ClassificationModule
+from covpool.train.recorder import Recorder
 from covpool.train.run_directory import RunDirectory, best_row, free_path
 from tiny_images import CLASSES, OPTIONS, make_tiny_images
 
@@ -246,6 +248,48 @@ def test_a_checkpoint_of_another_model_is_named(copy, capsys):
         assert error.count("\n") == 1
 
 
+def test_a_checkpoint_of_another_run_is_told_by_its_options(copy, capsys):
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["model"]["schedule"] = "0:isqrt-cov,1:svd-taylor"
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    for command in (["evaluate", str(copy)], ["train", "--resume", str(copy), "--train.epochs=9"]):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "model.schedule is '0:isqrt-cov,1:svd-pade' in it" in error
+        assert "'0:isqrt-cov,1:svd-taylor' in the run's configuration" in error
+        assert error.count("\n") == 1
+
+
+def test_a_best_checkpoint_is_not_resumed(copy, capsys):
+    shutil.copy(copy / "best.ckpt", copy / "last.ckpt")
+    assert main(["train", "--resume", str(copy), "--train.epochs", "9"]) == 2
+    assert "last.ckpt holds weights only (a best.ckpt)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["vector_layout", "preprocessing", "images", "epoch"])
+def test_what_a_checkpoint_lacks_is_named(key, copy, capsys):
+    save_changed(copy / "last.ckpt", lambda c: c["covpool"].pop(key))
+    for command in (["evaluate", str(copy)], ["predict", str(copy / "last.ckpt"), "x.png"]):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "last.ckpt is not a checkpoint that covpool wrote" in error
+        assert f"lacks covpool.{key}" in error
+
+
+def test_evaluate_tells_that_its_test_images_changed(tmp_path, capsys, caplog):
+    images, path = make_tiny_images(tmp_path / "images"), tmp_path / "run"
+    assert main(["train", "--data.root", str(images), "--output", str(path), *OPTIONS]) == 0
+    other = shutil.copytree(images, tmp_path / "other")
+    for root in (images, other):
+        (root / "test" / "grain" / "0.png").unlink()
+    assert main(["evaluate", str(path / "last.ckpt"), "--data.root", str(other)]) == 0
+    assert not caplog.messages
+    assert main(["evaluate", str(path / "last.ckpt")]) == 0
+    assert caplog.messages == [
+        "the test images of images (11) are not those that the run was trained with (12)"
+    ]
+
+
 def test_an_unreadable_configuration_is_named(copy, capsys):
     for text in ("model: [", "- model", "model: {metod: gap}"):
         (copy / "config.yaml").write_text(text)
@@ -272,3 +316,73 @@ def test_divergence_inside_the_pooling_is_divergence_too(images, tmp_path, capsy
     options = [*OPTIONS, "--optim.learning_rate", "1e30", "--model.method", "exact"]
     assert main(["train", "--data.root", str(images), "--output", str(path), *options]) == 1
     assert "training diverged in epoch 1, step" in capsys.readouterr().err
+
+
+def poison(module):
+    with torch.no_grad():
+        next(module.parameters()).fill_(float("nan"))
+
+
+def check_diverged_after(path, steps):
+    """The run's files hold what was finite, and nothing else."""
+    checkpoint = load(path / "last.ckpt")
+    assert checkpoint["global_step"] == steps
+    assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
+    for name in ("metrics.jsonl", "summary.json"):
+        assert not (path / name).exists() or '": NaN' not in (path / name).read_text()
+    assert json.loads((path / "summary.json").read_text())["status"] == "diverged"
+
+
+@pytest.mark.parametrize("method", ["gap", "isqrt-cov"])
+def test_divergence_that_evaluation_finds(method, images, tmp_path, monkeypatch, capsys):
+    path, original = tmp_path / "run", ClassificationModule.on_validation_epoch_start
+
+    def hook(self):
+        original(self)
+        if self.global_step == 6:
+            poison(self)
+
+    monkeypatch.setattr(ClassificationModule, "on_validation_epoch_start", hook)
+    options = ["--data.root", str(images), "--output", str(path), "--model.method", method]
+    assert main(["train", *options, *OPTIONS]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("covpool: training diverged in the evaluation after epoch 2: ")
+    assert error.count("\n") == 1
+    check_diverged_after(path, 3)
+    assert len(RunDirectory(path).read_metrics()) == 1
+
+
+@pytest.mark.parametrize(("bad", "steps"), [(2, 1), (6, 5)])
+def test_weights_that_are_not_finite_are_not_saved(
+    bad, steps, images, tmp_path, monkeypatch, capsys
+):
+    path, original = tmp_path / "run", Recorder.on_train_batch_end
+
+    def hook(self, trainer, module, *rest):
+        if module.global_step == bad:
+            # The evaluation does not see it: dead weight, which the loss does not depend on.
+            monkeypatch.setattr(module.model, "forward", lambda x: x.new_zeros(len(x), 3))
+            poison(module)
+        original(self, trainer, module, *rest)
+
+    monkeypatch.setattr(Recorder, "on_train_batch_end", hook)
+    options = ["--data.root", str(images), "--output", str(path), "--train.checkpoint_steps", "1"]
+    assert main(["train", *options, *OPTIONS]) == 1
+    where = f"epoch {(bad + 2) // 3}, step {(bad - 1) % 3 + 1} of 3"
+    assert f"diverged in {where}: weights are no longer finite" in capsys.readouterr().err
+    check_diverged_after(path, steps)
+
+
+@pytest.mark.parametrize("method", ["gap", "isqrt-cov"])
+def test_evaluate_of_weights_that_are_not_finite(method, images, tmp_path, capsys):
+    path = tmp_path / "run"
+    options = ["--data.root", str(images), "--output", str(path), "--model.method", method]
+    assert main(["train", *options, *OPTIONS]) == 0
+    save_changed(
+        path / "last.ckpt",
+        lambda c: next(iter(c["state_dict"].values())).fill_(float("nan")),
+    )
+    assert main(["evaluate", str(path / "last.ckpt")]) == 2
+    error = capsys.readouterr().err
+    assert f"checkpoint {path / 'last.ckpt'} gives no finite result" in error
+    assert error.count("\n") == 1

@@ -26,6 +26,8 @@ RUNS = Path("runs")
 RESUMABLE = (
     "data.root",
     "data.workers",
+    "data.check",
+    "data.skip_damaged",
     "train.epochs",
     "train.accelerator",
     "train.devices",

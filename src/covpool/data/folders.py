@@ -1,8 +1,8 @@
 """Folders of class folders: finding the files, and reading them before training does."""
 
 import difflib
+import hashlib
 import os
-import random
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ def read_folder(
     if has_splits:
         train, test = _label(found["train"], classes), _label(found["test"], classes)
     else:
-        train, test = _split(found["train"], classes, config)
+        train, test = _split(found["train"], classes, train_root, config)
         note = (
             f"{root} has no test split: held out {len(test[0])} of {len(paths) - len(damaged)} "
             f"images, {config.test_fraction:.0%} of each class (data.test_fraction, "
@@ -207,9 +207,18 @@ def _label(found: dict[str, list[str]], classes: tuple[str, ...]) -> Labelled:
 
 
 def _split(
-    found: dict[str, list[str]], classes: tuple[str, ...], config: DataConfig
+    found: dict[str, list[str]], classes: tuple[str, ...], root: Path, config: DataConfig
 ) -> tuple[Labelled, Labelled]:
-    """Hold out the same share of every class, by a shuffle that depends on its own files alone."""
+    """Hold out the same share of every class.
+
+    Each file's rank follows from its own name and the seed, so that files which come or go leave
+    the others where they are, except at the boundary.
+    """
+
+    def rank(path: str, name: str) -> bytes:
+        inner = Path(path).relative_to(root / name).as_posix()
+        return hashlib.sha256(os.fsencode(f"{config.split_seed}/{name}/{inner}")).digest()
+
     held: dict[str, list[str]] = {}
     kept: dict[str, list[str]] = {}
     for name in classes:
@@ -219,11 +228,10 @@ def _split(
                 f"class {name!r} has one image ({files[0]}); two are needed to hold one out for "
                 "testing: add images, or make train/ and test/ folders"
             )
-        order = sorted(range(len(files)))
-        random.Random(f"{config.split_seed}-{name}").shuffle(order)
+        ranked = sorted(files, key=lambda path: rank(path, name))
         count = min(len(files) - 1, max(1, round(config.test_fraction * len(files))))
-        held[name] = sorted(files[i] for i in order[:count])
-        kept[name] = sorted(files[i] for i in order[count:])
+        held[name] = sorted(ranked[:count])
+        kept[name] = sorted(ranked[count:])
     return _label(kept, classes), _label(held, classes)
 
 

@@ -2,7 +2,7 @@
 
 Under the key "covpool" a checkpoint carries the package's version, the run's configuration, the
 class names, the layout of the pooled vector, the schedule of methods, how an image becomes the
-network's input, and (in last.ckpt) the history of the run.
+network's input, and which images it was trained and tested on. last.ckpt has the run's history too.
 """
 
 import os
@@ -16,8 +16,20 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
 from covpool.pooling import VECTOR_LAYOUT
+from covpool.train.config import RunConfig
 
 METADATA = "covpool"
+
+METADATA_KEYS = (
+    "version",
+    "config",
+    "classes",
+    "vector_layout",
+    "schedule",
+    "preprocessing",
+    "images",
+    "epoch",
+)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -60,16 +72,39 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint {path} is damaged and cannot be read ({reason[:120]}); use another "
             "checkpoint of the run, or train again"
         ) from error
-    if not isinstance(checkpoint, dict) or METADATA not in checkpoint:
+    about = checkpoint.get(METADATA) if isinstance(checkpoint, dict) else None
+    if not isinstance(about, dict):
         raise ValueError(f"{path} is not a checkpoint that covpool wrote")
-    layout = checkpoint[METADATA]["vector_layout"]
+    missing = [f"{METADATA}.{key}" for key in METADATA_KEYS if key not in about]
+    missing += [key for key in ("state_dict",) if key not in checkpoint]
+    if missing:
+        raise ValueError(
+            f"{path} is not a checkpoint that covpool wrote, or one of another version: it lacks "
+            f"{', '.join(missing)}"
+        )
+    layout = about["vector_layout"]
     if layout != VECTOR_LAYOUT:
         raise ValueError(
             f"checkpoint {path} has the vector layout {layout!r}, this version {VECTOR_LAYOUT!r}: "
             "its classifier's weights would mean something else; use the version that wrote it "
-            f"({checkpoint[METADATA]['version']})"
+            f"({about['version']})"
         )
     return checkpoint
+
+
+def check_model(config: RunConfig, checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise a ValueError where the checkpoint's model was configured otherwise than the run's.
+
+    Weights of another run may fit by their shapes and mean something else under this pooling.
+    """
+    here, there = config.to_dict()["model"], checkpoint[METADATA]["config"]["model"]
+    for name in {**here, **there}:
+        if here.get(name) != there.get(name):
+            raise ValueError(
+                f"checkpoint {path} is of another model: model.{name} is {there.get(name)!r} in "
+                f"it, {here.get(name)!r} in the run's configuration; put the run's own checkpoint "
+                "back"
+            )
 
 
 def load_weights(module: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training and evaluation of a prepared job."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from lightning.pytorch import Callback
 
 import covpool
 from covpool.data import DataError
-from covpool.train.checkpoint import METADATA, load_weights, read_checkpoint
+from covpool.data.dataset import REMEDY
+from covpool.train.checkpoint import METADATA, check_model, load_weights, read_checkpoint
 from covpool.train.config import RunConfig
 from covpool.train.figures import draw_confusion, draw_curves
 from covpool.train.interruption import Interrupted, StopRequest
@@ -19,6 +21,10 @@ from covpool.train.progress import ProgressReport
 from covpool.train.recorder import Recorder
 from covpool.train.run_directory import Row, RunDirectory, best_row
 from covpool.train.trainer import main_process, make_trainer, quiet_lightning
+
+MID_RUN_REMEDY = "start a new run with --data.skip_damaged true, or repair or restore the file"
+
+logger = logging.getLogger("covpool")
 
 
 def train(job: Job, directory: RunDirectory, *, resume: bool = False, report: bool = True) -> Row:
@@ -35,8 +41,10 @@ def train(job: Job, directory: RunDirectory, *, resume: bool = False, report: bo
 
     Raises:
         Interrupted: SIGINT or SIGTERM; last.ckpt is saved.
-        TrainingDiverged: the loss ceased to be finite; last.ckpt is the last good state.
-        DataError: an image could not be read; last.ckpt is the state before it.
+        TrainingDiverged: the loss or the weights ceased to be finite; last.ckpt, where there is
+            one, is the last good state.
+        DataError: an image could not be read; last.ckpt, once a step has been taken, is the state
+            before it.
     """
     config = job.config
     module = job.module()
@@ -76,8 +84,12 @@ def train(job: Job, directory: RunDirectory, *, resume: bool = False, report: bo
 
 
 def plain_message(error: DataError) -> str:
-    """Its message alone: one from a loader's process comes as a text that holds its traceback."""
-    return str(error).strip().splitlines()[-1].rpartition(f"{DataError.__name__}: ")[2]
+    """Its message alone, with what helps in mid-run.
+
+    One from a loader's process comes as a text that holds its traceback.
+    """
+    message = str(error).strip().splitlines()[-1].rpartition(f"{DataError.__name__}: ")[2]
+    return f"{message.removesuffix(f'; {REMEDY}')}; {MID_RUN_REMEDY}"
 
 
 def summarise(job: Job, recorder: Recorder) -> dict[str, Any]:
@@ -108,7 +120,7 @@ def write_pictures(
     if recorder.history:
         draw_curves(recorder.history, directory.path / "curves.svg")
     confusion = module.confusion.cpu()
-    if confusion.any():
+    if confusion.sum() == len(job.splits.test):  # else the evaluation was cut short
         draw_confusion(confusion, job.splits.classes, directory.path / "confusion.png")
         directory.write_confusions(confusion.tolist(), job.splits.classes)
 
@@ -118,20 +130,36 @@ def evaluate(path: Path, config: RunConfig) -> dict[str, Any]:
 
     Raises:
         ValueError, OSError: as `prepare`; a checkpoint that is damaged, of another model or of
-            other classes.
+            other classes, or whose weights give no finite loss.
     """
     checkpoint = read_checkpoint(path)
+    check_model(config, checkpoint, path)
     one_process = replace(config.train, devices=1, nodes=1, strategy="auto")
     config = replace(config, train=one_process)
     job = prepare(config, checkpoint=checkpoint)
     check_classes(job.splits, checkpoint, path)
+    about = checkpoint[METADATA]
+    own_root = config.data.root == about["config"]["data"]["root"]
+    if own_root and job.images["test"] != about["images"]["test"]:
+        logger.warning(
+            "the test images of %s (%d) are not those that the run was trained with (%d)",
+            job.splits.name,
+            job.images["test"]["number"],
+            about["images"]["test"]["number"],
+        )
     module = job.module()
     load_weights(module, checkpoint, path)
-    epoch = checkpoint[METADATA]["epoch"]
+    epoch = about["epoch"]
     module.use_method_of(epoch)
     with quiet_lightning():
         trainer = make_trainer(config, [])
-        trainer.validate(module, datamodule=ImageDataModule(job.splits, config), verbose=False)
+        try:
+            trainer.validate(module, datamodule=ImageDataModule(job.splits, config), verbose=False)
+        except TrainingDiverged as error:
+            raise ValueError(
+                f"checkpoint {path} gives no finite result in {error}; it is damaged, or its run "
+                "diverged: use another checkpoint"
+            ) from error
     loss, top1, top5, images = module.test_sums.tolist()
     return {
         "checkpoint": str(path),

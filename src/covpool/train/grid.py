@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,6 +19,9 @@ from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.run_directory import RunDirectory
 
 POLL_SECONDS = 0.5
+
+GRACE_SECONDS = 10.0
+"""How long a process that must end may take for its present step."""
 
 MACHINE_KEYS = (
     ("data", "workers"),
@@ -191,7 +195,8 @@ def run_grid(
         Reasons by cell name, of the cells that failed.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM; running cells have saved their state.
+        Interrupted: SIGINT or SIGTERM; running cells have saved their state, or are where their
+            last checkpoint is after a second signal.
     """
     failures: dict[str, str] = {}
     pending = [cell for cell in cells if not cell.settled()]
@@ -235,6 +240,9 @@ def run_grid(
                     if error is not None:
                         failures[cell.name] = _reason(error)
                     report(state(), cell)
+        except BaseException:
+            _end(running)
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
     return failures
@@ -250,6 +258,17 @@ def _begin_worker() -> None:
     # Ctrl-C reaches every process of a terminal; the parent passes it on once, as SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("covpool").setLevel(logging.ERROR)  # the parent has said it once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait until the parent has died, save at the next safe point, and end."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    os._exit(1)
 
 
 def _stop(running: dict[Future[None], Cell]) -> None:
@@ -258,6 +277,21 @@ def _stop(running: dict[Future[None], Cell]) -> None:
         if process.pid is not None:
             os.kill(process.pid, signal.SIGTERM)
     wait(running)
+
+
+def _end(running: dict[Future[None], Cell]) -> None:
+    """Make processes that still run end: by a signal, or by force after a grace."""
+    processes = multiprocessing.active_children()
+    if all(future.done() for future in running):
+        return
+    try:
+        for process in processes:
+            process.terminate()
+        wait(running, GRACE_SECONDS)
+    finally:
+        if not all(future.done() for future in running):
+            for process in processes:
+                process.kill()
 
 
 def _reason(error: BaseException) -> str:

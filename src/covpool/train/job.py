@@ -5,18 +5,22 @@ or OSError. After `prepare`, an exception is a fault of the program, except `Tra
 `Interrupted` and `DataError`.
 """
 
+import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import covpool
-from covpool.data import ImageSplits, Preprocessing, open_images
+from covpool.data import Images, ImageSplits, Preprocessing, open_images
+from covpool.data.dataset import Files
 from covpool.models import CovPoolModel, check_backbone, create_model
 from covpool.pooling import VECTOR_LAYOUT
-from covpool.train.checkpoint import METADATA, load_weights, read_checkpoint
+from covpool.train.checkpoint import METADATA, check_model, load_weights, read_checkpoint
 from covpool.train.config import RunConfig
 from covpool.train.module import ClassificationModule
 from covpool.train.recorder import PROGRESS
@@ -56,8 +60,18 @@ class Job:
                 "vector_layout": VECTOR_LAYOUT,
                 "schedule": str(self.schedule),
                 "preprocessing": self.splits.preprocessing.to_dict(),
+                "images": self.images,
             },
         )
+
+    @cached_property
+    def images(self) -> dict[str, dict[str, Any]]:
+        """The number of images of each split, and a digest of which they are."""
+        root = self.config.data.root
+        return {
+            name: {"number": len(images), "digest": digest(images, root)}
+            for name, images in (("train", self.splits.train), ("test", self.splits.test))
+        }
 
     def describe(self) -> str:
         """One line for people."""
@@ -68,6 +82,19 @@ class Job:
             f"{len(splits.train)} training and {len(splits.test)} test images "
             f"{splits.channels}×{splits.image_size}×{splits.image_size}"
         )
+
+
+def digest(images: Images, root: str | None) -> str:
+    """SHA-256 of the images' order, labels and paths below the root; of an archive's, of sizes."""
+    found = hashlib.sha256()
+    source = images.source
+    if isinstance(source, Files):
+        top = Path(root or ".").expanduser()
+        for path, label in zip(source.paths, images.labels, strict=True):
+            found.update(os.fsencode(f"{label}/{Path(path).relative_to(top).as_posix()}\0"))
+    else:
+        found.update(f"{tuple(source[0].shape)}{images.labels}".encode())
+    return found.hexdigest()
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -187,12 +214,18 @@ def prepare_resume(
     """The job of an earlier run, and whether there is a checkpoint to start it from.
 
     Raises:
-        ValueError, OSError: as `prepare`; a checkpoint that is damaged, of another model or of
-            other classes; a run that has nothing left to do.
+        ValueError, OSError: as `prepare`; a checkpoint that is damaged, of another model, of other
+            classes or of other images; a run that has nothing left to do.
     """
     if not directory.last.is_file():
         return prepare(config, progress=progress), False
     checkpoint = read_checkpoint(directory.last)
+    if PROGRESS not in checkpoint:
+        raise ValueError(
+            f"checkpoint {directory.last} holds weights only (a best.ckpt); put the run's own "
+            "last.ckpt back, or start a new run"
+        )
+    check_model(config, checkpoint, directory.last)
     done = len(checkpoint[PROGRESS]["history"])
     if done >= config.train.epochs:
         raise ValueError(
@@ -201,9 +234,29 @@ def prepare_resume(
         )
     job = prepare(config, checkpoint=checkpoint, progress=progress)
     check_classes(job.splits, checkpoint, directory.last)
+    check_images(job, checkpoint, directory)
     module = job.module()
     load_weights(module, checkpoint, directory.last)
     return job, True
+
+
+def check_images(job: Job, checkpoint: dict[str, Any], directory: RunDirectory) -> None:
+    """Raise a ValueError where the images are not those that the run began with.
+
+    Epochs are counted in steps, and batches are drawn by the images' numbers: with other images
+    the run would go on from another place than where it stopped.
+    """
+    there, here = checkpoint[METADATA]["images"], job.images
+    if there != here:
+        then, now = (
+            f"{images['train']['number']} training and {images['test']['number']} test images"
+            for images in (there, here)
+        )
+        now = "the same numbers of images, but other files or labels" if then == now else now
+        raise ValueError(
+            f"run {directory.path} began with {then}; {job.splits.name} now has {now}; restore "
+            "them, or start a new run"
+        )
 
 
 def check_classes(splits: ImageSplits, checkpoint: dict[str, Any], path: Path) -> None:

@@ -26,7 +26,7 @@ from covpool.train.schedule import MethodSchedule
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss or the features ceased to be finite. The last checkpoint is not affected."""
+    """The loss, features or weights ceased to be finite. The last checkpoint is not affected."""
 
 
 def learning_rate_factor(config: OptimConfig, epoch: float, epochs: int) -> float:
@@ -102,19 +102,24 @@ class ClassificationModule(LightningModule):
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        try:
-            logits = self.model(images)
-        except ValueError as error:
-            raise TrainingDiverged(f"{self._where()}: {error}") from error
+        logits = self._logits(images)
         smoothing = self.config.optim.label_smoothing
         loss = cross_entropy(logits, labels, label_smoothing=smoothing)
         if not loss.isfinite():
-            raise TrainingDiverged(f"{self._where()}: the loss is {loss.item()}")
+            raise TrainingDiverged(f"{self._where(self.global_step)}: the loss is {loss.item()}")
         self.train_sums += self._count(loss.detach(), logits.detach(), labels)
         return loss
 
-    def _where(self) -> str:
-        epoch, step = divmod(self.global_step, self.steps_per_epoch)
+    def _logits(self, images: Tensor) -> Tensor:
+        try:
+            return self.model(images)
+        except ValueError as error:  # the pooling met features that are not finite
+            raise TrainingDiverged(f"{self._where(self.global_step)}: {error}") from error
+
+    def _where(self, step: int) -> str:
+        if not self.training:
+            return f"the evaluation after epoch {self.epoch}" if self.epoch else "the evaluation"
+        epoch, step = divmod(step, self.steps_per_epoch)
         return f"epoch {epoch + 1}, step {step + 1} of {self.steps_per_epoch}"
 
     def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -127,13 +132,15 @@ class ClassificationModule(LightningModule):
 
     @override
     def on_validation_epoch_start(self) -> None:
+        if self.epoch:  # a run may be resumed in an evaluation, before any step has chosen
+            self.use_method_of(self.epoch - 1)
         self.test_sums.zero_()
         self.confusion.zero_()
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        logits = self.model(images)
+        logits = self._logits(images)
         self.test_sums += self._count(cross_entropy(logits, labels), logits, labels)
         pairs = labels * self.classes + logits.argmax(1)
         counts = torch.bincount(pairs, minlength=self.classes**2)
@@ -143,6 +150,16 @@ class ClassificationModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         for sums in (self.test_sums, self.confusion):
             sums.copy_(self.over_all_processes(sums))
+        if not self.test_sums.isfinite().all():
+            loss = (self.test_sums[0] / self.test_sums[3]).item()
+            raise TrainingDiverged(f"{self._where(self.global_step)}: the test loss is {loss}")
+
+    def check_weights(self) -> None:
+        """Raise `TrainingDiverged` where a parameter or running statistic is not finite."""
+        flags = [~tensor.isfinite().all() for tensor in self.state_dict().values()]
+        if self.over_all_processes(torch.stack(flags).any().long()):
+            where = self._where(self.global_step - 1)
+            raise TrainingDiverged(f"{where}: weights are no longer finite")
 
     def over_all_processes(self, sums: Tensor) -> Tensor:
         """The total of every process's sums."""

@@ -1,15 +1,16 @@
 """The callback that turns a running training into its run directory, and stops it on request."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from typing_extensions import override
 
 from covpool.data import DataError
 from covpool.train.interruption import Interrupted, StopRequest
-from covpool.train.module import ClassificationModule
+from covpool.train.module import ClassificationModule, TrainingDiverged
 from covpool.train.progress import ProgressReport
 from covpool.train.run_directory import Row, RunDirectory, best_row
 
@@ -69,6 +70,7 @@ class Recorder(Callback):
         every = pl_module.config.train.checkpoint_steps
         stop = self._stop_requested(trainer)
         if stop or (every and step % every == 0):
+            pl_module.check_weights()
             trainer.save_checkpoint(self.directory.last)
         if stop:
             raise Interrupted(stop)
@@ -83,6 +85,7 @@ class Recorder(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ClassificationModule) -> None:  # type: ignore[override]
+        pl_module.check_weights()
         self.history.append(self._row(trainer, pl_module))
         self.seconds = 0.0
         row, best = self.history[-1], best_row(self.history)
@@ -100,11 +103,21 @@ class Recorder(Callback):
         self.began = time.monotonic()
 
     @override
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    def on_exception(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: ClassificationModule, exception: BaseException
     ) -> None:
         # An image that cannot be read stops the run between two steps: nothing need be lost.
-        if isinstance(exception, DataError) and trainer.training and trainer.global_step:
+        if not isinstance(exception, DataError) or not trainer.global_step:
+            return
+        if trainer.validating:
+            # Lightning goes on with the batch after the last one that is counted as evaluated, but
+            # the sums start anew: let it be in the first one.
+            batches = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            batches.reset()
+            batches.increment_ready()
+            batches.increment_started()
+        with suppress(TrainingDiverged):
+            pl_module.check_weights()
             trainer.save_checkpoint(self.directory.last)
 
     def _row(self, trainer: Trainer, module: ClassificationModule) -> Row:
