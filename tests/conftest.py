@@ -1,3 +1,4 @@
+import signal
 from collections import defaultdict
 
 import pytest
@@ -6,6 +7,10 @@ from hypothesis import settings
 
 # Small LAPACK calls slow down many times over when threads outnumber cores.
 torch.set_num_threads(1)
+
+# A shell that starts the tests in the background has SIGINT ignored, and children inherit that;
+# tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Times vary on shared machines; examples are the same on every run.
 settings.register_profile("covpool", deadline=None, derandomize=True, max_examples=60)

@@ -38,11 +38,17 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         self._before = {
-            number: signal.signal(number, self._note)
+            number: signal.getsignal(number)
             for number in self.SIGNALS
             if signal.getsignal(number) != signal.SIG_IGN
         }
+        self.install()
         return self
+
+    def install(self) -> None:
+        """Take the signals, also from a library that has put its own handlers before ours."""
+        for number in self._before:
+            signal.signal(number, self._note)
 
     def __exit__(
         self,

@@ -50,6 +50,8 @@ class Recorder(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: ClassificationModule) -> None:  # type: ignore[override]
+        # Lightning's own handler of SIGTERM would raise wherever the loops happen to be.
+        self.request.install()
         self.began = time.monotonic()
 
     @override
