@@ -69,8 +69,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, zipfile.BadZipFile) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"checkpoint {path} is damaged and cannot be read ({reason[:120]}); evaluate and predict "
-            "take the run's other checkpoint, --resume needs last.ckpt: start a new run"
+            f"checkpoint {path} is damaged and cannot be read ({reason[:120]}); evaluate and "
+            "predict take the run's other checkpoint, --resume needs last.ckpt: start a new run"
         ) from error
     about = checkpoint.get(METADATA) if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict):
