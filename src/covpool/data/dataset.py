@@ -179,11 +179,12 @@ class Arrays(Source):
 @contextmanager
 def seeded(*parts: int):
     """Python's, NumPy's and torch's generators seeded from the parts, and restored afterwards."""
+    # NumPy's legacy generator is what transforms of other libraries draw from (hence NPY002).
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     # A string is hashed by SHA-512 here, the same in every process and version.
     seed = random.Random("-".join(map(str, parts))).getrandbits(32)
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - transforms of other libraries draw from it
+    np.random.seed(seed)  # noqa: NPY002
     # torch.manual_seed would seed accelerators too, whose states are not restored here.
     torch.default_generator.manual_seed(seed)
     try:

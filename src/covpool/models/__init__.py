@@ -3,7 +3,7 @@
 Importing this package imports timm (seconds) and registers models with it.
 """
 
-try:
+try:  # imported only to say plainly that it is missing
     import timm as _timm  # noqa: F401
 except ImportError as error:
     raise ImportError(

@@ -1,4 +1,7 @@
-"""What a run shows of its progress: a bar where there is a terminal, plain lines where not."""
+"""What a run shows of its progress: a bar where there is a terminal, plain lines where not.
+
+Hooks name our module's class where Lightning's name its base: `type: ignore[override]`.
+"""
 
 import time
 

@@ -1,4 +1,7 @@
-"""The callback that turns a running training into its run directory, and stops it on request."""
+"""The callback that turns a running training into its run directory, and stops it on request.
+
+Hooks name our module's class where Lightning's name its base: `type: ignore[override]`.
+"""
 
 import time
 from contextlib import suppress
