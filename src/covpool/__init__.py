@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from covpool._version import __version__
 
 if TYPE_CHECKING:
-    from covpool.linalg.functions import eigh, matrix_sqrt
+    from covpool.linalg.decompositions import eigh
+    from covpool.linalg.functions import matrix_sqrt
     from covpool.linalg.kernels import KERNELS
     from covpool.linalg.methods import METHODS, Method
     from covpool.models import create_model
@@ -36,7 +37,7 @@ _HOMES = {
     "cov_pool": "covpool.pooling",
     "covariance": "covpool.pooling",
     "create_model": "covpool.models",
-    "eigh": "covpool.linalg.functions",
+    "eigh": "covpool.linalg.decompositions",
     "matrix_sqrt": "covpool.linalg.functions",
     "triu_vector": "covpool.pooling",
 }

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from covpool.linalg import checks
+from covpool.linalg.factored import FactoredMatrixFunction
 from covpool.linalg.functions import matrix_sqrt, working_dtype
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.methods import METHODS, Method, choose, get_method
 from covpool.linalg.scalar import SQRT
-from covpool.linalg.spectrum import FactoredMatrixFunction, without_autocast
+from covpool.linalg.spectrum import without_autocast
 
 POOLINGS: tuple[str, ...] = ("gap", *METHODS)
 """What may be chosen where a pooling is chosen: global average pooling, and every method."""
