@@ -26,17 +26,17 @@ def as_published(device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             yield
             return
-        originals = [(owner, "cuda" in vars(owner), owner.cuda) for owner in (Tensor, nn.Module)]
-        for owner, _, _ in originals:
-            owner.cuda = _stay  # pyright: ignore[reportAttributeAccessIssue]
+        owners: tuple[Any, ...] = (Tensor, nn.Module)
+        own = [(owner, vars(owner)["cuda"]) for owner in owners if "cuda" in vars(owner)]
+        for owner in owners:
+            owner.cuda = _stay
         try:
             yield
         finally:
-            for owner, own, original in originals:
-                if own:
-                    owner.cuda = original
-                else:
-                    del owner.cuda
+            for owner in owners:
+                del owner.cuda
+            for owner, original in own:
+                owner.cuda = original
 
 
 def _stay(self: Any, *arguments: Any, **options: Any) -> Any:

@@ -9,7 +9,7 @@ MEBIBYTE = 1 << 20
 Row = Sequence[str]
 
 
-def tables(measured: dict[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
+def tables(measured: dict[str, Any]) -> Iterator[tuple[str, Row, Sequence[Row]]]:
     """The tables of one shape, each as title, header and rows."""
     shape = measured["shape"]
     cases = measured["cases"]
@@ -32,11 +32,8 @@ def tables(measured: dict[str, Any]) -> Iterator[tuple[str, Row, list[Row]]]:
         rows = [
             [name, *(ratio(floor["ratios"][name]) for floor in floors.values())] for name in names
         ]
-        yield (
-            f"{shape}: ours over the floor, the decomposition and its products alone",
-            header,
-            rows,
-        )
+        title = f"{shape}: ours over the floor, the decomposition and matrix products alone"
+        yield title, header, rows
 
 
 def preamble(results: dict[str, Any]) -> str:

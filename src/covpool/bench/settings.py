@@ -127,5 +127,9 @@ class Settings:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
-        lists = ("shapes", "methods", "peers", "accuracy_conditions")
-        return cls(**{k: tuple(v) if k in lists else v for k, v in content.items()})
+        """Of `to_dict`'s form; lists in place of tuples are taken as well."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content.items()
+        }
+        return cls(**values)

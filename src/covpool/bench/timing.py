@@ -114,7 +114,7 @@ def timed(
     device: torch.device,
     calls: int = 1,
 ) -> float:
-    """Seconds of one of so many calls, waiting for the device before the first and after the last."""
+    """Seconds of one of so many calls, waiting for the device before the first and at the end."""
     with context():
         _synchronise(device)
         start = time.perf_counter()

@@ -116,8 +116,8 @@ def read_settings(options: argparse.Namespace, **given: Any) -> Settings:
     if options.threads < 1:
         raise ValueError(f"threads must be at least 1, got {options.threads}")
     names = [field.name for field in fields(Settings)]
-    values = {name: getattr(options, name) for name in names if hasattr(options, name)} | given
-    return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    return Settings.from_dict(values | given)
 
 
 def show(measured: dict[str, Any], console: Console) -> None:
