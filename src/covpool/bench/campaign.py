@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,19 @@ from covpool.bench.accuracy import Exact
 from covpool.bench.cases import Case, with_output
 from covpool.bench.environment import describe_environment
 from covpool.bench.features import Shape, make_features, make_weight
-from covpool.bench.memory import Memory, peak_memory
+from covpool.bench.memory import RESOLUTION, Memory, peak_memory
 from covpool.bench.settings import Settings
 from covpool.bench.timing import Timing, describe, fixed_threads, time_cases
+
+Report = Callable[[str], None]
+Results = dict[str, Any]
+Measure = Callable[[Settings, Shape, Sequence[Case], Report], Results]
 
 FORMAT = 1
 """Version of the results' layout."""
 
 ACCURACY_BATCH = 4
 """Samples in the measurement of errors; enough for layers that couple samples to show it."""
-
-Report = Callable[[str], None]
-Results = dict[str, Any]
 
 
 def silent(text: str) -> None:
@@ -36,6 +38,8 @@ def run_campaign(
     settings: Settings,
     report: Report = silent,
     shape_done: Callable[[Results], None] = lambda results: None,
+    measure: Measure | None = None,
+    earlier: Results | None = None,
 ) -> Results:
     """Measure all cases at all shapes.
 
@@ -43,12 +47,15 @@ def run_campaign(
         settings: what and how.
         report: told in a few words what goes on.
         shape_done: given the results so far after each shape.
+        measure: what is done at each shape; None: `measure_shape`.
+        earlier: results to go on from; their shapes are not measured again.
 
     Returns:
         What `covpool bench --output` writes.
 
     Raises:
-        ValueError: a peer that is not there.
+        ValueError: a peer that is not there, or earlier results of other settings, another
+            machine or other versions.
     """
     peers = settings.open_peers()
     results: Results = {
@@ -59,16 +66,44 @@ def run_campaign(
         "peers": {one.peer.name: {"home": one.peer.home, "version": one.version} for one in peers},
         "shapes": [],
     }
+    done = {} if earlier is None else _shapes_to_keep(earlier, results)
     cases = settings.cases(peers)
     with fixed_threads(settings.threads):
         for text in settings.shapes:
-            shape = Shape.parse(text)
-            measured = measure_shape(
-                settings, shape, cases, lambda said, at=text: report(f"{at}: {said}")
-            )
-            results["shapes"].append(measured)
+            if text not in done:
+                at_shape = partial(_say_at, report, text)
+                done[text] = (measure or measure_shape)(
+                    settings, Shape.parse(text), cases, at_shape
+                )
+            results["shapes"].append(done[text])
             shape_done(results)
     return results
+
+
+def _say_at(report: Report, shape: str, text: str) -> None:
+    report(f"{shape}: {text}")
+
+
+SAME = ("cpu", "cores_available", "threads", "device_name", "versions", "covpool_commit")
+"""Of the environment, what results must share to be continued."""
+
+
+def _shapes_to_keep(earlier: Results, results: Results) -> dict[str, Results]:
+    """The earlier run's shapes by name.
+
+    Raises:
+        ValueError: they would not be comparable with what is measured now.
+    """
+    current = json.loads(json.dumps(results))  # lists for tuples, as they were written
+    for part, names in (("environment", SAME), ("settings", None), ("peers", None)):
+        was, now = earlier[part], current[part]
+        for name in names or sorted({*was, *now} - {"shapes"}):
+            if was.get(name) != now.get(name):
+                raise ValueError(
+                    f"the earlier results cannot be continued: in {part}, {name} was "
+                    f"{was.get(name)!r} and is {now.get(name)!r}; write to another file"
+                )
+    return {measured["shape"]: measured for measured in earlier["shapes"]}
 
 
 def measure_shape(
@@ -141,7 +176,6 @@ def measure_accuracy(
             try:
                 with case.context():
                     result = case.prepare(features, weight)()
-                assert result is not None
                 forward, gradient = exact.errors(*result)
                 entry |= {"forward": _finite(forward), "gradient": _finite(gradient)}
             except Exception as error:
@@ -210,14 +244,34 @@ def pairs(cases: Sequence[Case], rows: Sequence[Results]) -> list[Results]:
                         "method": ours["name"],
                         "peer": theirs["name"],
                         "time": _ratio(theirs["median"], ours["median"]),
-                        "memory": _ratio(theirs["memory"], ours["memory"]),
+                        "memory": _ratio(theirs["memory"], ours["memory"], RESOLUTION),
                     }
                 )
     return found
 
 
-def _ratio(theirs: float | None, ours: float | None) -> float | None:
-    return theirs / ours if theirs is not None and ours else None
+def _ratio(theirs: float | None, ours: float | None, least: float = 0) -> float | None:
+    """None where either is missing, or ours is too small to be told from nothing."""
+    if theirs is None or ours is None or ours <= least:
+        return None
+    return theirs / ours
+
+
+def read_results(file: Path) -> Results | None:
+    """Results that were written before; None where there are none.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{file} does not hold results: {error}; write to another file") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{file} does not hold results of format {FORMAT}; write to another file")
+    return content
 
 
 def write_results(results: Results, file: Path) -> None:

@@ -17,7 +17,7 @@ from covpool.bench.peers import OpenPeer, Output, PeerRow, Root
 from covpool.linalg.methods import METHODS
 from covpool.pooling import cov_pool, triu_vector
 
-Step = Callable[[], tuple[Tensor, Tensor] | None]
+Step = Callable[[], tuple[Tensor, Tensor]]
 Solver = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -30,7 +30,7 @@ class Case:
         kind: whose it is.
         prepare: from features (B, C, H, W) and the weight of the loss (B, C, C) to a step, which
             does forward and backward once and returns the root and the features' gradient (the
-            floor: None).
+            floor: the last products of either).
         output: what the step computes.
         method: our method's name, or the peer's row's.
         peer: the peer's name.
@@ -166,18 +166,18 @@ def _floor(solver: Solver, dtype: torch.dtype, features: Tensor, weight: Tensor)
     rounded = x.to(dtype)
 
     @torch.no_grad()
-    def gram() -> None:
+    def gram() -> tuple[Tensor, Tensor]:
         _, right = solver(x.mT @ x)
         left = (x @ right).to(dtype)
-        left @ left.mT
+        root = left @ left.mT
         product = weight @ left
-        (left @ (left.mT @ product) + product) @ right.to(dtype).mT
+        return root, (left @ (left.mT @ product) + product) @ right.to(dtype).mT
 
     @torch.no_grad()
-    def covariance() -> None:
+    def covariance() -> tuple[Tensor, Tensor]:
         vectors = solver(x @ x.mT)[1].to(dtype)
-        vectors @ vectors.mT
-        vectors @ (vectors.mT @ weight @ vectors) @ vectors.mT @ rounded
+        root = vectors @ vectors.mT
+        return root, vectors @ (vectors.mT @ weight @ vectors) @ vectors.mT @ rounded
 
     # The same choice as the layers': the smaller of the two matrices with the same eigenvalues.
     return gram if positions - 1 < channels else covariance

@@ -42,6 +42,9 @@ ALLOCATOR = {
 }
 CHUNK = 1 << 18
 
+RESOLUTION = 1 << 20
+"""Peaks below this many bytes are not told apart."""
+
 
 def peak_memory(
     settings: Settings,

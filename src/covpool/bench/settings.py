@@ -57,7 +57,7 @@ class Settings:
     compute_dtype: str | None = None
     spectrum: Spectrum = "geometric"
     condition: float = 1e4
-    accuracy_conditions: tuple[float, ...] = (1e4, 1e6)
+    accuracy_conditions: tuple[float, ...] = (1e4, 1e5, 1e6)
     vector: bool = False
     memory: bool = True
     floor: bool = True

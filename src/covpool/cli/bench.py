@@ -94,16 +94,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accuracy-conditions",
         type=_numbers,
-        default=(1e4, 1e6),
-        help="cond(X) at each of which errors are measured (default: 1e4,1e6)",
+        default=(1e4, 1e5, 1e6),
+        help="cond(X) at each of which errors are measured (default: 1e4,1e5,1e6)",
     )
     parser.add_argument(
         "--vector", action="store_true", help="gather the upper triangle on all sides"
     )
-    parser.add_argument(
-        "--no-memory", action="store_false", dest="memory", help="leave out the peak memory"
-    )
-    parser.add_argument("--no-floor", action="store_false", dest="floor", help="leave it out")
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--memory", action=switch, default=True, help="measure the peak memory")
+    parser.add_argument("--floor", action=switch, default=True, help="measure the least work")
     parser.add_argument("--seed", type=int, default=0, help="of the features (default: 0)")
 
 

@@ -1,0 +1,75 @@
+"""What the scripts of this folder share: starting up, going on, and saying what goes on."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+# As the covpool command does, before PyTorch is loaded: waiting threads do not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from covpool.bench.campaign import Measure, read_results, run_campaign, write_results
+from covpool.bench.environment import summary_line
+from covpool.bench.settings import Settings
+from covpool.cli import ArgumentParser, UserError
+from covpool.cli.parsing import users_input
+
+__all__ = ["ArgumentParser", "Progress", "run", "run_resumable", "users_input"]
+
+
+class Progress:
+    """Says what goes on in one line on standard error, and now and then where it is a file."""
+
+    def __init__(self, seconds: float = 20) -> None:
+        self.seconds = seconds
+        self.last = 0.0
+
+    def __call__(self, text: str) -> None:
+        now = time.monotonic()
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        elif now - self.last >= self.seconds:
+            self.last = now
+            print(text, file=sys.stderr, flush=True)
+
+    def done(self) -> None:
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[], int], resumable: bool = True) -> NoReturn:
+    """Run a script; a mistake in what the user gave is told in one line."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on where it stopped" if resumable else ""
+        print(f"\ninterrupted{goes_on}", file=sys.stderr)
+        sys.exit(130)
+
+
+def run_resumable(
+    settings: Settings, output: Path, measure: Measure | None = None
+) -> dict[str, Any]:
+    """Measure what `output` does not hold yet, writing it after each shape."""
+    with users_input():
+        earlier = read_results(output)
+    held = len(earlier["shapes"]) if earlier else 0
+    if held:
+        print(f"{output}: going on after {held} shapes", file=sys.stderr)
+    progress = Progress()
+    with users_input():
+        results = run_campaign(
+            settings,
+            progress,
+            lambda results: write_results(results, output),
+            measure,
+            earlier,
+        )
+    progress.done()
+    print(summary_line(results["environment"]))
+    return results
