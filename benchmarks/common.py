@@ -1,5 +1,6 @@
 """What the scripts of this folder share: starting up, going on, and saying what goes on."""
 
+import argparse
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ from covpool.bench.settings import Settings
 from covpool.cli import ArgumentParser, UserError
 from covpool.cli.parsing import users_input
 
-__all__ = ["ArgumentParser", "Progress", "run", "run_resumable", "users_input"]
+__all__ = ["Progress", "make_parser", "run", "run_resumable", "users_input"]
 
 
 class Progress:
@@ -37,6 +38,11 @@ class Progress:
     def done(self) -> None:
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def make_parser(doc: str | None) -> ArgumentParser:
+    """A parser whose help is the script's docstring as it stands."""
+    return ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def run(main: Callable[[], int], resumable: bool = True) -> NoReturn:

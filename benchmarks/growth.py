@@ -11,7 +11,7 @@ The same command goes on where it stopped.
 from pathlib import Path
 from typing import Any
 
-from common import ArgumentParser, run, run_resumable, users_input
+from common import make_parser, run, run_resumable, users_input
 
 from covpool.cli.bench import add_options, read_settings
 
@@ -20,7 +20,7 @@ SIZES = "16,32,64,128,256,512,1024"
 
 
 def main() -> int:
-    parser = ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--batches", default=BATCHES, help=f"of series 1 (default: {BATCHES})")
     parser.add_argument("--channels", type=int, default=256, help="of series 1 (default: 256)")
     parser.add_argument("--positions", type=int, default=196, help="of series 1 (default: 196)")

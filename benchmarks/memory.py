@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ArgumentParser, run, run_resumable, users_input
+from common import make_parser, run, run_resumable, users_input
 
 from covpool.bench.campaign import Report, pairs
 from covpool.bench.cases import Case
@@ -24,7 +24,7 @@ SHAPES = "16x256x49,16x256x196,16x256x784"
 
 
 def main() -> int:
-    parser = ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--shapes", default=SHAPES, help=f"(default: {SHAPES})")
     add_options(parser)
     parser.set_defaults(floor=False, accuracy_conditions=())

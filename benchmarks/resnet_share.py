@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import ArgumentParser, Progress, run, users_input
+from common import Progress, make_parser, run, users_input
 
 # isort: split
 import torch
@@ -102,7 +102,7 @@ def main() -> int:
 
 
 def parse() -> Any:
-    parser = ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--methods", default="exact,svd-pade,isqrt-cov", help="beside gap")
     parser.add_argument(
         "--peer", action="append", default=[], dest="peers", metavar="NAME=CHECKOUT"
