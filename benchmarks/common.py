@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,31 +12,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from covpool.bench.campaign import Measure, read_results, run_campaign, write_results
 from covpool.bench.environment import summary_line
+from covpool.bench.progress import Progress
 from covpool.bench.settings import Settings
 from covpool.cli import ArgumentParser, UserError
 from covpool.cli.parsing import users_input
 
-__all__ = ["Progress", "make_parser", "run", "run_resumable", "users_input"]
-
-
-class Progress:
-    """Says what goes on in one line on standard error, and now and then where it is a file."""
-
-    def __init__(self, seconds: float = 20) -> None:
-        self.seconds = seconds
-        self.last = 0.0
-
-    def __call__(self, text: str) -> None:
-        now = time.monotonic()
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-        elif now - self.last >= self.seconds:
-            self.last = now
-            print(text, file=sys.stderr, flush=True)
-
-    def done(self) -> None:
-        if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+__all__ = ["make_parser", "run", "run_resumable", "users_input"]
 
 
 def make_parser(doc: str | None) -> ArgumentParser:
@@ -67,8 +47,7 @@ def run_resumable(
     held = len(earlier["shapes"]) if earlier else 0
     if held:
         print(f"{output}: going on after {held} shapes", file=sys.stderr)
-    progress = Progress()
-    with users_input():
+    with users_input(), Progress() as progress:
         results = run_campaign(
             settings,
             progress,
@@ -76,6 +55,5 @@ def run_resumable(
             measure,
             earlier,
         )
-    progress.done()
     print(summary_line(results["environment"]))
     return results

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import Progress, make_parser, run, users_input
+from common import make_parser, run, users_input
 
 # isort: split
 import torch
@@ -29,6 +29,7 @@ from covpool.bench.cases import Case
 from covpool.bench.checkouts import as_published
 from covpool.bench.environment import describe_environment, summary_line
 from covpool.bench.peers import OpenPeer, PeerRow, Root, open_peer
+from covpool.bench.progress import Progress
 from covpool.bench.report import markdown
 from covpool.bench.settings import available_cores
 from covpool.bench.timing import Timing, describe, fixed_threads, time_cases
@@ -81,7 +82,7 @@ def main() -> int:
             progress(f"building {opened.peer.name}/{row.name}")
             bench.add_peer(opened, row)
         timings = bench.run(progress)
-    progress.done()
+    progress.clear()
     results = {
         "format": FORMAT,
         "environment": describe_environment(options.threads, options.device),

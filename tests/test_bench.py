@@ -19,6 +19,7 @@ from covpool.bench.features import (
     matrix_of_triangle,
     triangle_weight,
 )
+from covpool.bench.progress import Progress
 from covpool.bench.settings import Settings
 from made_up_peer import SMALL, made_up_case
 
@@ -117,9 +118,9 @@ def test_floor_decomposes_the_smaller_matrix(text, monkeypatch):
         seen.append((matrix.shape[-1], matrix.dtype))
         return torch.linalg.eigh(matrix)
 
-    monkeypatch.setattr("covpool.bench.cases.solvers", lambda: {"counted": solver})
+    monkeypatch.setattr("covpool.bench.cases.solvers", lambda device: {"counted": solver})
     x, weight = make_features(shape), make_weight(shape)
-    for case in floor_cases((torch.float32, torch.float64)):
+    for case in floor_cases((torch.float32, torch.float64), CPU):
         root, gradient = case.prepare(x, weight)()
         assert root.shape == (2, 6, 6)
         assert gradient.shape == (2, 6, shape.positions)
@@ -130,7 +131,7 @@ def test_floor_decomposes_the_smaller_matrix(text, monkeypatch):
 def test_solvers_decompose():
     matrix = torch.randn(3, 5, 5, dtype=torch.float64, generator=torch.manual_seed(0))
     matrix = matrix + matrix.mT
-    for solver in solvers().values():
+    for solver in solvers(CPU).values():
         values, vectors = solver(matrix)
         torch.testing.assert_close((vectors * values[:, None, :]) @ vectors.mT, matrix)
 
@@ -290,3 +291,22 @@ def test_settings_survive_json():
     settings = Settings(shapes=("2x4x4",), peers=("spd-learn",), accuracy_conditions=(10.0,))
     assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
     assert settings.threads >= 1
+
+
+def test_progress_is_a_line_now_and_then(capsys):
+    now_and_then, always = Progress(seconds=3600), Progress(seconds=0)
+    for progress in (now_and_then, always):
+        with progress as say:
+            say("half way")
+    assert capsys.readouterr().err == "half way\n"
+
+
+def test_progress_on_a_terminal_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Progress() as say:
+        say("half way")
+        say("there")
+    shown = capsys.readouterr().err
+    assert "\n" not in shown
+    assert shown.endswith("\r\x1b[K")
+    assert shown.index("half way") < shown.index("there")

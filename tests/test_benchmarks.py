@@ -128,7 +128,7 @@ def test_bars_are_judged(script, tmp_path):
     lines = [line.strip() for line in shown.out.splitlines()]
     met = [line for line in lines if line.startswith("met")]
     assert any("iSQRT-COV over our exact ≥ 20: 20.5" in line for line in met)
-    assert any("over the floor" in line for line in met)
+    assert any("exact over the lowest floor ≤ 1.4: 1.39" in line for line in met)
     assert sum("error ≤" in line for line in met) == 2
     assert sum(line.startswith("MISSED") and "not measured" in line for line in lines) == 3
     assert not any("1e+07" in line for line in lines)

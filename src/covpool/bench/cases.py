@@ -131,7 +131,7 @@ def make_cases(
     return ours + theirs
 
 
-def floor_cases(dtypes: Iterable[torch.dtype]) -> list[Case]:
+def floor_cases(dtypes: Iterable[torch.dtype], device: torch.device) -> list[Case]:
     """The least work: the bare decomposition in float64 and the matrix products around it.
 
     One case for each batched solver that there is, so that the faster one is taken, and for each
@@ -146,14 +146,14 @@ def floor_cases(dtypes: Iterable[torch.dtype]) -> list[Case]:
             note=str(dtype).removeprefix("torch."),
         )
         for dtype in dict.fromkeys(dtypes)
-        for name, solver in solvers().items()
+        for name, solver in solvers(device).items()
     ]
 
 
-def solvers() -> dict[str, Solver]:
+def solvers(device: torch.device) -> dict[str, Solver]:
     """torch's batched eigendecomposition, and the one that is spread over the CPU's cores."""
     found: dict[str, Solver] = {"torch.linalg.eigh": torch.linalg.eigh}
-    if find_spec("covpool.linalg.parallel"):
+    if device.type == "cpu" and find_spec("covpool.linalg.parallel"):
         found["parallel.eigh"] = import_module("covpool.linalg.parallel").eigh
     return found
 

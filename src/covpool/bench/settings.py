@@ -120,12 +120,9 @@ class Settings:
         """All cases, the floor's last."""
         compute_dtype = None if self.compute_dtype is None else DTYPES[self.compute_dtype]
         made = make_cases(self.methods, peers, vector=self.vector, compute_dtype=compute_dtype)
-        return made + (self._floor_cases() if self.floor else [])
-
-    def _floor_cases(self) -> list[Case]:
-        made = floor_cases((self.torch_dtype, torch.float64))
-        on_cpu = self.torch_device.type == "cpu"
-        return [case for case in made if on_cpu or case.method == "torch.linalg.eigh"]
+        if self.floor:
+            made += floor_cases((self.torch_dtype, torch.float64), self.torch_device)
+        return made
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

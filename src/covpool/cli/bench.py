@@ -2,8 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from covpool.bench import report
 from covpool.bench.campaign import run_campaign, write_results
 from covpool.bench.features import SPECTRA
 from covpool.bench.peers import PEERS
+from covpool.bench.progress import Progress
 from covpool.bench.settings import DTYPES, FEWEST_ROUNDS, Settings, available_cores
 from covpool.cli import ArgumentParser, UserError
 from covpool.cli.parsing import users_input
@@ -38,10 +37,11 @@ def run(arguments: list[str]) -> int:
             "for a first look",
             file=sys.stderr,
         )
-    done = 0
+    done, progress = 0, Progress()
 
     def shape_done(results: dict[str, Any]) -> None:
         nonlocal done
+        progress.clear()
         if done == 0:
             console.print(report.preamble(results))
         show(results["shapes"][-1], console)
@@ -50,8 +50,8 @@ def run(arguments: list[str]) -> int:
             with users_input():
                 write_results(results, options.output)
 
-    with _status() as say:
-        results = run_campaign(settings, say, shape_done)
+    with progress:
+        results = run_campaign(settings, progress, shape_done)
     for line in report.peer_notes(results["shapes"][-1]):
         console.print(f"\n{line}")
     if options.output is not None:
@@ -80,7 +80,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument(
-        "--dtype", default="float32", help=f"of the features: {', '.join(DTYPES)} (default: first)"
+        "--dtype",
+        default="float32",
+        help=f"of the features: {', '.join(DTYPES)} (default: float32)",
     )
     parser.add_argument(
         "--compute-dtype", help="of our methods, as for cov_pool (default: its default accuracy)"
@@ -162,27 +164,3 @@ def _numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in _names(text))
     except ValueError as error:
         raise UserError(f"{text!r} must be numbers with commas between, such as 1e4,1e6") from error
-
-
-class _Status:
-    """Says on a terminal what goes on, on standard error."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        self.status: Any = console.status("starting") if console.is_terminal else None
-
-    def __enter__(self) -> Callable[[str], None]:
-        self._context: AbstractContextManager[Any] = self.status or nullcontext()
-        self._context.__enter__()
-        return self.say
-
-    def __exit__(self, *error: Any) -> None:
-        self._context.__exit__(*error)
-
-    def say(self, text: str) -> None:
-        if self.status is not None:
-            self.status.update(text)
-
-
-def _status() -> _Status:
-    return _Status()
