@@ -133,3 +133,19 @@ def test_mistakes_are_told_in_one_line(arguments, message, capsys, tmp_path, mon
     assert error.startswith("covpool: error: ")
     assert len(error.splitlines()) == 1
     assert re.search(message, error)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_bench_on_a_gpu(clone, run_bench):
+    status, _, results = run_bench(
+        *("--shapes", "2x6x4,2x4x9", "--device", "cuda", "--peer", f"DifferentiableSVD={clone}")
+    )
+    assert status == 0
+    assert results["environment"]["device_name"]
+    for measured in results["shapes"]:
+        rows = {row["name"]: row for row in measured["cases"]}
+        for name in ("exact", "DifferentiableSVD/MPNCOV (triangle)"):
+            assert rows[name]["error"] is None
+            assert rows[name]["memory"] > 0
+            assert rows[name]["accuracy"][0]["forward"] < 1e-5
+        assert all(floor["solver"] == "torch.linalg.eigh" for floor in measured["floor"].values())
