@@ -10,6 +10,11 @@ from covpool.linalg.kernels import Kernel
 from covpool.linalg.spectrum import refuse_second_derivative, symmetric_part, without_autocast
 
 
+def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
+    return eigenvalues, eigenvectors
+
+
 class Eigh(Function):
     """(matrix, kernel) → eigenvalues (*, n), eigenvectors (*, n, n), both differentiable."""
 
@@ -17,8 +22,7 @@ class Eigh(Function):
 
     @staticmethod
     def forward(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
-        eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
-        return eigenvalues, eigenvectors
+        return _decompose(matrix)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -34,10 +38,39 @@ class Eigh(Function):
             inner = ctx.kernel.matrix(eigenvalues).mT * projected
             inner = symmetric_part(inner) + torch.diag_embed(grad_eigenvalues)
             gradient = eigenvectors @ inner @ eigenvectors.mT
-        if ctx.kernel.exact_second_order:
-            return gradient, None
-        reason = (
-            f"eigh: the second derivative of the gradient that kernel {ctx.kernel} gives is not "
-            "defined; use kernel='difference' where second derivatives are needed"
-        )
-        return refuse_second_derivative(gradient, reason), None
+        return _refuse_unless_exact(gradient, ctx.kernel), None
+
+
+class EighWithForwardMode(Eigh):
+    """The same with a forward derivative, which `torch.compile` does not accept."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        Eigh.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*output)
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, Tensor]:
+        tangent = grad_inputs[0]
+        eigenvalues, eigenvectors = ctx.saved_tensors
+        with without_autocast(eigenvectors):
+            inner = eigenvectors.mT @ tangent @ eigenvectors
+            tangent_vectors = eigenvectors @ (ctx.kernel.matrix(eigenvalues).mT * inner)
+            tangent_values = inner.diagonal(dim1=-2, dim2=-1)
+        return tangent_values.clone(), _refuse_unless_exact(tangent_vectors, ctx.kernel)
+
+
+def _refuse_unless_exact(gradient: Tensor, kernel: Kernel) -> Tensor:
+    if kernel.exact_second_order:
+        return gradient
+    reason = (
+        f"eigh: the second derivative of the gradient that kernel {kernel} gives is not "
+        "defined; use kernel='difference' where second derivatives are needed"
+    )
+    return refuse_second_derivative(gradient, reason)
+
+
+def eigendecomposition(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    function = Eigh if torch.compiler.is_compiling() else EighWithForwardMode
+    eigenvalues, eigenvectors = function.apply(matrix, kernel)
+    return eigenvalues, eigenvectors
