@@ -7,7 +7,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.kernels import Kernel
-from covpool.linalg.spectrum import refuse_second_derivative, symmetric_part, without_autocast
+from covpool.linalg.spectrum import (
+    nested_forward_mode,
+    refuse_second_derivative,
+    symmetric_part,
+    without_autocast,
+)
 
 
 def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +43,7 @@ class Eigh(Function):
             inner = ctx.kernel.matrix(eigenvalues).mT * projected
             inner = symmetric_part(inner) + torch.diag_embed(grad_eigenvalues)
             gradient = eigenvectors @ inner @ eigenvectors.mT
-        return _refuse_unless_exact(gradient, ctx.kernel), None
+        return refuse_unless_exact("eigh", gradient, ctx.kernel), None
 
 
 class EighWithForwardMode(Eigh):
@@ -53,18 +58,19 @@ class EighWithForwardMode(Eigh):
     def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, Tensor]:
         tangent = grad_inputs[0]
         eigenvalues, eigenvectors = ctx.saved_tensors
-        with without_autocast(eigenvectors):
+        with nested_forward_mode(), without_autocast(eigenvectors):
             inner = eigenvectors.mT @ tangent @ eigenvectors
             tangent_vectors = eigenvectors @ (ctx.kernel.matrix(eigenvalues).mT * inner)
-            tangent_values = inner.diagonal(dim1=-2, dim2=-1)
-        return tangent_values.clone(), _refuse_unless_exact(tangent_vectors, ctx.kernel)
+            tangent_values = inner.diagonal(dim1=-2, dim2=-1).clone()
+            return tangent_values, refuse_unless_exact("eigh", tangent_vectors, ctx.kernel)
 
 
-def _refuse_unless_exact(gradient: Tensor, kernel: Kernel) -> Tensor:
+def refuse_unless_exact(caller: str, gradient: Tensor, kernel: Kernel) -> Tensor:
+    """The first derivative, marked as having no derivative of its own with most kernels."""
     if kernel.exact_second_order:
         return gradient
     reason = (
-        f"eigh: the second derivative of the gradient that kernel {kernel} gives is not "
+        f"{caller}: the second derivative of the gradient that kernel {kernel} gives is not "
         "defined; use kernel='difference' where second derivatives are needed"
     )
     return refuse_second_derivative(gradient, reason)

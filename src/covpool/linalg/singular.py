@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from covpool.linalg.eigen import refuse_unless_exact
 from covpool.linalg.kernels import Kernel
 from covpool.linalg.spectrum import (
+    nested_forward_mode,
     rank_tolerance,
-    refuse_second_derivative,
     symmetric_part,
     without_autocast,
 )
@@ -103,7 +104,7 @@ class Svd(Function):
             inverse = weights.inverse[..., None, :]
             left = u @ inner + _outside(u, grad_u * inverse)
             gradient = left @ vh + u @ _outside(v, grad_v * inverse).mT
-        return _refuse_unless_exact(gradient, ctx.kernel), None
+        return refuse_unless_exact("svd", gradient, ctx.kernel), None
 
 
 class SvdWithForwardMode(Svd):
@@ -119,30 +120,19 @@ class SvdWithForwardMode(Svd):
         tangent = grad_inputs[0]
         u, s, vh = ctx.saved_tensors
         v = vh.mT
-        weights = _weights(s, ctx.kernel, max(u.shape[-2], v.shape[-2]))
-        with without_autocast(u):
+        with nested_forward_mode(), without_autocast(u):
+            weights = _weights(s, ctx.kernel, max(u.shape[-2], v.shape[-2]))
             inner = u.mT @ tangent @ v
             summed = weights.difference.mT * symmetric_part(inner)
             apart = weights.total * (0.5 * (inner - inner.mT))
             inverse = weights.inverse[..., None, :]
             tangent_u = u @ (summed + apart) + _outside(u, (tangent @ v) * inverse)
             tangent_v = v @ (summed - apart) + _outside(v, (tangent.mT @ u) * inverse)
-            tangent_s = inner.diagonal(dim1=-2, dim2=-1)
-        return (
-            _refuse_unless_exact(tangent_u, ctx.kernel),
-            tangent_s.clone(),
-            _refuse_unless_exact(tangent_v.mT, ctx.kernel),
-        )
-
-
-def _refuse_unless_exact(gradient: Tensor, kernel: Kernel) -> Tensor:
-    if kernel.exact_second_order:
-        return gradient
-    reason = (
-        f"svd: the second derivative of the gradient that kernel {kernel} gives is not defined; "
-        "use kernel='difference' where second derivatives are needed"
-    )
-    return refuse_second_derivative(gradient, reason)
+            return (
+                refuse_unless_exact("svd", tangent_u, ctx.kernel),
+                inner.diagonal(dim1=-2, dim2=-1).clone(),
+                refuse_unless_exact("svd", tangent_v.mT, ctx.kernel),
+            )
 
 
 def singular_value_decomposition(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
