@@ -60,7 +60,9 @@ def _weights(singular_values: Tensor, kernel: Kernel, longer_side: int) -> _Weig
     signed = upper.triu(1) - lower.tril(-1)
     reciprocal = _inverse(total) / scale
     reciprocal = reciprocal.triu(1) + reciprocal.tril(-1)
-    return _Weights(total * signed / scale, reciprocal, _inverse(values / scale[..., 0]) / scale[..., 0])
+    return _Weights(
+        total * signed / scale, reciprocal, _inverse(values / scale[..., 0]) / scale[..., 0]
+    )
 
 
 def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
