@@ -9,6 +9,7 @@ from torch.autograd import Function
 from covpool.linalg.kernels import Kernel
 from covpool.linalg.spectrum import (
     nested_forward_mode,
+    rank_tolerance,
     refuse_second_derivative,
     symmetric_part,
     without_autocast,
@@ -40,8 +41,9 @@ class Eigh(Function):
         eigenvalues, eigenvectors = ctx.saved_tensors
         with without_autocast(eigenvectors):
             projected = eigenvectors.mT @ grad_eigenvectors
-            inner = ctx.kernel.matrix(eigenvalues).mT * projected
-            inner = symmetric_part(inner) + torch.diag_embed(grad_eigenvalues)
+            kernel = ctx.kernel.matrix(eigenvalues)
+            inner = apply_kernel(kernel, projected, eigenvalues, grad_eigenvectors)
+            inner = inner + torch.diag_embed(grad_eigenvalues)
             gradient = eigenvectors @ inner @ eigenvectors.mT
         return refuse_unless_exact("eigh", gradient, ctx.kernel), None
 
@@ -63,6 +65,33 @@ class EighWithForwardMode(Eigh):
             tangent_vectors = eigenvectors @ (ctx.kernel.matrix(eigenvalues).mT * inner)
             tangent_values = inner.diagonal(dim1=-2, dim2=-1).clone()
             return tangent_values, refuse_unless_exact("eigh", tangent_vectors, ctx.kernel)
+
+
+def apply_kernel(kernel: Tensor, projected: Tensor, values: Tensor, *gradients: Tensor) -> Tensor:
+    """sym(Kᵀ ∘ P), without what is rounding error in P and would be multiplied by the pole.
+
+    Of a loss that does not depend on the basis within a tie, P = VᵀG is symmetric there. In
+    floating point it is so up to n · eps of the columns' norms, and an antisymmetric K of 1e16
+    makes an error of order 1 of that. So for pairs closer than √eps of the largest value, where
+    such an error exceeds half of the digits, an antisymmetric part that small counts as 0.
+
+    Args:
+        kernel: (*, n, n), the row is the vector that is differentiated.
+        projected: (*, n, n), P, of several pairs of V and G their sum.
+        values: (*, n), those that belong to the vectors.
+        gradients: (*, m, n) each, every G.
+    """
+    odd = 0.5 * (projected - projected.mT)
+    kernel_odd, kernel_even = 0.5 * (kernel - kernel.mT), symmetric_part(kernel)
+    with torch.no_grad():
+        eps = torch.finfo(values.dtype).eps
+        largest = torch.nn.functional.pad(values.abs(), (0, 1)).amax(-1)[..., None, None]
+        close = (values[..., :, None] - values[..., None, :]).abs() <= eps**0.5 * largest
+        norms = torch.stack([g.square().sum(-2).sqrt() for g in gradients]).sum(0)
+        noise = rank_tolerance(values.shape[-1], values.dtype)
+        rounding = odd.abs() <= noise * (norms[..., :, None] + norms[..., None, :])
+    odd = torch.where(close & rounding, 0, odd)
+    return kernel_odd.mT * odd + kernel_even * symmetric_part(projected)
 
 
 def refuse_unless_exact(caller: str, gradient: Tensor, kernel: Kernel) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from covpool.linalg.eigen import refuse_unless_exact
+from covpool.linalg.eigen import apply_kernel, refuse_unless_exact
 from covpool.linalg.kernels import Kernel
 from covpool.linalg.spectrum import (
     nested_forward_mode,
@@ -58,10 +58,14 @@ def _weights(singular_values: Tensor, kernel: Kernel, longer_side: int) -> _Weig
     upper, lower = kernel.magnitudes(torch.where(larger > 0, larger, 1), gap)
     # Singular values descend: of a tie, the earlier counts as the larger.
     signed = upper.triu(1) - lower.tril(-1)
-    reciprocal = _inverse(total) / scale
+    reciprocal = _inverse(total)
     reciprocal = reciprocal.triu(1) + reciprocal.tril(-1)
+    # Of tiny matrices the quotients overflow; what is capped here can still be summed.
+    limit = torch.finfo(values.dtype).max * torch.finfo(values.dtype).eps
     return _Weights(
-        total * signed / scale, reciprocal, _inverse(values / scale[..., 0]) / scale[..., 0]
+        (total * signed / scale).clamp(-limit, limit),
+        (reciprocal / scale).clamp_max(limit),
+        (_inverse(values / scale[..., 0]) / scale[..., 0]).clamp_max(limit),
     )
 
 
@@ -100,7 +104,8 @@ class Svd(Function):
         with without_autocast(u):
             projected_u, projected_v = u.mT @ grad_u, v.mT @ grad_v
             difference = projected_u - projected_v
-            inner = symmetric_part(weights.difference.mT * (projected_u + projected_v))
+            summed = projected_u + projected_v
+            inner = apply_kernel(weights.difference, summed, s, grad_u, grad_v)
             inner = inner + weights.total * (0.5 * (difference - difference.mT))
             inner = inner + torch.diag_embed(grad_s)
             inverse = weights.inverse[..., None, :]
