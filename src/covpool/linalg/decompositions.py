@@ -34,8 +34,10 @@ def eigh(
 
     Ties: each kernel states its value. No kernel can make a loss well defined that depends on
     which basis of a tied eigenspace, or which sign of an eigenvector, is returned;
-    `gauge_dependence` tells whether a loss does. Second derivatives (by "difference" alone) are
-    right away from ties and finite but meaningless there.
+    `gauge_dependence` tells whether a loss does. Of one that does not, only rounding errors of VᵀG
+    would be multiplied by K: for pairs closer than √finfo(dtype).eps of the largest |λ| what is
+    within n · finfo(dtype).eps of the norms of G's columns counts as 0 backward. Second
+    derivatives (by "difference" alone) are right away from ties and finite but meaningless there.
 
     Rank deficiency: zero eigenvalues are ties like others.
 
@@ -71,7 +73,8 @@ def svd(
     (σi + σj) K with the kernel K of the squares (σ/σ₁)²: the spectrum is scaled to a largest
     value of 1, matrix by matrix, so that every kernel, with its constants, scales with A
     ("truncated" clips at its limit times 1/σ₁²; in `eigh` its limit is absolute). The gradient of
-    σ alone, and that of losses through the polar factor U Vᵀ, need no kernel and are exact at ties.
+    σ alone needs no kernel, nor does that of the polar factor U Vᵀ, which is exact at ties (with
+    "power-iteration", which is not antisymmetric, it is biased).
 
     Args:
         matrix: (*, m, n) real, of any shape, float64 or float32.
@@ -90,10 +93,11 @@ def svd(
     and discarded values).
 
     Ties: each kernel states its value. A loss that is a function of U f(σ) Vᵀ loses the part f′(σ)
-    between vectors that are tied exactly, as with every kernel; its other parts are exact. No
-    kernel can make a loss well defined that depends on which basis, or which sign, is returned;
-    `gauge_dependence` tells whether a loss does. Second derivatives (by "difference" alone) are
-    right away from ties and finite but meaningless there.
+    between vectors that are tied, as with every kernel; its other parts are exact. No kernel can
+    make a loss well defined that depends on which basis, or which sign, is returned;
+    `gauge_dependence` tells whether a loss does. Rounding errors within ties are dropped as in
+    `eigh`, with M + N in the place of VᵀG. Second derivatives (by "difference" alone) are right
+    away from ties and finite but meaningless there.
 
     Rank deficiency: singular values of at most max(m, n) · finfo(dtype).eps of the largest count as
     zeros in the gradient, and 1/σ, W and 1/(σi + σj) of zeros as 0. So the gradient is bounded,

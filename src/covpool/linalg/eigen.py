@@ -71,7 +71,7 @@ def apply_kernel(kernel: Tensor, projected: Tensor, values: Tensor, *gradients: 
     """sym(Kᵀ ∘ P), without what is rounding error in P and would be multiplied by the pole.
 
     Of a loss that does not depend on the basis within a tie, P = VᵀG is symmetric there. In
-    floating point it is so up to n · eps of the columns' norms, and an antisymmetric K of 1e16
+    floating point it is so up to m · eps of the columns' norms, and an antisymmetric K of 1e16
     makes an error of order 1 of that. So for pairs closer than √eps of the largest value, where
     such an error exceeds half of the digits, an antisymmetric part that small counts as 0.
 
@@ -87,19 +87,28 @@ def apply_kernel(kernel: Tensor, projected: Tensor, values: Tensor, *gradients: 
         eps = torch.finfo(values.dtype).eps
         largest = torch.nn.functional.pad(values.abs(), (0, 1)).amax(-1)[..., None, None]
         close = (values[..., :, None] - values[..., None, :]).abs() <= eps**0.5 * largest
-        norms = torch.stack([g.square().sum(-2).sqrt() for g in gradients]).sum(0)
-        noise = rank_tolerance(values.shape[-1], values.dtype)
+        norms = torch.stack([_column_norms(g) for g in gradients]).sum(0)
+        noise = rank_tolerance(max(g.shape[-2] for g in gradients), values.dtype)
         rounding = odd.abs() <= noise * (norms[..., :, None] + norms[..., None, :])
     odd = torch.where(close & rounding, 0, odd)
     return kernel_odd.mT * odd + kernel_even * symmetric_part(projected)
+
+
+def _column_norms(matrix: Tensor) -> Tensor:
+    """(*, m, n) → (*, n), without overflow of the squares."""
+    scale = matrix.abs().sum(-2, keepdim=True)
+    unit = matrix / torch.where(scale > 0, scale, 1)
+    return unit.square().sum(-2).sqrt() * scale[..., 0, :]
 
 
 def refuse_unless_exact(caller: str, gradient: Tensor, kernel: Kernel) -> Tensor:
     """The first derivative, marked as having no derivative of its own with most kernels."""
     if kernel.exact_second_order:
         return gradient
+    # Not the kernel's repr, which torch.compile cannot trace.
+    name = type(kernel).__name__
     reason = (
-        f"{caller}: the second derivative of the gradient that kernel {kernel} gives is not "
+        f"{caller}: the second derivative of the gradient that kernel {name} gives is not "
         "defined; use kernel='difference' where second derivatives are needed"
     )
     return refuse_second_derivative(gradient, reason)
