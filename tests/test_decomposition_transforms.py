@@ -100,6 +100,15 @@ def test_second_order(function, x, transform, note_error):
     assert note_error("second order", function.__name__, error) <= 1e-11
 
 
+@each_case
+def test_second_order_where_the_first_vanishes(function, x):
+    """At diagonal matrices the gradient with respect to the vectors has no rotating part."""
+    matrix = torch.zeros_like(x[0])
+    matrix.diagonal().copy_(torch.tensor([1.0, 2, 4, 7])[: min(matrix.shape)])
+    expected = jacrev(jacrev(total(partial(function, ours=False))))(matrix)
+    assert relative_error(hessian(total(function))(matrix), expected) <= 1e-13
+
+
 @pytest.mark.parametrize("transform", SECOND_ORDER)
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "difference"])
 @pytest.mark.parametrize("case", ["eigh", "svd, tall"])

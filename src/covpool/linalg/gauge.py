@@ -43,7 +43,7 @@ class GaugeDependence:
             ("rotations", self.rotation, "use spectral functions, or projections V Vᵀ on ties"),
         ):
             worst = share.max().item() if share.numel() else 0.0
-            line = f"  {what + ',':10} up to {worst:.1e} of the gradient"
+            line = f"  {what:9} change up to {worst:.1e} of the gradient"
             if worst > ALARM:
                 line += f": the loss depends on them{name_samples(share > ALARM)}; {remedy}"
             lines.append(line)
