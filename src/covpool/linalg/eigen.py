@@ -41,8 +41,8 @@ class Eigh(Function):
         eigenvalues, eigenvectors = ctx.saved_tensors
         with without_autocast(eigenvectors):
             projected = eigenvectors.mT @ grad_eigenvectors
-            kernel = ctx.kernel.matrix(eigenvalues)
-            inner = apply_kernel(kernel, projected, eigenvalues, grad_eigenvectors)
+            weights = ctx.kernel.matrix(eigenvalues)
+            inner = contract(ctx.kernel, weights, projected, eigenvalues, grad_eigenvectors)
             inner = inner + torch.diag_embed(grad_eigenvalues)
             gradient = eigenvectors @ inner @ eigenvectors.mT
         return refuse_unless_exact("eigh", gradient, ctx.kernel), None
@@ -67,7 +67,9 @@ class EighWithForwardMode(Eigh):
             return tangent_values, refuse_unless_exact("eigh", tangent_vectors, ctx.kernel)
 
 
-def apply_kernel(kernel: Tensor, projected: Tensor, values: Tensor, *gradients: Tensor) -> Tensor:
+def contract(
+    kernel: Kernel, weights: Tensor, projected: Tensor, values: Tensor, *gradients: Tensor
+) -> Tensor:
     """sym(Kᵀ ∘ P), without what is rounding error in P and would be multiplied by the pole.
 
     Of a loss that does not depend on the basis within a tie, P = VᵀG is symmetric there. In
@@ -76,22 +78,25 @@ def apply_kernel(kernel: Tensor, projected: Tensor, values: Tensor, *gradients: 
     such an error exceeds half of the digits, an antisymmetric part that small counts as 0.
 
     Args:
-        kernel: (*, n, n), the row is the vector that is differentiated.
+        kernel: which it is.
+        weights: (*, n, n), K; the row is the vector that is differentiated.
         projected: (*, n, n), P, of several pairs of V and G their sum.
         values: (*, n), those that belong to the vectors.
         gradients: (*, m, n) each, every G.
     """
     odd = 0.5 * (projected - projected.mT)
-    kernel_odd, kernel_even = 0.5 * (kernel - kernel.mT), symmetric_part(kernel)
     with torch.no_grad():
         eps = torch.finfo(values.dtype).eps
         largest = torch.nn.functional.pad(values.abs(), (0, 1)).amax(-1)[..., None, None]
         close = (values[..., :, None] - values[..., None, :]).abs() <= eps**0.5 * largest
-        norms = torch.stack([_column_norms(g) for g in gradients]).sum(0)
         noise = rank_tolerance(max(g.shape[-2] for g in gradients), values.dtype)
-        rounding = odd.abs() <= noise * (norms[..., :, None] + norms[..., None, :])
+        norms = noise * torch.stack([_column_norms(g) for g in gradients]).sum(0)
+        rounding = odd.abs() <= norms[..., :, None] + norms[..., None, :]
     odd = torch.where(close & rounding, 0, odd)
-    return kernel_odd.mT * odd + kernel_even * symmetric_part(projected)
+    if kernel.antisymmetric:
+        return weights.mT * odd
+    weights_odd = 0.5 * (weights - weights.mT)
+    return weights_odd.mT * odd + symmetric_part(weights) * symmetric_part(projected)
 
 
 def _column_norms(matrix: Tensor) -> Tensor:

@@ -36,6 +36,9 @@ class Kernel(ABC):
     exact_second_order: ClassVar[bool] = False
     """Whether the kernel's own derivative is that of the true eigenvectors' derivative."""
 
+    antisymmetric: ClassVar[bool] = True
+    """Whether Kⱼᵢ = −Kᵢⱼ, as it is for 1/(λi − λj) itself."""
+
     @abstractmethod
     def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
         """|Kᵢⱼ| where λi is the larger eigenvalue of its pair, and where it is the smaller.
@@ -232,6 +235,7 @@ class PowerIteration(Kernel):
     """
 
     title: ClassVar[str] = "power iteration"
+    antisymmetric: ClassVar[bool] = False
 
     steps: int = 20
     """Power iterations; the paper's code takes 20, the original 9 or 19."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from covpool.linalg.eigen import apply_kernel, refuse_unless_exact
+from covpool.linalg.eigen import contract, refuse_unless_exact
 from covpool.linalg.kernels import Kernel
 from covpool.linalg.spectrum import (
     nested_forward_mode,
@@ -105,7 +105,7 @@ class Svd(Function):
             projected_u, projected_v = u.mT @ grad_u, v.mT @ grad_v
             difference = projected_u - projected_v
             summed = projected_u + projected_v
-            inner = apply_kernel(weights.difference, summed, s, grad_u, grad_v)
+            inner = contract(ctx.kernel, weights.difference, summed, s, grad_u, grad_v)
             inner = inner + weights.total * (0.5 * (difference - difference.mT))
             inner = inner + torch.diag_embed(grad_s)
             inverse = weights.inverse[..., None, :]
