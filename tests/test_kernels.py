@@ -116,6 +116,17 @@ def test_lorentzian_is_finite_at_the_ends_of_the_range(epsilon, dtype):
     assert not kernel[:, 0].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", KERNELS)
+def test_damping_is_the_kernel_times_the_gap(name, dtype):
+    larger = torch.logspace(-4, 4, 9, dtype=dtype)[:, None]
+    relative_gap = torch.cat([torch.zeros(1), torch.logspace(-6, 0, 13)]).to(dtype)
+    gap = larger * relative_gap
+    expected = KERNELS[name].magnitudes(larger.expand_as(gap), gap)[1] * gap
+    actual = KERNELS[name].damping(larger.expand_as(gap), gap)
+    torch.testing.assert_close(actual, expected, rtol=1e3 * torch.finfo(dtype).eps, atol=1e-30)
+
+
 def test_difference_without_any_gap_is_zero():
     assert not Difference().matrix(torch.ones(2, 3, dtype=torch.float64)).any()
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from covpool.linalg.checks import _name_samples as name_samples
+from covpool.linalg.checks import name_samples
 from covpool.linalg.decompositions import eigh, svd
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.methods import choose

@@ -320,6 +320,10 @@ class Lorentzian(Kernel):
         kernel = torch.where(tied, 0, 1 / broadened / larger)
         return kernel, kernel
 
+    def damping(self, larger: Tensor, gap: Tensor) -> Tensor:
+        # At ties the quotient is infinite and the damping zero.
+        return 1 / (1 + (self.epsilon * larger / gap).square())
+
     def bound(self, eigenvalue: float) -> float:
         return 0.5 / self.epsilon / eigenvalue
 
