@@ -197,7 +197,7 @@ class CovarianceFunctionAdjoint(Function):
         working_dtype: torch.dtype,
     ) -> Tensor:
         def adjoint(*tensors: Any) -> tuple[Tensor]:
-            constants = function, method, decomposition_dtype, working_dtype
+            constants: Any = function, method, decomposition_dtype, working_dtype
             return (_adjoint(*tensors, *constants),)
 
         tensors = gradient, features, left, right, eigenvalues

@@ -89,7 +89,7 @@ def _single_threaded_workers(threads: int) -> ThreadPoolExecutor:
 
 def _empty(batch: int, sample: Tensor) -> Tensor:
     """A tensor for a batch of what `sample` holds; column-major where that is, as LAPACK's is."""
-    if sample.ndim > 2 and sample.mT.is_contiguous():
+    if sample.ndim > 2 and not sample.is_contiguous() and sample.mT.is_contiguous():
         return _empty(batch, sample.mT).mT
     return sample.new_empty(batch, *sample.shape[1:])
 
@@ -125,7 +125,7 @@ def by_shares(
                 raise error.among(batch, start) from error
             with allocation:
                 if not outputs:
-                    outputs.extend(_empty(batch, result) for result in results)
+                    outputs.extend([_empty(batch, result) for result in results])
             for output, result in zip(outputs, results, strict=True):
                 output[part] = result
 
