@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from covpool._version import __version__
 
 if TYPE_CHECKING:
-    from covpool.linalg.decompositions import eigh
+    from covpool.linalg.decompositions import eigh, svd
     from covpool.linalg.functions import matrix_sqrt
+    from covpool.linalg.gauge import GaugeDependence, gauge_dependence
     from covpool.linalg.kernels import KERNELS
     from covpool.linalg.methods import METHODS, Method
     from covpool.models import create_model
@@ -17,13 +18,16 @@ __all__ = [
     "KERNELS",
     "METHODS",
     "CovPool2d",
+    "GaugeDependence",
     "Method",
     "__version__",
     "cov_pool",
     "covariance",
     "create_model",
     "eigh",
+    "gauge_dependence",
     "matrix_sqrt",
+    "svd",
     "triu_vector",
 ]
 
@@ -33,12 +37,15 @@ _HOMES = {
     "KERNELS": "covpool.linalg.kernels",
     "METHODS": "covpool.linalg.methods",
     "CovPool2d": "covpool.pooling",
+    "GaugeDependence": "covpool.linalg.gauge",
     "Method": "covpool.linalg.methods",
     "cov_pool": "covpool.pooling",
     "covariance": "covpool.pooling",
     "create_model": "covpool.models",
     "eigh": "covpool.linalg.decompositions",
+    "gauge_dependence": "covpool.linalg.gauge",
     "matrix_sqrt": "covpool.linalg.functions",
+    "svd": "covpool.linalg.decompositions",
     "triu_vector": "covpool.pooling",
 }
 
