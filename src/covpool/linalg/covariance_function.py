@@ -58,11 +58,7 @@ def _by_samples(
     elements = max(features.numel(), features[..., 0].numel() * channels)
     if features.device.type != "cpu" or unreadable(features) or elements < SHARED_ELEMENTS:
         return function(features, *others)
-    batch_shape = features.shape[:-2]
-    dims = len(batch_shape)
-    flat = [x.detach().reshape(-1, *x.shape[dims:]) for x in (features, *others)]
-    results = by_shares(function, tuple(flat))
-    return tuple(result.reshape(*batch_shape, *result.shape[1:]) for result in results)
+    return by_shares(function, (features, *others))
 
 
 def _value(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from covpool.linalg.checks import unreadable
 from covpool.linalg.parallel import SampleError, by_shares
-from covpool.linalg.spectrum import rank_tolerance
+from covpool.linalg.spectrum import rank_tolerance, without_autocast
 
 DECOMPOSITION_SLACK = 64
 """How many times n · finfo(dtype).eps the probed errors of a decomposition may be. Those of LAPACK
@@ -49,12 +49,15 @@ def decompose(matrix: Tensor) -> Decomposition:
     if unreadable(matrix) or matrix.numel() == 0:
         eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
         return eigenvalues, eigenvectors
-    flat = matrix.detach().reshape(-1, *matrix.shape[-2:])
-    if matrix.device.type == "cpu" and len(flat) * matrix.shape[-1] ** 3 >= PARALLEL_WORK:
-        eigenvalues, eigenvectors = by_shares(_decompose, (flat,))
-    else:
-        eigenvalues, eigenvectors = _decompose(flat)
-    return eigenvalues.reshape(matrix.shape[:-1]), eigenvectors.reshape(matrix.shape)
+    with without_autocast(matrix):
+        if matrix.device.type != "cpu":
+            eigenvalues, eigenvectors = _decompose(matrix.detach().reshape(-1, *matrix.shape[-2:]))
+            return eigenvalues.reshape(matrix.shape[:-1]), eigenvectors.reshape(matrix.shape)
+        work = matrix.numel() * matrix.shape[-1]
+        if matrix.ndim == 3 and work < PARALLEL_WORK:
+            return _decompose(matrix.detach())
+        eigenvalues, eigenvectors = by_shares(_decompose, (matrix,))
+    return eigenvalues, eigenvectors
 
 
 def _solve(matrix: Tensor) -> Decomposition:

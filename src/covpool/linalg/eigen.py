@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from covpool.linalg.decomposition import decompose
 from covpool.linalg.kernels import Kernel
 from covpool.linalg.spectrum import (
     nested_forward_mode,
@@ -16,11 +17,6 @@ from covpool.linalg.spectrum import (
 )
 
 
-def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
-    return eigenvalues, eigenvectors
-
-
 class Eigh(Function):
     """(matrix, kernel) → eigenvalues (*, n), eigenvectors (*, n, n), both differentiable."""
 
@@ -28,7 +24,7 @@ class Eigh(Function):
 
     @staticmethod
     def forward(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
-        return _decompose(matrix)
+        return decompose(matrix)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -85,19 +85,22 @@ def _single_threaded_workers(threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-def _empty(batch: int, sample: Tensor) -> Tensor:
-    """A tensor for a batch of what `sample` holds; column-major where that is, as LAPACK's is."""
-    if sample.ndim > 2 and not sample.is_contiguous() and sample.mT.is_contiguous():
-        return _empty(batch, sample.mT).mT
-    return sample.new_empty(batch, *sample.shape[1:])
+def _empty(batch_shape: torch.Size, sample: Tensor) -> Tensor:
+    """A tensor for a batch of what `sample` (batch, …) holds, matrices column-major where its are.
 
-
-def _largest(tensors: tuple[Tensor, ...]) -> int:
-    return max(tensor[0].numel() for tensor in tensors)
+    Not a view of anything, which autograd would treat specially.
+    """
+    shape = (*batch_shape, *sample.shape[1:])
+    if sample.ndim < 3 or sample.is_contiguous() or not sample.mT.is_contiguous():
+        return sample.new_empty(shape)
+    transposed = torch.empty((*shape[:-2], shape[-1], shape[-2]), device="meta")
+    return sample.new_empty_strided(shape, transposed.mT.stride())
 
 
 def by_shares(
-    function: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor, ...]
+    function: Callable[..., tuple[Tensor, ...]],
+    tensors: tuple[Tensor, ...],
+    sample_dims: int = 2,
 ) -> tuple[Tensor, ...]:
     """`function(*tensors)`, computed in shares of the batch that keep every core busy.
 
@@ -105,14 +108,17 @@ def by_shares(
         function: takes and gives tensors whose first dimension is the batch, computes each sample
             for itself, and must not rely on autograd. A share is small enough for the caches: what
             a sample needs is done before the next one begins.
-        tensors: (batch, …) on a CPU, not empty.
+        tensors: with the same batch dimensions, on a CPU, not empty.
+        sample_dims: how many dimensions of the first make up a sample.
     """
-    batch = tensors[0].shape[0]
+    batch_shape = tensors[0].shape[: tensors[0].ndim - sample_dims]
+    batch = batch_shape.numel()
+    flat = [x.detach().reshape(batch, *x.shape[len(batch_shape) :]) for x in tensors]
     threads = min(torch.get_num_threads(), batch)
-    if threads == 1 and batch * _largest(tensors) <= SHARE_ELEMENTS:
-        return function(*tensors)
-    share = max(1, min(-(-batch // threads), SHARE_ELEMENTS // _largest(tensors)))
+    largest = max(tensor[0].numel() for tensor in flat)
+    share = max(1, min(-(-batch // threads), SHARE_ELEMENTS // largest))
     outputs: list[Tensor] = []
+    flat_outputs: list[Tensor] = []
     allocation = threading.Lock()
 
     @torch.no_grad()
@@ -120,19 +126,25 @@ def by_shares(
         for start in range(low, high, share):
             part = slice(start, min(start + share, high))
             try:
-                results = function(*(tensor[part] for tensor in tensors))
+                results = function(*(tensor[part] for tensor in flat))
             except SampleError as error:
                 raise error.among(batch, start) from error
             with allocation:
                 if not outputs:
-                    outputs.extend([_empty(batch, result) for result in results])
-            for output, result in zip(outputs, results, strict=True):
+                    outputs.extend([_empty(batch_shape, result) for result in results])
+                    flat_outputs.extend(
+                        [
+                            output.view(batch, *result.shape[1:])
+                            for output, result in zip(outputs, results, strict=True)
+                        ]
+                    )
+            for output, result in zip(flat_outputs, results, strict=True):
                 output[part] = result
 
-    bounds = [batch * i // threads for i in range(threads + 1)]
     if threads == 1:
         compute(0, batch)
         return tuple(outputs)
+    bounds = [batch * i // threads for i in range(threads + 1)]
     pool = _pool(torch.get_num_threads())
     pending = [pool.submit(compute, low, high) for low, high in pairwise(bounds)]
     failures = [error for task in pending if (error := task.exception()) is not None]
