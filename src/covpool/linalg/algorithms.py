@@ -11,13 +11,16 @@ L alone. Their arguments are shared:
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from covpool.linalg.kernels import Kernel, require_integer
 from covpool.linalg.scalar import ScalarFunction
+
+if TYPE_CHECKING:
+    from covpool.linalg.methods import Method
 
 
 class Loewner(NamedTuple):
@@ -35,12 +38,24 @@ class Loewner(NamedTuple):
 class Forward(Protocol):
     """A forward algorithm: what it makes of each eigenvalue."""
 
+    least_dtype: ClassVar[torch.dtype]
+    """The dtype to compute in at least, unless another is asked for."""
+
     @property
     def title(self) -> str:
         """A few words for tables."""
         ...
 
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor: ...
+
+
+@runtime_checkable
+class Iteration(Forward, Protocol):
+    """A forward algorithm that works on the matrix itself, without its eigenvalues."""
+
+    def matrix(self, covariance: Tensor, method: "Method") -> Tensor:
+        """The same function in matrix products, with the method's gradient."""
+        ...
 
 
 class Gradient(Protocol):
@@ -79,6 +94,8 @@ def _assemble(diagonal_source: Tensor, off_diagonal: Tensor, keep: Tensor) -> Lo
 @dataclass(frozen=True, kw_only=True)
 class Eigendecomposition:
     """f(λ) of every eigenvalue, to the last digits that the decomposition has."""
+
+    least_dtype: ClassVar[torch.dtype] = torch.float64
 
     @property
     def title(self) -> str:
@@ -150,6 +167,8 @@ class TopN:
     kept_fraction: float = 206 / 256
     """N as a share of the matrix's size; the paper keeps 206 of 256."""
 
+    least_dtype: ClassVar[torch.dtype] = torch.float64
+
     def __post_init__(self) -> None:
         if isinstance(self.kept_fraction, bool | str) or not 0 < self.kept_fraction <= 1:
             raise ValueError(f"kept_fraction must lie in (0, 1], got {self.kept_fraction!r}")
@@ -204,6 +223,8 @@ class NewtonSchulz:
     iterations: int = 5
     """Steps of the iteration; iSQRT-COV takes 5, SVD-Newton the gradient of 10."""
 
+    least_dtype: ClassVar[torch.dtype] = torch.float32
+
     def __post_init__(self) -> None:
         require_integer("iterations", self.iterations, 1)
 
@@ -211,7 +232,7 @@ class NewtonSchulz:
     def title(self) -> str:
         return "Newton-Schulz"
 
-    def matrix(self, covariance: Tensor) -> Tensor:
+    def matrix(self, covariance: Tensor, method: "Method") -> Tensor:
         """The iteration in matrix products, differentiable by autograd. (*, n, n) → (*, n, n)."""
         # √(c A) = √c √A for any constant c, so c takes the scale out of reach of overflow.
         scale = covariance.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from covpool.linalg import checks
-from covpool.linalg.algorithms import NewtonSchulz
+from covpool.linalg.algorithms import Iteration
 from covpool.linalg.matrix_function import MatrixFunction
 from covpool.linalg.methods import Method, get_method
 from covpool.linalg.scalar import SQRT
@@ -21,7 +21,7 @@ def working_dtype(
     """
     if compute_dtype is not None:
         return compute_dtype
-    return torch.promote_types(dtype, torch.float32 if method.iterative else torch.float64)
+    return torch.promote_types(dtype, method.forward.least_dtype)
 
 
 def matrix_sqrt(
@@ -89,10 +89,10 @@ def matrix_sqrt(
     dtype = working_dtype(matrix.dtype, row, compute_dtype)
     with without_autocast(matrix):
         symmetric = symmetric_part(matrix.to(dtype))
-        if isinstance(row.forward, NewtonSchulz):
+        if isinstance(row.forward, Iteration):
             if check:
                 checks.positive_semidefinite_matrix("matrix_sqrt", symmetric, matrix.dtype)
-            return row.forward.matrix(symmetric).to(matrix.dtype)
+            return row.forward.matrix(symmetric, row).to(matrix.dtype)
         result, eigenvalues, *_ = MatrixFunction.apply(symmetric, SQRT, row)
     if check:
         checks.positive_semidefinite("matrix_sqrt", eigenvalues, matrix.dtype)

@@ -1,0 +1,421 @@
+"""Forward algorithms that take the root of a matrix by matrix products, and their gradient rule.
+
+Each is a scalar function r of the eigenvalues: with s the Frobenius norm of A, F = √s · r(A/s). So
+it is written twice, on the spectrum (`values`) and in matrix products (`root`), and both give the
+same F to rounding. The gradient P of a matrix function of this kind solves the Lyapunov equation
+F P + P F = G, which it does exactly where F is the exact root (Song, Sebe, Wang, "Fast
+differentiable matrix square root", ICLR 2022).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from covpool.linalg.algorithms import Loewner
+from covpool.linalg.kernels import require_integer
+from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
+from covpool.linalg.scalar import ScalarFunction
+from covpool.linalg.spectrum import symmetric_part, without_autocast
+
+if TYPE_CHECKING:
+    from covpool.linalg.methods import Method
+
+NEWTON_SCHULZ_STEP = (1.5, -0.5, 0.0)
+"""The cubic (3x − x³)/2, which squares what is left of 1 − x."""
+
+
+def sign_steps(least: float, dtype: torch.dtype) -> list[tuple[float, float, float]]:
+    """Odd quintics (a, b, c) whose composition p is 1 to rounding on [least, 1].
+
+    p maps [0, 1] into [0, 1]; at 0 it is 0 and has the slope Π a.
+    """
+    steps = [row[1:] for row in SIGN_QUINTICS[_first_row(least) :]]
+    if torch.finfo(dtype).eps < 1e-9:  # the last row leaves 2.7e-10
+        steps.append(NEWTON_SCHULZ_STEP)
+    return steps
+
+
+def _first_row(least: float) -> int:
+    return max(k for k, row in enumerate(SIGN_QUINTICS) if row[0] <= least)
+
+
+def sign_quotient(x: Tensor, steps: Sequence[tuple[float, float, float]]) -> Tensor:
+    """p(x)/x elementwise, with p the composition of the steps; finite at 0."""
+    quotient = torch.ones_like(x)
+    for a, b, c in steps:
+        square = (x * quotient) ** 2
+        quotient = quotient * (a + square * (b + square * c))
+    return quotient
+
+
+def solve_lyapunov(root: Tensor, right: Tensor, scale: Tensor, least: float) -> Tensor:
+    """P with F P + P F = G, in matrix products.
+
+    sign([[F, G], [0, −F]]) = [[I, 2P], [0, −I]] (Roberts, "Linear model reduction and solution of
+    the algebraic Riccati equation by use of the sign function", 1971/1980). The composition p of
+    `sign_steps` takes the place of the sign, so in the eigenbasis of F = V diag(f) Vᵀ
+
+        P = V ( (pᵢ + pⱼ)/(2 (fᵢ + fⱼ)) ∘ VᵀGV ) Vᵀ,   pᵢ = p(fᵢ/scale),
+
+    which is 1/(fᵢ + fⱼ) to rounding down to f = least · scale, and at most Π a / (2 scale) at
+    f = 0. 7 products a step.
+
+    Args:
+        root: (*, n, n) symmetric, F, eigenvalues in [0, scale].
+        right: (*, n, n) symmetric, G.
+        scale: (*, 1, 1), positive.
+        least: the least eigenvalue of F/scale that is resolved.
+    """
+    block, corner = root / scale, right
+    identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+    for a, b, c in sign_steps(least, root.dtype):
+        square = block @ block
+        commutator = block @ corner
+        commutator = commutator - commutator.mT
+        if c:
+            quartic = square @ commutator  # antisymmetric times symmetric: transposes differ in sign
+            slope = b * commutator + c * (quartic - quartic.mT)
+            factor = a * identity + b * square + c * (square @ square)
+        else:
+            slope, factor = b * commutator, a * identity + b * square
+        corner = symmetric_part(block @ slope + corner @ factor)
+        block = symmetric_part(block @ factor)
+    return corner / (2 * scale)
+
+
+class IterativeRoot(Function):
+    """(A, iteration, rule, name) → F, and √‖A‖, which is not differentiable."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        matrix: Tensor, iteration: "RootIteration", rule: "Lyapunov", name: str
+    ) -> tuple[Tensor, Tensor]:
+        return iteration.root(matrix)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, _, ctx.rule, ctx.name = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        gradient = symmetric_part(grad_outputs[0])
+        solution = LyapunovSolution.apply(gradient, *ctx.saved_tensors, ctx.rule, ctx.name)
+        return solution, None, None, None
+
+
+class LyapunovSolution(Function):
+    """(G, F, √‖A‖, rule, name) → P with F P + P F = G; 0 where A is zero.
+
+    With the cotangent H and Q the solution for H, G receives Q and F receives −(QP + PQ). That is
+    the second derivative where F is the exact root; elsewhere it is refused.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        gradient: Tensor, root: Tensor, scale: Tensor, rule: "Lyapunov", name: str
+    ) -> Tensor:
+        with without_autocast(root):
+            return rule.solve(gradient, root, scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, root, scale, ctx.rule, ctx.name = inputs
+        ctx.save_for_backward(root, scale, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        root, scale, solution = ctx.saved_tensors
+        if not ctx.rule.exact:
+            raise RuntimeError(
+                f"method {ctx.name!r} has no second derivative: its gradient is not the "
+                "derivative of its forward pass; use method='exact' or 'isqrt-cov'"
+            )
+        cotangent = symmetric_part(grad_outputs[0])
+        adjoint = LyapunovSolution.apply(cotangent, root, scale, ctx.rule, ctx.name)
+        with without_autocast(root):
+            product = adjoint @ solution
+        return adjoint, -(product + product.mT), None, None, None
+
+
+def _frobenius(entries: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The Frobenius norm over `dims`, kept, without overflow of the squares."""
+    largest = entries.abs().amax(dims, keepdim=True)
+    divisor = torch.where(largest == 0, 1, largest)
+    return largest * torch.linalg.vector_norm(entries / divisor, dim=dims, keepdim=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RootIteration(ABC):
+    """F = √s · r(A/s), s = ‖A‖ in the Frobenius norm, for a scalar function r on [0, 1]."""
+
+    least_dtype: ClassVar[torch.dtype]
+    """The dtype to compute in at least, unless another is asked for."""
+
+    accurate: ClassVar[bool]
+    """Whether r is the square root to rounding, so that the Lyapunov equation differentiates it."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str: ...
+
+    @abstractmethod
+    def least_root(self, dtype: torch.dtype) -> float:
+        """The least r that the Lyapunov equation has to resolve when computing in `dtype`."""
+
+    @abstractmethod
+    def scalar_root(self, x: Tensor) -> Tensor:
+        """r(x), elementwise."""
+
+    @abstractmethod
+    def normalised_root(self, x: Tensor) -> Tensor:
+        """r(X) of symmetric matrices (*, n, n) with eigenvalues in [0, 1]."""
+
+    def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
+        if eigenvalues.shape[-1] == 0:
+            return eigenvalues
+        norm = _frobenius(eigenvalues, (-1,))
+        root = self.scalar_root(eigenvalues / torch.where(norm == 0, 1, norm))
+        return torch.where(norm == 0, 0, norm.sqrt() * root)
+
+    def root(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """F (*, n, n), without a gradient, and √s (*, 1, 1)."""
+        with without_autocast(matrix):
+            norm = _frobenius(matrix, (-2, -1))
+            root = symmetric_part(self.normalised_root(matrix / torch.where(norm == 0, 1, norm)))
+        scale = norm.sqrt()
+        return torch.where(norm == 0, 0, scale * root), scale
+
+    def matrix(self, covariance: Tensor, method: "Method") -> Tensor:
+        """F with the gradient of the Lyapunov equation. (*, n, n) → (*, n, n)."""
+        if not isinstance(method.gradient, Lyapunov):
+            raise ValueError(
+                f"method {method.name!r}: the forward algorithm {self.title!r} goes with the "
+                f"gradient of the Lyapunov equation alone, got {method.gradient.title!r}"
+            )
+        return IterativeRoot.apply(covariance, self, method.gradient, method.name)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixTaylor(RootIteration):
+    """The Taylor polynomial of √(1 − z) at z = 0, z = 1 − A/‖A‖."""
+
+    degree: int = 10
+    """K; the paper's 10."""
+
+    least_dtype: ClassVar[torch.dtype] = torch.float32
+    accurate: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_integer("degree", self.degree, 1)
+
+    @property
+    def title(self) -> str:
+        return "matrix Taylor polynomial"
+
+    def coefficients(self) -> list[float]:
+        """(−1)ᵏ binomial(1/2, k), lowest power of z first."""
+        found = [1.0]
+        for k in range(1, self.degree + 1):
+            found.append(found[-1] * (k - 1.5) / k)
+        return found
+
+    def least_root(self, dtype: torch.dtype) -> float:
+        return sum(self.coefficients())
+
+    def scalar_root(self, x: Tensor) -> Tensor:
+        value = torch.zeros_like(x)
+        for coefficient in reversed(self.coefficients()):
+            value = value * (1 - x) + coefficient
+        return value
+
+    def normalised_root(self, x: Tensor) -> Tensor:
+        """By Paterson and Stockmeyer's scheme (1973): about 2√K products."""
+        coefficients = self.coefficients()
+        width = max(1, math.isqrt(self.degree))
+        identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        powers = _powers(identity - x, width)
+        starts = range(0, self.degree + 1, width)
+        blocks = [
+            _combination(coefficients[start : start + width], powers) for start in starts
+        ]
+        value = blocks.pop()
+        while blocks:
+            value = value @ powers[width] + blocks.pop()
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixPade(RootIteration):
+    """The diagonal Padé approximant of √(1 − z) at z = 0, z = 1 − A/‖A‖."""
+
+    degree: int = 5
+    """m, of numerator and denominator each; the paper's 5."""
+
+    least_dtype: ClassVar[torch.dtype] = torch.float32
+    accurate: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_integer("degree", self.degree, 1)
+
+    @property
+    def title(self) -> str:
+        return "matrix Padé approximant"
+
+    def coefficients(self) -> tuple[list[float], list[float]]:
+        """Numerator and denominator in powers of x = 1 − z, lowest first, over 4ᵐ."""
+        order = 2 * self.degree + 1
+        scaled = [math.comb(order, k) / 4**self.degree for k in range(order + 1)]
+        return scaled[0::2], scaled[1::2]
+
+    def least_root(self, dtype: torch.dtype) -> float:
+        return 1 / (2 * self.degree + 1)
+
+    def scalar_root(self, x: Tensor) -> Tensor:
+        numerator, denominator = torch.zeros_like(x), torch.zeros_like(x)
+        for p, q in zip(*map(reversed, self.coefficients()), strict=True):
+            numerator, denominator = numerator * x + p, denominator * x + q
+        return numerator / denominator
+
+    def normalised_root(self, x: Tensor) -> Tensor:
+        numerator, denominator = self.coefficients()
+        powers = _powers(x, self.degree)
+        # All coefficients are positive, and so is the denominator: Cholesky's factorisation is
+        # stable. Where it fails (NaN, or eigenvalues that are negative after all) there is no root.
+        factor, failed = torch.linalg.cholesky_ex(_combination(denominator, powers))
+        root = torch.cholesky_solve(_combination(numerator, powers), factor)
+        return torch.where(failed[..., None, None] == 0, root, torch.nan)
+
+
+def _powers(x: Tensor, highest: int) -> list[Tensor]:
+    """[I, X, X², …]."""
+    powers = [torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), x]
+    while len(powers) <= highest:
+        powers.append(powers[-1] @ x)
+    return powers
+
+
+def _combination(coefficients: Sequence[float], powers: Sequence[Tensor]) -> Tensor:
+    total = coefficients[0] * powers[0]
+    for coefficient, power in zip(coefficients[1:], powers[1:], strict=False):
+        total = total + coefficient * power
+    return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinimaxNewtonSchulz(RootIteration):
+    """The coupled Newton-Schulz iteration with minimax polynomials in place of (3I − Z Y)/2."""
+
+    condition: float = 1e8
+    """κ: eigenvalues down to ‖A‖/κ are resolved."""
+
+    least_dtype: ClassVar[torch.dtype] = torch.float64
+    accurate: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        largest = SIGN_QUINTICS[0][0] ** -2
+        if isinstance(self.condition, bool | str) or not 1 <= self.condition <= largest:
+            raise ValueError(
+                f"condition must be a number from 1 to {largest:.0e}, got {self.condition!r}"
+            )
+
+    @property
+    def title(self) -> str:
+        return "Newton-Schulz, minimax"
+
+    def least_root(self, dtype: torch.dtype) -> float:
+        # Below the rounding errors of the iteration itself there is nothing to resolve.
+        return max(1 / self.condition, 8 * torch.finfo(dtype).eps) ** 0.5
+
+    def scalar_root(self, x: Tensor) -> Tensor:
+        inverse = torch.ones_like(x)
+        for a, b, c in sign_steps(self.least_root(x.dtype), x.dtype):
+            product = x * inverse**2
+            inverse = inverse * (a + product * (b + product * c))
+        return x * inverse
+
+    def normalised_root(self, x: Tensor) -> Tensor:
+        steps = sign_steps(self.least_root(x.dtype), x.dtype)
+        identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        y = x + self._shift(x, steps)[..., None, None] * identity
+        z = None
+        for index, (a, b, c) in enumerate(steps):
+            product = y if z is None else z @ y
+            factor = a * identity + b * product
+            if c:
+                factor = factor + c * (product @ product)
+            y = y @ factor
+            if index < len(steps) - 1:
+                z = factor if z is None else factor @ z
+        return y
+
+    @staticmethod
+    def _shift(x: Tensor, steps: Sequence[tuple[float, float, float]]) -> Tensor:
+        """The multiple of I that keeps the iteration from growing at negative eigenvalues.
+
+        A polynomial step multiplies −ε as it multiplies ε, and below zero nothing bounds it. The
+        slope at 0 of all steps together is Π a, so −0.05/(Π a)² and above is harmless. Where a
+        Cholesky factorisation finds lower ones (rounding errors of float32 input), the smallest
+        rung of a ladder of shifts that lifts them is added; above the ladder, NaN.
+        """
+        harmless = 0.05 / math.prod(a for a, _, _ in steps) ** 2
+        rungs = max(1, math.ceil(math.log(0.1 / harmless, 8)))
+        ladder = [0.0, *(harmless * 8**k for k in range(rungs + 1))]
+        shifts = torch.tensor(ladder, dtype=x.dtype, device=x.device)
+        identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        lifted = x[..., None, :, :] + (shifts + harmless)[:, None, None] * identity
+        failed = torch.linalg.cholesky_ex(lifted).info != 0
+        lowest = torch.where(failed, torch.inf, shifts).amin(-1)
+        return torch.where(lowest.isfinite(), lowest, torch.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lyapunov:
+    """P with F P + P F = G: the gradient of an exact root, at the F that `forward` gives."""
+
+    forward: RootIteration
+    """The forward algorithm."""
+
+    @property
+    def title(self) -> str:
+        return "Lyapunov equation"
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is the derivative of the forward pass."""
+        return self.forward.accurate
+
+    def solve(self, right: Tensor, root: Tensor, scale: Tensor) -> Tensor:
+        """P of symmetric G and F, by matrix products; 0 where the scale √‖A‖ is."""
+        zero = scale == 0
+        least = self.forward.least_root(root.dtype)
+        solution = solve_lyapunov(root, right, torch.where(zero, 1, scale), least)
+        return torch.where(zero, 0, solution)
+
+    def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
+        norm = _frobenius(eigenvalues, (-1,))
+        divisor = torch.where(norm == 0, 1, norm)
+        roots = self.forward.scalar_root(eigenvalues / divisor)
+        least = self.forward.least_root(eigenvalues.dtype)
+        quotient = sign_quotient(roots, sign_steps(least, eigenvalues.dtype))
+        signs = roots * quotient
+        total = roots[..., :, None] + roots[..., None, :]
+        both_zero = total == 0
+        mean = torch.where(
+            both_zero,
+            quotient[..., :, None],
+            (signs[..., :, None] + signs[..., None, :]) / torch.where(both_zero, 1, total),
+        )
+        loewner = 0.5 * mean * divisor[..., None].rsqrt()
+        return Loewner(torch.where(norm[..., None] == 0, 0, loewner))
