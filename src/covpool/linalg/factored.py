@@ -49,9 +49,13 @@ class FactoredMatrixFunction(Function):
         inverse = torch.where(eigenvalues > 0, eigenvalues.rsqrt(), 0)
         left = (centred @ (right * inverse[..., None, :])).to(working_dtype)
 
-        values = method.forward.values(function, eigenvalues, channels)
-        result = (left * values.to(working_dtype)[..., None, :]) @ left.mT
-        return symmetric_part(result), left, right.to(working_dtype), eigenvalues
+        with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
+        values = method.forward.values(function, with_zero, channels).to(working_dtype)
+        # What the null space gets is not zero for polynomials and rational functions of A.
+        null = values[..., :1]
+        result = symmetric_part((left * (values[..., 1:] - null)[..., None, :]) @ left.mT)
+        result.diagonal(dim1=-2, dim2=-1).add_(null)
+        return result, left, right.to(working_dtype), eigenvalues
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -17,7 +17,7 @@ def working_dtype(
     """The dtype in which a method computes on matrices of `dtype`.
 
     float64 where it decomposes, since a small eigenvalue is known to finfo(dtype).eps of the
-    largest alone; the input's, and at least float32, where it iterates.
+    largest alone; the input's, and at least the forward algorithm's own, where it iterates.
     """
     if compute_dtype is not None:
         return compute_dtype
@@ -39,8 +39,9 @@ def matrix_sqrt(
         method: a name of `METHODS`, or a row of it with other constants,
             `METHODS["svd-taylor"].replace(degree=50)`. The row decides forward algorithm and
             gradient; "exact" is exact in both.
-        compute_dtype: the dtype of the computation. None: float64 where the method decomposes,
-            float32 (float64 for float64 input) where it iterates.
+        compute_dtype: the dtype of the computation. None: float64 where the method decomposes
+            and for `newton-schulz-minimax`, float32 (float64 for float64 input) for the other
+            methods that iterate.
         check: whether to refuse matrices that are not finite, symmetric and positive
             semi-definite. Costs a synchronisation on a GPU. Off, and inside torch.compile or
             torch.func transforms, where values cannot be read, the symmetric part is used, NaN
@@ -61,9 +62,9 @@ def matrix_sqrt(
     and gradient zero.
 
     Second derivatives: right for `exact` (of any order at full rank, to the second at deficient
-    rank) and `isqrt-cov`; refused by a RuntimeError for the others, whose gradient is not the
-    derivative of their result. Reverse mode alone: `torch.func.jvp` is not implemented but for
-    `isqrt-cov`.
+    rank), `isqrt-cov` and, at full rank, `newton-schulz-minimax`; refused by a RuntimeError for
+    the others, whose gradient is not the derivative of their result. Reverse mode alone:
+    `torch.func.jvp` is not implemented but for `isqrt-cov`.
 
     Raises:
         ValueError: not square, not floating point, an unknown method, another compute_dtype than

@@ -3,8 +3,12 @@
 Each is a scalar function r of the eigenvalues: with s the Frobenius norm of A, F = √s · r(A/s). So
 it is written twice, on the spectrum (`values`) and in matrix products (`root`), and both give the
 same F to rounding. The gradient P of a matrix function of this kind solves the Lyapunov equation
-F P + P F = G, which it does exactly where F is the exact root (Song, Sebe, Wang, "Fast
-differentiable matrix square root", ICLR 2022).
+F P + P F = G, which is exact where F is the exact root (Song, Sebe, Wang, "Fast differentiable
+matrix square root", ICLR 2022, and "Fast differentiable matrix square root and inverse square
+root", IEEE TPAMI 2023).
+
+Errors below are relative, in the Frobenius norm, for n = 64 and eigenvalues spaced evenly in
+logarithm from 1 to 1/κ; gradients for a random G.
 """
 
 import math
@@ -54,23 +58,29 @@ def sign_quotient(x: Tensor, steps: Sequence[tuple[float, float, float]]) -> Ten
     return quotient
 
 
-def solve_lyapunov(root: Tensor, right: Tensor, scale: Tensor, least: float) -> Tensor:
+def solve_lyapunov(
+    root: Tensor, right: Tensor, scale: Tensor, least: float, singular: bool
+) -> Tensor:
     """P with F P + P F = G, in matrix products.
 
     sign([[F, G], [0, −F]]) = [[I, 2P], [0, −I]] (Roberts, "Linear model reduction and solution of
-    the algebraic Riccati equation by use of the sign function", 1971/1980). The composition p of
-    `sign_steps` takes the place of the sign, so in the eigenbasis of F = V diag(f) Vᵀ
+    the algebraic Riccati equation by use of the sign function", Int. J. Control 32, 1980). The
+    composition p of `sign_steps` takes the place of the sign, so with F = V diag(f) Vᵀ
 
-        P = V ( (pᵢ + pⱼ)/(2 (fᵢ + fⱼ)) ∘ VᵀGV ) Vᵀ,   pᵢ = p(fᵢ/scale),
+        P = V ( (pᵢ + pⱼ)/2 · 1/(fᵢ + fⱼ) ∘ VᵀGV ) Vᵀ,   pᵢ = p(fᵢ/scale),
 
-    which is 1/(fᵢ + fⱼ) to rounding down to f = least · scale, and at most Π a / (2 scale) at
-    f = 0. 7 products a step.
+    where pᵢ is 1 down to fᵢ = least · scale, and 0 at 0. 7 products a step.
+
+    In a singular F, pairs (1, 0) of p need 1/fᵢ, and pairs (0, 0) get 0 by the convention of
+    `DividedDifferences`. Both come of P ← 2 (S P + P S) − 3 S P S with S = p(F/scale), 2 products,
+    which multiplies the entries by `null_factor`.
 
     Args:
         root: (*, n, n) symmetric, F, eigenvalues in [0, scale].
         right: (*, n, n) symmetric, G.
         scale: (*, 1, 1), positive.
         least: the least eigenvalue of F/scale that is resolved.
+        singular: whether F may have lower ones.
     """
     block, corner = root / scale, right
     identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
@@ -79,14 +89,25 @@ def solve_lyapunov(root: Tensor, right: Tensor, scale: Tensor, least: float) -> 
         commutator = block @ corner
         commutator = commutator - commutator.mT
         if c:
-            quartic = square @ commutator  # antisymmetric times symmetric: transposes differ in sign
+            quartic = (
+                square @ commutator
+            )  # antisymmetric times symmetric: transposes differ in sign
             slope = b * commutator + c * (quartic - quartic.mT)
             factor = a * identity + b * square + c * (square @ square)
         else:
             slope, factor = b * commutator, a * identity + b * square
         corner = symmetric_part(block @ slope + corner @ factor)
         block = symmetric_part(block @ factor)
+    if singular:
+        product = block @ corner
+        corner = 2 * (product + product.mT) - 3 * symmetric_part(product @ block)
     return corner / (2 * scale)
+
+
+def null_factor(signs: Tensor) -> Tensor:
+    """2 (pᵢ + pⱼ) − 3 pᵢ pⱼ of every pair: 1 at (1, 1), 2 at (1, 0), 0 at (0, 0)."""
+    row, column = signs[..., :, None], signs[..., None, :]
+    return 2 * (row + column) - 3 * row * column
 
 
 class IterativeRoot(Function):
@@ -209,7 +230,18 @@ class RootIteration(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixTaylor(RootIteration):
-    """The Taylor polynomial of √(1 − z) at z = 0, z = 1 − A/‖A‖."""
+    """The Taylor polynomial of √(1 − z) at z = 0, z = 1 − A/‖A‖: "MTP" of Song et al. (2022).
+
+    It approximates: the smaller an eigenvalue, the more its root is overestimated, and zero gives
+    0.176 √‖A‖ (degree 10). The gradient is that of an exact root, at the approximate F, and so not
+    the derivative of this one. Both are smooth functions of A, at ties and zero eigenvalues too;
+    the zero matrix gives zero, with zero gradient. Measured at degree 10:
+
+        κ                                     1e1    1e2    1e4    1e6    1e8
+        value, to √A                          0.087  0.23   0.48   0.62   0.72
+        gradient, to the exact one of √A      0.12   0.41   0.88   0.98   1.0
+        gradient, to the derivative of F      0.19   0.34   0.47   0.52   0.54
+    """
 
     degree: int = 10
     """K; the paper's 10."""
@@ -247,9 +279,7 @@ class MatrixTaylor(RootIteration):
         identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         powers = _powers(identity - x, width)
         starts = range(0, self.degree + 1, width)
-        blocks = [
-            _combination(coefficients[start : start + width], powers) for start in starts
-        ]
+        blocks = [_combination(coefficients[start : start + width], powers) for start in starts]
         value = blocks.pop()
         while blocks:
             value = value @ powers[width] + blocks.pop()
@@ -258,7 +288,24 @@ class MatrixTaylor(RootIteration):
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixPade(RootIteration):
-    """The diagonal Padé approximant of √(1 − z) at z = 0, z = 1 − A/‖A‖."""
+    """The diagonal Padé approximant of √(1 − z) at z = 0, z = 1 − A/‖A‖: "MPA" of Song et al.
+
+    With N = 2m + 1 and x = 1 − z it is Σ binomial(N, 2k) xᵏ / Σ binomial(N, 2k + 1) xᵏ, k = 0..m,
+    which is √x · ((1 + √x)ᴺ + (1 − √x)ᴺ) / ((1 + √x)ᴺ − (1 − √x)ᴺ): all terms positive, where the
+    usual form in powers of z cancels (Lu, "A Padé approximation method for square roots of
+    symmetric positive definite matrices", SIAM J. Matrix Anal. Appl. 19, 1998; Kenney, Laub,
+    "Rational iterative methods for the matrix sign function", ibid. 12, 1991).
+
+    It approximates: the smaller an eigenvalue, the more its root is overestimated, and zero gives
+    √‖A‖/N. The gradient is that of an exact root, at the approximate F, and so not the derivative
+    of this one. Both are smooth functions of A, at ties and zero eigenvalues too; the zero matrix
+    gives zero, with zero gradient. Measured at degree 5:
+
+        κ                                     1e1    1e2    1e4    1e6    1e8
+        value, to √A                          0.010  0.064  0.21   0.30   0.35
+        gradient, to the exact one of √A      0.016  0.18   0.78   0.97   1.0
+        gradient, to the derivative of F      0.039  0.18   0.36   0.42   0.45
+    """
 
     degree: int = 5
     """m, of numerator and denominator each; the paper's 5."""
@@ -315,7 +362,39 @@ def _combination(coefficients: Sequence[float], powers: Sequence[Tensor]) -> Ten
 
 @dataclass(frozen=True, kw_only=True)
 class MinimaxNewtonSchulz(RootIteration):
-    """The coupled Newton-Schulz iteration with minimax polynomials in place of (3I − Z Y)/2."""
+    """The coupled Newton-Schulz iteration with minimax polynomials in place of (3I − Z Y)/2.
+
+    Y₀ = A/‖A‖, Z₀ = I; T = a I + b Z Y + c (Z Y)², Y ← Y T, Z ← T Z; the result is √‖A‖ · Y
+    (Higham, Functions of Matrices, SIAM 2008, chapter 6, for the coupling). Where Newton and Schulz
+    take (a, b, c) = (3/2, −1/2, 0) in every step, which multiplies a small root by 1.5, the
+    quintics of `minimax_coefficients` multiply it by 4.26, and each is the best for what the steps
+    before have left (Chen, Chow, "A stable scaling of Newton-Schulz for improving
+    the sign function computation of a Hermitian matrix", 2014; Amsel, Persson, Musco, Gower, "The
+    Polar Express", 2025). Their number follows from κ and the precision alone: 10 for 1e8 in
+    float64, 36 products of n × n matrices; the Newton-Schulz iteration takes 27 steps, 80 products.
+
+    The error is that of rounding where all eigenvalues lie above ‖A‖_F/κ. ‖A‖_F ≤ √n ‖A‖₂, so the
+    default 1e8 is enough for any matrix of condition number up to 1e6 and n up to 10,000. Smaller
+    eigenvalues get something between 0 and their root, too little by at most 2.8e-6 √‖A‖, and zero
+    gets 0. Measured in float64, the default, and float32:
+
+        κ(A)                                  1e1      1e2      1e4      1e6      1e8
+        value                                 5.6e-15  1.1e-14  2.4e-14  5.7e-14  2.2e-13
+        gradient                              1.4e-14  1.7e-14  5.1e-14  5.2e-12  4.4e-10
+        value, float32                        1.5e-6   3.0e-6   4.5e-6   1.4e-5   5.2e-5
+        gradient, float32                     2.5e-6   3.0e-6   1.4e-5   8.0e-4   0.18
+
+    So float32 arithmetic does not reach 1e-6 at any condition number; it is for devices without
+    float64 (`compute_dtype=torch.float32`), and resolves eigenvalues down to 1e-6 ‖A‖ at best.
+
+    The gradient is exact at ties. At singular matrices it is finite and, along changes that keep
+    the rank, right to 1e-7 (roundings times κ). Pairs of two zero eigenvalues get 0, as in
+    `DividedDifferences`, but for roundings: up to 0.1/√‖A‖. Where eigenvalues are small and not
+    zero, no entry of the Loewner matrix exceeds 6e4/√‖A‖. Second derivatives are right where no
+    eigenvalue lies below ‖A‖/κ. The zero matrix gives zero, with zero gradient.
+
+    Eigenvalues that rounding has made negative: see `_shift`.
+    """
 
     condition: float = 1e8
     """κ: eigenvalues down to ‖A‖/κ are resolved."""
@@ -369,7 +448,7 @@ class MinimaxNewtonSchulz(RootIteration):
         Cholesky factorisation finds lower ones (rounding errors of float32 input), the smallest
         rung of a ladder of shifts that lifts them is added; above the ladder, NaN.
         """
-        harmless = 0.05 / math.prod(a for a, _, _ in steps) ** 2
+        harmless = 0.05 / math.prod([step[0] for step in steps]) ** 2
         rungs = max(1, math.ceil(math.log(0.1 / harmless, 8)))
         ladder = [0.0, *(harmless * 8**k for k in range(rungs + 1))]
         shifts = torch.tensor(ladder, dtype=x.dtype, device=x.device)
@@ -400,7 +479,8 @@ class Lyapunov:
         """P of symmetric G and F, by matrix products; 0 where the scale √‖A‖ is."""
         zero = scale == 0
         least = self.forward.least_root(root.dtype)
-        solution = solve_lyapunov(root, right, torch.where(zero, 1, scale), least)
+        singular = self.forward.accurate
+        solution = solve_lyapunov(root, right, torch.where(zero, 1, scale), least, singular)
         return torch.where(zero, 0, solution)
 
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
@@ -417,5 +497,7 @@ class Lyapunov:
             quotient[..., :, None],
             (signs[..., :, None] + signs[..., None, :]) / torch.where(both_zero, 1, total),
         )
+        if self.forward.accurate:
+            mean = mean * null_factor(signs)
         loewner = 0.5 * mean * divisor[..., None].rsqrt()
         return Loewner(torch.where(norm[..., None] == 0, 0, loewner))
