@@ -17,6 +17,7 @@ from covpool.linalg.algorithms import (
     TopN,
 )
 from covpool.linalg.kernels import Difference, Pade, PowerIteration, Taylor, Truncated
+from covpool.linalg.scalar import FUNCTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,16 @@ class Method:
     def iterative(self) -> bool:
         """Whether the forward pass iterates on matrices and autograd derives its gradient."""
         return isinstance(self.forward, NewtonSchulz)
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The names of the scalar functions that the row computes and differentiates."""
+        both = self.forward.functions & self.gradient.functions
+        return tuple(name for name in FUNCTIONS if name in both)
+
+    def supports(self, function: str) -> bool:
+        """Whether the row has the scalar function of that name, a key of `FUNCTIONS`."""
+        return function in self.functions
 
     @property
     def constants(self) -> dict[str, Any]:
