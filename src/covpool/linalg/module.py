@@ -47,10 +47,12 @@ class MatrixFunction(nn.Module):
         check: bool = True,
     ) -> None:
         super().__init__()
-        self._function = choose("function", function, FUNCTIONS)
-        if self._function.needs_exponent and exponent is None:
+        needs_exponent = choose("function", function, FUNCTIONS).needs_exponent
+        # The name, not the function: copies and pickles of the layer keep the table's own.
+        self._function = function
+        if needs_exponent and exponent is None:
             raise ValueError(f"MatrixFunction: function {function!r} needs an exponent, got None")
-        if not self._function.needs_exponent and exponent is not None:
+        if not needs_exponent and exponent is not None:
             raise ValueError(
                 f"MatrixFunction: function {function!r} has no exponent, got {exponent!r}; "
                 "function='power' has one"
@@ -70,7 +72,7 @@ class MatrixFunction(nn.Module):
     @property
     def function(self) -> str:
         """The function's name."""
-        return self._function.name
+        return self._function
 
     @property
     def method(self) -> Method:
@@ -79,12 +81,12 @@ class MatrixFunction(nn.Module):
 
     @method.setter
     def method(self, method: str | Method) -> None:
-        self._method = get_pairing("MatrixFunction", self._function, method)
+        self._method = get_pairing("MatrixFunction", FUNCTIONS[self._function], method)
 
     def forward(self, matrix: Tensor) -> Tensor:
         result, _ = evaluate(
             f"MatrixFunction({self.function!r})",
-            self._function,
+            FUNCTIONS[self._function],
             matrix,
             self.exponent,
             self._method,
