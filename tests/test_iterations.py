@@ -19,13 +19,15 @@ from covpool.linalg.iterations import (
     sign_quotient,
     sign_steps,
 )
-from covpool.linalg.matrix_function import MatrixFunction
+from covpool.linalg.matrix_function import lift
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
-from covpool.linalg.scalar import SQRT
+from covpool.linalg.scalar import INV_SQRT, SQRT
+from covpool.linalg.spectrum import clip_to_rank
 from spectra import SPECTRA, orthogonal, pade_of_root, relative_error, with_spectrum
 
 EPS = torch.finfo(torch.float64).eps
 NAMES = [name for name, row in METHODS.items() if isinstance(row.forward, RootIteration)]
+INVERSE = [name for name in NAMES if METHODS[name].supports("inv_sqrt")]
 MINIMAX = "newton-schulz-minimax"
 
 
@@ -111,15 +113,19 @@ def test_steps_reach_the_sign(least, dtype):
     assert p.max() <= 1 + 4 * EPS
 
 
+def on_the_spectrum(matrix, function, row):
+    eigenvalues, eigenvectors = torch.linalg.eigh(matrix.detach())
+    clipped = clip_to_rank(eigenvalues, len(matrix))
+    return lift(matrix, None, clipped, eigenvectors, function, row)
+
+
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("name", NAMES)
 def test_matrix_form_is_spectral_form(name, spectrum, note_error):
     matrix, row = SPECTRA[spectrum](), METHODS[name]
     cotangent = random_symmetric(len(matrix), 0)
     ours = value_and_gradient(lambda a: covpool.matrix_sqrt(a, row), matrix, cotangent)
-    spectral = value_and_gradient(
-        lambda a: MatrixFunction.apply(a, SQRT, row)[0], matrix, cotangent
-    )
+    spectral = value_and_gradient(lambda a: on_the_spectrum(a, SQRT, row), matrix, cotangent)
     singular = name == MINIMAX and spectrum in ("decaying", "rank-deficient")
     tolerance = 16 * EPS * row.constants["condition"] if singular else 1e-13
     if singular:  # what reaches the factors of A: pairs of two null vectors do not
@@ -127,6 +133,91 @@ def test_matrix_form_is_spectral_form(name, spectrum, note_error):
     kind = "matrix = spectral" + (" (singular)" if singular else "")
     for one, other in zip(ours, spectral, strict=True):
         assert note_error(kind, name, relative_error(one, other)) <= tolerance
+
+
+@pytest.mark.parametrize("spectrum", ["separated", "clustered", "tied-dense", "identity", "huge"])
+@pytest.mark.parametrize("name", INVERSE)
+def test_matrix_form_of_the_inverse_root_is_spectral_form(name, spectrum, note_error):
+    matrix, row = SPECTRA[spectrum](), METHODS[name]
+    cotangent = random_symmetric(len(matrix), 0)
+    ours = value_and_gradient(lambda a: covpool.matrix_inv_sqrt(a, row), matrix, cotangent)
+    spectral = value_and_gradient(lambda a: on_the_spectrum(a, INV_SQRT, row), matrix, cotangent)
+    for one, other in zip(ours, spectral, strict=True):
+        error = relative_error(one / other.abs().max(), other / other.abs().max())
+        assert note_error("inverse, matrix = spectral", name, error) <= 1e-13
+
+
+@pytest.mark.parametrize("name", INVERSE)
+def test_inverse_root_is_the_inverse_and_solves_its_lyapunov_equation(name, note_error):
+    """Z P + P Z = −Z² G Z² (Song, Sebe, Wang, TPAMI 2023), against SciPy's Bartels-Stewart."""
+    matrix = SPECTRA["separated"]()
+    cotangent = random_symmetric(len(matrix), 1)
+    inverse, gradient = value_and_gradient(
+        lambda a: covpool.matrix_inv_sqrt(a, name), matrix, cotangent
+    )
+    product = inverse @ covpool.matrix_sqrt(matrix, name)
+    torch.testing.assert_close(product, torch.eye(len(matrix)).double(), rtol=0, atol=1e-13)
+    square = inverse @ inverse
+    expected = scipy.linalg.solve_continuous_lyapunov(
+        inverse.numpy(), -(square @ cotangent @ square).numpy()
+    )
+    error = relative_error(gradient, torch.from_numpy(expected))
+    assert note_error("inverse, gradient", name, error) <= 1e-12
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e6])
+def test_minimax_inverse_root_is_accurate(condition):
+    basis, roots, matrix = geometric(64, condition)
+    cotangent = random_symmetric(64, 2)
+    ours = value_and_gradient(lambda a: covpool.matrix_inv_sqrt(a, MINIMAX), matrix, cotangent)
+    inverse = (basis / roots) @ basis.mT
+    _, gradient = exact(basis, roots, -inverse @ cotangent @ inverse)
+    errors = [relative_error(*pair) for pair in zip(ours, (inverse, gradient), strict=True)]
+    print(f"\ncondition {condition:.0e}: value {errors[0]:.1e}, gradient {errors[1]:.1e}")
+    assert errors[0] <= 1e-13 + EPS * condition
+    assert errors[1] <= 1e-12 + 8 * EPS * condition
+
+
+@pytest.mark.parametrize("name", INVERSE)
+def test_inverse_root_of_a_singular_matrix_is_refused(name):
+    with pytest.raises(ValueError, match="matrix_inv_sqrt"):
+        covpool.matrix_inv_sqrt(SPECTRA["rank-deficient"](), name)
+    assert covpool.matrix_inv_sqrt(SPECTRA["rank-deficient"](), name, check=False).isfinite().all()
+    assert not covpool.matrix_inv_sqrt(SPECTRA["zero"](), name, check=False).any()
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [(covpool.matrix_sqrt, name) for name in NAMES]
+    + [(covpool.matrix_inv_sqrt, name) for name in INVERSE],
+)
+def test_forward_mode_is_the_transpose_of_the_gradient(function, name):
+    matrix, cotangent, direction = SPECTRA["separated"](), *map(random_symmetric, (8, 8), (1, 2))
+    _, gradient = value_and_gradient(lambda a: function(a, name), matrix, cotangent)
+    _, tangent = torch.func.jvp(lambda a: function(a, name), (matrix,), (direction,))
+    torch.testing.assert_close((tangent * cotangent).sum(), (gradient * direction).sum())
+
+
+@pytest.mark.parametrize("function", [covpool.matrix_sqrt, covpool.matrix_inv_sqrt])
+def test_minimax_hessians_are_the_exact_ones(function):
+    matrix, weight = SPECTRA["tied-dense"]()[:4, :4].contiguous(), random_symmetric(4, 3)
+
+    def loss(name):
+        return lambda a: (function((a + a.mT) / 2, name).pow(2) * weight).sum()
+
+    expected = torch.func.hessian(loss("exact"))(matrix)
+    torch.testing.assert_close(torch.func.hessian(loss(MINIMAX))(matrix), expected)
+    reverse = torch.func.jacrev(torch.func.jacrev(loss(MINIMAX)))(matrix)
+    torch.testing.assert_close(reverse, expected)
+
+
+def test_forward_over_reverse_is_refused_where_the_gradient_is_no_derivative():
+    for name in NAMES:
+        if not METHODS[name].exact_gradient:
+            with pytest.raises(RuntimeError, match=f"'{name}' has no second derivative"):
+                torch.func.hessian(
+                    lambda a, name=name: covpool.matrix_sqrt(a, name).square().sum()
+                )(SPECTRA["separated"]())
 
 
 @pytest.mark.parametrize("spectrum", ["separated", "clustered", "tied-dense", "tiny", "huge"])
@@ -204,7 +295,7 @@ def test_approximation_errors_are_as_documented(name, condition, documented):
     expected = exact(basis, roots, cotangent)
     forward = row.forward
     assert isinstance(forward, RootIteration)
-    _, derivative = value_and_gradient(lambda a: forward.root(a)[0], matrix, cotangent)
+    _, derivative = value_and_gradient(lambda a: forward.roots(a, False)[0], matrix, cotangent)
     found = (
         relative_error(root, expected[0]),
         relative_error(gradient, expected[1]),

@@ -24,7 +24,7 @@ from torch.autograd import Function
 from covpool.linalg.algorithms import Loewner
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
-from covpool.linalg.scalar import ScalarFunction
+from covpool.linalg.scalar import INV_SQRT, SQRT, ScalarFunction
 from covpool.linalg.spectrum import symmetric_part, without_autocast
 
 if TYPE_CHECKING:
@@ -111,27 +111,52 @@ def null_factor(signs: Tensor) -> Tensor:
 
 
 class IterativeRoot(Function):
-    """(A, iteration, rule, name) → F, and √‖A‖, which is not differentiable."""
+    """(A, iteration, rule, name, inverse) → F, √‖A‖ (not differentiable) and, if asked, Z = F⁻¹.
+
+    The Lyapunov equation F dF + dF F = dA gives dF, and dZ = −Z dF Z. Forward mode is in a
+    subclass, as torch.compile takes no function with a `jvp`.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        matrix: Tensor, iteration: "RootIteration", rule: "Lyapunov", name: str
-    ) -> tuple[Tensor, Tensor]:
-        return iteration.root(matrix)
+        matrix: Tensor, iteration: "RootIteration", rule: "Lyapunov", name: str, inverse: bool
+    ) -> tuple[Tensor, ...]:
+        return iteration.roots(matrix, inverse)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, _, ctx.rule, ctx.name = inputs
+        _, _, ctx.rule, ctx.name, _ = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        root, scale, *inverse = ctx.saved_tensors
         gradient = symmetric_part(grad_outputs[0])
-        solution = LyapunovSolution.apply(gradient, *ctx.saved_tensors, ctx.rule, ctx.name)
-        return solution, None, None, None
+        if inverse:
+            with without_autocast(root):
+                gradient = gradient - inverse[0] @ symmetric_part(grad_outputs[2]) @ inverse[0]
+        return _solution(gradient, root, scale, ctx.rule, ctx.name), None, None, None, None
+
+
+class _IterativeRootBothModes(IterativeRoot):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        root, scale, *inverse = ctx.saved_tensors
+        change = _solution(symmetric_part(tangents[0]), root, scale, ctx.rule, ctx.name)
+        if not inverse:
+            return change, None
+        with without_autocast(root):
+            return change, None, -inverse[0] @ change @ inverse[0]
+
+
+def _solution(gradient: Tensor, root: Tensor, scale: Tensor, rule: "Lyapunov", name: str) -> Tensor:
+    compiling = torch.compiler.is_compiling()
+    solution = LyapunovSolution if compiling else _LyapunovSolutionBothModes
+    return solution.apply(gradient, root, scale, rule, name)
 
 
 class LyapunovSolution(Function):
@@ -154,20 +179,42 @@ class LyapunovSolution(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, root, scale, ctx.rule, ctx.name = inputs
         ctx.save_for_backward(root, scale, output)
+        ctx.save_for_forward(root, scale, output)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         root, scale, solution = ctx.saved_tensors
-        if not ctx.rule.exact:
-            raise RuntimeError(
-                f"method {ctx.name!r} has no second derivative: its gradient is not the "
-                "derivative of its forward pass; use method='exact' or 'isqrt-cov'"
-            )
-        cotangent = symmetric_part(grad_outputs[0])
-        adjoint = LyapunovSolution.apply(cotangent, root, scale, ctx.rule, ctx.name)
-        with without_autocast(root):
-            product = adjoint @ solution
-        return adjoint, -(product + product.mT), None, None, None
+        adjoint = _solution(symmetric_part(grad_outputs[0]), root, scale, ctx.rule, ctx.name)
+        change = None
+        if ctx.needs_input_grad[1]:
+            _refuse_unless_exact(ctx.rule, ctx.name)
+            with without_autocast(root):
+                product = adjoint @ solution
+            change = -(product + product.mT)
+        return adjoint, change, None, None, None
+
+
+class _LyapunovSolutionBothModes(LyapunovSolution):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        root, scale, solution = ctx.saved_tensors
+        turn, change = tangents[:2]
+        right = None if turn is None else symmetric_part(turn)
+        if change is not None:
+            _refuse_unless_exact(ctx.rule, ctx.name)
+            with without_autocast(root):
+                product = change @ solution
+            drift = -(product + product.mT)
+            right = drift if right is None else right + drift
+        return _solution(right, root, scale, ctx.rule, ctx.name)  # pyright: ignore[reportArgumentType]
+
+
+def _refuse_unless_exact(rule: "Lyapunov", name: str) -> None:
+    if not rule.exact:
+        raise RuntimeError(
+            f"method {name!r} has no second derivative: its gradient is not the derivative of its "
+            "forward pass; use method='exact' or 'isqrt-cov'"
+        )
 
 
 def _frobenius(entries: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -180,6 +227,9 @@ def _frobenius(entries: Tensor, dims: tuple[int, ...]) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class RootIteration(ABC):
     """F = √s · r(A/s), s = ‖A‖ in the Frobenius norm, for a scalar function r on [0, 1]."""
+
+    functions: ClassVar[frozenset[str]]
+    """The names of the scalar functions that it computes."""
 
     least_dtype: ClassVar[torch.dtype]
     """The dtype to compute in at least, unless another is asked for."""
@@ -199,33 +249,52 @@ class RootIteration(ABC):
     def scalar_root(self, x: Tensor) -> Tensor:
         """r(x), elementwise."""
 
+    def scalar_inverse(self, x: Tensor) -> Tensor:
+        """1/r(x), finite at 0, where it offers the inverse root."""
+        raise NotImplementedError
+
     @abstractmethod
-    def normalised_root(self, x: Tensor) -> Tensor:
-        """r(X) of symmetric matrices (*, n, n) with eigenvalues in [0, 1]."""
+    def normalised_roots(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:
+        """r(X) of symmetric matrices (*, n, n) with eigenvalues in [0, 1], and r(X)⁻¹ if asked."""
+
+    def steps(self, dtype: torch.dtype) -> int | None:
+        return None
 
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
         if eigenvalues.shape[-1] == 0:
             return eigenvalues
         norm = _frobenius(eigenvalues, (-1,))
-        root = self.scalar_root(eigenvalues / torch.where(norm == 0, 1, norm))
-        return torch.where(norm == 0, 0, norm.sqrt() * root)
+        divisor = torch.where(norm == 0, 1, norm)
+        if function is INV_SQRT:
+            result = self.scalar_inverse(eigenvalues / divisor) * divisor.rsqrt()
+        else:
+            result = self.scalar_root(eigenvalues / divisor) * divisor.sqrt()
+        return torch.where(norm == 0, 0, result)
 
-    def root(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """F (*, n, n), without a gradient, and √s (*, 1, 1)."""
+    def roots(self, matrix: Tensor, inverse: bool) -> tuple[Tensor, ...]:
+        """F (*, n, n), √s (*, 1, 1) and, if asked, F⁻¹; without a gradient."""
         with without_autocast(matrix):
             norm = _frobenius(matrix, (-2, -1))
-            root = symmetric_part(self.normalised_root(matrix / torch.where(norm == 0, 1, norm)))
-        scale = norm.sqrt()
-        return torch.where(norm == 0, 0, scale * root), scale
+            zero = norm == 0
+            divisor = torch.where(zero, 1, norm)
+            root, reciprocal = self.normalised_roots(matrix / divisor, inverse)
+        result = torch.where(zero, 0, divisor.sqrt() * symmetric_part(root)), norm.sqrt()
+        if reciprocal is None:
+            return result
+        return *result, torch.where(zero, 0, divisor.rsqrt() * symmetric_part(reciprocal))
 
-    def matrix(self, covariance: Tensor, method: "Method") -> Tensor:
-        """F with the gradient of the Lyapunov equation. (*, n, n) → (*, n, n)."""
+    def matrix(self, covariance: Tensor, function: ScalarFunction, method: "Method") -> Tensor:
+        """F or F⁻¹ with the gradient of the Lyapunov equation. (*, n, n) → (*, n, n)."""
         if not isinstance(method.gradient, Lyapunov):
             raise ValueError(
                 f"method {method.name!r}: the forward algorithm {self.title!r} goes with the "
                 f"gradient of the Lyapunov equation alone, got {method.gradient.title!r}"
             )
-        return IterativeRoot.apply(covariance, self, method.gradient, method.name)[0]
+        inverse = function is INV_SQRT
+        compiling = torch.compiler.is_compiling()
+        roots = IterativeRoot if compiling else _IterativeRootBothModes
+        result = roots.apply(covariance, self, method.gradient, method.name, inverse)
+        return result[2] if inverse else result[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +315,7 @@ class MatrixTaylor(RootIteration):
     degree: int = 10
     """K; the paper's 10."""
 
+    functions: ClassVar[frozenset[str]] = frozenset({SQRT.name})
     least_dtype: ClassVar[torch.dtype] = torch.float32
     accurate: ClassVar[bool] = False
 
@@ -272,7 +342,7 @@ class MatrixTaylor(RootIteration):
             value = value * (1 - x) + coefficient
         return value
 
-    def normalised_root(self, x: Tensor) -> Tensor:
+    def normalised_roots(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:
         """By Paterson and Stockmeyer's scheme (1973): about 2√K products."""
         coefficients = self.coefficients()
         width = max(1, math.isqrt(self.degree))
@@ -283,7 +353,7 @@ class MatrixTaylor(RootIteration):
         value = blocks.pop()
         while blocks:
             value = value @ powers[width] + blocks.pop()
-        return value
+        return value, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +380,7 @@ class MatrixPade(RootIteration):
     degree: int = 5
     """m, of numerator and denominator each; the paper's 5."""
 
+    functions: ClassVar[frozenset[str]] = frozenset({SQRT.name, INV_SQRT.name})
     least_dtype: ClassVar[torch.dtype] = torch.float32
     accurate: ClassVar[bool] = False
 
@@ -335,14 +406,21 @@ class MatrixPade(RootIteration):
             numerator, denominator = numerator * x + p, denominator * x + q
         return numerator / denominator
 
-    def normalised_root(self, x: Tensor) -> Tensor:
-        numerator, denominator = self.coefficients()
+    def scalar_inverse(self, x: Tensor) -> Tensor:
+        return 1 / self.scalar_root(x)
+
+    def normalised_roots(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:
         powers = _powers(x, self.degree)
-        # All coefficients are positive, and so is the denominator: Cholesky's factorisation is
-        # stable. Where it fails (NaN, or eigenvalues that are negative after all) there is no root.
-        factor, failed = torch.linalg.cholesky_ex(_combination(denominator, powers))
-        root = torch.cholesky_solve(_combination(numerator, powers), factor)
-        return torch.where(failed[..., None, None] == 0, root, torch.nan)
+        numerator, denominator = (_combination(c, powers) for c in self.coefficients())
+        root = _quotient(numerator, denominator)
+        return root, _quotient(denominator, numerator) if inverse else None
+
+
+def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """D⁻¹ N of commuting symmetric matrices, D positive definite; NaN where it is not."""
+    factor, failed = torch.linalg.cholesky_ex(denominator)
+    quotient = torch.cholesky_solve(numerator, factor)
+    return torch.where(failed[..., None, None] == 0, quotient, torch.nan)
 
 
 def _powers(x: Tensor, highest: int) -> list[Tensor]:
@@ -399,6 +477,7 @@ class MinimaxNewtonSchulz(RootIteration):
     condition: float = 1e8
     """κ: eigenvalues down to ‖A‖/κ are resolved."""
 
+    functions: ClassVar[frozenset[str]] = frozenset({SQRT.name, INV_SQRT.name})
     least_dtype: ClassVar[torch.dtype] = torch.float64
     accurate: ClassVar[bool] = True
 
@@ -417,14 +496,20 @@ class MinimaxNewtonSchulz(RootIteration):
         # Below the rounding errors of the iteration itself there is nothing to resolve.
         return max(1 / self.condition, 8 * torch.finfo(dtype).eps) ** 0.5
 
+    def steps(self, dtype: torch.dtype) -> int:
+        return len(sign_steps(self.least_root(dtype), dtype))
+
     def scalar_root(self, x: Tensor) -> Tensor:
+        return x * self.scalar_inverse(x)
+
+    def scalar_inverse(self, x: Tensor) -> Tensor:
         inverse = torch.ones_like(x)
         for a, b, c in sign_steps(self.least_root(x.dtype), x.dtype):
             product = x * inverse**2
             inverse = inverse * (a + product * (b + product * c))
-        return x * inverse
+        return inverse
 
-    def normalised_root(self, x: Tensor) -> Tensor:
+    def normalised_roots(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:
         steps = sign_steps(self.least_root(x.dtype), x.dtype)
         identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         y = x + self._shift(x, steps)[..., None, None] * identity
@@ -435,9 +520,9 @@ class MinimaxNewtonSchulz(RootIteration):
             if c:
                 factor = factor + c * (product @ product)
             y = y @ factor
-            if index < len(steps) - 1:
+            if inverse or index < len(steps) - 1:
                 z = factor if z is None else factor @ z
-        return y
+        return y, z if inverse else None
 
     @staticmethod
     def _shift(x: Tensor, steps: Sequence[tuple[float, float, float]]) -> Tensor:
@@ -465,6 +550,8 @@ class Lyapunov:
 
     forward: RootIteration
     """The forward algorithm."""
+
+    functions: ClassVar[frozenset[str]] = frozenset({SQRT.name, INV_SQRT.name})
 
     @property
     def title(self) -> str:
@@ -500,4 +587,7 @@ class Lyapunov:
         if self.forward.accurate:
             mean = mean * null_factor(signs)
         loewner = 0.5 * mean * divisor[..., None].rsqrt()
+        if function is INV_SQRT:
+            inverse = self.forward.scalar_inverse(eigenvalues / divisor) * divisor.rsqrt()
+            loewner = -inverse[..., :, None] * inverse[..., None, :] * loewner
         return Loewner(torch.where(norm[..., None] == 0, 0, loewner))

@@ -19,6 +19,7 @@ from covpool.linalg.algorithms import (
 )
 from covpool.linalg.iterations import Lyapunov, MatrixPade, MatrixTaylor, MinimaxNewtonSchulz
 from covpool.linalg.kernels import Difference, Pade, PowerIteration, Taylor, Truncated
+from covpool.linalg.scalar import FUNCTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,16 @@ class Method:
     def iterative(self) -> bool:
         """Whether the forward pass works on the matrix itself, without its eigenvalues."""
         return isinstance(self.forward, Iteration)
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The names of the scalar functions that the row computes and differentiates."""
+        both = self.forward.functions & self.gradient.functions
+        return tuple(name for name in FUNCTIONS if name in both)
+
+    def supports(self, function: str) -> bool:
+        """Whether the row has the scalar function of that name, a key of `FUNCTIONS`."""
+        return function in self.functions
 
     @property
     def constants(self) -> dict[str, Any]:
