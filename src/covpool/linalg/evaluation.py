@@ -5,7 +5,8 @@ from torch import Tensor
 
 from covpool.linalg import checks, diagnostics
 from covpool.linalg.algorithms import Iteration, TopN
-from covpool.linalg.matrix_function import lift
+from covpool.linalg.decomposition import decompose
+from covpool.linalg.matrix_function import eigenpairs, lift
 from covpool.linalg.methods import METHODS, Method, get_method
 from covpool.linalg.scalar import INV_SQRT, LOG, ScalarFunction
 from covpool.linalg.spectrum import clip_to_rank, symmetric_part, without_autocast
@@ -75,7 +76,7 @@ def evaluate(
         if function.needs_exponent:
             powers = torch.as_tensor(exponent, dtype=dtype, device=matrix.device)
             powers = powers.expand(matrix.shape[:-2])
-        eigenvalues, eigenvectors = torch.linalg.eigh(symmetric.detach())
+        eigenvalues, eigenvectors = eigenpairs(symmetric)
         clipped = clip_to_rank(eigenvalues, size)
         if check:
             checks.positive_semidefinite(caller, eigenvalues, matrix.dtype)
@@ -110,7 +111,7 @@ def _diagnose(
                 iterations = torch.full(matrix.shape[:-2], taken, device=matrix.device)
         wide = torch.promote_types(matrix.dtype, torch.float64)
         matrix, result = matrix.to(wide), result.to(wide)
-        eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
+        eigenvalues, eigenvectors = decompose(matrix)
         spectrum = clip_to_rank(eigenvalues, matrix.shape[-1]), eigenvectors
     matrix, result = matrix.detach(), result.detach()
     return diagnostics.of_spectrum(

@@ -13,11 +13,38 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from covpool.linalg.decomposition import decompose
 from covpool.linalg.scalar import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.spectrum import refuse_second_derivative, symmetric_part, without_autocast
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
+
+
+def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`decompose`, as constants to autograd, of tensors inside torch.func transforms too."""
+    detached = matrix.detach()
+    if torch.compiler.is_compiling():
+        return decompose(detached)
+    return _Eigenpairs.apply(detached)
+
+
+class _Eigenpairs(Function):
+    # As an autograd function, as that sees the plain tensors below the levels of torch.func.grad,
+    # which `decompose` can probe and spread over the cores.
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        return decompose(matrix)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> None:
+        return None
 
 
 def lift(
