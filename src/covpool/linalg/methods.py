@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Self
 
+import torch
+
 from covpool.linalg.algorithms import (
     DividedDifferences,
     Eigendecomposition,
@@ -51,6 +53,11 @@ class Method:
     def iterative(self) -> bool:
         """Whether the forward pass works on the matrix itself, without its eigenvalues."""
         return isinstance(self.forward, Iteration)
+
+    @property
+    def smooth(self) -> bool:
+        """Whether eigenvalues near zero are like others, so that float32 resolves what matters."""
+        return self.forward.least_dtype == torch.float32
 
     @property
     def constants(self) -> dict[str, Any]:
