@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Self
 
+import torch
+
 from covpool.linalg.algorithms import (
     DividedDifferences,
     Eigendecomposition,
@@ -62,6 +64,11 @@ class Method:
     def supports(self, function: str) -> bool:
         """Whether the row has the scalar function of that name, a key of `FUNCTIONS`."""
         return function in self.functions
+
+    @property
+    def smooth(self) -> bool:
+        """Whether eigenvalues near zero are like others, so that float32 resolves what matters."""
+        return self.forward.least_dtype == torch.float32
 
     @property
     def constants(self) -> dict[str, Any]:
