@@ -66,8 +66,9 @@ def matrix_sqrt(
         method: a name of `METHODS`, or a row of it with other constants,
             `METHODS["svd-taylor"].replace(degree=50)`. The row decides forward algorithm and
             gradient; "exact" is exact in both.
-        compute_dtype: the dtype of the computation. None: float64 where the method decomposes,
-            float32 (float64 for float64 input) where it iterates.
+        compute_dtype: the dtype of the computation. None: float64 where the method decomposes
+            and for `newton-schulz-minimax`, float32 (float64 for float64 input) for the other
+            methods that iterate.
         check: whether to refuse matrices that are not finite, symmetric and positive
             semi-definite. Costs a synchronisation on a GPU. Off, and inside torch.compile or
             torch.func transforms, where values cannot be read, the symmetric part is used, NaN
@@ -92,7 +93,7 @@ def matrix_sqrt(
     and gradient zero.
 
     Second derivatives: right for `exact` (of any order at full rank, to the second at deficient
-    rank) and `isqrt-cov`; refused by a RuntimeError for the others, whose gradient is not the
+    rank), `isqrt-cov` and, at full rank, `newton-schulz-minimax`; refused by a RuntimeError for the others, whose gradient is not the
     derivative of their result. Forward mode (`torch.func.jvp`, `jacfwd`, `hessian`) gives the
     transpose of the method's gradient; it does not go through torch.compile.
 
@@ -149,7 +150,8 @@ def matrix_inv_sqrt(
         method: as for `matrix_sqrt`. "svd-topn" gives the pseudo-inverse root of the part that it
             keeps. "isqrt-cov" gives Z/√tr(A) of its iteration, which has not converged where
             eigenvalues are far below the trace: after 5 iterations an eigenvalue of 1e-4 of the
-            trace gives 7.6/√tr(A) instead of 100/√tr(A).
+            trace gives 7.6/√tr(A) instead of 100/√tr(A). "mpa-lyapunov" gives the inverse of its
+            root, "newton-schulz-minimax" resolves eigenvalues as it does for the root.
         compute_dtype, check, return_info: as for `matrix_sqrt`; `check` refuses singular matrices
             too.
 
@@ -168,7 +170,8 @@ def matrix_inv_sqrt(
     The matrix of a dtype with fewer digits than the computation's may be invertible by its
     rounding errors alone: look at the condition number of `diagnose`.
 
-    Second derivatives: right for `exact` at any rank and `isqrt-cov`; a third one of `exact` is
+    Second derivatives: right for `exact` at any rank, `isqrt-cov` and, at full rank,
+    `newton-schulz-minimax`; a third one of `exact` is
     refused by a RuntimeError, and so is the second of the others. Forward mode as for
     `matrix_sqrt`.
 

@@ -375,6 +375,9 @@ class MatrixPade(RootIteration):
         value, to √A                          0.010  0.064  0.21   0.30   0.35
         gradient, to the exact one of √A      0.016  0.18   0.78   0.97   1.0
         gradient, to the derivative of F      0.039  0.18   0.36   0.42   0.45
+
+    The inverse root is F⁻¹, the approximant upside down, with the gradient P of
+    F⁻¹ P + P F⁻¹ = −F⁻² G F⁻² (Song et al., TPAMI 2023); zero gives N/√‖A‖.
     """
 
     degree: int = 5
@@ -470,6 +473,9 @@ class MinimaxNewtonSchulz(RootIteration):
     `DividedDifferences`, but for roundings: up to 0.1/√‖A‖. Where eigenvalues are small and not
     zero, no entry of the Loewner matrix exceeds 6e4/√‖A‖. Second derivatives are right where no
     eigenvalue lies below ‖A‖/κ. The zero matrix gives zero, with zero gradient.
+
+    The inverse root is Z/√‖A‖: 1/√λ to 2e-11 at κ(A) = 1e6 (gradient 3e-11), at most 9.7e4/√‖A‖,
+    which is what zero gives where singular matrices are not refused.
 
     Eigenvalues that rounding has made negative: see `_shift`.
     """
