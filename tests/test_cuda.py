@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import covpool
-from covpool import FUNCTIONS, METHODS
+from covpool import FUNCTIONS, KERNELS, METHODS
 from covpool.linalg.algorithms import DividedDifferences, NewtonSchulz, TopN
 from spectra import SPECTRA, relative_error
 
@@ -86,6 +86,33 @@ def test_cov_pool(name, dtype, positions):
         assert one.dtype == dtype
         error = relative_error(one.double(), other.double())
         assert error <= 200 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("shape", [(3, 6, 6), (3, 7, 6), (3, 6, 9)])
+def test_decompositions(shape, kernel):
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.manual_seed(2))
+
+    def from_svd(x):
+        u, s, vh = covpool.svd(x, kernel)
+        return (u[..., :4] * s[..., None, :4].sqrt()) @ vh[..., :4, :]
+
+    def from_eigh(x):
+        values, vectors = covpool.eigh(x @ x.mT, kernel)
+        return (vectors * values.sqrt()[..., None, :]) @ vectors.mT
+
+    for function in (from_svd, from_eigh) if shape[1] <= shape[2] else (from_svd,):
+        on_gpu = value_and_gradient(function, x, "cuda")
+        on_cpu = value_and_gradient(function, x, "cpu")
+        for one, other in zip(on_gpu, on_cpu, strict=True):
+            assert relative_error(one, other) <= 1e-11
+
+
+def test_gauge_dependence():
+    matrix = SPECTRA["tied-diagonal"]().cuda()
+    found = covpool.gauge_dependence(lambda w, v: v.abs().sum(), matrix)
+    assert found.rotation.is_cuda
+    assert found.rotation > 0.1 > found.sign
 
 
 @pytest.mark.parametrize("name", METHODS)

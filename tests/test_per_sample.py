@@ -243,6 +243,7 @@ def test_unknown_names():
         ("svd-pi", {"steps": 0}, "steps must be a whole number of at least 1, got 0"),
         ("svd-trunc", {"limit": float("nan")}, "limit must be a positive number, got nan"),
         ("svd-topn", {"kept_fraction": 1.5}, r"kept_fraction must lie in \(0, 1\], got 1.5"),
+        ("svd-lorentz", {"epsilon": 0}, "epsilon must be a positive number, got 0"),
         ("svd-pade", {"evaluation": "fast"}, "evaluation must be one of .* got 'fast'"),
     ],
 )
@@ -261,6 +262,7 @@ def test_row_constants_are_the_papers(name):
         "svd-taylor": {"degree": 100},
         "isqrt-cov": {"iterations": 5},
         "svd-pade": {"evaluation": "closed-form"},
+        "svd-lorentz": {"epsilon": 1e-6},
     }
     row = METHODS[name]
     assert row.constants == paper.get(name, {})
