@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import covpool
-from covpool import METHODS
+from covpool import FUNCTIONS, KERNELS, METHODS
 from covpool.linalg.algorithms import DividedDifferences, NewtonSchulz, TopN
 from covpool.linalg.iterations import Lyapunov
 from spectra import SPECTRA, relative_error
@@ -39,6 +39,43 @@ def test_matrix_sqrt(name, spectrum, note_error):
         assert note_error(f"cuda {spectrum}", name, relative_error(one, other)) <= tolerance
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ["exact", "svd-pade", "isqrt-cov"])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_matrix_functions(function, method, dtype):
+    if not METHODS[method].supports(function):
+        pytest.skip("not offered")
+    layer = covpool.MatrixFunction(
+        function, method, exponent=torch.tensor(0.3) if function == "power" else None
+    )
+    matrix = SPECTRA["separated"]().to(dtype).expand(3, 8, 8)
+    results = {}
+    for device in ("cuda", "cpu"):
+        layer.to(device)
+        results[device] = value_and_gradient(layer, matrix, device)
+    for one, other in zip(results["cuda"], results["cpu"], strict=True):
+        assert one.dtype == dtype
+        assert relative_error(one.double(), other.double()) <= 200 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_second_derivatives(function):
+    exponent = torch.tensor(0.3) if function == "power" else None
+    layer = covpool.MatrixFunction(function, exponent=exponent)
+    matrix = SPECTRA["tied-dense"]()
+    hessian = torch.func.hessian(lambda a: layer(a).pow(3).sum())
+    on_cpu = hessian(matrix[:4, :4])
+    layer.cuda()
+    on_gpu = hessian(matrix[:4, :4].cuda())
+    assert relative_error(on_gpu.cpu(), on_cpu) <= 1e-11
+
+
+def test_return_info():
+    _, info = covpool.matrix_sqrt(SPECTRA["separated"]().cuda(), return_info=True)
+    assert info.condition_number.device.type == "cuda"
+    assert info.condition_number.item() == pytest.approx(8)
+
+
 @pytest.mark.parametrize("positions", [4, 8, 9, 30])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", METHODS)
@@ -50,6 +87,33 @@ def test_cov_pool(name, dtype, positions):
         assert one.dtype == dtype
         error = relative_error(one.double(), other.double())
         assert error <= 200 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("shape", [(3, 6, 6), (3, 7, 6), (3, 6, 9)])
+def test_decompositions(shape, kernel):
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.manual_seed(2))
+
+    def from_svd(x):
+        u, s, vh = covpool.svd(x, kernel)
+        return (u[..., :4] * s[..., None, :4].sqrt()) @ vh[..., :4, :]
+
+    def from_eigh(x):
+        values, vectors = covpool.eigh(x @ x.mT, kernel)
+        return (vectors * values.sqrt()[..., None, :]) @ vectors.mT
+
+    for function in (from_svd, from_eigh) if shape[1] <= shape[2] else (from_svd,):
+        on_gpu = value_and_gradient(function, x, "cuda")
+        on_cpu = value_and_gradient(function, x, "cpu")
+        for one, other in zip(on_gpu, on_cpu, strict=True):
+            assert relative_error(one, other) <= 1e-11
+
+
+def test_gauge_dependence():
+    matrix = SPECTRA["tied-diagonal"]().cuda()
+    found = covpool.gauge_dependence(lambda w, v: v.abs().sum(), matrix)
+    assert found.rotation.is_cuda
+    assert found.rotation > 0.1 > found.sign
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from covpool import KERNELS, METHODS
 from covpool.linalg.algorithms import Pairwise
-from covpool.linalg.kernels import Difference, Pade, PowerIteration, Taylor, Truncated
+from covpool.linalg.kernels import Difference, Lorentzian, Pade, PowerIteration, Taylor, Truncated
 from covpool.linalg.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
 
 EPS = torch.finfo(torch.float64).eps
@@ -34,6 +34,7 @@ DEFINITIONS = {
     "truncated": lambda a, b: (min(1 / (a - b), mpmath.mpf(1e10)),) * 2,
     "taylor": lambda a, b: (geometric(b / a, 101) / a,) * 2,
     "pade": lambda a, b: (rational(b / a) / a,) * 2,
+    "lorentzian": lambda a, b: ((a - b) / ((a - b) ** 2 + (a * mpmath.mpf(1e-6)) ** 2),) * 2,
     "power-iteration": lambda a, b: (geometric(b / a, 20) / a, geometric(b / a, 19) / a),
 }
 
@@ -76,6 +77,7 @@ def test_kernel_at_a_tie(name):
         "taylor": (101 / 2, 101 / 2),
         "pade": (SUM_RATIO / 2, SUM_RATIO / 2),
         "power-iteration": (20 / 2, 19 / 2),
+        "lorentzian": (0, 0),
     }[name]
     assert (matrix[2, 1].item(), -matrix[1, 2].item()) == pytest.approx(at_tie, rel=1e-14)
 
@@ -95,6 +97,36 @@ def test_taylor_is_too_small_by_what_its_docstring_says():
     assert share.item() == pytest.approx(1 - 0.37, abs=5e-3)
 
 
+@pytest.mark.parametrize(("multiple", "share"), [(1, 0.5), (10, 1 / 1.01), (1e3, 1 - 1e-6)])
+def test_lorentzian_is_too_small_by_what_its_docstring_says(multiple, share):
+    larger = 3e5
+    gap = torch.tensor(multiple * 1e-6 * larger, dtype=torch.float64)
+    kernel, _ = Lorentzian().magnitudes(torch.tensor(larger, dtype=torch.float64), gap)
+    assert (kernel * gap).item() == pytest.approx(share, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("epsilon", [1e-300, 1e-6, 1.0])
+def test_lorentzian_is_finite_at_the_ends_of_the_range(epsilon, dtype):
+    limits = torch.finfo(dtype)
+    larger = torch.tensor([limits.tiny, 1.0, limits.max / 2], dtype=dtype)[:, None]
+    gap = larger * torch.tensor([0, limits.tiny, limits.eps, 1, 2], dtype=dtype)
+    kernel, _ = Lorentzian(epsilon=epsilon).magnitudes(larger.expand_as(gap), gap)
+    assert kernel[1:].isfinite().all()
+    assert not kernel[:, 0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", KERNELS)
+def test_damping_is_the_kernel_times_the_gap(name, dtype):
+    larger = torch.logspace(-4, 4, 9, dtype=dtype)[:, None]
+    relative_gap = torch.cat([torch.zeros(1), torch.logspace(-6, 0, 13)]).to(dtype)
+    gap = larger * relative_gap
+    expected = KERNELS[name].magnitudes(larger.expand_as(gap), gap)[1] * gap
+    actual = KERNELS[name].damping(larger.expand_as(gap), gap)
+    torch.testing.assert_close(actual, expected, rtol=1e3 * torch.finfo(dtype).eps, atol=1e-30)
+
+
 def test_difference_without_any_gap_is_zero():
     assert not Difference().matrix(torch.ones(2, 3, dtype=torch.float64)).any()
 
@@ -108,7 +140,7 @@ def test_overflow_check_is_per_matrix():
 
 @given(
     eigenvalues=st.lists(st.floats(-1e8, 1e8), min_size=1, max_size=6),
-    name=st.sampled_from([name for name in KERNELS if name != "power-iteration"]),
+    name=st.sampled_from([name for name in KERNELS if KERNELS[name].antisymmetric]),
 )
 def test_kernel_is_antisymmetric_finite_and_bounded(eigenvalues, name):
     values = torch.tensor(sorted(eigenvalues), dtype=torch.float64)

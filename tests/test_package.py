@@ -14,7 +14,7 @@ import covpool
 SOURCE = Path(covpool.__file__).parent
 HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "jsonargparse", "rich")
 # Each package may import those before it; `data` stands beside the layers.
-ORDER = ("linalg", "pooling", "models", "train", "cli")
+ORDER = ("linalg", "pooling", "models", "bench", "train", "cli")
 
 
 @pytest.mark.parametrize(

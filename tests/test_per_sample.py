@@ -244,6 +244,7 @@ def test_unknown_names():
         ("svd-pi", {"steps": 0}, "steps must be a whole number of at least 1, got 0"),
         ("svd-trunc", {"limit": float("nan")}, "limit must be a positive number, got nan"),
         ("svd-topn", {"kept_fraction": 1.5}, r"kept_fraction must lie in \(0, 1\], got 1.5"),
+        ("svd-lorentz", {"epsilon": 0}, "epsilon must be a positive number, got 0"),
         ("svd-pade", {"evaluation": "fast"}, "evaluation must be one of .* got 'fast'"),
         ("mtp-lyapunov", {"degree": 0}, "degree must be a whole number of at least 1, got 0"),
         ("mpa-lyapunov", {"degree": 5.0}, "degree must be a whole number of .* got 5.0"),
@@ -269,6 +270,7 @@ def test_row_constants_are_the_papers(name):
         "mtp-lyapunov": {"degree": 10},
         "mpa-lyapunov": {"degree": 5},
         "newton-schulz-minimax": {"condition": 1e8},
+        "svd-lorentz": {"epsilon": 1e-6},
     }
     row = METHODS[name]
     assert row.constants == paper.get(name, {})

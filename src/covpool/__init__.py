@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from covpool._version import __version__
 
 if TYPE_CHECKING:
-    from covpool.linalg.decompositions import eigh
+    from covpool.linalg.decompositions import eigh, svd
     from covpool.linalg.diagnostics import Diagnostics, diagnose
     from covpool.linalg.functions import (
         matrix_inv_sqrt,
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         matrix_power,
         matrix_sqrt,
     )
+    from covpool.linalg.gauge import GaugeDependence, gauge_dependence
     from covpool.linalg.kernels import KERNELS
     from covpool.linalg.methods import METHODS, Method
     from covpool.linalg.module import MatrixFunction
@@ -27,6 +28,7 @@ __all__ = [
     "METHODS",
     "CovPool2d",
     "Diagnostics",
+    "GaugeDependence",
     "MatrixFunction",
     "Method",
     "__version__",
@@ -35,10 +37,12 @@ __all__ = [
     "create_model",
     "diagnose",
     "eigh",
+    "gauge_dependence",
     "matrix_inv_sqrt",
     "matrix_log",
     "matrix_power",
     "matrix_sqrt",
+    "svd",
     "triu_vector",
 ]
 
@@ -50,6 +54,7 @@ _HOMES = {
     "METHODS": "covpool.linalg.methods",
     "CovPool2d": "covpool.pooling",
     "Diagnostics": "covpool.linalg.diagnostics",
+    "GaugeDependence": "covpool.linalg.gauge",
     "MatrixFunction": "covpool.linalg.module",
     "Method": "covpool.linalg.methods",
     "cov_pool": "covpool.pooling",
@@ -57,10 +62,12 @@ _HOMES = {
     "create_model": "covpool.models",
     "diagnose": "covpool.linalg.diagnostics",
     "eigh": "covpool.linalg.decompositions",
+    "gauge_dependence": "covpool.linalg.gauge",
     "matrix_inv_sqrt": "covpool.linalg.functions",
     "matrix_log": "covpool.linalg.functions",
     "matrix_power": "covpool.linalg.functions",
     "matrix_sqrt": "covpool.linalg.functions",
+    "svd": "covpool.linalg.decompositions",
     "triu_vector": "covpool.pooling",
 }
 

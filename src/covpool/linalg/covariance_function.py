@@ -3,6 +3,7 @@
 Shapes: features (*, C, N), result (*, C, C).
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.algorithms import Iteration
+from covpool.linalg.checks import unreadable
 from covpool.linalg.decomposition import decompose
 from covpool.linalg.matrix_function import eigenpairs, lift
-from covpool.linalg.parallel import by_samples
+from covpool.linalg.parallel import by_shares
 from covpool.linalg.scalar import ScalarFunction
 from covpool.linalg.spectrum import clip_to_rank, symmetric_part, without_autocast
 
@@ -43,9 +45,24 @@ def _inverse_root(eigenvalues: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, eigenvalues, 1).rsqrt(), 0)
 
 
-def _work(features: Tensor) -> int:
-    channels, positions = features.shape[-2:]
-    return channels * positions * min(channels, positions)
+SHARED_ELEMENTS = 2**21
+"""Elements of a batch's features (or covariances, the larger) from which the batch is computed by
+shares: 16 MiB in float64, which no longer fit the caches."""
+
+
+def _by_samples(
+    function: Callable[..., tuple[Tensor, ...]], features: Tensor, *others: Tensor
+) -> tuple[Tensor, ...]:
+    """`function(features, *others)`, by shares of the batch where that is quicker."""
+    channels = features.shape[-2]
+    elements = max(features.numel(), features[..., 0].numel() * channels)
+    if features.device.type != "cpu" or unreadable(features) or elements < SHARED_ELEMENTS:
+        return function(features, *others)
+    batch_shape = features.shape[:-2]
+    dims = len(batch_shape)
+    flat = [x.detach().reshape(-1, *x.shape[dims:]) for x in (features, *others)]
+    results = by_shares(function, tuple(flat))
+    return tuple(result.reshape(*batch_shape, *result.shape[1:]) for result in results)
 
 
 def _value(
@@ -80,8 +97,8 @@ def _value(
 
 
 def _adjoint(
-    gradient: Tensor,
     features: Tensor,
+    gradient: Tensor,
     left: Tensor,
     right: Tensor,
     eigenvalues: Tensor,
@@ -101,7 +118,7 @@ def _adjoint(
     inner = (loewner[..., first:, first:] * roots[..., None, :]).to(working_dtype)
     with without_autocast(gradient):
         basis, gradient = left.to(working_dtype), gradient.to(working_dtype)
-        product = gradient @ basis + gradient.mT @ basis  # 2 sym(G) U, U being the smaller
+        product = (gradient + gradient.mT) @ basis
         projected = basis.mT @ product
         isotropic = None
         if trace is not None:
@@ -163,7 +180,7 @@ class CovarianceFunction(Function):
         def value(features: Tensor) -> tuple[Tensor, ...]:
             return _value(features, function, method, decomposition_dtype, working_dtype)
 
-        result, left, right, eigenvalues = by_samples(value, (features,), (2,), _work(features))
+        result, left, right, eigenvalues = _by_samples(value, features)
         return result, left, right, eigenvalues
 
     @staticmethod
@@ -201,11 +218,10 @@ class CovarianceFunctionAdjoint(Function):
         working_dtype: torch.dtype,
     ) -> Tensor:
         def adjoint(*tensors: Any) -> tuple[Tensor]:
-            constants = function, method, decomposition_dtype, working_dtype
+            constants: Any = function, method, decomposition_dtype, working_dtype
             return (_adjoint(*tensors, *constants),)
 
-        tensors = gradient, features, left, right, eigenvalues
-        (result,) = by_samples(adjoint, tensors, (2, 2, 2, 2, 1), _work(features))
+        (result,) = _by_samples(adjoint, features, gradient, left, right, eigenvalues)
         return result
 
     @staticmethod

@@ -7,7 +7,18 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.kernels import Kernel
-from covpool.linalg.spectrum import refuse_second_derivative, symmetric_part, without_autocast
+from covpool.linalg.spectrum import (
+    nested_forward_mode,
+    rank_tolerance,
+    refuse_second_derivative,
+    symmetric_part,
+    without_autocast,
+)
+
+
+def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
+    return eigenvalues, eigenvectors
 
 
 class Eigh(Function):
@@ -17,8 +28,7 @@ class Eigh(Function):
 
     @staticmethod
     def forward(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
-        eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
-        return eigenvalues, eigenvectors
+        return _decompose(matrix)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -31,13 +41,85 @@ class Eigh(Function):
         eigenvalues, eigenvectors = ctx.saved_tensors
         with without_autocast(eigenvectors):
             projected = eigenvectors.mT @ grad_eigenvectors
-            inner = ctx.kernel.matrix(eigenvalues).mT * projected
-            inner = symmetric_part(inner) + torch.diag_embed(grad_eigenvalues)
+            weights = ctx.kernel.matrix(eigenvalues)
+            inner = contract(ctx.kernel, weights, projected, eigenvalues, grad_eigenvectors)
+            inner = inner + torch.diag_embed(grad_eigenvalues)
             gradient = eigenvectors @ inner @ eigenvectors.mT
-        if ctx.kernel.exact_second_order:
-            return gradient, None
-        reason = (
-            f"eigh: the second derivative of the gradient that kernel {ctx.kernel} gives is not "
-            "defined; use kernel='difference' where second derivatives are needed"
-        )
-        return refuse_second_derivative(gradient, reason), None
+        return refuse_unless_exact("eigh", gradient, ctx.kernel), None
+
+
+class EighWithForwardMode(Eigh):
+    """The same with a forward derivative, which `torch.compile` does not accept."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        Eigh.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*output)
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, Tensor]:
+        tangent = grad_inputs[0]
+        eigenvalues, eigenvectors = ctx.saved_tensors
+        with nested_forward_mode(), without_autocast(eigenvectors):
+            inner = eigenvectors.mT @ tangent @ eigenvectors
+            tangent_vectors = eigenvectors @ (ctx.kernel.matrix(eigenvalues).mT * inner)
+            tangent_values = inner.diagonal(dim1=-2, dim2=-1).clone()
+            return tangent_values, refuse_unless_exact("eigh", tangent_vectors, ctx.kernel)
+
+
+def contract(
+    kernel: Kernel, weights: Tensor, projected: Tensor, values: Tensor, *gradients: Tensor
+) -> Tensor:
+    """sym(Kᵀ ∘ P), without what is rounding error in P and would be multiplied by the pole.
+
+    Of a loss that does not depend on the basis within a tie, P = VᵀG is symmetric there. In
+    floating point it is so up to m · eps of the columns' norms, and an antisymmetric K of 1e16
+    makes an error of order 1 of that. So for pairs closer than √eps of the largest value, where
+    such an error exceeds half of the digits, an antisymmetric part that small counts as 0.
+
+    Args:
+        kernel: which it is.
+        weights: (*, n, n), K; the row is the vector that is differentiated.
+        projected: (*, n, n), P, of several pairs of V and G their sum.
+        values: (*, n), those that belong to the vectors.
+        gradients: (*, m, n) each, every G.
+    """
+    odd = 0.5 * (projected - projected.mT)
+    with torch.no_grad():
+        eps = torch.finfo(values.dtype).eps
+        largest = torch.nn.functional.pad(values.abs(), (0, 1)).amax(-1)[..., None, None]
+        close = (values[..., :, None] - values[..., None, :]).abs() <= eps**0.5 * largest
+        noise = rank_tolerance(max(g.shape[-2] for g in gradients), values.dtype)
+        norms = noise * torch.stack([_column_norms(g) for g in gradients]).sum(0)
+        rounding = odd.abs() <= norms[..., :, None] + norms[..., None, :]
+    odd = torch.where(close & rounding, 0, odd)
+    if kernel.antisymmetric:
+        return weights.mT * odd
+    weights_odd = 0.5 * (weights - weights.mT)
+    return weights_odd.mT * odd + symmetric_part(weights) * symmetric_part(projected)
+
+
+def _column_norms(matrix: Tensor) -> Tensor:
+    """(*, m, n) → (*, n), without overflow of the squares."""
+    scale = matrix.abs().sum(-2, keepdim=True)
+    unit = matrix / torch.where(scale > 0, scale, 1)
+    return unit.square().sum(-2).sqrt() * scale[..., 0, :]
+
+
+def refuse_unless_exact(caller: str, gradient: Tensor, kernel: Kernel) -> Tensor:
+    """The first derivative, marked as having no derivative of its own with most kernels."""
+    if kernel.exact_second_order:
+        return gradient
+    # Not the kernel's repr, which torch.compile cannot trace.
+    name = type(kernel).__name__
+    reason = (
+        f"{caller}: the second derivative of the gradient that kernel {name} gives is not "
+        "defined; use kernel='difference' where second derivatives are needed"
+    )
+    return refuse_second_derivative(gradient, reason)
+
+
+def eigendecomposition(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    function = Eigh if torch.compiler.is_compiling() else EighWithForwardMode
+    eigenvalues, eigenvectors = function.apply(matrix, kernel)
+    return eigenvalues, eigenvectors

@@ -15,7 +15,8 @@ from torch.autograd import Function
 
 from covpool.linalg.decomposition import decompose
 from covpool.linalg.scalar import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
-from covpool.linalg.spectrum import refuse_second_derivative, symmetric_part, without_autocast
+from covpool.linalg.second_order import pseudoinverse_and_null, second_derivative
+from covpool.linalg.spectrum import symmetric_part, without_autocast
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
@@ -248,12 +249,12 @@ class Derivative(Function):
         if ctx.needs_input_grad[1]:
             _refuse_unless_exact(ctx.method)
             if solution is None:
-                for_anchor = _second_derivative(
+                for_anchor = second_derivative(
                     direction, cotangent, exponent, *spectrum, ctx.function
                 )
             else:
                 with without_autocast(eigenvectors):
-                    pseudoinverse, null = _pseudoinverse_and_null(*spectrum)
+                    pseudoinverse, null = pseudoinverse_and_null(*spectrum)
                     turning = null @ (
                         direction @ null @ for_direction + cotangent @ null @ solution
                     )
@@ -290,11 +291,11 @@ class _DerivativeBothModes(Derivative):
             change = symmetric_part(change)
             if solution is None:
                 parts.append(
-                    _second_derivative(direction, change, exponent, *rest[:2], ctx.function)
+                    second_derivative(direction, change, exponent, *rest[:2], ctx.function)
                 )
             else:
                 with without_autocast(eigenvectors):
-                    pseudoinverse, null = _pseudoinverse_and_null(eigenvalues, eigenvectors)
+                    pseudoinverse, null = pseudoinverse_and_null(eigenvalues, eigenvectors)
                     slope = -null @ change @ pseudoinverse
                     drift = change @ solution + null @ direction @ (slope + slope.mT)
                     sideways = -null @ solution @ slope.mT
@@ -330,46 +331,6 @@ def _refuse_unless_exact(method: "Method") -> None:
     if not method.exact_gradient:
         raise RuntimeError(
             f"method {method.name!r} has no second derivative: its gradient is not the "
-            "derivative of its forward pass; use method='exact' or 'isqrt-cov'"
+            "derivative of its forward pass; use method='exact', or 'isqrt-cov' for the root "
+            "and its inverse"
         )
-
-
-def _pseudoinverse_and_null(eigenvalues: Tensor, eigenvectors: Tensor) -> tuple[Tensor, Tensor]:
-    """F⁺ of the root F, and the projector on its null space."""
-    zero = eigenvalues == 0
-    inverse = torch.where(zero, 0, torch.where(zero, 1, eigenvalues).rsqrt())
-    pseudoinverse = (eigenvectors * inverse[..., None, :]) @ eigenvectors.mT
-    null = (eigenvectors * zero[..., None, :].to(eigenvectors.dtype)) @ eigenvectors.mT
-    return pseudoinverse, null
-
-
-def _second_derivative(
-    first: Tensor,
-    second: Tensor,
-    exponent: Tensor | None,
-    eigenvalues: Tensor,
-    eigenvectors: Tensor,
-    function: ScalarFunction,
-) -> Tensor:
-    """D²f(A)[H, K] = V M Vᵀ, Mᵢⱼ = Σₗ f[λi, λl, λj] (hᵢₗ kₗⱼ + kᵢₗ hₗⱼ).
-
-    One l at a time, as all the differences together would take O(n³) memory.
-    """
-    bound = function.bind(exponent)
-    larger = torch.maximum(eigenvalues[..., :, None], eigenvalues[..., None, :])
-    smaller = torch.minimum(eigenvalues[..., :, None], eigenvalues[..., None, :])
-    with without_autocast(eigenvectors):
-        h = eigenvectors.mT @ first @ eigenvectors
-        k = eigenvectors.mT @ second @ eigenvectors
-        total = torch.zeros_like(h)
-        for index in range(eigenvalues.shape[-1]):
-            middle = eigenvalues[..., index, None, None]
-            weight = bound.second_divided_difference(
-                torch.maximum(larger, middle),
-                torch.maximum(smaller, torch.minimum(larger, middle)),
-                torch.minimum(smaller, middle),
-            )
-            product = h[..., :, index, None] * k[..., None, index, :]
-            total = total + weight * (product + product.mT)
-        result = _conjugate(total, eigenvectors)
-    return refuse_second_derivative(result, THIRD_DERIVATIVE)

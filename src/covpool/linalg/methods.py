@@ -20,7 +20,14 @@ from covpool.linalg.algorithms import (
     TopN,
 )
 from covpool.linalg.iterations import Lyapunov, MatrixPade, MatrixTaylor, MinimaxNewtonSchulz
-from covpool.linalg.kernels import Difference, Pade, PowerIteration, Taylor, Truncated
+from covpool.linalg.kernels import (
+    Difference,
+    Lorentzian,
+    Pade,
+    PowerIteration,
+    Taylor,
+    Truncated,
+)
 from covpool.linalg.scalar import FUNCTIONS
 
 
@@ -203,6 +210,16 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 description="1/(λi − λj) by the diagonal Padé approximant [50/50]: the plain "
                 "kernel with a finite cap at ties",
                 reference=_ICCV_2021,
+            ),
+            Method(
+                name="svd-lorentz",
+                paper_name=None,
+                forward=_EIGENDECOMPOSITION,
+                gradient=Pairwise(kernel=Lorentzian()),
+                description="1/(λi − λj) broadened by epsilon times the larger eigenvalue; biased "
+                "where the relative gap is not far above epsilon",
+                reference="Liao, Liu, Wang, Xiang: Differentiable programming tensor networks, "
+                "Physical Review X 9, 2019",
             ),
             Method(
                 name="isqrt-cov",

@@ -14,8 +14,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from covpool.linalg.checks import unreadable
-
 PARALLEL_WORK = 10**6
 """Batch size times n³ from which several threads are worth their start, measured on 2 cores for the
 symmetric eigendecomposition: 16 matrices of n = 32 take as long either way, of n = 49 0.6 of the
@@ -89,13 +87,17 @@ def _single_threaded_workers(threads: int) -> ThreadPoolExecutor:
 
 def _empty(batch: int, sample: Tensor) -> Tensor:
     """A tensor for a batch of what `sample` holds; column-major where that is, as LAPACK's is."""
-    if sample.ndim > 2 and sample.mT.is_contiguous():
+    if sample.ndim > 2 and not sample.is_contiguous() and sample.mT.is_contiguous():
         return _empty(batch, sample.mT).mT
     return sample.new_empty(batch, *sample.shape[1:])
 
 
+def _largest(tensors: tuple[Tensor, ...]) -> int:
+    return max(tensor[0].numel() for tensor in tensors)
+
+
 def by_shares(
-    function: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor, ...], work: int
+    function: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """`function(*tensors)`, computed in shares of the batch that keep every core busy.
 
@@ -104,14 +106,12 @@ def by_shares(
             for itself, and must not rely on autograd. A share is small enough for the caches: what
             a sample needs is done before the next one begins.
         tensors: (batch, …) on a CPU, not empty.
-        work: multiplications that one sample takes, roughly.
     """
     batch = tensors[0].shape[0]
     threads = min(torch.get_num_threads(), batch)
-    largest = max(tensor[0].numel() for tensor in tensors)
-    share = max(1, min(-(-batch // threads), SHARE_ELEMENTS // largest))
-    if batch * work < PARALLEL_WORK or share >= batch:
+    if threads == 1 and batch * _largest(tensors) <= SHARE_ELEMENTS:
         return function(*tensors)
+    share = max(1, min(-(-batch // threads), SHARE_ELEMENTS // _largest(tensors)))
     outputs: list[Tensor] = []
     allocation = threading.Lock()
 
@@ -125,7 +125,7 @@ def by_shares(
                 raise error.among(batch, start) from error
             with allocation:
                 if not outputs:
-                    outputs.extend(_empty(batch, result) for result in results)
+                    outputs.extend([_empty(batch, result) for result in results])
             for output, result in zip(outputs, results, strict=True):
                 output[part] = result
 
@@ -139,29 +139,3 @@ def by_shares(
     if failures:
         raise failures[0]
     return tuple(outputs)
-
-
-def by_samples(
-    function: Callable[..., tuple[Tensor, ...]],
-    tensors: tuple[Tensor, ...],
-    sample_dims: tuple[int, ...],
-    work: int,
-) -> tuple[Tensor, ...]:
-    """`function(*tensors)` for any batch dimensions on any device; by shares where that is quicker.
-
-    Args:
-        function: works on any number of leading batch dimensions, see `by_shares`.
-        tensors: with the same batch dimensions.
-        sample_dims: how many dimensions of each make up a sample.
-        work: as for `by_shares`.
-    """
-    first = tensors[0]
-    if first.device.type != "cpu" or unreadable(first) or first.numel() == 0:
-        return function(*tensors)
-    batch_shape = first.shape[: first.ndim - sample_dims[0]]
-    flat = tuple(
-        tensor.detach().reshape(batch_shape.numel(), *tensor.shape[tensor.ndim - dims :])
-        for tensor, dims in zip(tensors, sample_dims, strict=True)
-    )
-    results = by_shares(function, flat, work)
-    return tuple(result.reshape(*batch_shape, *result.shape[1:]) for result in results)

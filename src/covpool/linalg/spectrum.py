@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 
 def rank_tolerance(size: int, dtype: torch.dtype) -> float:
@@ -38,6 +38,15 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+def nested_forward_mode() -> AbstractContextManager[Any]:
+    """A context for the body of a Function's `jvp`, in which outer forward derivatives go on.
+
+    torch switches forward mode off there, so that `jacfwd(jacfwd(f))` silently lacks every term
+    that comes from the `jvp` itself (pytorch issue 197867, torch 2.11 to 2.15).
+    """
+    return forward_ad._set_fwd_grad_enabled(True)  # pyright: ignore[reportPrivateUsage]
+
+
 class _NoSecondDerivative(Function):
     """The identity, with a derivative that is refused by name rather than silently wrong."""
 
@@ -56,5 +65,15 @@ class _NoSecondDerivative(Function):
         raise RuntimeError(ctx.reason)
 
 
+class _NoSecondDerivativeEither(_NoSecondDerivative):
+    """The same in forward mode, which `torch.compile` does not accept."""
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> None:
+        raise RuntimeError(ctx.reason)
+
+
 def refuse_second_derivative(gradient: Tensor, reason: str) -> Tensor:
-    return _NoSecondDerivative.apply(gradient, reason) if torch.is_grad_enabled() else gradient
+    if torch.compiler.is_compiling():
+        return _NoSecondDerivative.apply(gradient, reason) if torch.is_grad_enabled() else gradient
+    return _NoSecondDerivativeEither.apply(gradient, reason)

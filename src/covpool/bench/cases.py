@@ -1,0 +1,184 @@
+"""What is measured: our methods, the peers' layers, and the floor, each as one step to repeat."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from covpool.bench.checkouts import as_published
+from covpool.bench.features import triangle_weight
+from covpool.bench.peers import OpenPeer, Output, PeerRow, Root
+from covpool.linalg import parallel
+from covpool.linalg.methods import METHODS
+from covpool.pooling import cov_pool, triu_vector
+
+Step = Callable[[], tuple[Tensor, Tensor]]
+Solver = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One row of the table.
+
+    Attributes:
+        name: unique among the cases.
+        kind: whose it is.
+        prepare: from features (B, C, H, W) and the weight of the loss (B, C, C) to a step, which
+            does forward and backward once and returns the root and the features' gradient (the
+            floor: the last products of either).
+        output: what the step computes.
+        method: our method's name, or the peer's row's.
+        peer: the peer's name.
+        counterparts: of a peer's row, our methods that it is compared with.
+        note: what to know when reading its row.
+        context: what the steps are to run in; entered outside the clock.
+    """
+
+    name: str
+    kind: Literal["covpool", "peer", "floor"]
+    prepare: Callable[[Tensor, Tensor], Step]
+    output: Output = "matrix"
+    method: str
+    peer: str | None = None
+    counterparts: tuple[str, ...] = ()
+    note: str = ""
+    context: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+def with_output(name: str, output: Output) -> str:
+    """The name of a case with that output."""
+    return name if output == "matrix" else f"{name} (triangle)"
+
+
+def differentiated(function: Root, output: Output, features: Tensor, weight: Tensor) -> Step:
+    """The step that computes `function` and the gradient of ⟨weight, root⟩."""
+    if output == "triangle":
+        weight = triangle_weight(weight)
+
+    def step() -> tuple[Tensor, Tensor]:
+        x = features.detach().requires_grad_()
+        root = function(x)
+        (gradient,) = torch.autograd.grad(root, x, weight.to(root.dtype).reshape(root.shape))
+        return root.detach(), gradient
+
+    return step
+
+
+def own_case(method: str, output: Output, compute_dtype: torch.dtype | None = None) -> Case:
+    """`cov_pool` by that method, with the upper triangle gathered for the output "triangle"."""
+
+    def pool(x: Tensor) -> Tensor:
+        root = cov_pool(x, METHODS[method], compute_dtype=compute_dtype)
+        return root if output == "matrix" else triu_vector(root)
+
+    return Case(
+        name=with_output(method, output),
+        kind="covpool",
+        prepare=partial(differentiated, pool, output),
+        output=output,
+        method=method,
+    )
+
+
+def peer_output(row: PeerRow, vector: bool) -> Output:
+    """The triangle where it is asked for, or where the layer gives nothing else."""
+    return "triangle" if vector or row.triangle is None else "matrix"
+
+
+def peer_case(opened: OpenPeer, row: PeerRow, vector: bool) -> Case:
+    """A peer's layer. Its modules are imported when the step is prepared, so that a failure there
+    is the case's and not the run's."""
+    output = peer_output(row, vector)
+
+    def prepare(features: Tensor, weight: Tensor) -> Step:
+        return differentiated(opened.layer(row, output), output, features, weight)
+
+    return Case(
+        name=f"{opened.peer.name}/{with_output(row.name, output)}",
+        kind="peer",
+        prepare=prepare,
+        output=output,
+        method=row.name,
+        peer=opened.peer.name,
+        counterparts=row.counterparts,
+        note=row.note,
+        context=partial(as_published, opened.device),
+    )
+
+
+def make_cases(
+    methods: Sequence[str],
+    peers: Iterable[OpenPeer] = (),
+    *,
+    vector: bool = False,
+    compute_dtype: torch.dtype | None = None,
+) -> list[Case]:
+    """Our methods and the peers' rows.
+
+    Our side has the form of output that the peer's has: where a peer's layer gives the triangle
+    alone, the methods that it is compared with are measured with the triangle too.
+    """
+    theirs = [peer_case(opened, row, vector) for opened in peers for row in opened.peer.rows]
+    ours = [own_case(m, "triangle" if vector else "matrix", compute_dtype) for m in methods]
+    if not vector:
+        wanted = {m for case in theirs if case.output == "triangle" for m in case.counterparts}
+        ours += [own_case(m, "triangle", compute_dtype) for m in methods if m in wanted]
+    return ours + theirs
+
+
+def floor_cases(dtypes: Iterable[torch.dtype], device: torch.device) -> list[Case]:
+    """The least work: the bare decomposition in float64 and the matrix products around it.
+
+    One case for each batched solver that there is, so that the faster one is taken, and for each
+    dtype of the products that do not hang on small singular values. No elementwise work is in them.
+    """
+    return [
+        Case(
+            name=f"floor: {name}, products in {str(dtype).removeprefix('torch.')}",
+            kind="floor",
+            prepare=partial(_floor, solver, dtype),
+            method=name,
+            note=str(dtype).removeprefix("torch."),
+        )
+        for dtype in dict.fromkeys(dtypes)
+        for name, solver in solvers(device).items()
+    ]
+
+
+def solvers(device: torch.device) -> dict[str, Solver]:
+    """torch's batched eigendecomposition, and the one that is spread over the CPU's cores."""
+    found: dict[str, Solver] = {"torch.linalg.eigh": torch.linalg.eigh}
+    return found | {"parallel.eigh": parallel.eigh} if device.type == "cpu" else found
+
+
+def _floor(solver: Solver, dtype: torch.dtype, features: Tensor, weight: Tensor) -> Step:
+    x = features.detach().double().flatten(2)
+    x = x - x.mean(-1, keepdim=True)
+    weight, channels, positions = weight.to(dtype), x.shape[1], x.shape[2]
+
+    @torch.no_grad()
+    def gram() -> tuple[Tensor, Tensor]:
+        _, right = solver(x.mT @ x)
+        left = (x @ right).to(dtype)
+        root = left @ left.mT
+        product = weight @ left
+        return root, (left @ (left.mT @ product) + product) @ right.to(dtype).mT
+
+    @torch.no_grad()
+    def covariance() -> tuple[Tensor, Tensor]:
+        _, exact = solver(x @ x.mT)
+        left = exact.to(dtype)
+        root = left @ left.mT
+        inner = left @ (left.mT @ weight @ left)
+        if dtype == x.dtype:
+            return root, inner @ left.mT @ x
+        # In lower precision the matrix before x loses what small singular values are multiplied
+        # by, and with it the gradient: the product with x has to come first, in float64.
+        return root, inner @ (exact.mT @ x).to(dtype)
+
+    # The same choice as the layers': the smaller of the two matrices with the same eigenvalues.
+    return gram if positions - 1 < channels else covariance

@@ -1,0 +1,98 @@
+"""Loading single modules of another project's checkout, and running them without a GPU."""
+
+import importlib.util
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def as_published(device: torch.device) -> Iterator[None]:
+    """Within it, the code of a peer runs on `device`, and its warnings are not shown.
+
+    On a CPU `.cuda()` returns the tensor or module itself: the reference code calls it when it is
+    imported and in every pass.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if device.type == "cuda":
+            yield
+            return
+        owners: tuple[Any, ...] = (Tensor, nn.Module)
+        own = [(owner, vars(owner)["cuda"]) for owner in owners if "cuda" in vars(owner)]
+        for owner in owners:
+            owner.cuda = _stay
+        try:
+            yield
+        finally:
+            for owner in owners:
+                del owner.cuda
+            for owner, original in own:
+                owner.cuda = original
+
+
+def _stay(self: Any, *arguments: Any, **options: Any) -> Any:
+    return self
+
+
+def load_module(file: Path, device: torch.device) -> ModuleType:
+    """The module of that file alone; the package around it is not imported.
+
+    Writes no byte code into the checkout, and leaves mpmath's precision as it was.
+
+    Raises:
+        Exception: whatever the module raises when it is imported.
+    """
+    name = f"covpool_peer_{abs(hash(file.resolve()))}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is not a Python module")
+    module = importlib.util.module_from_spec(spec)
+    writes_bytecode = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        with as_published(device), _mpmath_precision():
+            spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = writes_bytecode
+    return module
+
+
+@contextmanager
+def _mpmath_precision() -> Iterator[None]:
+    """The modules set mpmath's digits for the whole process."""
+    try:
+        from mpmath import mp
+    except ImportError:  # the module says so itself if it needs it
+        yield
+        return
+    with mp.workprec(mp.prec):
+        yield
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder is checked out at, "+modified" where files differ from it.
+
+    None where it is not a checkout, or git is not installed.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return None
+    return f"{commit}+modified" if _git(folder, "status", "--porcelain", "-uno", ".") else commit
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,123 @@
+"""The data that everything is measured on: features of a prescribed spectrum, and a loss."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+SPECTRA = ("geometric", "random")
+Spectrum = Literal["geometric", "random"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Features (batch, channels, positions), written "16x256x49"."""
+
+    batch: int
+    channels: int
+    positions: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """
+        Raises:
+            ValueError: not three whole numbers, of which positions and channels are too few.
+        """
+        found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
+        if not found:
+            raise ValueError(
+                f"shape {text!r} must be BATCHxCHANNELSxPOSITIONS, such as 16x256x49 for "
+                "16 feature maps of 256 channels and 7×7 positions"
+            )
+        shape = cls(*map(int, found.groups()))
+        if shape.batch < 1 or shape.channels < 1 or shape.positions < 2:
+            raise ValueError(
+                f"shape {text!r} needs at least 1 sample, 1 channel and 2 positions: the "
+                "covariance of one position is zero"
+            )
+        return shape
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.channels}x{self.positions}"
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Height and width, as square as the number of positions allows."""
+        height = max(d for d in range(1, math.isqrt(self.positions) + 1) if self.positions % d == 0)
+        return height, self.positions // height
+
+    @property
+    def rank(self) -> int:
+        """The covariance's largest rank: centring takes one of the positions."""
+        return min(self.channels, self.positions - 1)
+
+
+def make_features(
+    shape: Shape,
+    *,
+    spectrum: Spectrum = "geometric",
+    condition: float = 1e4,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Features (B, C, H, W) whose entries have unit mean square, another draw for each sample.
+
+    "geometric": the centred features have `shape.rank` singular values, spaced geometrically from
+    1 to 1/condition, between random orthonormal vectors. "random": normally distributed entries.
+    Made in float64 on the CPU, so that they are the same on every device, then rounded to `dtype`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = (shape.batch, shape.channels, shape.positions)
+    if spectrum == "random":
+        features = torch.randn(size, generator=generator, dtype=torch.float64)
+    else:
+        rank = shape.rank
+        left = _orthonormal(shape.batch, shape.channels, rank, generator, centred=False)
+        right = _orthonormal(shape.batch, shape.positions, rank, generator, centred=True)
+        values = torch.logspace(0, -math.log10(condition), rank, dtype=torch.float64)
+        features = (left * values) @ right.mT
+        features = features / features.square().mean((-2, -1), keepdim=True).sqrt()
+    return features.reshape(shape.batch, shape.channels, *shape.map_size).to(device, dtype)
+
+
+def _orthonormal(
+    batch: int, rows: int, columns: int, generator: torch.Generator, *, centred: bool
+) -> Tensor:
+    draw = torch.randn(batch, rows, columns, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(draw - draw.mean(-2, keepdim=True) if centred else draw).Q
+
+
+def make_weight(
+    shape: Shape, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Tensor:
+    """Symmetric (B, C, C), normally distributed: the loss is its inner product with the root."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    size = (shape.batch, shape.channels, shape.channels)
+    draw = torch.randn(size, generator=generator, dtype=torch.float64)
+    return (0.5 * (draw + draw.mT)).to(device, dtype)
+
+
+def triangle_index(channels: int, device: torch.device) -> Tensor:
+    """Positions of the upper triangle in a flattened matrix, row by row."""
+    row, column = torch.triu_indices(channels, channels, device=device)
+    return row * channels + column
+
+
+def triangle_weight(weight: Tensor) -> Tensor:
+    """The weight on the upper triangle alone, (B, C(C+1)/2), that makes the same loss."""
+    doubled = 2 * weight - torch.diag_embed(weight.diagonal(dim1=-2, dim2=-1))
+    index = triangle_index(weight.shape[-1], weight.device)
+    return doubled.flatten(-2).index_select(-1, index)
+
+
+def matrix_of_triangle(vector: Tensor, channels: int) -> Tensor:
+    """The symmetric matrices (B, C, C) of upper triangles (B, C(C+1)/2)."""
+    index = triangle_index(channels, vector.device)
+    matrix = vector.new_zeros(len(vector), channels * channels)
+    matrix[:, index] = vector
+    matrix = matrix.reshape(-1, channels, channels)
+    return matrix + matrix.triu(1).mT

@@ -1,0 +1,191 @@
+"""How far a loss depends on the gauge: on signs and on the basis within tied eigenspaces."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from covpool.linalg.checks import name_samples
+from covpool.linalg.decompositions import eigh, svd
+from covpool.linalg.kernels import require_integer
+from covpool.linalg.methods import choose
+from covpool.linalg.spectrum import rank_tolerance
+
+ALARM = 1e-3
+"""What `str` counts as dependent: far above rounding, far below 1, where real dependence lies."""
+
+
+@dataclass(frozen=True, eq=False)
+class GaugeDependence:
+    """What `gauge_dependence` found, sample by sample.
+
+    Attributes:
+        sign: (*), the share of the gradient that changes with the vectors' signs.
+        rotation: (*), the share that changes with the basis within tied eigenspaces.
+        largest_multiplicity: (*), the size of the largest tied eigenspace, 1 if there is no tie.
+        tolerance: the relative gap up to which neighbours counted as tied.
+    """
+
+    sign: Tensor
+    rotation: Tensor
+    largest_multiplicity: Tensor
+    tolerance: float
+
+    def __str__(self) -> str:
+        lines = [
+            f"gauge dependence of {self.sign.numel()} samples, ties at a relative gap of at most "
+            f"{self.tolerance:.1e}:"
+        ]
+        for what, share, remedy in (
+            ("signs", self.sign, "use what is even in each vector, such as v vᵀ or |v|"),
+            ("rotations", self.rotation, "use spectral functions, or projections V Vᵀ on ties"),
+        ):
+            worst = share.max().item() if share.numel() else 0.0
+            line = f"  {what:9} change up to {worst:.1e} of the gradient"
+            if worst > ALARM:
+                line += f": the loss depends on them{name_samples(share > ALARM)}; {remedy}"
+            lines.append(line)
+        multiplicity = self.largest_multiplicity
+        largest = multiplicity.max().item() if multiplicity.numel() else 0
+        lines.append(f"  largest multiplicity {largest:.0f}")
+        return "\n".join(lines)
+
+
+def gauge_dependence(
+    loss: Callable[..., Tensor],
+    matrix: Tensor,
+    decomposition: Literal["eigh", "svd"] = "eigh",
+    *,
+    tolerance: float | None = None,
+    draws: int = 4,
+    seed: int = 0,
+) -> GaugeDependence:
+    """How much of a loss's gradient depends on arbitrary choices of the decomposition.
+
+    Eigenvectors are determined up to their signs and, where eigenvalues are tied, up to a rotation
+    of their eigenspace: the gauge. A loss that depends on it has no derivative at a tie, and what
+    `torch.linalg.eigh` returns as NaN or as a huge number there no kernel repairs: the loss itself
+    must change. With V replaced by V Q, where Q holds signs or rotates tied columns, the gradient
+    G(V) of a loss that does not depend on the gauge becomes G(V) Q. Measured is
+
+        max over Q of ‖G(V Q) Qᵀ − G(V)‖ / max(‖G(V)‖, ‖G(V Q)‖)
+
+    per sample, in the Frobenius norm: about finfo(dtype).eps without dependence (times the loss's
+    own condition; up to the relative gap where the tie is not exact), about 1 with it, 0 where
+    there is no gradient.
+
+    Args:
+        loss: takes the eigenvalues (*, n) and eigenvectors (*, n, n), or for "svd" U, σ and Vᵀ, of
+            the whole batch, and returns a tensor, of which the sum is differentiated. It must be
+            deterministic: no dropout.
+        matrix: (*, n, n) symmetric, or (*, m, n) for "svd"; float64 or float32.
+        decomposition: "eigh" or "svd".
+        tolerance: the gap, as a share of the largest |λ| or σ, up to which neighbouring values
+            count as tied; √finfo(dtype).eps by default, below which rounding takes more than half
+            of the vectors' digits.
+        draws: signs are drawn in this many pairs of opposite ones, so that each vector is flipped
+            at least once, and as many rotations.
+        seed: of the draws; torch's own generators are not touched.
+
+    Returns:
+        The shares of each sample, with a readable `str`.
+
+    For "svd" U and V turn together, and apart within the space of zero singular values. The freedom
+    to choose U's vectors for zeros outside their own span (where m > n, or V's where m < n) is not
+    looked at. A loss that couples the samples of a batch (batch statistics) shows one sample's
+    dependence in others too.
+
+    Raises:
+        ValueError: an unknown decomposition, a number out of range, a loss that is not
+            differentiable; and what `eigh` and `svd` refuse.
+    """
+    choose("decomposition", decomposition, {"eigh": eigh, "svd": svd})
+    require_integer("draws", draws, 1)
+    require_integer("seed", seed, 0)
+    matrix = matrix.detach()
+    if decomposition == "eigh":
+        values, vectors = eigh(matrix)
+        bases = [vectors]
+    else:
+        u, values, vh = svd(matrix)
+        bases = [u, vh.mT]
+    width = torch.finfo(values.dtype).eps ** 0.5 if tolerance is None else tolerance
+    if isinstance(width, bool | str) or not 0 <= width < float("inf"):
+        raise ValueError(f"tolerance must be a non-negative number, got {tolerance!r}")
+
+    tied = _tied(values, width)
+    zero = torch.zeros_like(tied)
+    if decomposition == "svd":
+        limit = rank_tolerance(max(matrix.shape[-2:]), values.dtype) * values[..., :1]
+        null = values <= limit
+        zero = null[..., :, None] & null[..., None, :]
+        tied = (tied & (null[..., :, None] == null[..., None, :])) | zero
+
+    def share(turns: list[Tensor]) -> Tensor:
+        turned = _gradient(loss, values, bases, turns)
+        # Scaled by the largest entry, so that squares neither overflow nor vanish.
+        scale = torch.maximum(turned.abs(), plain.abs()).amax(-1, keepdim=True)
+        scale = torch.where(scale > 0, scale, 1)
+        one, other = turned / scale, plain / scale
+        size = torch.maximum(one.norm(dim=-1), other.norm(dim=-1))
+        return (one - other).norm(dim=-1) / torch.where(size > 0, size, 1)
+
+    identity = torch.diag_embed(torch.ones_like(values))
+    plain = _gradient(loss, values, bases, [identity] * len(bases))
+    generator = torch.Generator(device=values.device).manual_seed(seed)
+    sign = rotation = values.new_zeros(values.shape[:-1])
+    for _ in range(draws):
+        flips = 2 * torch.randint(0, 2, values.shape, generator=generator, device=values.device) - 1
+        flip = torch.diag_embed(flips.to(values.dtype))
+        for turn in (flip, -flip):
+            sign = torch.maximum(sign, share([turn] * len(bases)))
+        turn = _rotation(tied, generator, values.dtype)
+        own = torch.where(zero, _rotation(zero, generator, values.dtype), turn)
+        rotation = torch.maximum(rotation, share([turn, own][: len(bases)]))
+    # The column of zeros serves matrices without any eigenvalue.
+    multiplicity = torch.nn.functional.pad(tied.sum(-1), (0, 1)).amax(-1)
+    return GaugeDependence(sign, rotation, multiplicity, width)
+
+
+def _gradient(
+    loss: Callable[..., Tensor], values: Tensor, bases: list[Tensor], turns: list[Tensor]
+) -> Tensor:
+    """(*, p), the loss's gradient at the turned vectors, turned back; U's and V's end to end."""
+    turned = [(basis @ turn).requires_grad_() for basis, turn in zip(bases, turns, strict=True)]
+    with torch.enable_grad():
+        if len(bases) == 1:
+            result = loss(values, turned[0])
+        else:
+            result = loss(turned[0], values, turned[1].mT)
+        if not (isinstance(result, Tensor) and result.requires_grad):
+            what = "one without a gradient" if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(
+                "gauge_dependence: the loss must return a tensor that depends on the vectors and "
+                f"is differentiable, got {what}"
+            )
+        found = torch.autograd.grad(result.sum(), turned, allow_unused=True, materialize_grads=True)
+    back = [(g @ turn.mT).flatten(-2) for g, turn in zip(found, turns, strict=True)]
+    return torch.cat([*back, values.new_zeros(*values.shape[:-1], 1)], -1)
+
+
+def _tied(values: Tensor, tolerance: float) -> Tensor:
+    """(*, n, n), whether a chain of gaps within the tolerance joins two of the sorted values."""
+    gap = values.diff(dim=-1).abs()
+    largest = torch.nn.functional.pad(values.abs(), (0, 1)).amax(-1, keepdim=True)
+    breaks = torch.nn.functional.pad(gap > tolerance * largest, (1, 0)) if values.shape[-1] else gap
+    cluster = breaks.cumsum(-1)
+    return cluster[..., :, None] == cluster[..., None, :]
+
+
+def _rotation(tied: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Uniformly random orthogonal matrices within ties, the identity elsewhere."""
+    draw = torch.randn(tied.shape, generator=generator, dtype=dtype, device=tied.device)
+    identity = torch.eye(tied.shape[-1], dtype=dtype, device=tied.device)
+    several = tied & (tied.sum(-1, keepdim=True) > 1)
+    # The QR factors of a block-diagonal matrix are block-diagonal; a positive diagonal of R makes
+    # Q uniformly distributed (Mezzadri, Notices of the AMS 54, 2007).
+    q, r = torch.linalg.qr(torch.where(several, draw, identity))
+    q = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1, 1)[..., None, :]
+    return torch.where(several, q, identity)

@@ -1,0 +1,148 @@
+"""The singular value decomposition as an autograd function, its gradient's poles replaced.
+
+With dP = Uᵀ dA V, the rotations Ω = Uᵀ dU and Θ = Vᵀ dV satisfy, for i ≠ j,
+
+    Ωᵢⱼ + Θᵢⱼ = (dPᵢⱼ + dPⱼᵢ) / (σj − σi),    Ωᵢⱼ − Θᵢⱼ = (dPᵢⱼ − dPⱼᵢ) / (σj + σi).
+
+So a repeated singular value is a pole of the sum alone, and only there a kernel stands in:
+1/(σj − σi) = (σj + σi) K(σj², σi²). The textbook form, which multiplies 1/(σj² − σi²) into U and V
+apart, has the pole in both and loses the difference, on which the polar factor U Vᵀ depends.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from covpool.linalg.eigen import contract, refuse_unless_exact
+from covpool.linalg.kernels import Kernel
+from covpool.linalg.spectrum import (
+    nested_forward_mode,
+    rank_tolerance,
+    symmetric_part,
+    without_autocast,
+)
+
+
+class _Weights(NamedTuple):
+    """What stands for the quotients, in the unit of 1/σ.
+
+    difference: (*, k, k), 1/(σi − σj) for the vectors i, zero on the diagonal.
+    total: (*, k, k), 1/(σi + σj), zero on the diagonal and for pairs of zeros.
+    inverse: (*, k), 1/σ, zero for zeros.
+    """
+
+    difference: Tensor
+    total: Tensor
+    inverse: Tensor
+
+
+def _inverse(positive: Tensor) -> Tensor:
+    """1/x, and 0 where x is 0, with a derivative that is finite there."""
+    zero = positive == 0
+    return torch.where(zero, 0, 1 / torch.where(zero, 1, positive))
+
+
+def _weights(singular_values: Tensor, kernel: Kernel, longer_side: int) -> _Weights:
+    # The kernels see (σ/σ₁)²: squares of σ itself would overflow or vanish. Differences are taken
+    # before the division, because neighbours subtract exactly.
+    largest = singular_values.detach()[..., :1]
+    tolerance = rank_tolerance(longer_side, singular_values.dtype)
+    values = torch.where(singular_values <= tolerance * largest, 0, singular_values)
+    scale = torch.where(largest > 0, largest, 1)[..., None]
+    column, row = values[..., :, None], values[..., None, :]
+    total = column / scale + row / scale
+    gap = ((column - row) / scale).abs() * total
+    larger = (torch.maximum(column, row) / scale).square()
+    upper, lower = kernel.magnitudes(torch.where(larger > 0, larger, 1), gap)
+    # Singular values descend: of a tie, the earlier counts as the larger.
+    signed = upper.triu(1) - lower.tril(-1)
+    reciprocal = _inverse(total)
+    reciprocal = reciprocal.triu(1) + reciprocal.tril(-1)
+    # Of tiny matrices the quotients overflow; what is capped here can still be summed.
+    limit = torch.finfo(values.dtype).max * torch.finfo(values.dtype).eps
+    return _Weights(
+        (total * signed / scale).clamp(-limit, limit),
+        (reciprocal / scale).clamp_max(limit),
+        (_inverse(values / scale[..., 0]) / scale[..., 0]).clamp_max(limit),
+    )
+
+
+def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return u, s, vh
+
+
+def _outside(basis: Tensor, columns: Tensor) -> Tensor:
+    """The columns' part outside the span of the basis; nothing is outside a complete one."""
+    if basis.shape[-2] == basis.shape[-1]:
+        return torch.zeros_like(columns)
+    return columns - basis @ (basis.mT @ columns)
+
+
+class Svd(Function):
+    """(matrix, kernel) → U (*, m, k), S (*, k), Vh (*, k, n), all differentiable."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
+        return _decompose(matrix)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.kernel = inputs[1]
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        grad_u, grad_s, grad_vh = grad_outputs
+        u, s, vh = ctx.saved_tensors
+        v, grad_v = vh.mT, grad_vh.mT
+        weights = _weights(s, ctx.kernel, max(u.shape[-2], v.shape[-2]))
+        with without_autocast(u):
+            projected_u, projected_v = u.mT @ grad_u, v.mT @ grad_v
+            difference = projected_u - projected_v
+            summed = projected_u + projected_v
+            inner = contract(ctx.kernel, weights.difference, summed, s, grad_u, grad_v)
+            inner = inner + weights.total * (0.5 * (difference - difference.mT))
+            inner = inner + torch.diag_embed(grad_s)
+            inverse = weights.inverse[..., None, :]
+            left = u @ inner + _outside(u, grad_u * inverse)
+            gradient = left @ vh + u @ _outside(v, grad_v * inverse).mT
+        return refuse_unless_exact("svd", gradient, ctx.kernel), None
+
+
+class SvdWithForwardMode(Svd):
+    """The same with a forward derivative, which `torch.compile` does not accept."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        Svd.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*output)
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        tangent = grad_inputs[0]
+        u, s, vh = ctx.saved_tensors
+        v = vh.mT
+        with nested_forward_mode(), without_autocast(u):
+            weights = _weights(s, ctx.kernel, max(u.shape[-2], v.shape[-2]))
+            inner = u.mT @ tangent @ v
+            summed = weights.difference.mT * symmetric_part(inner)
+            apart = weights.total * (0.5 * (inner - inner.mT))
+            inverse = weights.inverse[..., None, :]
+            tangent_u = u @ (summed + apart) + _outside(u, (tangent @ v) * inverse)
+            tangent_v = v @ (summed - apart) + _outside(v, (tangent.mT @ u) * inverse)
+            return (
+                refuse_unless_exact("svd", tangent_u, ctx.kernel),
+                inner.diagonal(dim1=-2, dim2=-1).clone(),
+                refuse_unless_exact("svd", tangent_v.mT, ctx.kernel),
+            )
+
+
+def singular_value_decomposition(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
+    function = Svd if torch.compiler.is_compiling() else SvdWithForwardMode
+    u, s, vh = function.apply(matrix, kernel)
+    return u, s, vh

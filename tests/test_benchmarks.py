@@ -1,0 +1,165 @@
+"""The scripts of benchmarks/: they run, go on where they stopped, and judge."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from made_up_peer import make_clone
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+TINY = ("--rounds", "1", "--warm-up", "1", "--threads", "1")
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Runs a script of the folder, and returns its exit status and standard output."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as leave:
+            runpy.run_path(str(FOLDER / name), run_name="__main__")
+        return leave.value.code or 0, capsys.readouterr()
+
+    yield run
+    sys.modules.pop("common", None)
+
+
+@pytest.mark.parametrize("name", sorted(file.name for file in FOLDER.glob("*.py")))
+def test_help(name, script):
+    if name == "common.py":
+        return
+    status, shown = script(name, "--help")
+    assert status == 0
+    assert "usage:" in shown.out
+
+
+def test_growth_goes_on_and_plots(script, tmp_path):
+    output = tmp_path / "growth.json"
+    options = ("--methods", "exact", "--channels", 4, "--positions", 4, *TINY, "--output", output)
+    status, _ = script("growth.py", "--batches", "1,2", "--sizes", "3", *options)
+    assert status == 0
+    first = json.loads(output.read_text())
+    assert [shape["shape"] for shape in first["shapes"]] == ["1x4x4", "2x4x4", "4x3x6"]
+    status, shown = script("growth.py", "--batches", "1,2,3", "--sizes", "3", *options)
+    assert status == 0
+    assert "going on after 3 shapes" in shown.err
+    more = json.loads(output.read_text())
+    assert more["shapes"][:2] == first["shapes"][:2]
+    assert len(more["shapes"]) == 4
+    for suffix in (".svg", ".png"):
+        assert output.with_suffix(suffix).stat().st_size > 1000
+    status, shown = script("growth.py", "--batches", "1", "--sizes", "3", *options, "--seed", 1)
+    assert status == 2
+    assert "in settings, seed was 0 and is 1" in shown.err
+
+
+def test_growth_names_a_mistaken_number(script, tmp_path):
+    status, shown = script("growth.py", "--batches", "1,two", "--output", tmp_path / "x.json")
+    assert status == 2
+    assert "'1,two' must be whole numbers" in shown.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource module there")
+def test_memory(script, tmp_path):
+    output = tmp_path / "memory.json"
+    clone = make_clone(tmp_path / "clone")
+    status, shown = script(
+        *("memory.py", "--shapes", "2x4x4", "--methods", "exact", "--threads", 1),
+        *("--peer", f"DifferentiableSVD={clone}", "--output", output),
+    )
+    assert status == 0
+    (measured,) = json.loads(output.read_text())["shapes"]
+    rows = {row["name"]: row for row in measured["cases"]}
+    assert rows["exact"]["memory"] >= 0
+    assert rows["DifferentiableSVD/MPNCOV (triangle)"]["memory"] >= 0
+    assert "NameError" in rows["DifferentiableSVD/SVD_Pade (triangle)"]["memory_error"]
+    assert "2x4x4: peak memory" in shown.out
+
+
+def test_resnet_share(script, tmp_path):
+    output = tmp_path / "share.json"
+    clone = make_clone(tmp_path / "clone")
+    status, shown = script(
+        *("resnet_share.py", "--backbone", "resnet18", "--batch", 2, "--size", 32),
+        *("--classes", 3, "--methods", "exact", *TINY, "--rows", "MPNCOV,SVD_Pade"),
+        *("--peer", f"DifferentiableSVD={clone}", "--output", output),
+    )
+    assert status == 0
+    rows = {row["name"]: row for row in json.loads(output.read_text())["rows"]}
+    assert rows["gap"]["over_gap"] == 1
+    for name in ("exact", "DifferentiableSVD/MPNCOV"):
+        row = rows[name]
+        assert row["error"] is None
+        assert row["over_gap"] == pytest.approx(row["median"] / rows["gap"]["median"])
+        assert row["pooling_share"] == pytest.approx(row["pooling_median"] / row["median"])
+    assert "NameError" in rows["DifferentiableSVD/SVD_Pade"]["error"]
+    assert "DifferentiableSVD/SVD_Pade failed: NameError" in shown.err
+
+
+def judged(time, floor, error):
+    """Results of one shape with our `exact` beside one peer."""
+    accuracy = [
+        {"condition": 1e6, "forward": error, "gradient": error},
+        {"condition": 1e7, "forward": 1.0, "gradient": "not finite"},
+    ]
+    case = {"name": "exact", "kind": "covpool", "method": "exact", "accuracy": accuracy}
+    pair = {"method": "exact", "peer": "fast-MPN-COV/iSQRT-COV", "time": time, "memory": 3.0}
+    measured = {
+        "shape": "16x256x49",
+        "channels": 256,
+        "positions": 49,
+        "cases": [case],
+        "pairs": [pair],
+        "floor": {"float32": {"ratios": {"exact": floor}}},
+    }
+    return {"format": 1, "shapes": [measured]}
+
+
+def test_bars_are_judged(script, tmp_path):
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(judged(time=20.5, floor=1.39, error=1e-7)))
+    status, shown = script("bars.py", file)
+    assert status == 1  # the other pairs are missing
+    lines = [line.strip() for line in shown.out.splitlines()]
+    met = [line for line in lines if line.startswith("met")]
+    assert any("iSQRT-COV over our exact ≥ 20: 20.5" in line for line in met)
+    assert any("exact over the lowest floor ≤ 1.4: 1.39" in line for line in met)
+    assert sum("error ≤" in line for line in met) == 2
+    assert sum(line.startswith("MISSED") and "not measured" in line for line in lines) == 3
+    assert not any("1e+07" in line for line in lines)
+
+    file.write_text(json.dumps(judged(time=19.5, floor=1.41, error=2e-5)))
+    status, shown = script("bars.py", file)
+    assert status == 1
+    missed = [
+        line for line in shown.out.splitlines() if "MISSED" in line and "not meas" not in line
+    ]
+    assert len(missed) == 4
+
+
+def test_bars_of_the_training_step(script, tmp_path):
+    def row(name, median):
+        return {"name": name, "median": median, "over_gap": median and median / 10}
+
+    results = {
+        "settings": {"device": "cuda", "backbone": "resnet50", "batch": 128},
+        "rows": [row("gap", 10), row("exact", 10.9), row("DifferentiableSVD/SVD_Pade", 219)],
+    }
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(results))
+    status, shown = script("bars.py", file)
+    assert (status, "2 of 2 met" in shown.out) == (0, True)
+    results["rows"][1] = row("exact", 11.1)
+    file.write_text(json.dumps(results))
+    assert script("bars.py", file)[0] == 1
+
+
+def test_bars_refuse_what_is_not_there(script, tmp_path):
+    status, shown = script("bars.py", tmp_path / "none.json")
+    assert status == 2
+    assert "none.json" in shown.err
