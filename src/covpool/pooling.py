@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from covpool.linalg import checks
 from covpool.linalg.covariance_function import CovarianceFunction, works_on_gram
-from covpool.linalg.functions import matrix_sqrt, working_dtype
+from covpool.linalg.evaluation import working_dtype
+from covpool.linalg.functions import matrix_sqrt
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.methods import METHODS, Method, choose, get_method
 from covpool.linalg.scalar import SQRT
