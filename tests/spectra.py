@@ -84,6 +84,43 @@ def newton_schulz(matrix: mpmath.matrix, iterations: int) -> mpmath.matrix:
     return mpmath.sqrt(trace) * y
 
 
+def normalised(matrix: mpmath.matrix, root: Callable[[mpmath.matrix], mpmath.matrix]):
+    """√s · root(A/s) with s the Frobenius norm; zero for the zero matrix."""
+    norm = mpmath.mnorm(matrix, "f")
+    return mpmath.sqrt(norm) * root(matrix / norm) if norm else matrix
+
+
+def polynomial(coefficients: list, matrix: mpmath.matrix) -> mpmath.matrix:
+    """Σ cₖ Mᵏ, the lowest power first."""
+    total = mpmath.zeros(matrix.rows)
+    for k, coefficient in enumerate(coefficients):
+        total += coefficient * matrix**k
+    return total
+
+
+def matrix_taylor(matrix: mpmath.matrix, degree: int) -> mpmath.matrix:
+    """The Taylor polynomial of √(1 − z) at z = 0, of the matrix z = I − A/‖A‖."""
+    coefficients = mpmath.taylor(lambda z: mpmath.sqrt(1 - z), 0, degree)
+    return normalised(matrix, lambda x: polynomial(coefficients, mpmath.eye(x.rows) - x))
+
+
+def matrix_pade(matrix: mpmath.matrix, degree: int) -> mpmath.matrix:
+    """The Padé approximant of √(1 − z) at z = 0, solved by mpmath, of the matrix z = I − A/‖A‖."""
+    numerator, denominator = pade_of_root(degree)
+
+    def root(x: mpmath.matrix) -> mpmath.matrix:
+        z = mpmath.eye(x.rows) - x
+        return polynomial(denominator, z) ** -1 * polynomial(numerator, z)
+
+    return normalised(matrix, root)
+
+
+def pade_of_root(degree: int) -> tuple[list, list]:
+    """Numerator and denominator of the diagonal Padé approximant of √(1 − z), in powers of z."""
+    taylor = mpmath.taylor(lambda z: mpmath.sqrt(1 - z), 0, 2 * degree)
+    return mpmath.pade(taylor, degree, degree)
+
+
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """‖actual − expected‖ / ‖expected‖ in the Frobenius norm; absolute where expected is zero."""
     scale = expected.abs().amax() if expected.numel() else torch.tensor(0.0)

@@ -7,10 +7,13 @@ import torch
 import covpool
 from covpool import METHODS
 from covpool.linalg.algorithms import NewtonSchulz, TopN
+from covpool.linalg.iterations import MatrixPade, MatrixTaylor, MinimaxNewtonSchulz
 from spectra import (
     DIGITS,
     SPECTRA,
     lift,
+    matrix_pade,
+    matrix_taylor,
     newton_schulz,
     relative_error,
     sqrt,
@@ -24,6 +27,10 @@ def expected_root(method: covpool.Method, matrix: torch.Tensor) -> torch.Tensor:
         exact = to_mpmath(matrix)
         if isinstance(method.forward, NewtonSchulz):
             return to_torch(newton_schulz(exact, method.forward.iterations))
+        if isinstance(method.forward, MatrixTaylor):
+            return to_torch(matrix_taylor(exact, method.forward.degree))
+        if isinstance(method.forward, MatrixPade):
+            return to_torch(matrix_pade(exact, method.forward.degree))
         if isinstance(method.forward, TopN):
             size = matrix.shape[-1]
             kept = round(method.forward.kept_fraction * size)
@@ -43,6 +50,12 @@ def tolerance(method: covpool.Method, spectrum: str, size: int) -> float:
     rounding = size * torch.finfo(torch.float64).eps
     if spectrum == "clustered" and isinstance(method.forward, TopN):
         return rounding / 1e-9  # the cut lies within the cluster, between gaps of 1e-9
+    if isinstance(method.forward, MatrixTaylor | MatrixPade):
+        return 1e-13  # smooth functions of A, at eigenvalues near zero too
+    if isinstance(method.forward, MinimaxNewtonSchulz) and spectrum == "decaying":
+        return 2.8e-6  # what the docstring states for eigenvalues below ‖A‖/condition
+    if isinstance(method.forward, MinimaxNewtonSchulz) and spectrum == "rank-deficient":
+        return 8 * torch.finfo(torch.float64).eps * method.forward.condition**0.5
     if spectrum == "decaying":
         return rounding**0.5  # an eigenvalue known to ε of the largest: its root is, to √ε
     return 1e-13

@@ -72,7 +72,15 @@ def test_public_names_exist():
         covpool.matrix_root  # noqa: B018 - the access is the test
 
 
-@pytest.mark.parametrize("module", ["covpool.linalg.functions", "covpool.pooling"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "covpool.linalg.functions",
+        "covpool.linalg.diagnostics",
+        "covpool.linalg.module",
+        "covpool.pooling",
+    ],
+)
 def test_docstring_examples(module):
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted > 0

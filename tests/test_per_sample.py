@@ -195,8 +195,9 @@ def test_large_float32_features_do_not_overflow(positions):
     for name in METHODS:
         if name == "svd-topn":
             continue  # which part is discarded depends on N here: 2 of 3 kept, rank 2 at N = 3
-        large = covpool.cov_pool(x * 1e20, name)
-        torch.testing.assert_close(large, covpool.cov_pool(x, name) * 1e20)
+        scale = 2.0**66  # a power of two, which adds no rounding
+        large = covpool.cov_pool(x * scale, name)
+        torch.testing.assert_close(large, covpool.cov_pool(x, name) * scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int32, "float32", torch.complex64])
@@ -245,6 +246,10 @@ def test_unknown_names():
         ("svd-topn", {"kept_fraction": 1.5}, r"kept_fraction must lie in \(0, 1\], got 1.5"),
         ("svd-lorentz", {"epsilon": 0}, "epsilon must be a positive number, got 0"),
         ("svd-pade", {"evaluation": "fast"}, "evaluation must be one of .* got 'fast'"),
+        ("mtp-lyapunov", {"degree": 0}, "degree must be a whole number of at least 1, got 0"),
+        ("mpa-lyapunov", {"degree": 5.0}, "degree must be a whole number of .* got 5.0"),
+        ("newton-schulz-minimax", {"condition": 0.5}, "condition must be .* 1 to 1e\\+16, got 0.5"),
+        ("newton-schulz-minimax", {"condition": 1e17}, "condition must be .* got 1e\\+17"),
     ],
 )
 def test_bad_constants(name, constants, message):
@@ -262,6 +267,9 @@ def test_row_constants_are_the_papers(name):
         "svd-taylor": {"degree": 100},
         "isqrt-cov": {"iterations": 5},
         "svd-pade": {"evaluation": "closed-form"},
+        "mtp-lyapunov": {"degree": 10},
+        "mpa-lyapunov": {"degree": 5},
+        "newton-schulz-minimax": {"condition": 1e8},
         "svd-lorentz": {"epsilon": 1e-6},
     }
     row = METHODS[name]

@@ -32,8 +32,12 @@ def test_gram_path_is_the_covariance_path(name, positions, note_error):
     x = features(3, 8, positions)
     ours = value_and_gradient(lambda x: covpool.cov_pool(x, name), x)
     direct = value_and_gradient(lambda x: covpool.matrix_sqrt(covpool.covariance(x), name), x)
+    # Of a singular covariance the minimax iteration knows the null space to eps · condition.
+    condition = METHODS[name].constants.get("condition", 0) if positions <= 8 else 0
+    tolerance = 1e-11 + 16 * torch.finfo(torch.float64).eps * condition
+    kind = "gram = covariance" + (" (singular)" if condition else "")
     for one, other in zip(ours, direct, strict=True):
-        assert note_error("gram = covariance", name, relative_error(one, other)) <= 1e-11
+        assert note_error(kind, name, relative_error(one, other)) <= tolerance
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -243,7 +247,7 @@ def test_backward_within_autocast_keeps_its_precision():
 def test_second_derivatives_are_right_or_refused(name, positions):
     x = features(2, 6, positions).requires_grad_()
     method = METHODS[name]
-    if method.exact_gradient or method.iterative:
+    if method.exact_gradient or name == "isqrt-cov":
         assert torch.autograd.gradgradcheck(lambda x: covpool.cov_pool(x, name), (x,), atol=1e-4)
         return
     (first,) = torch.autograd.grad(covpool.cov_pool(x, name).sum(), x, create_graph=True)

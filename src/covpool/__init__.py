@@ -7,25 +7,40 @@ from covpool._version import __version__
 
 if TYPE_CHECKING:
     from covpool.linalg.decompositions import eigh, svd
-    from covpool.linalg.functions import matrix_sqrt
+    from covpool.linalg.diagnostics import Diagnostics, diagnose
+    from covpool.linalg.functions import (
+        matrix_inv_sqrt,
+        matrix_log,
+        matrix_power,
+        matrix_sqrt,
+    )
     from covpool.linalg.gauge import GaugeDependence, gauge_dependence
     from covpool.linalg.kernels import KERNELS
     from covpool.linalg.methods import METHODS, Method
+    from covpool.linalg.module import MatrixFunction
+    from covpool.linalg.scalar import FUNCTIONS
     from covpool.models import create_model
     from covpool.pooling import CovPool2d, cov_pool, covariance, triu_vector
 
 __all__ = [
+    "FUNCTIONS",
     "KERNELS",
     "METHODS",
     "CovPool2d",
+    "Diagnostics",
     "GaugeDependence",
+    "MatrixFunction",
     "Method",
     "__version__",
     "cov_pool",
     "covariance",
     "create_model",
+    "diagnose",
     "eigh",
     "gauge_dependence",
+    "matrix_inv_sqrt",
+    "matrix_log",
+    "matrix_power",
     "matrix_sqrt",
     "svd",
     "triu_vector",
@@ -34,16 +49,23 @@ __all__ = [
 # Names are looked up when they are first used: `covpool --help` does without torch, layers do
 # without timm and torchvision.
 _HOMES = {
+    "FUNCTIONS": "covpool.linalg.scalar",
     "KERNELS": "covpool.linalg.kernels",
     "METHODS": "covpool.linalg.methods",
     "CovPool2d": "covpool.pooling",
+    "Diagnostics": "covpool.linalg.diagnostics",
     "GaugeDependence": "covpool.linalg.gauge",
+    "MatrixFunction": "covpool.linalg.module",
     "Method": "covpool.linalg.methods",
     "cov_pool": "covpool.pooling",
     "covariance": "covpool.pooling",
     "create_model": "covpool.models",
+    "diagnose": "covpool.linalg.diagnostics",
     "eigh": "covpool.linalg.decompositions",
     "gauge_dependence": "covpool.linalg.gauge",
+    "matrix_inv_sqrt": "covpool.linalg.functions",
+    "matrix_log": "covpool.linalg.functions",
+    "matrix_power": "covpool.linalg.functions",
     "matrix_sqrt": "covpool.linalg.functions",
     "svd": "covpool.linalg.decompositions",
     "triu_vector": "covpool.pooling",

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from covpool.linalg import checks
 from covpool.linalg.covariance_function import CovarianceFunction, works_on_gram
+from covpool.linalg.evaluation import working_dtype
 from covpool.linalg.functions import matrix_sqrt
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.methods import METHODS, Method, choose, get_method
@@ -120,7 +121,8 @@ def cov_pool(
             scale = _power_of_two(features).to(working)
             features = features / scale
         if row.iterative and not works_on_gram(features) and x.device.type != "cpu":
-            pooled = matrix_sqrt(covariance(features), row, compute_dtype=working, check=False)
+            own = working_dtype(x.dtype, row, compute_dtype)
+            pooled = matrix_sqrt(covariance(features.to(own)), row, compute_dtype=own, check=False)
         else:
             pooled, *_ = CovarianceFunction.apply(features, SQRT, row, decomposition, working)
         return (pooled if scale is None else pooled * scale).to(x.dtype)

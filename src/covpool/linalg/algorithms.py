@@ -11,13 +11,18 @@ L alone. Their arguments are shared:
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from covpool.linalg.kernels import Kernel, require_integer
-from covpool.linalg.scalar import ScalarFunction
+from covpool.linalg.scalar import FUNCTIONS, INV_SQRT, LOG, SQRT, ScalarFunction
+
+if TYPE_CHECKING:
+    from covpool.linalg.methods import Method
+
+EVERY_FUNCTION = frozenset(FUNCTIONS)
 
 
 class Loewner(NamedTuple):
@@ -35,6 +40,12 @@ class Loewner(NamedTuple):
 class Forward(Protocol):
     """A forward algorithm: what it makes of each eigenvalue."""
 
+    least_dtype: ClassVar[torch.dtype]
+    """The dtype to compute in at least, unless another is asked for."""
+
+    functions: ClassVar[frozenset[str]]
+    """The names of the scalar functions that it computes."""
+
     @property
     def title(self) -> str:
         """A few words for tables."""
@@ -43,8 +54,24 @@ class Forward(Protocol):
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor: ...
 
 
+@runtime_checkable
+class Iteration(Forward, Protocol):
+    """A forward algorithm that works on the matrix itself, without its eigenvalues."""
+
+    def matrix(self, covariance: Tensor, function: ScalarFunction, method: "Method") -> Tensor:
+        """f(A) in matrix products, with the method's gradient. (*, n, n) → (*, n, n)."""
+        ...
+
+    def steps(self, dtype: torch.dtype) -> int | None:
+        """How many steps it takes; None where it evaluates a formula."""
+        ...
+
+
 class Gradient(Protocol):
     """A gradient rule."""
+
+    functions: ClassVar[frozenset[str]]
+    """The names of the scalar functions that it differentiates."""
 
     @property
     def title(self) -> str:
@@ -80,6 +107,9 @@ def _assemble(diagonal_source: Tensor, off_diagonal: Tensor, keep: Tensor) -> Lo
 class Eigendecomposition:
     """f(λ) of every eigenvalue, to the last digits that the decomposition has."""
 
+    least_dtype: ClassVar[torch.dtype] = torch.float64
+    functions: ClassVar[frozenset[str]] = EVERY_FUNCTION
+
     @property
     def title(self) -> str:
         return "eigendecomposition"
@@ -93,9 +123,12 @@ class DividedDifferences:
     """The exact gradient: L = f[λi, λj], finite at ties.
 
     At a singular matrix the square root has no derivative in directions that raise the rank. Pairs
-    of two zero eigenvalues get 0, so the gradient is exact along every change that keeps the rank,
-    which is what any change of the features behind a covariance of deficient rank does.
+    of two zero eigenvalues get 0 (unless f′(0) is finite), so the gradient is exact along every
+    change that keeps the rank, which is what any change of the features behind a covariance of
+    deficient rank does.
     """
+
+    functions: ClassVar[frozenset[str]] = EVERY_FUNCTION
 
     @property
     def title(self) -> str:
@@ -104,7 +137,8 @@ class DividedDifferences:
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
         pairs = _pairs(eigenvalues)
         exact = function.divided_difference(pairs.larger, pairs.smaller)
-        return Loewner(torch.where(pairs.positive, exact, 0))
+        at_zero = function.divided_difference_at_zero(exact)
+        return Loewner(torch.where(pairs.positive, exact, at_zero))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +149,10 @@ class Pairwise:
     antisymmetric kernel that is Kᵢⱼ (λi − λj) · f[λi, λj], the exact entry times a damping factor.
     At an exact tie the off-diagonal entry is 0 for every antisymmetric kernel, however large K is
     there: unlike the exact gradient, the result then depends on which basis of the tied eigenspace
-    the decomposition has chosen. Pairs of zero eigenvalues get 0, as in `DividedDifferences`.
+    the decomposition has chosen. Pairs of zero eigenvalues get 0.
     """
+
+    functions: ClassVar[frozenset[str]] = EVERY_FUNCTION
 
     kernel: Kernel
 
@@ -142,15 +178,21 @@ class TopN:
     that holds a discarded eigenvalue. Within the kept part the kernel is 1/(λi − λj) clipped at
     ±1/λN: the bound of the paper's Table 6.
 
-    The forward value is therefore not the square root (it is off by √λ(N+1) in the 2-norm), and
-    the gradient is not that of the truncated root: it lacks the pairs of kept and discarded
+    The forward value is therefore not f(A) but f on the kept part (the square root is off by
+    √λ(N+1) in the 2-norm; inverse roots and negative powers are pseudo-inverse ones), and the
+    gradient is not that of the truncated root: it lacks the pairs of kept and discarded
     eigenvectors. Where λN = λ(N+1) the choice within the tie is the decomposition's. Where the
     rank is below N nothing is discarded, λN = 0 bounds nothing, and the gradient is that of
-    `Pairwise` with the plain kernel.
+    `Pairwise` with the plain kernel. The logarithm is not offered: what is discarded would count
+    as eigenvalues of 1, the middle of its spectrum.
     """
+
+    functions: ClassVar[frozenset[str]] = EVERY_FUNCTION - {LOG.name}
 
     kept_fraction: float = 206 / 256
     """N as a share of the matrix's size; the paper keeps 206 of 256."""
+
+    least_dtype: ClassVar[torch.dtype] = torch.float64
 
     def __post_init__(self) -> None:
         if isinstance(self.kept_fraction, bool | str) or not 0 < self.kept_fraction <= 1:
@@ -160,8 +202,12 @@ class TopN:
     def title(self) -> str:
         return "N largest eigenvalues"
 
+    def kept_count(self, size: int) -> int:
+        """N for matrices of that size."""
+        return max(1, round(self.kept_fraction * size))
+
     def _kept(self, eigenvalues: Tensor, size: int) -> Tensor:
-        count = max(1, round(self.kept_fraction * size))
+        count = self.kept_count(size)
         index = torch.arange(eigenvalues.shape[-1], device=eigenvalues.device)
         rank = (eigenvalues > 0).sum(-1, keepdim=True)
         return (index >= eigenvalues.shape[-1] - count) | (rank < count)
@@ -186,15 +232,15 @@ class TopN:
 
 @dataclass(frozen=True, kw_only=True)
 class NewtonSchulz:
-    """The coupled Newton-Schulz iteration for the square root, and its own gradient.
+    """The coupled Newton-Schulz iteration for the square root and its inverse, and its gradient.
 
-    With A = Σ/tr(Σ), Y₀ = A, Z₀ = I: T = (3I − Z Y)/2, Y ← Y T, Z ← T Z; the result is √tr(Σ) · Y
+    With A = Σ/tr(Σ), Y₀ = A, Z₀ = I: T = (3I − Z Y)/2, Y ← Y T, Z ← T Z; the root is √tr(Σ) · Y
     (Li, Xie, Wang, Gao, "Towards faster training of global covariance pooling networks by
-    iterative matrix square root normalization", CVPR 2018).
+    iterative matrix square root normalization", CVPR 2018), the inverse root Z/√tr(Σ).
 
     It approximates: eigenvalues far below the trace have not converged. After 5 iterations an
     eigenvalue of 1e-2 of the trace gives 0.659 of its root, one of 1e-4 gives 0.0758; after 10
-    iterations 1 − 3e-11 and 0.529.
+    iterations 1 − 3e-11 and 0.529. The inverse root has the same relative errors.
 
     Y and Z are polynomials of A, so on the spectrum the iteration is a scalar recursion, and its
     gradient is the recursion's divided difference, carried along by the product rule
@@ -203,8 +249,12 @@ class NewtonSchulz:
     gradient.
     """
 
+    functions: ClassVar[frozenset[str]] = frozenset({SQRT.name, INV_SQRT.name})
+
     iterations: int = 5
     """Steps of the iteration; iSQRT-COV takes 5, SVD-Newton the gradient of 10."""
+
+    least_dtype: ClassVar[torch.dtype] = torch.float32
 
     def __post_init__(self) -> None:
         require_integer("iterations", self.iterations, 1)
@@ -213,7 +263,10 @@ class NewtonSchulz:
     def title(self) -> str:
         return "Newton-Schulz"
 
-    def matrix(self, covariance: Tensor) -> Tensor:
+    def steps(self, dtype: torch.dtype) -> int:
+        return self.iterations
+
+    def matrix(self, covariance: Tensor, function: ScalarFunction, method: "Method") -> Tensor:
         """The iteration in matrix products, differentiable by autograd. (*, n, n) → (*, n, n)."""
         # √(c A) = √c √A for any constant c, so c takes the scale out of reach of overflow.
         scale = covariance.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
@@ -229,13 +282,16 @@ class NewtonSchulz:
         for _ in range(self.iterations - 1):
             t = 1.5 * identity - 0.5 * (z @ y)
             y, z = y @ t, t @ z
-        return torch.where(zero, 0, (trace * scale).sqrt() * y)
+        result = z / (trace * scale).sqrt() if function is INV_SQRT else (trace * scale).sqrt() * y
+        return torch.where(zero, 0, result)
 
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
         normalised, trace, zero = self._normalise(eigenvalues)
         z = torch.ones_like(normalised)
         for _ in range(self.iterations):
             z = (1.5 - 0.5 * normalised * z**2) * z
+        if function is INV_SQRT:
+            return torch.where(zero, 0, trace.rsqrt() * z)
         return torch.where(zero, 0, trace.sqrt() * normalised * z)
 
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
@@ -249,8 +305,14 @@ class NewtonSchulz:
             dt = -0.5 * (mean_z * dy + mean_y * dz)
             dy, dz = mean_t * dy + mean_y * dt, mean_t * dz + mean_z * dt
             y, z = y * t, t * z
-        slope = dy.diagonal(dim1=-2, dim2=-1)
         scale = torch.where(zero, 0, trace.rsqrt())
+        if function is INV_SQRT:
+            # The range alone is where a decomposing forward pass puts a value, but the iteration's
+            # own is (3/2)^iterations at zero, and this is its derivative.
+            slope = dz.diagonal(dim1=-2, dim2=-1)
+            scale = scale / trace
+            return Loewner(dz * scale[..., None], -(0.5 * z + slope * normalised) * scale)
+        slope = dy.diagonal(dim1=-2, dim2=-1)
         return Loewner(dy * scale[..., None], (0.5 * y - slope * normalised) * scale)
 
     @staticmethod

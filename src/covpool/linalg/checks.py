@@ -4,6 +4,8 @@ The checks read values. Where there are none to read, while a graph is traced or
 are left out.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -59,6 +61,51 @@ def compute_dtype(caller: str, dtype: torch.dtype | None) -> None:
         )
 
 
+def pairing(caller: str, function: str, method: str, valid: Sequence[str], has: bool) -> None:
+    """Refuse a method that does not have the function; `valid` names those that do."""
+    if not has:
+        raise ValueError(
+            f"{caller}: method {method!r} does not offer {function!r}; methods that do: "
+            f"{', '.join(valid)}"
+        )
+
+
+def exponent(caller: str, exponent: object, batch: torch.Size) -> None:
+    """Refuse what is not a real number for each matrix of the batch."""
+    if isinstance(exponent, Tensor):
+        if exponent.is_complex() or exponent.dtype == torch.bool:
+            raise ValueError(f"{caller}: the exponent must be real, got {exponent.dtype}")
+        shape = tuple(exponent.shape)
+        fits = len(shape) <= len(batch) and all(
+            size in (1, wanted) for size, wanted in zip(shape[::-1], batch[::-1], strict=False)
+        )
+        if not fits:
+            raise ValueError(
+                f"{caller}: an exponent of shape {shape} does not broadcast to the batch shape "
+                f"{tuple(batch)}; give one number for each matrix, or expand the matrices first"
+            )
+    elif isinstance(exponent, bool) or not isinstance(exponent, int | float):
+        raise ValueError(f"{caller}: the exponent must be a number or a tensor, got {exponent!r}")
+
+
+def full_rank(
+    caller: str, rank: Tensor, needed: int, size: int, restricted: bool | Tensor = True
+) -> None:
+    """Refuse ranks (*) below the needed one, in the samples where `restricted` holds."""
+    if unreadable(rank) or rank.numel() == 0:
+        return
+    if isinstance(restricted, Tensor) and unreadable(restricted):
+        return
+    bad = (rank < needed) & restricted
+    if bad.any():
+        lowest = int(rank[bad].min())
+        raise ValueError(
+            f"{caller}: matrix singular{name_samples(bad)}; the lowest numerical rank is "
+            f"{lowest} of {size} and the function is not finite at zero; add a multiple of the "
+            "identity, or pass check=False to apply it on the range alone"
+        )
+
+
 def _tolerance(size: int, dtype: torch.dtype) -> float:
     return min(SYMMETRY_SLACK * rank_tolerance(size, dtype), LARGEST_TOLERANCE)
 
@@ -70,7 +117,9 @@ def finite(caller: str, tensor: Tensor, sample_dims: int) -> None:
     # A sum is one pass over the tensor; it may overflow where no element is infinite.
     if tensor.detach().sum().isfinite() or tensor.isfinite().all():
         return
-    bad = ~tensor.isfinite().flatten(-sample_dims).all(-1)
+    bad = ~tensor.isfinite()
+    if sample_dims:
+        bad = bad.flatten(-sample_dims).any(-1)
     raise ValueError(
         f"{caller}: NaN or infinite values{name_samples(bad)}; find their cause upstream "
         "(a diverged loss, float16 overflow, a division by zero)"
@@ -115,6 +164,22 @@ def positive_semidefinite_matrix(caller: str, matrix: Tensor, input_dtype: torch
     if bad.any():
         lowest = torch.linalg.eigvalsh(symmetric)[..., 0]
         _refuse_indefinite(caller, bad, lowest)
+
+
+def positive_definite_matrix(caller: str, matrix: Tensor, input_dtype: torch.dtype) -> None:
+    """Refuse matrices that are indefinite or numerically singular, by a Cholesky factorisation."""
+    if unreadable(matrix) or matrix.numel() == 0:
+        return
+    size = matrix.shape[-1]
+    symmetric = matrix.detach()
+    shift = rank_tolerance(size, matrix.dtype) * symmetric.abs().amax((-2, -1))
+    identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+    bad = torch.linalg.cholesky_ex(symmetric - shift[..., None, None] * identity).info != 0
+    if bad.any():
+        positive_semidefinite_matrix(caller, matrix, input_dtype)
+        eigenvalues = torch.linalg.eigvalsh(symmetric)
+        rank = (eigenvalues > shift[..., None]).sum(-1)
+        full_rank(caller, torch.where(bad, rank.clamp_max(size - 1), size), size, size)
 
 
 def _refuse_indefinite(caller: str, bad: Tensor, lowest: Tensor) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from covpool.linalg.algorithms import Iteration
 from covpool.linalg.checks import unreadable
 from covpool.linalg.decomposition import decompose
-from covpool.linalg.matrix_function import MatrixFunction
+from covpool.linalg.matrix_function import eigenpairs, lift
 from covpool.linalg.parallel import by_shares
 from covpool.linalg.scalar import ScalarFunction
 from covpool.linalg.spectrum import clip_to_rank, symmetric_part, without_autocast
@@ -36,8 +37,7 @@ def _centre(features: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _non_negative(eigenvalues: Tensor, size: int, method: "Method") -> Tensor:
-    # What an iteration gives is a smooth function at zero: it needs no rank.
-    return eigenvalues.clamp_min(0) if method.iterative else clip_to_rank(eigenvalues, size)
+    return eigenvalues.clamp_min(0) if method.smooth else clip_to_rank(eigenvalues, size)
 
 
 def _inverse_root(eigenvalues: Tensor) -> Tensor:
@@ -78,14 +78,17 @@ def _value(
         left = (centred @ scaled).to(working_dtype)
         right = right.to(working_dtype)
     else:
-        centred = _centre(features, working_dtype if method.iterative else decomposition_dtype)
+        centred = _centre(features, working_dtype if method.smooth else decomposition_dtype)
         covariance = symmetric_part(centred @ centred.mT / positions)
         eigenvalues, left = decompose(covariance.to(decomposition_dtype))
         eigenvalues = _non_negative(eigenvalues, channels, method)
         left, right = left.to(centred.dtype), left[..., :0]
-    values = method.forward.values(function, eigenvalues, channels).to(working_dtype)
-    basis = left.to(working_dtype)
-    result = (basis * values[..., None, :]) @ basis.mT
+    # The first is what the null space gets, which polynomials of A do not leave at zero.
+    with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
+    values = method.forward.values(function, with_zero, channels).to(working_dtype)
+    null, basis = values[..., :1], left.to(working_dtype)
+    result = (basis * (values[..., 1:] - null)[..., None, :]) @ basis.mT
+    result.diagonal(dim1=-2, dim2=-1).add_(null)
     return result, left, right, eigenvalues
 
 
@@ -103,7 +106,7 @@ def _adjoint(
     channels, positions = features.shape[-2:]
     on_gram = works_on_gram(features)
     roots = eigenvalues.sqrt()
-    if not on_gram and method.iterative:
+    if not on_gram and method.smooth:
         roots = torch.ones_like(roots)
     with_zero = torch.nn.functional.pad(eigenvalues, (1, 0)) if on_gram else eigenvalues
     loewner, trace = method.gradient.loewner(function, with_zero, channels)
@@ -129,7 +132,7 @@ def _adjoint(
             inner = inner if isotropic is None else inner + isotropic
             result = basis @ inner
             right = left.mT @ _centre(features, left.dtype)
-            scales = _inverse_root(eigenvalues) if not method.iterative else roots
+            scales = _inverse_root(eigenvalues) if not method.smooth else roots
             right = (right * (scales * positions**-0.5)[..., None]).to(working_dtype)
         # No mean needs to be subtracted for the centring: V is orthogonal to the ones vector.
         result = (result * positions**-0.5) @ right
@@ -155,8 +158,9 @@ class CovarianceFunction(Function):
 
     The decomposition and the products that small singular values hang on (Gram matrix or
     covariance, Xc V or UᵀXc) are computed in the decomposition's dtype, the others in the working
-    dtype. To an iteration on the covariance, small singular values are like others: its L is of
-    order one, S Vᵀ = UᵀXc/√N is used as it is, and all products are in the working dtype.
+    dtype. To a method that is smooth at zero, small singular values are like others: its L is of
+    order one, no rank is needed, S Vᵀ = UᵀXc/√N is used as it is, and all products are in the
+    working dtype.
     """
 
     generate_vmap_rule = True
@@ -229,10 +233,12 @@ class CovarianceFunctionAdjoint(Function):
         def stepwise(x: Tensor) -> Tensor:
             centred = _centre(x, decomposition_dtype)
             covariance = centred @ centred.mT / x.shape[-1]
-            if method.iterative:
-                return method.forward.matrix(covariance)
-            result, *_ = MatrixFunction.apply(symmetric_part(covariance), function, method)
-            return result
+            if method.smooth and isinstance(method.forward, Iteration):
+                return method.forward.matrix(covariance, function, method)
+            symmetric = symmetric_part(covariance)
+            eigenvalues, eigenvectors = eigenpairs(symmetric)
+            eigenvalues = clip_to_rank(eigenvalues, x.shape[-2])
+            return lift(symmetric, None, eigenvalues, eigenvectors, function, method)
 
         def adjoint(cotangent: Tensor, x: Tensor) -> Tensor:
             pull: Any = torch.func.vjp(stepwise, x)[1]

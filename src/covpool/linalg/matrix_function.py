@@ -1,4 +1,11 @@
-"""f(A) of symmetric matrices as an autograd function on the eigendecomposition."""
+"""f(A) of symmetric matrices as autograd functions, given the eigendecomposition of A.
+
+`lift` is f(A). Its first derivative, in both directions, is `derive`, an autograd function itself,
+so that derivatives of second order are right or refused. Eigenpairs are constants to autograd
+throughout: what A does to them is in the formulas.
+
+Forward mode is in subclasses, as torch.compile takes no function with a `jvp`.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,104 +14,323 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.decomposition import decompose
-from covpool.linalg.scalar import ScalarFunction
-from covpool.linalg.spectrum import clip_to_rank, symmetric_part, without_autocast
+from covpool.linalg.scalar import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
+from covpool.linalg.second_order import pseudoinverse_and_null, second_derivative
+from covpool.linalg.spectrum import symmetric_part, without_autocast
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
 
 
-class MatrixFunction(Function):
-    """(matrix, function, method) → F = V diag(f) Vᵀ.
+def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`decompose`, as constants to autograd, of tensors inside torch.func transforms too."""
+    detached = matrix.detach()
+    if torch.compiler.is_compiling():
+        return decompose(detached)
+    return _Eigenpairs.apply(detached)
 
-    The further outputs (eigenvalues as computed, as clipped to the rank, and V) are there to be
-    saved and checked; they are not differentiable.
-    """
 
+class _Eigenpairs(Function):
+    # As an autograd function, as that sees the plain tensors below the levels of torch.func.grad,
+    # which `decompose` can probe and spread over the cores.
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        matrix: Tensor, function: ScalarFunction, method: "Method"
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        size = matrix.shape[-1]
-        eigenvalues, eigenvectors = decompose(matrix)
-        clipped = clip_to_rank(eigenvalues, size)
-        values = method.forward.values(function, clipped, size)
-        result = (eigenvectors * values[..., None, :]) @ eigenvectors.mT
-        return symmetric_part(result), eigenvalues, clipped, eigenvectors
+    def forward(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        return decompose(matrix)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, ctx.function, ctx.method = inputs
-        result, _, clipped, eigenvectors = output
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(result, clipped, eigenvectors)
+        ctx.mark_non_differentiable(*output)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        result, clipped, eigenvectors = ctx.saved_tensors
-        size = eigenvectors.shape[-1]
-        loewner, trace = ctx.method.gradient.loewner(ctx.function, clipped, size)
-        trace = torch.zeros_like(clipped) if trace is None else trace
-        gradient = symmetric_part(grad_outputs[0])
-        adjoint = MatrixFunctionAdjoint.apply(
-            gradient, result, eigenvectors, loewner, trace, ctx.method
-        )
-        return adjoint, None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> None:
+        return None
 
 
-class MatrixFunctionAdjoint(Function):
-    """(G, F, V, L, t, method) → V (L ∘ VᵀGV) Vᵀ + (Σᵢ tᵢ (VᵀGV)ᵢᵢ) I, the gradient of A.
+def lift(
+    matrix: Tensor,
+    exponent: Tensor | None,
+    eigenvalues: Tensor,
+    eigenvectors: Tensor,
+    function: ScalarFunction,
+    method: "Method",
+) -> Tensor:
+    """F = V diag(f) Vᵀ, differentiable with respect to the matrix and the exponent.
 
-    For the exact square root of full rank that is the solution P of the Lyapunov equation
-    F P + P F = G, and differentiating that equation gives derivatives of every order, at ties
-    too: with the cotangent H and Q the solution for H, G receives Q and F receives −(QP + PQ).
-    At deficient rank P has no part in the null space, whose projector Π turns with F:
-    F P + P F = G − Π G Π. Its derivative dΠ = −(F⁺ dF Π + Π dF F⁺) adds a term to F's; that term
-    is not differentiated further, so there the second derivative is the last. Other gradients
-    are not the derivative of anything, so theirs is refused.
+    Args:
+        matrix: (*, n, n) symmetric.
+        exponent: (*), for functions that have one.
+        eigenvalues: (*, n) of the matrix, ascending, clipped to its rank; detached.
+        eigenvectors: (*, n, n); detached.
     """
+    lifted = Lift if torch.compiler.is_compiling() else _LiftBothModes
+    return lifted.apply(matrix, exponent, eigenvalues, eigenvectors, function, method)
+
+
+def derive(
+    direction: Tensor,
+    anchor: Tensor,
+    exponent: Tensor | None,
+    eigenvalues: Tensor,
+    eigenvectors: Tensor,
+    function: ScalarFunction,
+    method: "Method",
+    adjoint: bool,
+) -> Tensor:
+    derived = Derivative if torch.compiler.is_compiling() else _DerivativeBothModes
+    return derived.apply(
+        direction, anchor, exponent, eigenvalues, eigenvectors, function, method, adjoint
+    )
+
+
+def _by_lyapunov(function: ScalarFunction, method: "Method") -> bool:
+    """Whether the second derivative comes by the root's Lyapunov equation: needs F, not A."""
+    return function is SQRT and method.exact_gradient
+
+
+def _rate(function: ScalarFunction) -> ScalarFunction:
+    if function.rate is None:
+        raise RuntimeError(THIRD_DERIVATIVE)
+    return function.rate
+
+
+def _conjugate(inner: Tensor, eigenvectors: Tensor) -> Tensor:
+    return symmetric_part(eigenvectors @ inner @ eigenvectors.mT)
+
+
+class Lift(Function):
+    """See `lift`."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        gradient: Tensor,
-        result: Tensor,
+        matrix: Tensor,
+        exponent: Tensor | None,
+        eigenvalues: Tensor,
         eigenvectors: Tensor,
-        loewner: Tensor,
-        trace: Tensor,
+        function: ScalarFunction,
         method: "Method",
     ) -> Tensor:
+        bound = function.bind(exponent)
+        values = method.forward.values(bound, eigenvalues, eigenvectors.shape[-1])
         with without_autocast(eigenvectors):
-            projected = eigenvectors.mT @ gradient @ eigenvectors
-            isotropic = (trace * projected.diagonal(dim1=-2, dim2=-1)).sum(-1)[..., None]
-            inner = loewner * projected + torch.diag_embed(isotropic.expand(trace.shape))
-            return symmetric_part(eigenvectors @ inner @ eigenvectors.mT)
+            return symmetric_part((eigenvectors * values[..., None, :]) @ eigenvectors.mT)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.method = inputs
-        ctx.save_for_backward(*tensors, output)
+        matrix, exponent, eigenvalues, eigenvectors, ctx.function, ctx.method = inputs
+        anchor = output if _by_lyapunov(ctx.function, ctx.method) else matrix
+        ctx.save_for_backward(anchor, exponent, eigenvalues, eigenvectors)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, result, eigenvectors, loewner, trace, solution = ctx.saved_tensors
-        if not ctx.method.exact_gradient:
-            raise RuntimeError(
-                f"method {ctx.method.name!r} has no second derivative: its gradient is not the "
-                "derivative of its forward pass; use method='exact' or 'isqrt-cov'"
+        anchor, exponent, eigenvalues, eigenvectors = ctx.saved_tensors
+        gradient = symmetric_part(grad_outputs[0])
+        for_matrix = for_exponent = None
+        if ctx.needs_input_grad[0]:
+            _refuse_mixed(ctx.function, ctx.method)
+            for_matrix = derive(
+                gradient,
+                anchor,
+                exponent,
+                eigenvalues,
+                eigenvectors,
+                ctx.function,
+                ctx.method,
+                True,
             )
-        cotangent = symmetric_part(grad_outputs[0])
-        adjoint = MatrixFunctionAdjoint.apply(
-            cotangent, result, eigenvectors, loewner, trace, ctx.method
-        )
+        if exponent is not None and ctx.needs_input_grad[1]:
+            rate = _rate(ctx.function)
+            change = lift(anchor, exponent, eigenvalues, eigenvectors, rate, ctx.method)
+            for_exponent = (gradient * change).sum((-2, -1))
+        return for_matrix, for_exponent, None, None, None, None
+
+
+class _LiftBothModes(Lift):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        Lift.setup_context(ctx, inputs, output)
+        anchor = output if _by_lyapunov(ctx.function, ctx.method) else inputs[0]
+        ctx.save_for_forward(anchor, *inputs[1:4])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        # Not materialised: None is the gradient of what does not matter.
+        return (None,) * 6 if grad_outputs[0] is None else Lift.backward(ctx, *grad_outputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        anchor, exponent, eigenvalues, eigenvectors = ctx.saved_tensors
+        direction, speed = tangents[:2]
+        total = None
+        if direction is not None:
+            _refuse_mixed(ctx.function, ctx.method)
+            total = derive(
+                symmetric_part(direction),
+                anchor,
+                exponent,
+                eigenvalues,
+                eigenvectors,
+                ctx.function,
+                ctx.method,
+                False,
+            )
+        if speed is not None:
+            rate = _rate(ctx.function)
+            change = lift(anchor, exponent, eigenvalues, eigenvectors, rate, ctx.method)
+            change = speed[..., None, None] * change
+            total = change if total is None else total + change
+        return total
+
+
+class Derivative(Function):
+    """(H, anchor, …) ↦ V (L ∘ VᵀHV) Vᵀ + trace term, the derivative of F along H or its adjoint.
+
+    They differ in the trace term t alone: V diag(t) Vᵀ tr(H) forward, (Σᵢ tᵢ (VᵀHV)ᵢᵢ) I backward.
+
+    Second order, of `exact` alone: other gradients are not the derivative of anything, so theirs
+    is refused. With H the direction, K the cotangent, hᵢⱼ and kᵢⱼ in the eigenbasis, A receives
+    V M Vᵀ, Mᵢⱼ = Σₗ f[λi, λl, λj] (hᵢₗ kₗⱼ + kᵢₗ hₗⱼ). A third derivative is refused. `anchor` is
+    A, which the derivative depends on through the constants λ and V.
+
+    For the square root P is the solution of the Lyapunov equation F P + P F = H, and
+    differentiating that equation gives derivatives of every order, at ties too: with the
+    cotangent K and Q the solution for K, H receives Q and F receives −(QP + PQ). At deficient rank
+    P has no part in the null space, whose projector Π turns with F: F P + P F = H − Π H Π. Its
+    derivative dΠ = −(F⁺ dF Π + Π dF F⁺) adds a term to F's; that term is not differentiated
+    further, so there the second derivative is the last. `anchor` is F.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        direction: Tensor,
+        anchor: Tensor,
+        exponent: Tensor | None,
+        eigenvalues: Tensor,
+        eigenvectors: Tensor,
+        function: ScalarFunction,
+        method: "Method",
+        adjoint: bool,
+    ) -> Tensor:
+        bound = function.bind(exponent)
+        loewner, trace = method.gradient.loewner(bound, eigenvalues, eigenvectors.shape[-1])
         with without_autocast(eigenvectors):
-            # The Loewner matrix has 1/(2√λ) on its diagonal, and 0 for zero eigenvalues.
-            inverse = 2 * loewner.diagonal(dim1=-2, dim2=-1)
-            pseudoinverse = (eigenvectors * inverse[..., None, :]) @ eigenvectors.mT
-            null = (eigenvectors * (inverse == 0)[..., None, :]) @ eigenvectors.mT
-            turning = null @ (gradient @ null @ adjoint + cotangent @ null @ solution)
-            product = adjoint @ solution - turning @ pseudoinverse
-        return adjoint, -(product + product.mT), None, None, None, None
+            projected = eigenvectors.mT @ direction @ eigenvectors
+            inner = loewner * projected
+            if trace is not None:
+                diagonal = projected.diagonal(dim1=-2, dim2=-1)
+                if adjoint:
+                    isotropic = (trace * diagonal).sum(-1, keepdim=True).expand(trace.shape)
+                else:
+                    isotropic = trace * diagonal.sum(-1, keepdim=True)
+                inner = inner + torch.diag_embed(isotropic)
+            return _conjugate(inner, eigenvectors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.function, ctx.method, ctx.adjoint = inputs
+        solution = output if _by_lyapunov(ctx.function, ctx.method) else None
+        ctx.save_for_backward(*tensors, solution)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        direction, anchor, exponent, eigenvalues, eigenvectors, solution = ctx.saved_tensors
+        cotangent = symmetric_part(grad_outputs[0])
+        spectrum = (eigenvalues, eigenvectors)
+        for_direction = derive(
+            cotangent, anchor, exponent, *spectrum, ctx.function, ctx.method, not ctx.adjoint
+        )
+        for_anchor = for_exponent = None
+        if ctx.needs_input_grad[1]:
+            _refuse_unless_exact(ctx.method)
+            if solution is None:
+                for_anchor = second_derivative(
+                    direction, cotangent, exponent, *spectrum, ctx.function
+                )
+            else:
+                with without_autocast(eigenvectors):
+                    pseudoinverse, null = pseudoinverse_and_null(*spectrum)
+                    turning = null @ (
+                        direction @ null @ for_direction + cotangent @ null @ solution
+                    )
+                    product = for_direction @ solution - turning @ pseudoinverse
+                for_anchor = -(product + product.mT)
+        if exponent is not None and ctx.needs_input_grad[2]:
+            _refuse_unless_exact(ctx.method)
+            rate = _rate(ctx.function)
+            change = derive(direction, anchor, exponent, *spectrum, rate, ctx.method, ctx.adjoint)
+            for_exponent = (cotangent * change).sum((-2, -1))
+        return for_direction, for_anchor, for_exponent, None, None, None, None, None
+
+
+class _DerivativeBothModes(Derivative):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        Derivative.setup_context(ctx, inputs, output)
+        solution = output if _by_lyapunov(ctx.function, ctx.method) else None
+        ctx.save_for_forward(*inputs[:5], solution)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return (None,) * 8 if grad_outputs[0] is None else Derivative.backward(ctx, *grad_outputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        direction, anchor, exponent, eigenvalues, eigenvectors, solution = ctx.saved_tensors
+        turn, change, speed = tangents[:3]
+        rest = (eigenvalues, eigenvectors, ctx.function, ctx.method, ctx.adjoint)
+        parts: list[Tensor] = []
+        if change is not None:
+            _refuse_unless_exact(ctx.method)
+            change = symmetric_part(change)
+            if solution is None:
+                parts.append(
+                    second_derivative(direction, change, exponent, *rest[:2], ctx.function)
+                )
+            else:
+                with without_autocast(eigenvectors):
+                    pseudoinverse, null = pseudoinverse_and_null(eigenvalues, eigenvectors)
+                    slope = -null @ change @ pseudoinverse
+                    drift = change @ solution + null @ direction @ (slope + slope.mT)
+                    sideways = -null @ solution @ slope.mT
+                drift = -(drift + drift.mT)
+                turn = drift if turn is None else turn + drift
+                parts.append(sideways + sideways.mT)
+        if turn is not None:
+            parts.append(derive(symmetric_part(turn), anchor, exponent, *rest))
+        if speed is not None:
+            _refuse_unless_exact(ctx.method)
+            rate = _rate(ctx.function)
+            along = derive(
+                direction,
+                anchor,
+                exponent,
+                eigenvalues,
+                eigenvectors,
+                rate,
+                ctx.method,
+                ctx.adjoint,
+            )
+            parts.append(speed[..., None, None] * along)
+        return sum(parts[1:], parts[0]) if parts else None
+
+
+def _refuse_mixed(function: ScalarFunction, method: "Method") -> None:
+    """∂F/∂p is F's second derivative where it is differentiated again with respect to A."""
+    if function.name not in FUNCTIONS:
+        _refuse_unless_exact(method)
+
+
+def _refuse_unless_exact(method: "Method") -> None:
+    if not method.exact_gradient:
+        raise RuntimeError(
+            f"method {method.name!r} has no second derivative: its gradient is not the "
+            "derivative of its forward pass; use method='exact', or 'isqrt-cov' for the root "
+            "and its inverse"
+        )

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Self
 
+import torch
+
 from covpool.linalg.algorithms import (
     DividedDifferences,
     Eigendecomposition,
     Forward,
     Gradient,
+    Iteration,
     NewtonSchulz,
     Pairwise,
     TopN,
 )
+from covpool.linalg.iterations import Lyapunov, MatrixPade, MatrixTaylor, MinimaxNewtonSchulz
 from covpool.linalg.kernels import (
     Difference,
     Lorentzian,
@@ -24,6 +28,7 @@ from covpool.linalg.kernels import (
     Taylor,
     Truncated,
 )
+from covpool.linalg.scalar import FUNCTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +54,33 @@ class Method:
     @property
     def exact_gradient(self) -> bool:
         """Whether the gradient is the derivative of the forward pass, so that it has one too."""
-        return isinstance(self.gradient, DividedDifferences)
+        lyapunov = isinstance(self.gradient, Lyapunov) and self.gradient.exact
+        return lyapunov or isinstance(self.gradient, DividedDifferences)
 
     @property
     def iterative(self) -> bool:
-        """Whether the forward pass iterates on matrices and autograd derives its gradient."""
-        return isinstance(self.forward, NewtonSchulz)
+        """Whether the forward pass works on the matrix itself, without its eigenvalues."""
+        return isinstance(self.forward, Iteration)
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The names of the scalar functions that the row computes and differentiates."""
+        both = self.forward.functions & self.gradient.functions
+        return tuple(name for name in FUNCTIONS if name in both)
+
+    def supports(self, function: str) -> bool:
+        """Whether the row has the scalar function of that name, a key of `FUNCTIONS`."""
+        return function in self.functions
+
+    @property
+    def smooth(self) -> bool:
+        """Whether eigenvalues near zero are like others, so that float32 resolves what matters."""
+        return self.forward.least_dtype == torch.float32
 
     @property
     def constants(self) -> dict[str, Any]:
         """The row's constants by name, the gradient's and the forward algorithm's together."""
-        found: dict[str, Any] = {}
-        for part in self._parts():
-            found |= {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
-        found.pop("kernel", None)
-        return found
+        return _constants(self.forward) | _constants(self.gradient)
 
     def replace(self, **constants: Any) -> Self:
         """The row with other constants, `METHODS["svd-taylor"].replace(degree=50)`.
@@ -83,27 +100,38 @@ class Method:
             gradient=_with_constants(self.gradient, constants),
         )
 
-    def _parts(self) -> list[Any]:
-        parts: list[Any] = [self.forward, self.gradient]
-        if isinstance(self.gradient, Pairwise):
-            parts.append(self.gradient.kernel)
-        return parts
+
+def _constants(part: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, and of those that it holds."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        found |= _constants(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return found
 
 
 def _with_constants(part: Any, constants: dict[str, Any]) -> Any:
-    if isinstance(part, Pairwise):
-        return Pairwise(kernel=_with_constants(part.kernel, constants))
-    names = {f.name for f in dataclasses.fields(part)}
-    return dataclasses.replace(part, **{k: v for k, v in constants.items() if k in names})
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _with_constants(value, constants)
+        elif field.name in constants:
+            changes[field.name] = constants[field.name]
+    return dataclasses.replace(part, **changes)
 
 
 _ICCV_2021 = (
     "Song, Sebe, Wang: Why approximate matrix square root outperforms accurate SVD in global "
     "covariance pooling? ICCV 2021"
 )
+_ICLR_2022 = "Song, Sebe, Wang: Fast differentiable matrix square root, ICLR 2022"
 _EIGENDECOMPOSITION = Eigendecomposition()
 _TOP_N = TopN()
 _NEWTON_SCHULZ = NewtonSchulz(iterations=5)
+_MATRIX_TAYLOR = MatrixTaylor()
+_MATRIX_PADE = MatrixPade()
+_MINIMAX = MinimaxNewtonSchulz()
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
@@ -202,6 +230,34 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "approximate at small eigenvalues",
                 reference="Li, Xie, Wang, Gao: Towards faster training of global covariance "
                 "pooling networks by iterative matrix square root normalization, CVPR 2018",
+            ),
+            Method(
+                name="mtp-lyapunov",
+                paper_name=None,
+                forward=_MATRIX_TAYLOR,
+                gradient=Lyapunov(forward=_MATRIX_TAYLOR),
+                description="Taylor polynomial of the matrix, gradient of an exact root; both "
+                "approximate at small eigenvalues",
+                reference=_ICLR_2022,
+            ),
+            Method(
+                name="mpa-lyapunov",
+                paper_name=None,
+                forward=_MATRIX_PADE,
+                gradient=Lyapunov(forward=_MATRIX_PADE),
+                description="Padé approximant of the matrix, gradient of an exact root; both "
+                "approximate at small eigenvalues",
+                reference=_ICLR_2022,
+            ),
+            Method(
+                name="newton-schulz-minimax",
+                paper_name=None,
+                forward=_MINIMAX,
+                gradient=Lyapunov(forward=_MINIMAX),
+                description="matrix products alone, exact to rounding where no eigenvalue is "
+                "below ‖A‖/condition",
+                reference="Amsel, Persson, Musco, Gower: The Polar Express: optimal matrix sign "
+                "methods and their application to the Muon algorithm, 2025",
             ),
         )
     }

@@ -1,0 +1,165 @@
+"""How well conditioned symmetric matrices are, and how good a function of them came out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from covpool.linalg import checks
+from covpool.linalg.spectrum import clip_to_rank, symmetric_part, without_autocast
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnostics:
+    """Figures of each matrix of a batch, (*) like the batch, detached.
+
+    Eigenvalues below n · finfo(dtype).eps of the largest, dtype that of the computation, count as
+    zero, as everywhere in this package.
+
+    Attributes:
+        size: n of the n × n matrices.
+        condition_number: λmax/λmin over all n eigenvalues (the condition number in the 2-norm);
+            inf where the matrix is singular.
+        rank: how many eigenvalues are not zero, int64.
+        effective_rank: exp(−Σ pᵢ log pᵢ), pᵢ = λᵢ/Σλ: the exponential of the spectrum's entropy
+            (Roy, Vetterli, "The effective rank", EUSIPCO 2007), from 1 to n; 0 for the zero matrix.
+        smallest_relative_gap: the least (λᵢ₊₁ − λᵢ)/λᵢ₊₁ over neighbours; 0 at a tie. Pairs of two
+            zero eigenvalues are left out, as they enter no gradient; inf where no pair is left.
+        residual: what the returned matrix Y lacks, or None where no function was computed or none
+            is defined. For the square root ‖Y² − A‖/‖A‖; for the inverse root ‖Y A Y − P‖/‖P‖ with
+            P the projector on A's range; for the logarithm ‖exp(Y) − (A + I − P)‖/‖A + I − P‖;
+            Frobenius norms. None for powers. 0 for the zero matrix.
+        iterations: how many steps the forward algorithm took, int64, or None where it does not
+            iterate.
+    """
+
+    size: int
+    condition_number: Tensor
+    rank: Tensor
+    effective_rank: Tensor
+    smallest_relative_gap: Tensor
+    residual: Tensor | None = None
+    iterations: Tensor | None = None
+
+    def __str__(self) -> str:
+        """One line a figure: the value, or the least, median and largest over the batch."""
+        shape = tuple(self.rank.shape)
+        batch = f", batch {shape}: least, median, largest" if shape else ""
+        lines = [f"{self.size} × {self.size}{batch}"]
+        for name in (
+            "condition_number",
+            "rank",
+            "effective_rank",
+            "smallest_relative_gap",
+            "residual",
+            "iterations",
+        ):
+            figure = getattr(self, name)
+            if figure is not None and figure.numel() > 0:
+                values = figure.detach().double().flatten()
+                if shape:
+                    values = torch.stack([values.min(), values.median(), values.max()])
+                listed = ", ".join(f"{value:.4g}" for value in values.tolist())
+                lines.append(f"  {name.replace('_', ' ')}: {listed}")
+        return "\n".join(lines)
+
+
+def of_spectrum(
+    eigenvalues: Tensor, *, residual: Tensor | None = None, iterations: Tensor | None = None
+) -> Diagnostics:
+    """The figures of clipped eigenvalues (*, n), ascending, n ≥ 1."""
+    eigenvalues = eigenvalues.detach()
+    largest, smallest = eigenvalues[..., -1], eigenvalues[..., 0]
+    singular = smallest <= 0
+    condition = torch.where(singular, torch.inf, largest / torch.where(singular, 1, smallest))
+    share = eigenvalues / torch.where(largest > 0, largest, 1)[..., None]
+    total = share.sum(-1, keepdim=True)
+    share = share / torch.where(total > 0, total, 1)
+    entropy = -torch.special.xlogy(share, share).sum(-1)
+    upper, lower = eigenvalues[..., 1:], eigenvalues[..., :-1]
+    positive = upper > 0
+    gaps = torch.where(positive, (upper - lower) / torch.where(positive, upper, 1), torch.inf)
+    no_pair = torch.full_like(largest, torch.inf)[..., None]
+    return Diagnostics(
+        size=eigenvalues.shape[-1],
+        condition_number=condition,
+        rank=(eigenvalues > 0).sum(-1),
+        effective_rank=torch.where(largest > 0, entropy.exp(), 0),
+        smallest_relative_gap=torch.cat([gaps, no_pair], -1).amin(-1),
+        residual=residual,
+        iterations=iterations,
+    )
+
+
+def diagnose(
+    matrix: Tensor, *, compute_dtype: torch.dtype | None = None, check: bool = True
+) -> Diagnostics:
+    """Condition number, rank, effective rank and smallest relative gap of each matrix.
+
+    Args:
+        matrix: (*, n, n) symmetric positive semi-definite, n ≥ 1, any floating-point dtype.
+        compute_dtype: the dtype of the eigendecomposition; None: float64.
+        check: as for `matrix_sqrt`. Off, negative eigenvalues count as zero.
+
+    Returns:
+        `Diagnostics`, without residual and iterations; it states each figure's definition. No
+        gradient flows through it.
+
+    Ties have a relative gap of 0. Rank deficiency: the condition number is inf.
+
+    Raises:
+        ValueError: not square, of size zero, not floating point, another compute_dtype than
+            float32 and float64 or, with `check`, matrices that are not finite, symmetric or
+            positive semi-definite beyond rounding, by index.
+
+    >>> import torch, covpool
+    >>> print(covpool.diagnose(torch.diag(torch.tensor([1.0, 1.0, 4.0]))))
+    3 × 3
+      condition number: 4
+      rank: 3
+      effective rank: 2.381
+      smallest relative gap: 0
+    """
+    checks.square("diagnose", matrix)
+    checks.compute_dtype("diagnose", compute_dtype)
+    if matrix.shape[-1] == 0:
+        raise ValueError(f"diagnose needs matrices of size 1 or more, got {tuple(matrix.shape)}")
+    if check:
+        checks.finite("diagnose", matrix, sample_dims=2)
+        checks.symmetric("diagnose", matrix)
+    matrix = matrix.detach()
+    with without_autocast(matrix):
+        dtype = compute_dtype or torch.promote_types(matrix.dtype, torch.float64)
+        eigenvalues = torch.linalg.eigvalsh(symmetric_part(matrix.to(dtype)))
+    if check:
+        checks.positive_semidefinite("diagnose", eigenvalues, matrix.dtype)
+    return of_spectrum(clip_to_rank(eigenvalues, matrix.shape[-1]))
+
+
+def residual(
+    function: str, matrix: Tensor, result: Tensor, eigenvalues: Tensor, eigenvectors: Tensor
+) -> Tensor | None:
+    """See `Diagnostics.residual`; the eigenpairs give the range alone."""
+    kept = (eigenvalues > 0).to(matrix.dtype)
+    range_projector = (eigenvectors * kept[..., None, :]) @ eigenvectors.mT
+    # Norms of A itself would overflow for entries beyond the root of the largest number.
+    scale = matrix.abs().amax((-2, -1), keepdim=True)
+    scale = torch.where(scale > 0, scale, 1)
+    if function == "sqrt":
+        expected = matrix / scale
+        actual = (result / scale.sqrt()) @ (result / scale.sqrt())
+    elif function == "inv_sqrt":
+        expected = range_projector
+        root = result * scale.sqrt()
+        actual = root @ (matrix / scale) @ root
+    elif function == "log":
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        beside = identity - range_projector
+        expected = matrix / scale + beside
+        # exp(Y − log(s) P) = A/s on the range, the identity beside it.
+        actual = torch.linalg.matrix_exp(result - scale.log() * range_projector)
+    else:
+        return None
+    norm = torch.linalg.matrix_norm(expected)
+    difference = torch.linalg.matrix_norm(actual - expected)
+    return difference / torch.where(norm > 0, norm, 1)

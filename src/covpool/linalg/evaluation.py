@@ -1,0 +1,121 @@
+"""One way through all functions of symmetric matrices: check, decompose or iterate, lift."""
+
+import torch
+from torch import Tensor
+
+from covpool.linalg import checks, diagnostics
+from covpool.linalg.algorithms import Iteration, TopN
+from covpool.linalg.decomposition import decompose
+from covpool.linalg.matrix_function import eigenpairs, lift
+from covpool.linalg.methods import METHODS, Method, get_method
+from covpool.linalg.scalar import INV_SQRT, LOG, ScalarFunction
+from covpool.linalg.spectrum import clip_to_rank, symmetric_part, without_autocast
+
+
+def working_dtype(
+    dtype: torch.dtype, method: Method, compute_dtype: torch.dtype | None
+) -> torch.dtype:
+    """The dtype in which a method computes on matrices of `dtype`.
+
+    float64 where it decomposes, since a small eigenvalue is known to finfo(dtype).eps of the
+    largest alone; the input's, and at least the forward algorithm's own, where it iterates.
+    """
+    if compute_dtype is not None:
+        return compute_dtype
+    return torch.promote_types(dtype, method.forward.least_dtype)
+
+
+def get_pairing(caller: str, function: ScalarFunction, method: str | Method) -> Method:
+    """The method's row, or a ValueError that names the rows that offer the function."""
+    row = get_method(method)
+    valid = [name for name, other in METHODS.items() if other.supports(function.name)]
+    checks.pairing(caller, function.name, row.name, valid, row.supports(function.name))
+    return row
+
+
+def evaluate(
+    caller: str,
+    function: ScalarFunction,
+    matrix: Tensor,
+    exponent: Tensor | float | None,
+    method: str | Method,
+    compute_dtype: torch.dtype | None,
+    check: bool,
+    return_info: bool,
+) -> tuple[Tensor, diagnostics.Diagnostics | None]:
+    """f(A) of symmetric matrices, as the public functions document it."""
+    row = get_pairing(caller, function, method)
+    checks.square(caller, matrix)
+    checks.compute_dtype(caller, compute_dtype)
+    size = matrix.shape[-1]
+    if function.needs_exponent:
+        checks.exponent(caller, exponent, matrix.shape[:-2])
+    if check:
+        checks.finite(caller, matrix, sample_dims=2)
+        checks.symmetric(caller, matrix)
+        if isinstance(exponent, Tensor):
+            checks.finite(f"{caller}: exponent", exponent, sample_dims=0)
+    if size == 0:
+        if return_info:
+            raise ValueError(
+                f"{caller}: matrices of size 0 have no diagnostics, got {tuple(matrix.shape)}"
+            )
+        return matrix.clone(), None
+    dtype = working_dtype(matrix.dtype, row, compute_dtype)
+    with without_autocast(matrix):
+        symmetric = symmetric_part(matrix.to(dtype))
+        if isinstance(row.forward, Iteration):
+            if check and _needs_full_rank(function):
+                checks.positive_definite_matrix(caller, symmetric, matrix.dtype)
+            elif check:
+                checks.positive_semidefinite_matrix(caller, symmetric, matrix.dtype)
+            result = row.forward.matrix(symmetric, function, row)
+            info = _diagnose(function, row, symmetric, result, None) if return_info else None
+            return result.to(matrix.dtype), info
+        powers = None
+        if function.needs_exponent:
+            powers = torch.as_tensor(exponent, dtype=dtype, device=matrix.device)
+            powers = powers.expand(matrix.shape[:-2])
+        eigenvalues, eigenvectors = eigenpairs(symmetric)
+        clipped = clip_to_rank(eigenvalues, size)
+        if check:
+            checks.positive_semidefinite(caller, eigenvalues, matrix.dtype)
+            needed = row.forward.kept_count(size) if isinstance(row.forward, TopN) else size
+            if powers is not None or _needs_full_rank(function):
+                restricted = True if powers is None else powers.detach() <= 0
+                checks.full_rank(caller, (clipped > 0).sum(-1), needed, size, restricted)
+        result = lift(symmetric, powers, clipped, eigenvectors, function, row)
+        info = None
+        if return_info:
+            info = _diagnose(function, row, symmetric, result, (clipped, eigenvectors))
+    return result.to(matrix.dtype), info
+
+
+def _needs_full_rank(function: ScalarFunction) -> bool:
+    return function in (INV_SQRT, LOG)
+
+
+@torch.no_grad()
+def _diagnose(
+    function: ScalarFunction,
+    method: Method,
+    matrix: Tensor,
+    result: Tensor,
+    spectrum: tuple[Tensor, Tensor] | None,
+) -> diagnostics.Diagnostics:
+    iterations = None
+    if spectrum is None:
+        if isinstance(method.forward, Iteration):
+            taken = method.forward.steps(matrix.dtype)
+            if taken is not None:
+                iterations = torch.full(matrix.shape[:-2], taken, device=matrix.device)
+        wide = torch.promote_types(matrix.dtype, torch.float64)
+        matrix, result = matrix.to(wide), result.to(wide)
+        eigenvalues, eigenvectors = decompose(matrix)
+        spectrum = clip_to_rank(eigenvalues, matrix.shape[-1]), eigenvectors
+    matrix, result = matrix.detach(), result.detach()
+    return diagnostics.of_spectrum(
+        spectrum[0],
+        residual=diagnostics.residual(function.name, matrix, result, *spectrum),
+        iterations=iterations,
+    )
