@@ -1,12 +1,13 @@
 """Directives that write the reference from covpool's own tables, so that it cannot fall behind.
 
 `TABLES` names them, each with the function that returns its MyST text from `covpool.METHODS`,
-`covpool.KERNELS` or `covpool.__all__`. `{generated-file} PATH` includes what tests or a benchmark
-wrote.
+`covpool.KERNELS`, `covpool.__all__` or `results/bench`. `{generated-file} PATH` includes what the
+tests wrote.
 """
 
 import dataclasses
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from sphinx.util.docutils import SphinxDirective
 import covpool
 from covpool.linalg.algorithms import Forward, Gradient
 from covpool.linalg.kernels import Kernel
+
+DOCS = Path(__file__).resolve().parents[1]
 
 RATIOS = (0.5, 0.9, 0.99, 0.999)
 """Ratios of the smaller to the larger eigenvalue at which biases are measured."""
@@ -204,10 +207,27 @@ def _documented(name: str) -> str:
     if callable(value):
         return _directive("autofunction", f"covpool.{name}")
     about = f"``{value!r}``"
-    if isinstance(value, Mapping):  # METHODS is on the page `methods`
-        keys = ", ".join(f'``"{key}"``' for key in value)
-        about = f"A read-only mapping: {keys}. See :doc:`{name.lower()}`."
+    if isinstance(value, Mapping):
+        about = "A read-only mapping: " + ", ".join(f'``"{key}"``' for key in value) + "."
+        page = name.lower()  # METHODS has the page methods.md
+        about += f" See :doc:`{page}`." if (DOCS / f"{page}.md").exists() else ""
     return _directive("py:data", f"covpool.{name}", "", about)
+
+
+def bench_results(folder: Path = DOCS.parent / "results" / "bench") -> str:
+    """What `covpool bench --output` wrote into the folder, a section for each file."""
+    sections = []
+    for path in sorted(folder.glob("*.json")):
+        from covpool.bench import report
+
+        results = json.loads(path.read_text(encoding="utf-8"))
+        sections += [f"## {path.stem}", report.preamble(results)]
+        for measured in results["shapes"]:
+            for title, header, rows in report.tables(measured):
+                sections += [f"**{title}**", table(header, rows)]
+            sections += report.failures(measured)
+        sections += report.peer_notes(results["shapes"][-1]) if results["shapes"] else []
+    return _paragraphs(sections) or "*(No measurement is recorded in this checkout.)*"
 
 
 def _paragraphs(parts: Iterable[str]) -> str:
@@ -223,6 +243,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "kernels-table": kernels_table,
     "kernels-reference": kernels_reference,
     "api-reference": api_reference,
+    "bench-results": bench_results,
 }
 
 
@@ -230,6 +251,7 @@ class Table(SphinxDirective):
     """Puts one of `TABLES` where it stands."""
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # what it depends on is not this page alone
         return self.parse_text_to_nodes(TABLES[self.name](), allow_section_headings=True)
 
 
@@ -239,13 +261,18 @@ class GeneratedFile(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        path = Path(self.env.srcdir).parent / self.arguments[0]
-        self.env.note_dependency(str(path))
+        self.env.note_reread()
+        path = DOCS.parent / self.arguments[0]
         if path.exists():
             text = path.read_text(encoding="utf-8")
         else:
             text = f"*(`{self.arguments[0]}` is not in this checkout: it has yet to be generated.)*"
         return self.parse_text_to_nodes(text, allow_section_headings=True)
+
+
+COLON = "\ue000"
+"""Stands for a colon while napoleon reads, which would take for a type what precedes the first one
+in an attribute's docstring."""
 
 
 def escape_docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: list) -> None:
@@ -260,6 +287,12 @@ def escape_docstring(app: Any, what: str, name: str, thing: Any, options: Any, l
             parts = re.split(r"(`+[^`]*`+)", line)
             parts[::2] = [re.sub(r"[|*]|_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
             lines[index] = "".join(parts)
+    if lines and what in {"attribute", "data", "property"}:
+        lines[0] = lines[0].replace(":", COLON)
+
+
+def restore_colons(app: Any, what: str, name: str, thing: Any, options: Any, lines: list) -> None:
+    lines[:] = [line.replace(COLON, ":") for line in lines]
 
 
 def check_complete(app: Sphinx, environment: BuildEnvironment) -> None:
@@ -274,7 +307,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for name in TABLES:
         app.add_directive(name, Table)
     app.add_directive("generated-file", GeneratedFile)
-    # Before napoleon, whose own markup must stay as it is.
+    # Before and after napoleon (500), whose own markup must stay as it is.
     app.connect("autodoc-process-docstring", escape_docstring, priority=400)
+    app.connect("autodoc-process-docstring", restore_colons, priority=600)
     app.connect("env-check-consistency", check_complete)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
