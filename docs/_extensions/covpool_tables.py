@@ -32,12 +32,16 @@ RATIOS = (0.5, 0.9, 0.99, 0.999)
 GROUPS = {
     "covpool.pooling": "Covariance pooling",
     "covpool.linalg.functions": "Functions of symmetric matrices",
+    "covpool.linalg.module": "Functions of symmetric matrices",
+    "covpool.linalg.scalar": "Functions of symmetric matrices",
     "covpool.linalg.decompositions": "Decompositions",
+    "covpool.linalg.gauge": "Decompositions",
     "covpool.linalg.methods": "Methods",
     "covpool.linalg.kernels": "Kernels",
+    "covpool.linalg.diagnostics": "Diagnostics",
     "covpool.models": "Models",
 }
-"""Headings of the reference, in its order; names of other modules follow under a general one."""
+"""Headings of the reference by module, in their order; names of other modules follow them."""
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -196,7 +200,7 @@ def api_reference() -> str:
         groups.setdefault(title, []).append(name)
     sections = []
     for title, names in groups.items():
-        sections += [f"## {title}", *map(_documented, names)]
+        sections += [f"## {title}", *map(_documented, names)] if names else []
     return _paragraphs(sections)
 
 
