@@ -112,6 +112,7 @@ def methods_rows() -> str:
             f"{description}.",
             f"- Made of: {', '.join(map(_link, parts))}",
             f"- Constants: {_constants(row) or 'none'}",
+            f"- Functions: {', '.join(f'`{function}`' for function in row.functions)}",
             f"- Source: {row.reference}",
             "",
         ]
