@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from covpool.linalg import checks
-from covpool.linalg.factored import FactoredMatrixFunction
-from covpool.linalg.functions import matrix_sqrt, working_dtype
+from covpool.linalg.covariance_function import CovarianceFunction, works_on_gram
+from covpool.linalg.functions import matrix_sqrt
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.methods import METHODS, Method, choose, get_method
 from covpool.linalg.scalar import SQRT
@@ -112,23 +112,24 @@ def cov_pool(
     features = _as_positions("cov_pool", x)
     if check_finite:
         checks.finite("cov_pool", features, sample_dims=2)
-    channels, positions = features.shape[-2:]
+    working = compute_dtype or torch.promote_types(x.dtype, torch.float32)
+    decomposition = compute_dtype or torch.promote_types(x.dtype, torch.float64)
+    scale = None
     with without_autocast(x):
-        if positions - 1 < channels:
-            decomposition = compute_dtype or torch.promote_types(x.dtype, torch.float64)
-            working = compute_dtype or torch.promote_types(x.dtype, torch.float32)
-            pooled, *_ = FactoredMatrixFunction.apply(features, SQRT, row, decomposition, working)
+        if row.iterative:  # in float32, squares would overflow long before the result does
+            scale = _power_of_two(features).to(working)
+            features = features / scale
+        if row.iterative and not works_on_gram(features) and x.device.type != "cpu":
+            pooled = matrix_sqrt(covariance(features), row, compute_dtype=working, check=False)
         else:
-            dtype = working_dtype(x.dtype, row, compute_dtype)
-            features = features.to(dtype)
-            scale = None
-            if row.iterative:  # in float32, squares would overflow long before the result does
-                scale = features.detach().abs().amax((-2, -1), keepdim=True)
-                scale = torch.where(scale <= 0, 1, scale)
-                features = features / scale
-            pooled = matrix_sqrt(_covariance(features), row, compute_dtype=dtype, check=False)
-            pooled = pooled if scale is None else pooled * scale
-    return pooled.to(x.dtype)
+            pooled, *_ = CovarianceFunction.apply(features, SQRT, row, decomposition, working)
+        return (pooled if scale is None else pooled * scale).to(x.dtype)
+
+
+def _power_of_two(features: Tensor) -> Tensor:
+    """The power of two above the largest magnitude of each sample: dividing by it is exact."""
+    largest = features.detach().abs().amax((-2, -1), keepdim=True)
+    return torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent)
 
 
 def triu_vector(matrix: Tensor) -> Tensor:

@@ -126,9 +126,11 @@ class Pairwise:
 
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
         pairs = _pairs(eigenvalues)
-        upper, lower = self.kernel.magnitudes(pairs.larger, pairs.gap)
         exact = function.divided_difference(pairs.larger, pairs.smaller)
-        damped = (lower * pairs.gap) * exact + (upper - lower) * function.value(pairs.larger)
+        damped = self.kernel.damping(pairs.larger, pairs.gap) * exact
+        asymmetry = self.kernel.asymmetry(pairs.larger, pairs.gap)
+        if asymmetry is not None:
+            damped = damped + asymmetry * function.value(pairs.larger)
         return _assemble(exact, damped, pairs.positive)
 
 

@@ -17,7 +17,7 @@ LARGEST_TOLERANCE = 0.05
 """What passes as rounding at most, in half precision too, where n roundings exceed everything."""
 
 
-def _unreadable(tensor: Tensor) -> bool:
+def unreadable(tensor: Tensor) -> bool:
     # torch has no public test for a tensor inside a functorch transform (2.11 to 2.15).
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
     return (
@@ -28,7 +28,7 @@ def _unreadable(tensor: Tensor) -> bool:
     )
 
 
-def _name_samples(bad: Tensor) -> str:
+def name_samples(bad: Tensor) -> str:
     """'samples [3, 17] of 64', from a mask over the batch; '' where there is no batch."""
     if bad.ndim == 0:
         return ""
@@ -65,17 +65,17 @@ def _tolerance(size: int, dtype: torch.dtype) -> float:
 
 def finite(caller: str, tensor: Tensor, sample_dims: int) -> None:
     """Refuse NaN and infinities; the last `sample_dims` dimensions make up one sample."""
-    if _unreadable(tensor) or tensor.isfinite().all():
+    if unreadable(tensor) or tensor.isfinite().all():
         return
     bad = ~tensor.isfinite().flatten(-sample_dims).all(-1)
     raise ValueError(
-        f"{caller}: NaN or infinite values{_name_samples(bad)}; find their cause upstream "
+        f"{caller}: NaN or infinite values{name_samples(bad)}; find their cause upstream "
         "(a diverged loss, float16 overflow, a division by zero)"
     )
 
 
 def symmetric(caller: str, matrix: Tensor) -> None:
-    if _unreadable(matrix) or matrix.numel() == 0:
+    if unreadable(matrix) or matrix.numel() == 0:
         return
     scale = matrix.detach().abs().amax((-2, -1))
     difference = (matrix - matrix.mT).detach().abs().amax((-2, -1))
@@ -83,14 +83,14 @@ def symmetric(caller: str, matrix: Tensor) -> None:
     if bad.any():
         worst = (difference / scale.clamp_min(torch.finfo(matrix.dtype).tiny)).max().item()
         raise ValueError(
-            f"{caller}: matrix not symmetric{_name_samples(bad)}; the largest |A − Aᵀ| is "
+            f"{caller}: matrix not symmetric{name_samples(bad)}; the largest |A − Aᵀ| is "
             f"{worst:.1e} of the largest entry; pass (A + Aᵀ)/2 if that is rounding"
         )
 
 
 def positive_semidefinite(caller: str, eigenvalues: Tensor, input_dtype: torch.dtype) -> None:
     """Refuse eigenvalues below zero by more than rounding in the input's dtype explains."""
-    if _unreadable(eigenvalues) or eigenvalues.numel() == 0:
+    if unreadable(eigenvalues) or eigenvalues.numel() == 0:
         return
     lowest = eigenvalues[..., 0]
     tolerance = _tolerance(eigenvalues.shape[-1], input_dtype)
@@ -101,7 +101,7 @@ def positive_semidefinite(caller: str, eigenvalues: Tensor, input_dtype: torch.d
 
 def positive_semidefinite_matrix(caller: str, matrix: Tensor, input_dtype: torch.dtype) -> None:
     """The same for a method that computes no eigenvalues: by a Cholesky factorisation."""
-    if _unreadable(matrix) or matrix.numel() == 0:
+    if unreadable(matrix) or matrix.numel() == 0:
         return
     symmetric = matrix.detach()
     shift = _tolerance(matrix.shape[-1], input_dtype) * symmetric.abs().amax((-2, -1))
@@ -116,7 +116,7 @@ def positive_semidefinite_matrix(caller: str, matrix: Tensor, input_dtype: torch
 
 def _refuse_indefinite(caller: str, bad: Tensor, lowest: Tensor) -> None:
     raise ValueError(
-        f"{caller}: matrix not positive semi-definite{_name_samples(bad)}; the lowest "
+        f"{caller}: matrix not positive semi-definite{name_samples(bad)}; the lowest "
         f"eigenvalue is {lowest[bad].min().item():.3g}; add a multiple of the identity, or pass "
         "check=False to go on regardless"
     )

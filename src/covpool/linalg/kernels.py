@@ -47,6 +47,20 @@ class Kernel(ABC):
         The two differ for power iteration alone; every other kernel is antisymmetric.
         """
 
+    def damping(self, larger: Tensor, gap: Tensor) -> Tensor:
+        """|Kᵢⱼ| · |λi − λj|, λi the smaller of its pair: the share of 1/(λi − λj) that K keeps.
+
+        Args:
+            larger: as for `magnitudes`; the pair's eigenvalues are not of opposite signs.
+            gap: as for `magnitudes`, so at most `larger`.
+        """
+        _, lower = self.magnitudes(larger, gap)
+        return lower * gap
+
+    def asymmetry(self, larger: Tensor, gap: Tensor) -> Tensor | None:
+        """|Kᵢⱼ| − |Kⱼᵢ|, λi the larger; None for the antisymmetric kernels, where it is zero."""
+        return None
+
     @abstractmethod
     def bound(self, eigenvalue: float) -> float:
         """The largest |Kᵢⱼ| over all pairs whose larger eigenvalue is at least `eigenvalue`."""
@@ -101,6 +115,9 @@ class Difference(Kernel):
         plain = torch.where(plain == 0, largest, plain)
         return plain, plain
 
+    def damping(self, larger: Tensor, gap: Tensor) -> Tensor:
+        return torch.where(gap > 0, torch.ones_like(gap), 0)
+
     def bound(self, eigenvalue: float) -> float:
         return float("inf")
 
@@ -125,6 +142,9 @@ class Truncated(Kernel):
     def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
         clipped = _reciprocal(gap, self.limit).clamp_max(self.limit)
         return clipped, clipped
+
+    def damping(self, larger: Tensor, gap: Tensor) -> Tensor:
+        return (gap * self.limit).clamp_max(1)
 
     def bound(self, eigenvalue: float) -> float:
         return self.limit
@@ -168,6 +188,9 @@ class Taylor(Kernel):
         kernel = _geometric_sum(larger, gap, self.degree + 1)
         return kernel, kernel
 
+    def damping(self, larger: Tensor, gap: Tensor) -> Tensor:
+        return -torch.expm1((self.degree + 1) * torch.log1p(-gap / larger))
+
     def bound(self, eigenvalue: float) -> float:
         return (self.degree + 1) / eigenvalue
 
@@ -205,6 +228,11 @@ class Pade(Kernel):
             quotient = numerator / (denominator * larger)
             kernel = torch.where(quotient.isfinite(), quotient.clamp(-cap, cap), cap)
         return kernel, kernel
+
+    def damping(self, larger: Tensor, gap: Tensor) -> Tensor:
+        if self.evaluation == "closed-form":
+            return (gap / larger * SUM_RATIO).clamp_max(1)
+        return super().damping(larger, gap)
 
     def bound(self, eigenvalue: float) -> float:
         return SUM_RATIO / eigenvalue
@@ -244,6 +272,14 @@ class PowerIteration(Kernel):
             _geometric_sum(larger, gap, self.steps),
             _geometric_sum(larger, gap, self.steps - 1),
         )
+
+    def damping(self, larger: Tensor, gap: Tensor) -> Tensor:
+        if self.steps == 1:
+            return torch.zeros_like(gap)
+        return -torch.expm1((self.steps - 1) * torch.log1p(-gap / larger))
+
+    def asymmetry(self, larger: Tensor, gap: Tensor) -> Tensor:
+        return (1 - gap / larger) ** (self.steps - 1) / larger
 
     def bound(self, eigenvalue: float) -> float:
         return self.steps / eigenvalue

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from covpool.linalg.decomposition import decompose
 from covpool.linalg.scalar import ScalarFunction
 from covpool.linalg.spectrum import clip_to_rank, symmetric_part, without_autocast
 
@@ -27,7 +28,7 @@ class MatrixFunction(Function):
         matrix: Tensor, function: ScalarFunction, method: "Method"
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         size = matrix.shape[-1]
-        eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
+        eigenvalues, eigenvectors = decompose(matrix)
         clipped = clip_to_rank(eigenvalues, size)
         values = method.forward.values(function, clipped, size)
         result = (eigenvectors * values[..., None, :]) @ eigenvectors.mT
