@@ -11,6 +11,7 @@ from torch.autograd import Function
 
 from covpool.linalg.decomposition import decompose
 from covpool.linalg.matrix_function import MatrixFunction
+from covpool.linalg.parallel import by_samples
 from covpool.linalg.scalar import ScalarFunction
 from covpool.linalg.spectrum import clip_to_rank, symmetric_part, without_autocast
 
@@ -40,6 +41,86 @@ def _non_negative(eigenvalues: Tensor, size: int, method: "Method") -> Tensor:
 def _inverse_root(eigenvalues: Tensor) -> Tensor:
     positive = eigenvalues > 0
     return torch.where(positive, torch.where(positive, eigenvalues, 1).rsqrt(), 0)
+
+
+def _work(features: Tensor) -> int:
+    channels, positions = features.shape[-2:]
+    return channels * positions * min(channels, positions)
+
+
+def _value(
+    features: Tensor,
+    function: ScalarFunction,
+    method: "Method",
+    decomposition_dtype: torch.dtype,
+    working_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """f(cov X), U, V (of no columns where it is not needed) and the eigenvalues."""
+    channels, positions = features.shape[-2:]
+    if works_on_gram(features):
+        centred = _centre(features, decomposition_dtype)
+        eigenvalues, right = decompose(centred.mT @ centred / positions)
+        eigenvalues = _non_negative(eigenvalues, channels, method)
+        scaled = right * (_inverse_root(eigenvalues) * positions**-0.5)[..., None, :]
+        left = (centred @ scaled).to(working_dtype)
+        right = right.to(working_dtype)
+    else:
+        centred = _centre(features, working_dtype if method.iterative else decomposition_dtype)
+        covariance = symmetric_part(centred @ centred.mT / positions)
+        eigenvalues, left = decompose(covariance.to(decomposition_dtype))
+        eigenvalues = _non_negative(eigenvalues, channels, method)
+        left, right = left.to(centred.dtype), left[..., :0]
+    values = method.forward.values(function, eigenvalues, channels).to(working_dtype)
+    basis = left.to(working_dtype)
+    result = (basis * values[..., None, :]) @ basis.mT
+    return result, left, right, eigenvalues
+
+
+def _adjoint(
+    gradient: Tensor,
+    features: Tensor,
+    left: Tensor,
+    right: Tensor,
+    eigenvalues: Tensor,
+    function: ScalarFunction,
+    method: "Method",
+    decomposition_dtype: torch.dtype,
+    working_dtype: torch.dtype,
+) -> Tensor:
+    channels, positions = features.shape[-2:]
+    on_gram = works_on_gram(features)
+    roots = eigenvalues.sqrt()
+    if not on_gram and method.iterative:
+        roots = torch.ones_like(roots)
+    with_zero = torch.nn.functional.pad(eigenvalues, (1, 0)) if on_gram else eigenvalues
+    loewner, trace = method.gradient.loewner(function, with_zero, channels)
+    first = int(on_gram)
+    inner = (loewner[..., first:, first:] * roots[..., None, :]).to(working_dtype)
+    with without_autocast(gradient):
+        basis, gradient = left.to(working_dtype), gradient.to(working_dtype)
+        product = gradient @ basis + gradient.mT @ basis  # 2 sym(G) U, U being the smaller
+        projected = basis.mT @ product
+        isotropic = None
+        if trace is not None:
+            weighted = trace[..., first:] * projected.diagonal(dim1=-2, dim2=-1)
+            isotropic = weighted.sum(-1, keepdim=True) * roots
+            isotropic = torch.diag_embed(isotropic.to(working_dtype))
+        if on_gram:
+            null = (loewner[..., 0, None, 1:] * roots[..., None, :]).to(working_dtype)
+            inner = (inner - null) * projected
+            inner = inner if isotropic is None else inner + isotropic
+            result = basis @ inner + product * null
+            right = right.mT
+        else:
+            inner = inner * projected
+            inner = inner if isotropic is None else inner + isotropic
+            result = basis @ inner
+            right = left.mT @ _centre(features, left.dtype)
+            scales = _inverse_root(eigenvalues) if not method.iterative else roots
+            right = (right * (scales * positions**-0.5)[..., None]).to(working_dtype)
+        # No mean needs to be subtracted for the centring: V is orthogonal to the ones vector.
+        result = (result * positions**-0.5) @ right
+    return result.to(features.dtype)
 
 
 class CovarianceFunction(Function):
@@ -75,23 +156,10 @@ class CovarianceFunction(Function):
         decomposition_dtype: torch.dtype,
         working_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        channels, positions = features.shape[-2:]
-        if works_on_gram(features):
-            centred = _centre(features, decomposition_dtype)
-            eigenvalues, right = decompose(centred.mT @ centred / positions)
-            eigenvalues = _non_negative(eigenvalues, channels, method)
-            scaled = right * (_inverse_root(eigenvalues) * positions**-0.5)[..., None, :]
-            left = (centred @ scaled).to(working_dtype)
-            right = right.to(working_dtype)
-        else:
-            centred = _centre(features, working_dtype if method.iterative else decomposition_dtype)
-            covariance = centred @ centred.mT / positions
-            eigenvalues, left = decompose(symmetric_part(covariance).to(decomposition_dtype))
-            eigenvalues = _non_negative(eigenvalues, channels, method)
-            left, right = left.to(centred.dtype), eigenvalues.new_empty(0)
-        values = method.forward.values(function, eigenvalues, channels).to(working_dtype)
-        basis = left.to(working_dtype)
-        result = (basis * values[..., None, :]) @ basis.mT
+        def value(features: Tensor) -> tuple[Tensor, ...]:
+            return _value(features, function, method, decomposition_dtype, working_dtype)
+
+        result, left, right, eigenvalues = by_samples(value, (features,), (2,), _work(features))
         return result, left, right, eigenvalues
 
     @staticmethod
@@ -128,40 +196,13 @@ class CovarianceFunctionAdjoint(Function):
         decomposition_dtype: torch.dtype,
         working_dtype: torch.dtype,
     ) -> Tensor:
-        channels, positions = features.shape[-2:]
-        on_gram = works_on_gram(features)
-        roots = eigenvalues.sqrt()
-        if not on_gram and method.iterative:
-            roots = torch.ones_like(roots)
-        with_zero = torch.nn.functional.pad(eigenvalues, (1, 0)) if on_gram else eigenvalues
-        loewner, trace = method.gradient.loewner(function, with_zero, channels)
-        first = int(on_gram)
-        inner = (loewner[..., first:, first:] * roots[..., None, :]).to(working_dtype)
-        with without_autocast(gradient):
-            basis, gradient = left.to(working_dtype), gradient.to(working_dtype)
-            product = gradient @ basis + gradient.mT @ basis  # 2 sym(G) U, U being the smaller
-            projected = basis.mT @ product
-            isotropic = None
-            if trace is not None:
-                weighted = trace[..., first:] * projected.diagonal(dim1=-2, dim2=-1)
-                isotropic = weighted.sum(-1, keepdim=True) * roots
-                isotropic = torch.diag_embed(isotropic.to(working_dtype))
-            if on_gram:
-                null = (loewner[..., 0, None, 1:] * roots[..., None, :]).to(working_dtype)
-                inner = (inner - null) * projected
-                inner = inner if isotropic is None else inner + isotropic
-                result = basis @ inner + product * null
-                right = right.mT
-            else:
-                inner = inner * projected
-                inner = inner if isotropic is None else inner + isotropic
-                result = basis @ inner
-                right = left.mT @ _centre(features, left.dtype)
-                scales = _inverse_root(eigenvalues) if not method.iterative else roots
-                right = (right * (scales * positions**-0.5)[..., None]).to(working_dtype)
-            # No mean needs to be subtracted for the centring: V is orthogonal to the ones vector.
-            result = (result * positions**-0.5) @ right
-        return result.to(features.dtype)
+        def adjoint(*tensors: Any) -> tuple[Tensor]:
+            constants: Any = function, method, decomposition_dtype, working_dtype
+            return (_adjoint(*tensors, *constants),)
+
+        tensors = gradient, features, left, right, eigenvalues
+        (result,) = by_samples(adjoint, tensors, (2, 2, 2, 2, 1), _work(features))
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

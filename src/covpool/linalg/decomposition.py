@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from covpool.linalg import parallel
-from covpool.linalg.checks import name_samples, unreadable
+from covpool.linalg.checks import unreadable
+from covpool.linalg.parallel import SampleError, by_shares
 from covpool.linalg.spectrum import rank_tolerance
 
 DECOMPOSITION_SLACK = 64
@@ -25,12 +25,12 @@ Decomposition = tuple[Tensor, Tensor]
 LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 
 
-class DecompositionError(LinAlgError):
+class DecompositionError(SampleError, LinAlgError):
     """No way of decomposing succeeded; the message names the samples."""
 
 
 def decompose(matrix: Tensor) -> Decomposition:
-    """Eigenvalues and eigenvectors, of a matrix that is taken to be symmetric. Not differentiable.
+    """Eigenvalues and eigenvectors, of matrices that are taken to be symmetric. No gradient.
 
     On a CPU the batch is spread over the cores. Where values can be read, that is outside
     torch.compile and torch.func transforms, each sample's result is probed: A x and x have to be
@@ -39,41 +39,50 @@ def decompose(matrix: Tensor) -> Decomposition:
     for itself. Samples that are not finite give NaN.
 
     Raises:
-        DecompositionError: a sample for which every way failed.
+        DecompositionError: samples for which every way failed.
     """
     if unreadable(matrix) or matrix.numel() == 0:
         eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
         return eigenvalues, eigenvectors
     flat = matrix.detach().reshape(-1, *matrix.shape[-2:])
-    try:
-        eigenvalues, eigenvectors = _solve(flat)
-        failed = _failed(flat, eigenvalues, eigenvectors)
-    except LinAlgError:
-        eigenvalues = flat.new_full(flat.shape[:-1], torch.nan)
-        eigenvectors = torch.full_like(flat, torch.nan)
-        failed = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
-    if failed.any():
-        for index in failed.nonzero()[:, 0].tolist():
-            finite = bool(flat[index].isfinite().all())
-            found = _retry(flat[index]) if finite else None
-            if finite and found is None:
-                bad = torch.zeros_like(failed)
-                bad[index] = True
-                raise DecompositionError(
-                    f"no eigendecomposition found{name_samples(bad.reshape(matrix.shape[:-2]))}, "
-                    f"of {matrix.shape[-1]} × {matrix.shape[-1]} matrices in {matrix.dtype} on "
-                    f"{matrix.device}, by {', '.join(FALLBACKS)}; check that the matrices are "
-                    "symmetric, or add a multiple of the identity"
-                )
-            eigenvalues[index], eigenvectors[index] = found or (torch.nan, torch.nan)
+    if matrix.device.type == "cpu":
+        eigenvalues, eigenvectors = by_shares(_decompose, (flat,), work=matrix.shape[-1] ** 3)
+    else:
+        eigenvalues, eigenvectors = _decompose(flat)
     return eigenvalues.reshape(matrix.shape[:-1]), eigenvectors.reshape(matrix.shape)
 
 
-def _solve(matrices: Tensor) -> Decomposition:
-    """(batch, n, n), by the device's usual solver."""
-    if matrices.device.type == "cpu":
-        return parallel.eigh(matrices)
-    eigenvalues, eigenvectors = torch.linalg.eigh(matrices)
+def _solve(matrix: Tensor) -> Decomposition:
+    eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
+    return eigenvalues, eigenvectors
+
+
+def _decompose(matrices: Tensor) -> Decomposition:
+    """The same of (batch, n, n)."""
+    try:
+        eigenvalues, eigenvectors = _solve(matrices)
+        failed = _failed(matrices, eigenvalues, eigenvectors)
+    except LinAlgError:
+        eigenvalues = torch.empty_like(matrices[..., 0])
+        eigenvectors = torch.empty_like(matrices)
+        failed = torch.ones(len(matrices), dtype=torch.bool, device=matrices.device)
+    if failed.any():
+        hopeless = []
+        for index in failed.nonzero()[:, 0].tolist():
+            found = _retry(matrices[index])
+            if found is None:
+                hopeless.append(index)
+            else:
+                eigenvalues[index], eigenvectors[index] = found
+        if hopeless:
+            raise DecompositionError(
+                f"no eigendecomposition found in {{samples}}, {matrices.shape[-1]} × "
+                f"{matrices.shape[-1]} in {matrices.dtype} on {matrices.device}; tried "
+                f"{', '.join(FALLBACKS)}; check that the matrices are symmetric, or add a multiple "
+                "of the identity",
+                hopeless,
+                len(matrices),
+            )
     return eigenvalues, eigenvectors
 
 
@@ -93,19 +102,14 @@ def _failed(matrices: Tensor, eigenvalues: Tensor, eigenvectors: Tensor) -> Tens
     return ~passed
 
 
-def _again(matrix: Tensor) -> Decomposition:
-    eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
-    return eigenvalues, eigenvectors
-
-
 def _in_float64(matrix: Tensor) -> Decomposition:
-    eigenvalues, eigenvectors = torch.linalg.eigh(matrix.double())
+    eigenvalues, eigenvectors = _solve(matrix.double())
     return eigenvalues.to(matrix.dtype), eigenvectors.to(matrix.dtype)
 
 
 def _scaled(matrix: Tensor) -> Decomposition:
     scale = matrix.abs().amax()
-    eigenvalues, eigenvectors = torch.linalg.eigh(matrix / scale)
+    eigenvalues, eigenvectors = _solve(matrix / scale)
     return eigenvalues * scale, eigenvectors
 
 
@@ -123,7 +127,7 @@ def _with_jitter(matrix: Tensor) -> Decomposition:
     size = matrix.shape[-1]
     jitter = rank_tolerance(size, matrix.dtype) * torch.linalg.matrix_norm(matrix)
     ramp = torch.linspace(1, 2, size, dtype=matrix.dtype, device=matrix.device)
-    eigenvalues, eigenvectors = torch.linalg.eigh(matrix + torch.diag(jitter * ramp))
+    eigenvalues, eigenvectors = _solve(matrix + torch.diag(jitter * ramp))
     warnings.warn(
         f"an eigendecomposition of a {size} × {size} matrix in {matrix.dtype} succeeded only "
         f"with {2 * jitter.item():.1e} added to its diagonal",
@@ -134,7 +138,7 @@ def _with_jitter(matrix: Tensor) -> Decomposition:
 
 
 FALLBACKS: dict[str, Callable[[Tensor], Decomposition]] = {
-    "the same solver alone": _again,
+    "the same solver alone": _solve,
     "float64": _in_float64,
     "scaling": _scaled,
     "a singular value decomposition": _by_svd,
@@ -144,6 +148,8 @@ FALLBACKS: dict[str, Callable[[Tensor], Decomposition]] = {
 
 
 def _retry(matrix: Tensor) -> Decomposition | None:
+    if not matrix.isfinite().all():
+        return torch.full_like(matrix[0], torch.nan), torch.full_like(matrix, torch.nan)
     for way in FALLBACKS.values():
         try:
             eigenvalues, eigenvectors = way(matrix)

@@ -1,7 +1,8 @@
-"""LAPACK calls on a batch, spread over the cores.
+"""Computations by sample on a CPU, spread over the cores.
 
 torch calls LAPACK for one matrix of a batch after the other, and a small matrix keeps no second
-core busy. Here every core takes a share of the batch and works through it with one thread.
+core busy. Here every core takes a share of the batch and works through it with one thread, a few
+samples at a time, whose temporaries stay in its cache.
 """
 
 import os
@@ -13,12 +14,36 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from covpool.linalg.checks import unreadable
+
 PARALLEL_WORK = 10**6
-"""Batch size times n³ from which several threads are worth their start, measured on 2 cores: 16
-matrices of n = 32 take as long either way, of n = 49 0.6 of the time."""
+"""Batch size times n³ from which several threads are worth their start, measured on 2 cores for the
+symmetric eigendecomposition: 16 matrices of n = 32 take as long either way, of n = 49 0.6 of the
+time."""
+
+SHARE_ELEMENTS = 2**19
+"""Elements of the largest tensor of a share: 4 MiB in float64."""
 
 _lock = threading.Lock()
 _pools: dict[int, ThreadPoolExecutor] = {}
+
+
+class SampleError(RuntimeError):
+    """An error of some samples of a batch, which keeps their indices through shares of it."""
+
+    def __init__(self, message: str, samples: list[int], batch: int) -> None:
+        """`message` holds a place `{samples}` for the indices."""
+        super().__init__(message.format(samples=_listed(samples, batch)))
+        self.message, self.samples = message, samples
+
+    def among(self, batch: int, offset: int) -> "SampleError":
+        """The same error, told of the whole batch."""
+        return type(self)(self.message, [offset + index for index in self.samples], batch)
+
+
+def _listed(samples: list[int], batch: int) -> str:
+    more = ", …" if len(samples) > 8 else ""
+    return f"{len(samples)} of {batch} samples: [{', '.join(map(str, samples[:8]))}{more}]"
 
 
 def _forget_pools() -> None:
@@ -62,35 +87,81 @@ def _single_threaded_workers(threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-def spread(solve: Callable[[slice], None], batch: int, size: int) -> None:
-    """Call `solve` on slices that make up range(batch), side by side where that is faster.
+def _empty(batch: int, sample: Tensor) -> Tensor:
+    """A tensor for a batch of what `sample` holds; column-major where that is, as LAPACK's is."""
+    if sample.ndim > 2 and not sample.is_contiguous() and sample.mT.is_contiguous():
+        return _empty(batch, sample.mT).mT
+    return sample.new_empty(batch, *sample.shape[1:])
 
-    `solve` writes its results where it was given them; it must not touch autograd.
+
+def by_shares(
+    function: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor, ...], work: int
+) -> tuple[Tensor, ...]:
+    """`function(*tensors)`, computed in shares of the batch that keep every core busy.
+
+    Args:
+        function: takes and gives tensors whose first dimension is the batch, computes each sample
+            for itself, and must not rely on autograd. A share is small enough for the caches: what
+            a sample needs is done before the next one begins.
+        tensors: (batch, …) on a CPU, not empty.
+        work: multiplications that one sample takes, roughly.
     """
+    batch = tensors[0].shape[0]
     threads = min(torch.get_num_threads(), batch)
-    if threads < 2 or batch * size**3 < PARALLEL_WORK:
-        solve(slice(0, batch))
-        return
-    # Equal shares: one more matrix on one core is what all others wait for.
+    largest = max(tensor[0].numel() for tensor in tensors)
+    share = max(1, min(-(-batch // threads), SHARE_ELEMENTS // largest))
+    if batch * work < PARALLEL_WORK or share >= batch:
+        return function(*tensors)
+    outputs: list[Tensor] = []
+    allocation = threading.Lock()
+
+    @torch.no_grad()
+    def compute(low: int, high: int) -> None:
+        for start in range(low, high, share):
+            part = slice(start, min(start + share, high))
+            try:
+                results = function(*(tensor[part] for tensor in tensors))
+            except SampleError as error:
+                raise error.among(batch, start) from error
+            with allocation:
+                if not outputs:
+                    outputs.extend([_empty(batch, result) for result in results])
+            for output, result in zip(outputs, results, strict=True):
+                output[part] = result
+
     bounds = [batch * i // threads for i in range(threads + 1)]
+    if threads == 1:
+        compute(0, batch)
+        return tuple(outputs)
     pool = _pool(torch.get_num_threads())
-    pending = [
-        pool.submit(torch.no_grad()(solve), slice(low, high)) for low, high in pairwise(bounds)
-    ]
+    pending = [pool.submit(compute, low, high) for low, high in pairwise(bounds)]
     failures = [error for task in pending if (error := task.exception()) is not None]
     if failures:
         raise failures[0]
+    return tuple(outputs)
 
 
-def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """`torch.linalg.eigh` of (batch, n, n) on a CPU."""
-    batch, size, _ = matrices.shape
-    eigenvalues = matrices.new_empty(batch, size)
-    # LAPACK's own layout, so that nothing is copied.
-    eigenvectors = matrices.new_empty(batch, size, size).mT
+def by_samples(
+    function: Callable[..., tuple[Tensor, ...]],
+    tensors: tuple[Tensor, ...],
+    sample_dims: tuple[int, ...],
+    work: int,
+) -> tuple[Tensor, ...]:
+    """`function(*tensors)` for any batch dimensions on any device; by shares where that is quicker.
 
-    def solve(part: slice) -> None:
-        torch.linalg.eigh(matrices[part], out=(eigenvalues[part], eigenvectors[part]))
-
-    spread(solve, batch, size)
-    return eigenvalues, eigenvectors
+    Args:
+        function: works on any number of leading batch dimensions, see `by_shares`.
+        tensors: with the same batch dimensions.
+        sample_dims: how many dimensions of each make up a sample.
+        work: as for `by_shares`.
+    """
+    first = tensors[0]
+    if first.device.type != "cpu" or unreadable(first) or first.numel() == 0:
+        return function(*tensors)
+    batch_shape = first.shape[: first.ndim - sample_dims[0]]
+    flat = tuple(
+        tensor.detach().reshape(batch_shape.numel(), *tensor.shape[tensor.ndim - dims :])
+        for tensor, dims in zip(tensors, sample_dims, strict=True)
+    )
+    results = by_shares(function, flat, work)
+    return tuple(result.reshape(*batch_shape, *result.shape[1:]) for result in results)
