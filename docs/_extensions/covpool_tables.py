@@ -1,0 +1,319 @@
+"""Directives that write the reference from covpool's own tables, so that it cannot fall behind.
+
+`TABLES` names them, each with the function that returns its MyST text from `covpool.METHODS`,
+`covpool.KERNELS`, `covpool.__all__` or `results/bench`. `{generated-file} PATH` includes what the
+tests wrote.
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+import covpool
+from covpool.linalg.algorithms import Forward, Gradient
+from covpool.linalg.kernels import Kernel
+
+DOCS = Path(__file__).resolve().parents[1]
+
+RATIOS = (0.5, 0.9, 0.99, 0.999)
+"""Ratios of the smaller to the larger eigenvalue at which biases are measured."""
+
+GROUPS = {
+    "covpool.pooling": "Covariance pooling",
+    "covpool.linalg.functions": "Functions of symmetric matrices",
+    "covpool.linalg.module": "Functions of symmetric matrices",
+    "covpool.linalg.scalar": "Functions of symmetric matrices",
+    "covpool.linalg.decompositions": "Decompositions",
+    "covpool.linalg.gauge": "Decompositions",
+    "covpool.linalg.methods": "Methods",
+    "covpool.linalg.kernels": "Kernels",
+    "covpool.linalg.diagnostics": "Diagnostics",
+    "covpool.models": "Models",
+}
+"""Headings of the reference by module, in their order; names of other modules follow them."""
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(header), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")  # a bar would end the cell
+
+
+def _constants(part: Any) -> str:
+    found = part.constants if isinstance(part, covpool.Method) else _fields(part)
+    return ", ".join(
+        f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
+        for key, value in found.items()
+    )
+
+
+def _fields(part: Any) -> dict[str, Any]:
+    return {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+
+
+def _link(part: Any) -> str:
+    home = type(part)
+    return f"{{py:class}}`{home.__name__} <{home.__module__}.{home.__qualname__}>`"
+
+
+def _directive(kind: str, name: str, *options: str) -> str:
+    lines = [f".. {kind}:: {name}", *(f"   {option}" for option in options)]
+    return "\n".join(["```{eval-rst}", *lines, "```"])
+
+
+def _percent(error: float) -> str:
+    if abs(error) < 1e-12:
+        return "0"
+    return f"{error:+.0%}" if abs(error) >= 0.01 else f"{error:+.0e}"
+
+
+def methods_table() -> str:
+    rows = (
+        (
+            f"[`{name}`](#method-{name})",
+            row.paper_name or "",
+            row.forward.title,
+            row.gradient.title,
+            _constants(row),
+        )
+        for name, row in covpool.METHODS.items()
+    )
+    return table(("name", "in the paper", "forward", "gradient", "constants"), rows)
+
+
+def methods_rows() -> str:
+    """A section for each method: what it is, where it is biased, its parts and its source."""
+    sections = []
+    for name, row in covpool.METHODS.items():
+        parts = [row.forward]
+        if row.gradient != row.forward:
+            parts.append(row.gradient)
+        kernel = getattr(row.gradient, "kernel", None)
+        parts += [kernel] if kernel is not None else []
+        description = row.description[0].upper() + row.description[1:]
+        sections += [
+            f"(method-{name})=",
+            f"### {name}",
+            f"{description}.",
+            f"- Made of: {', '.join(map(_link, parts))}",
+            f"- Constants: {_constants(row) or 'none'}",
+            f"- Functions: {', '.join(f'`{function}`' for function in row.functions)}",
+            f"- Source: {row.reference}",
+            "",
+        ]
+    return _paragraphs(sections)
+
+
+def methods_bias() -> str:
+    """The gradient of √A at A = diag(x, 1) against the exact one, measured as this is built."""
+    ratios = (1e-4, 1e-2, *RATIOS, 1.0)
+    rows = []
+    for name in covpool.METHODS:
+        errors = (_gradient_error(name, ratio) for ratio in ratios)
+        rows.append((f"`{name}`", *map(_percent, errors)))
+    return table(("x", *(f"{ratio:g}" for ratio in ratios)), rows)
+
+
+def _gradient_error(method: str, ratio: float) -> float:
+    """Relative error of ∂(√A)₁₂/∂A₁₂ where A = diag(ratio, 1); the exact one is 1/(1 + √ratio)."""
+    matrix = torch.tensor([[ratio, 0.0], [0.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    covpool.matrix_sqrt(matrix, method)[..., 0, 1].backward()
+    assert matrix.grad is not None
+    return ((matrix.grad[0, 1] + matrix.grad[1, 0]) * (1 + ratio**0.5) - 1).item()
+
+
+def methods_values() -> str:
+    """Relative error of √x in √A at A = diag(x, 1, …, 1), for the methods that have one."""
+    ratios = (0.5, 0.1, 1e-2, 1e-3, 1e-4, 1e-6)
+    spectra = torch.ones(len(ratios), 10, dtype=torch.float64)
+    spectra[:, 0] = torch.tensor(ratios, dtype=torch.float64)
+    rows = []
+    for name in covpool.METHODS:
+        roots = covpool.matrix_sqrt(torch.diag_embed(spectra), name)[:, 0, 0]
+        errors = [_percent(error) for error in (roots / spectra[:, 0].sqrt() - 1).tolist()]
+        if set(errors) != {"0"}:
+            rows.append((f"`{name}`", *errors))
+    return table(("x", *(f"{ratio:g}" for ratio in ratios)), rows)
+
+
+def methods_reference() -> str:
+    """The classes of which METHODS is made, each once, after the protocols that they follow."""
+    parts = [type(part) for row in covpool.METHODS.values() for part in (row.forward, row.gradient)]
+    return _classes([Forward, Gradient, *parts])
+
+
+def kernels_table() -> str:
+    rows = []
+    for name, kernel in covpool.KERNELS.items():
+        bound = kernel.bound(1.0)
+        rows.append(
+            (
+                f"`{name}`",
+                _link(kernel),
+                _constants(kernel),
+                "unbounded" if bound == float("inf") else f"{bound:.4g}",
+                *(_percent(_kernel_error(kernel, ratio)) for ratio in RATIOS),
+                f"{_kernel_value(kernel, 1.0):.4g}",
+            )
+        )
+    errors = (f"error at x = {ratio:g}" for ratio in RATIOS)
+    return table(("name", "kernel", "constants", "bound", *errors, "value at x = 1"), rows)
+
+
+def _kernel_value(kernel: Any, ratio: float) -> float:
+    """K(λi, λj) for λi = 1 and λj = ratio."""
+    return kernel.matrix(torch.tensor([ratio, 1.0], dtype=torch.float64))[1, 0].item()
+
+
+def _kernel_error(kernel: Any, ratio: float) -> float:
+    return _kernel_value(kernel, ratio) * (1 - ratio) - 1
+
+
+def kernels_reference() -> str:
+    return _classes([Kernel, *map(type, covpool.KERNELS.values())])
+
+
+def _classes(classes: Iterable[type]) -> str:
+    names = dict.fromkeys(f"{each.__module__}.{each.__qualname__}" for each in classes)
+    return _paragraphs(_directive("autoclass", name, ":members:") for name in names)
+
+
+def api_reference() -> str:
+    """Every public name, grouped by the module that holds it."""
+    groups: dict[str, list[str]] = {title: [] for title in GROUPS.values()}
+    for name in covpool.__all__:
+        title = GROUPS.get(covpool._HOMES.get(name, ""), "More")
+        groups.setdefault(title, []).append(name)
+    sections = []
+    for title, names in groups.items():
+        sections += [f"## {title}", *map(_documented, names)] if names else []
+    return _paragraphs(sections)
+
+
+def _documented(name: str) -> str:
+    value = getattr(covpool, name)
+    if inspect.isclass(value):
+        return _directive("autoclass", f"covpool.{name}", ":members:")
+    if callable(value):
+        return _directive("autofunction", f"covpool.{name}")
+    about = f"``{value!r}``"
+    if isinstance(value, Mapping):
+        about = "A read-only mapping: " + ", ".join(f'``"{key}"``' for key in value) + "."
+        page = name.lower()  # METHODS has the page methods.md
+        about += f" See :doc:`{page}`." if (DOCS / f"{page}.md").exists() else ""
+    return _directive("py:data", f"covpool.{name}", "", about)
+
+
+def bench_results(folder: Path = DOCS.parent / "results" / "bench") -> str:
+    """What `covpool bench --output` wrote into the folder, a section for each file."""
+    sections = []
+    for path in sorted(folder.glob("*.json")):
+        from covpool.bench import report
+
+        results = json.loads(path.read_text(encoding="utf-8"))
+        sections += [f"## {path.stem}", report.preamble(results)]
+        for measured in results["shapes"]:
+            for title, header, rows in report.tables(measured):
+                sections += [f"**{title}**", table(header, rows)]
+            sections += report.failures(measured)
+        sections += report.peer_notes(results["shapes"][-1]) if results["shapes"] else []
+    return _paragraphs(sections) or "*(No measurement is recorded in this checkout.)*"
+
+
+def _paragraphs(parts: Iterable[str]) -> str:
+    return "\n\n".join(parts)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "methods-table": methods_table,
+    "methods-rows": methods_rows,
+    "methods-bias": methods_bias,
+    "methods-values": methods_values,
+    "methods-reference": methods_reference,
+    "kernels-table": kernels_table,
+    "kernels-reference": kernels_reference,
+    "api-reference": api_reference,
+    "bench-results": bench_results,
+}
+
+
+class Table(SphinxDirective):
+    """Puts one of `TABLES` where it stands."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # what it depends on is not this page alone
+        return self.parse_text_to_nodes(TABLES[self.name](), allow_section_headings=True)
+
+
+class GeneratedFile(SphinxDirective):
+    """Puts a MyST file where it stands, by its path from the root; says so where it is missing."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_reread()
+        path = DOCS.parent / self.arguments[0]
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+        else:
+            text = f"*(`{self.arguments[0]}` is not in this checkout: it has yet to be generated.)*"
+        return self.parse_text_to_nodes(text, allow_section_headings=True)
+
+
+COLON = "\ue000"
+"""Stands for a colon while napoleon reads, which would take for a type what precedes the first one
+in an attribute's docstring."""
+
+
+def escape_docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: list) -> None:
+    """Make reStructuredText take |, * and a final _ as the plain characters that they are.
+
+    They stand for magnitudes, shapes and subscripts outside of backticks.
+    """
+    example = False
+    for index, line in enumerate(lines):
+        example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
+        if not example:
+            parts = re.split(r"(`+[^`]*`+)", line)
+            parts[::2] = [re.sub(r"[|*]|_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
+            lines[index] = "".join(parts)
+    if lines and what in {"attribute", "data", "property"}:
+        lines[0] = lines[0].replace(":", COLON)
+
+
+def restore_colons(app: Any, what: str, name: str, thing: Any, options: Any, lines: list) -> None:
+    lines[:] = [line.replace(COLON, ":") for line in lines]
+
+
+def check_complete(app: Sphinx, environment: BuildEnvironment) -> None:
+    """Warn of public names that no page documents."""
+    documented = environment.domains["py"].data["objects"]
+    missing = [name for name in covpool.__all__ if f"covpool.{name}" not in documented]
+    if missing:
+        logging.getLogger(__name__).warning("the reference lacks %s", ", ".join(missing))
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    for name in TABLES:
+        app.add_directive(name, Table)
+    app.add_directive("generated-file", GeneratedFile)
+    # Before and after napoleon (500), whose own markup must stay as it is.
+    app.connect("autodoc-process-docstring", escape_docstring, priority=400)
+    app.connect("autodoc-process-docstring", restore_colons, priority=600)
+    app.connect("env-check-consistency", check_complete)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
