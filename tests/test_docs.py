@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import covpool
+from covpool.cli import COMMANDS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {page.stem: page for page in DOCS.glob("*.md")}
@@ -92,6 +93,13 @@ def test_docstrings_keep_their_plain_characters(written, read):
     lines = [written]
     covpool_tables.escape_docstring(None, "function", "f", None, None, lines)
     assert lines == [read]
+
+
+def test_commands_are_those_of_the_command_line():
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES.values())
+    named = set(re.findall(r"(?:^\$ |`)covpool ([a-z]+)", text, re.MULTILINE))
+    assert named >= {"train", "compare", "bench"}
+    assert named <= set(COMMANDS)
 
 
 def test_every_page_is_in_the_table_of_contents():
