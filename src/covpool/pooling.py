@@ -117,8 +117,10 @@ def cov_pool(
     decomposition = compute_dtype or torch.promote_types(x.dtype, torch.float64)
     scale = None
     with without_autocast(x):
-        if row.iterative:  # in float32, squares would overflow long before the result does
-            scale = _power_of_two(features).to(working)
+        # Squares overflow, and vanish, long before the result does.
+        narrow = working if row.iterative else decomposition
+        if torch.finfo(narrow).max ** 0.5 < torch.finfo(x.dtype).max:
+            scale = _power_of_two(features.detach().to(torch.promote_types(x.dtype, working)))
             features = features / scale
         if row.iterative and not works_on_gram(features) and x.device.type != "cpu":
             own = working_dtype(x.dtype, row, compute_dtype)
@@ -129,9 +131,10 @@ def cov_pool(
 
 
 def _power_of_two(features: Tensor) -> Tensor:
-    """The power of two above the largest magnitude of each sample: dividing by it is exact."""
-    largest = features.detach().abs().amax((-2, -1), keepdim=True)
-    return torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent)
+    """The power of two up to the largest magnitude of each sample: dividing by it is exact."""
+    largest = features.abs().amax((-2, -1), keepdim=True)
+    # Not the one above, which is infinite where the largest is close to it.
+    return torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
 
 
 def triu_vector(matrix: Tensor) -> Tensor:

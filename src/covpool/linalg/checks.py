@@ -19,14 +19,22 @@ LARGEST_TOLERANCE = 0.05
 """What passes as rounding at most, in half precision too, where n roundings exceed everything."""
 
 
-def unreadable(tensor: Tensor) -> bool:
-    # torch has no public test for a tensor inside a functorch transform (2.11 to 2.15).
+def transformed(tensor: Tensor) -> bool:
+    """Whether the tensor is inside a transform of torch.func, and not being compiled."""
+    if torch.compiler.is_compiling():
+        return False
+    # torch has no public test for it (2.11 to 2.15).
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
+    return wrapped(tensor)
+
+
+def unreadable(tensor: Tensor) -> bool:
+    """Whether there are no values to look at."""
     return (
         torch.compiler.is_compiling()
         or tensor.is_meta
         or isinstance(tensor, FakeTensor)
-        or wrapped(tensor)
+        or transformed(tensor)
     )
 
 
@@ -156,11 +164,10 @@ def positive_semidefinite_matrix(caller: str, matrix: Tensor, input_dtype: torch
     if unreadable(matrix) or matrix.numel() == 0:
         return
     symmetric = matrix.detach()
-    shift = _tolerance(matrix.shape[-1], input_dtype) * symmetric.abs().amax((-2, -1))
-    # A zero matrix has no factorisation; any positive shift lets it pass.
-    shift = torch.where(shift > 0, shift, 1)
+    # A zero matrix has no factorisation; the shift lets it pass.
+    shift = _tolerance(matrix.shape[-1], input_dtype)
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    bad = torch.linalg.cholesky_ex(symmetric + shift[..., None, None] * identity).info != 0
+    bad = torch.linalg.cholesky_ex(_normalised(symmetric) + shift * identity).info != 0
     if bad.any():
         lowest = torch.linalg.eigvalsh(symmetric)[..., 0]
         _refuse_indefinite(caller, bad, lowest)
@@ -171,15 +178,20 @@ def positive_definite_matrix(caller: str, matrix: Tensor, input_dtype: torch.dty
     if unreadable(matrix) or matrix.numel() == 0:
         return
     size = matrix.shape[-1]
-    symmetric = matrix.detach()
-    shift = rank_tolerance(size, matrix.dtype) * symmetric.abs().amax((-2, -1))
+    normalised = _normalised(matrix.detach())
+    shift = rank_tolerance(size, matrix.dtype)
     identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-    bad = torch.linalg.cholesky_ex(symmetric - shift[..., None, None] * identity).info != 0
+    bad = torch.linalg.cholesky_ex(normalised - shift * identity).info != 0
     if bad.any():
         positive_semidefinite_matrix(caller, matrix, input_dtype)
-        eigenvalues = torch.linalg.eigvalsh(symmetric)
-        rank = (eigenvalues > shift[..., None]).sum(-1)
+        rank = (torch.linalg.eigvalsh(normalised) > shift).sum(-1)
         full_rank(caller, torch.where(bad, rank.clamp_max(size - 1), size), size, size)
+
+
+def _normalised(matrix: Tensor) -> Tensor:
+    """The matrix over its largest entry, whose factorisation meets no subnormal pivots."""
+    largest = matrix.abs().amax((-2, -1), keepdim=True)
+    return matrix / torch.where(largest > 0, largest, 1)
 
 
 def _refuse_indefinite(caller: str, bad: Tensor, lowest: Tensor) -> None:

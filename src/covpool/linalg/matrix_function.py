@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.decomposition import decompose
+from covpool.linalg.retries import BelowTransforms
 from covpool.linalg.scalar import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.second_order import pseudoinverse_and_null, second_derivative
 from covpool.linalg.spectrum import symmetric_part, without_autocast
@@ -27,25 +28,7 @@ def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     detached = matrix.detach()
     if torch.compiler.is_compiling():
         return decompose(detached)
-    return _Eigenpairs.apply(detached)
-
-
-class _Eigenpairs(Function):
-    # As an autograd function, as that sees the plain tensors below the levels of torch.func.grad,
-    # which `decompose` can probe and spread over the cores.
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(matrix: Tensor) -> tuple[Tensor, Tensor]:
-        return decompose(matrix)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.mark_non_differentiable(*output)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> None:
-        return None
+    return BelowTransforms.apply(detached, decompose)
 
 
 def lift(

@@ -8,16 +8,13 @@ samples at a time, whose temporaries stay in its cache.
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
-
-PARALLEL_WORK = 10**6
-"""Batch size times n³ from which several threads are worth their start, measured on 2 cores for the
-symmetric eigendecomposition: 16 matrices of n = 32 take as long either way, of n = 49 0.6 of the
-time."""
 
 SHARE_ELEMENTS = 2**19
 """Elements of the largest tensor of a share: 4 MiB in float64."""
@@ -34,9 +31,15 @@ class SampleError(RuntimeError):
         super().__init__(message.format(samples=_listed(samples, batch)))
         self.message, self.samples = message, samples
 
-    def among(self, batch: int, offset: int) -> "SampleError":
-        """The same error, told of the whole batch."""
-        return type(self)(self.message, [offset + index for index in self.samples], batch)
+        self.batch = batch
+
+    def __reduce__(self) -> tuple[type["SampleError"], tuple[str, list[int], int]]:
+        # Processes hand errors on by pickling; the default passes the formatted message alone.
+        return type(self), (self.message, self.samples, self.batch)
+
+    def among(self, batch: int, samples: list[int]) -> "SampleError":
+        """The same error of the given samples of the whole batch."""
+        return type(self)(self.message, samples, batch)
 
 
 def _listed(samples: list[int], batch: int) -> str:
@@ -44,34 +47,44 @@ def _listed(samples: list[int], batch: int) -> str:
     return f"{len(samples)} of {batch} samples: [{', '.join(map(str, samples[:8]))}{more}]"
 
 
-def _forget_pools() -> None:
+def _begin_anew() -> None:
+    global _lock
+    _lock = threading.Lock()
     _pools.clear()
 
 
-if hasattr(os, "register_at_fork"):  # threads do not survive a fork
-    os.register_at_fork(after_in_child=_forget_pools)
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork, a lock that one held does
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _submit(threads: int, tasks: list[Callable[[], None]]) -> list[Future[None]]:
+    # Under the lock, lest another caller with another count shut the pool down in between.
     with _lock:
         if threads not in _pools:
             for outgrown in _pools.values():
                 outgrown.shutdown(wait=False)
             _pools.clear()
             _pools[threads] = _single_threaded_workers(threads)
-        return _pools[threads]
+        return [_pools[threads].submit(task) for task in tasks]
+
+
+def _in_new_thread(function: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as fresh:
+        return fresh.submit(function).result()
 
 
 def _single_threaded_workers(threads: int) -> ThreadPoolExecutor:
     """Threads in which torch, OpenMP and MKL use one thread each, the caller's settings untouched.
 
     `torch.set_num_threads` sets OpenMP's and MKL's count of the calling thread, and the count that
-    threads to come start from. The latter is put back. A worker has to ask for its count first:
-    that is when it takes the count to start from, which would overwrite a count set before. Were
+    threads to come start from. The latter is put back, in a thread that ends with that: it may
+    differ from the caller's own. A worker has to ask for its count first: that is when it takes the
+    count to start from, which would overwrite a count set before. Were
     the workers left with several threads each, OpenMP would find more threads than cores, stop
     spinning at its barriers, and slow everything else in the process several times over.
     """
     started = threading.Barrier(threads)
+    to_start_from = _in_new_thread(torch.get_num_threads)
 
     def settle() -> None:
         torch.get_num_threads()
@@ -81,7 +94,7 @@ def _single_threaded_workers(threads: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="covpool-lapack")
     for settled in [pool.submit(settle) for _ in range(threads)]:
         settled.result()
-    torch.set_num_threads(threads)
+    _in_new_thread(partial(torch.set_num_threads, to_start_from))
     return pool
 
 
@@ -120,6 +133,7 @@ def by_shares(
     outputs: list[Tensor] = []
     flat_outputs: list[Tensor] = []
     allocation = threading.Lock()
+    refused: list[tuple[SampleError, list[int]]] = []
 
     @torch.no_grad()
     def compute(low: int, high: int) -> None:
@@ -128,7 +142,9 @@ def by_shares(
             try:
                 results = function(*(tensor[part] for tensor in flat))
             except SampleError as error:
-                raise error.among(batch, start) from error
+                # The other shares go on, for an error that names all samples.
+                refused.append((error, [start + index for index in error.samples]))
+                continue
             with allocation:
                 if not outputs:
                     outputs.extend([_empty(batch_shape, result) for result in results])
@@ -143,11 +159,19 @@ def by_shares(
 
     if threads == 1:
         compute(0, batch)
-        return tuple(outputs)
-    bounds = [batch * i // threads for i in range(threads + 1)]
-    pool = _pool(torch.get_num_threads())
-    pending = [pool.submit(compute, low, high) for low, high in pairwise(bounds)]
-    failures = [error for task in pending if (error := task.exception()) is not None]
-    if failures:
-        raise failures[0]
+    else:
+        bounds = [batch * i // threads for i in range(threads + 1)]
+        tasks = [partial(compute, low, high) for low, high in pairwise(bounds)]
+        pending = _submit(torch.get_num_threads(), tasks)
+        try:
+            failures = [error for task in pending if (error := task.exception()) is not None]
+        except BaseException:  # Ctrl-C, while waiting
+            for task in pending:
+                task.cancel()
+            raise
+        if failures:
+            raise failures[0]
+    if refused:
+        error = refused[0][0]
+        raise error.among(batch, sorted(sum((samples for _, samples in refused), []))) from error
     return tuple(outputs)

@@ -17,6 +17,7 @@ from torch.autograd import Function
 
 from covpool.linalg.eigen import contract, refuse_unless_exact
 from covpool.linalg.kernels import Kernel
+from covpool.linalg.singular_factors import SINGULAR_VALUE_DECOMPOSITION
 from covpool.linalg.spectrum import (
     nested_forward_mode,
     rank_tolerance,
@@ -69,11 +70,6 @@ def _weights(singular_values: Tensor, kernel: Kernel, longer_side: int) -> _Weig
     )
 
 
-def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    return u, s, vh
-
-
 def _outside(basis: Tensor, columns: Tensor) -> Tensor:
     """The columns' part outside the span of the basis; nothing is outside a complete one."""
     if basis.shape[-2] == basis.shape[-1]:
@@ -88,7 +84,8 @@ class Svd(Function):
 
     @staticmethod
     def forward(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
-        return _decompose(matrix)
+        u, s, vh = SINGULAR_VALUE_DECOMPOSITION(matrix)
+        return u, s, vh
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

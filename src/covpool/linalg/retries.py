@@ -1,0 +1,168 @@
+"""Factorisations by a batched solver, whose results are probed and, where they fail, retried.
+
+Each sample is judged and retried for itself: the others keep what the solver gave them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from covpool.linalg.checks import transformed, unreadable
+from covpool.linalg.parallel import SampleError, by_shares
+from covpool.linalg.spectrum import rank_tolerance, without_autocast
+
+PROBE_SLACK = 64
+"""How many times n · finfo(dtype).eps the probed errors of a factorisation may be. Those of LAPACK
+and cuSOLVER were at most 1 here, those of failed factorisations are of order one."""
+
+PARALLEL_WORK = 5 * 10**6
+"""Batch size times m · n · min(m, n) from which several threads are worth their start, measured for
+the symmetric eigendecomposition on 2 cores, where OpenMP's own threads still spin: 16 matrices of
+n = 49 take as long either way, 16 of n = 196 and 64 of n = 49 0.7 and 0.6 of the time."""
+
+Factors = tuple[Tensor, ...]
+
+# Documented by torch, but not listed in its `__all__`.
+LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
+
+
+class DecompositionError(SampleError, LinAlgError):
+    """No way of decomposing succeeded; the message names the samples."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Factorisation:
+    """A factorisation of matrices (*, m, n), none of whose functions is differentiated.
+
+    Attributes:
+        name: what it is called in messages.
+        solve: the batched solver.
+        blank: uninitialised factors, of the shapes, dtype and device that the solver gives.
+        failed: which of (batch, m, n) have factors that are not theirs. (batch,)
+        fallbacks: what is tried for a single matrix that failed, in this order. What it returns is
+            probed against the matrix that it has factorised, which it returns too.
+        advice: the end of the message where nothing helps.
+    """
+
+    name: str
+    solve: Callable[[Tensor], Factors]
+    blank: Callable[[Tensor], Factors]
+    failed: Callable[[Tensor, Factors], Tensor]
+    fallbacks: Mapping[str, Callable[[Tensor], tuple[Tensor, Factors]]]
+    advice: str
+
+    def __call__(self, matrix: Tensor) -> Factors:
+        """The factors of (*, m, n), as constants to autograd.
+
+        On a CPU the batch is spread over the cores. Samples that are not finite give NaN, except
+        under torch.compile, where nothing is probed.
+
+        Raises:
+            DecompositionError: samples for which every way failed.
+        """
+        if transformed(matrix):
+            return BelowTransforms.apply(matrix.detach(), self)
+        if unreadable(matrix) or matrix.numel() == 0:
+            return self.solve(matrix)
+        matrix = matrix.detach()
+        with without_autocast(matrix):
+            work = matrix.numel() * min(matrix.shape[-2:])
+            if matrix.device.type == "cpu" and (matrix.ndim != 3 or work >= PARALLEL_WORK):
+                return by_shares(self.probed, (matrix,))
+            if matrix.ndim == 3:
+                return self.probed(matrix)
+            factors = self.probed(matrix.reshape(-1, *matrix.shape[-2:]))
+        # Copies, as autograd treats views that a function returns specially.
+        batch = matrix.shape[:-2]
+        return tuple(factor.reshape(*batch, *factor.shape[1:]).clone() for factor in factors)
+
+    def probed(self, matrices: Tensor) -> Factors:
+        """The same of (batch, m, n), not empty, by this thread."""
+        try:
+            factors = self.solve(matrices)
+            failed = self.failed(matrices, factors)
+        except LinAlgError:
+            factors = self.blank(matrices)
+            failed = torch.ones(len(matrices), dtype=torch.bool, device=matrices.device)
+        if not failed.any():
+            return factors
+        hopeless: list[int] = []
+        for index in failed.nonzero()[:, 0].tolist():
+            found = self._retry(matrices[index])
+            if found is None:
+                hopeless.append(index)
+                continue
+            for factor, part in zip(factors, found, strict=True):
+                factor[index] = part
+        if hopeless:
+            rows, columns = matrices.shape[-2:]
+            raise DecompositionError(
+                f"no {self.name} found in {{samples}}, {rows} × {columns} in {matrices.dtype} on "
+                f"{matrices.device}; tried {', '.join(self.fallbacks)}; {self.advice}",
+                hopeless,
+                len(matrices),
+            )
+        return factors
+
+    def _retry(self, matrix: Tensor) -> Factors | None:
+        if not matrix.isfinite().all():
+            return tuple(factor.fill_(torch.nan) for factor in self.blank(matrix))
+        for way in self.fallbacks.values():
+            try:
+                factorised, factors = way(matrix)
+            except LinAlgError:
+                continue
+            batch = tuple(factor[None] for factor in factors)
+            if not bool(self.failed(factorised[None], batch)):
+                return factors
+        return None
+
+
+def probe(size: int, like: Tensor) -> Tensor:
+    """A unit vector (size, 1) without symmetries, which shows a wrong result."""
+    x = torch.arange(1, size + 1, dtype=like.dtype, device=like.device).mul(2.4).cos()
+    return (x / x.norm())[:, None]
+
+
+def exceeds(error: Tensor, scale: Tensor | float, size: int) -> Tensor:
+    """Whether an error is more than rounding explains in numbers of that scale."""
+    tolerance = PROBE_SLACK * rank_tolerance(size, error.dtype)
+    # Numbers below the least normal one are rounded to the same absolute error as that.
+    scale = torch.as_tensor(scale, dtype=error.dtype).clamp_min(torch.finfo(error.dtype).tiny)
+    # This way round so that NaN counts as an error.
+    return ~(error <= tolerance * scale)
+
+
+class BelowTransforms(Function):
+    """(matrix, function) → `function(matrix)`, constants to autograd.
+
+    An autograd function sees the plain tensors below the levels of torch.func's transforms, which
+    can be probed and spread over the cores. Its rule for vmap takes the batch as another leading
+    dimension, as `function` takes any number of them.
+    """
+
+    @staticmethod
+    def forward(matrix: Tensor, function: Callable[[Tensor], Factors]) -> Factors:
+        return function(matrix)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None]:
+        return None, None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int, None],
+        matrix: Tensor,
+        function: Callable[[Tensor], Factors],
+    ) -> tuple[Factors, tuple[int, ...]]:
+        factors = BelowTransforms.apply(matrix.movedim(in_dims[0], 0), function)
+        return factors, (0,) * len(factors)
