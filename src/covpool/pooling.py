@@ -10,7 +10,7 @@ from covpool.linalg.functions import matrix_sqrt
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.methods import METHODS, Method, choose, get_method
 from covpool.linalg.scalar import SQRT
-from covpool.linalg.spectrum import without_autocast
+from covpool.linalg.spectrum import product, without_autocast
 
 POOLINGS: tuple[str, ...] = ("gap", *METHODS)
 """What may be chosen where a pooling is chosen: global average pooling, and every method."""
@@ -57,7 +57,7 @@ def covariance(x: Tensor) -> Tensor:
 
 def _covariance(features: Tensor) -> Tensor:
     centred = features - features.mean(-1, keepdim=True)
-    return centred @ centred.mT / features.shape[-1]
+    return product(centred, centred.mT) / features.shape[-1]
 
 
 def cov_pool(

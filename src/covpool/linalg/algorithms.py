@@ -18,6 +18,7 @@ from torch import Tensor
 
 from covpool.linalg.kernels import Kernel, require_integer
 from covpool.linalg.scalar import FUNCTIONS, INV_SQRT, LOG, SQRT, ScalarFunction
+from covpool.linalg.spectrum import product
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
@@ -278,10 +279,10 @@ class NewtonSchulz:
         identity = torch.eye(covariance.shape[-1], dtype=trace.dtype, device=trace.device)
         y = scaled / trace
         t = 1.5 * identity - 0.5 * y
-        y, z = y @ t, t
+        y, z = product(y, t), t
         for _ in range(self.iterations - 1):
-            t = 1.5 * identity - 0.5 * (z @ y)
-            y, z = y @ t, t @ z
+            t = 1.5 * identity - 0.5 * product(z, y)
+            y, z = product(y, t), product(t, z)
         result = z / (trace * scale).sqrt() if function is INV_SQRT else (trace * scale).sqrt() * y
         return torch.where(zero, 0, result)
 

@@ -3,6 +3,7 @@
 Shapes: (*, n, n) matrices, eigenvalues (*, m) in ascending order.
 """
 
+import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -32,10 +33,89 @@ def symmetric_part(matrix: Tensor) -> Tensor:
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """A context in which matrix products keep the precision of their operands."""
-    if not torch.amp.is_autocast_available(tensor.device.type):
-        return nullcontext()
-    return torch.autocast(tensor.device.type, enabled=False)
+    """A context in which matrix products keep the precision of their operands, TF32 off too.
+
+    torch.compile does not trace the setting of TF32: what it compiles follows the user's.
+    """
+    device = tensor.device.type
+    autocast = nullcontext()
+    if torch.amp.is_autocast_available(device):
+        autocast = torch.autocast(device, enabled=False)
+    return _WithoutTf32(autocast) if uses_tf32(tensor) else autocast
+
+
+def uses_tf32(tensor: Tensor) -> bool:
+    """Whether float32 products on the tensor's device are rounded to TF32, by the user's setting.
+
+    That is 10 bits of mantissa, which no spectral computation survives.
+    """
+    if torch.compiler.is_compiling() or tensor.device.type != "cuda":
+        return False
+    return _Tf32.depth > 0 or torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+class _Tf32:
+    """The setting is the process's: of several threads, the first saves it, the last restores."""
+
+    lock = threading.Lock()
+    depth = 0
+    saved = "none"
+
+
+class _WithoutTf32(AbstractContextManager[None]):
+    def __init__(self, inner: AbstractContextManager[Any]) -> None:
+        self._inner = inner
+
+    def __enter__(self) -> None:
+        setting = torch.backends.cuda.matmul
+        with _Tf32.lock:
+            if _Tf32.depth == 0:
+                _Tf32.saved = setting.fp32_precision
+                # The new interface alone: it leaves what the old one has stored as it was.
+                setting.fp32_precision = "ieee"
+            _Tf32.depth += 1
+        self._inner.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._inner.__exit__(*error)
+        setting = torch.backends.cuda.matmul
+        with _Tf32.lock:
+            _Tf32.depth -= 1
+            if _Tf32.depth == 0:
+                # "none" is inherited from `torch.backends.fp32_precision`, and goes on to be.
+                setting.fp32_precision = "none"
+                if setting.fp32_precision != _Tf32.saved:
+                    setting.fp32_precision = _Tf32.saved
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """A B for autograd to differentiate, TF32 being off in its derivatives too."""
+    return _Product.apply(left, right) if uses_tf32(left) else left @ right
+
+
+class _Product(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(left: Tensor, right: Tensor) -> Tensor:
+        with without_autocast(left):
+            return left @ right
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = ctx.saved_tensors
+        of_left = product(grad_outputs[0], right.mT).sum_to_size(left.shape)
+        return of_left, product(left.mT, grad_outputs[0]).sum_to_size(right.shape)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        left, right = ctx.saved_tensors
+        return product(tangents[0], right) + product(left, tangents[1])
 
 
 def nested_forward_mode() -> AbstractContextManager[Any]:
