@@ -1,5 +1,7 @@
 """The value of every method on every prescribed spectrum, against mpmath at 50 digits."""
 
+import warnings
+
 import mpmath
 import pytest
 import torch
@@ -117,6 +119,7 @@ def test_zero_by_zero(name):
     assert covpool.matrix_sqrt(torch.zeros(2, 0, 0), name).shape == (2, 0, 0)
 
 
+@pytest.mark.filterwarnings("ignore:compute_dtype=torch.float32")
 @pytest.mark.parametrize("name", METHODS)
 def test_compute_dtype_float32_is_honoured(name):
     matrix = SPECTRA["separated"]().float()
@@ -124,3 +127,24 @@ def test_compute_dtype_float32_is_honoured(name):
     double = covpool.matrix_sqrt(matrix, name, compute_dtype=torch.float64)
     assert single.dtype == double.dtype == torch.float32
     assert 0 < relative_error(single.double(), double.double()) < 1e-5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_compute_dtype_float32_warns_where_small_eigenvalues_matter(name):
+    """At the caller's line, and not where a method is as good in float32."""
+    matrix, features = SPECTRA["separated"]().float(), torch.randn(4, 6)
+    layer = covpool.CovPool2d(4, None, name, compute_dtype=torch.float32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        covpool.matrix_sqrt(matrix, name, compute_dtype=torch.float32)
+        covpool.cov_pool(features, name, compute_dtype=torch.float32)
+        layer(torch.randn(2, 4, 3, 3))
+        covpool.matrix_sqrt(matrix, name)
+        covpool.matrix_sqrt(matrix, name, compute_dtype=torch.float64)
+    assert [w.category for w in caught] == ([] if METHODS[name].smooth else 3 * [UserWarning])
+    assert all("tens of percent" in str(w.message) for w in caught)
+    assert all(w.filename == __file__ for w in caught[:2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "compute_dtype=torch.float32")  # as the message says
+        covpool.matrix_sqrt(matrix, name, compute_dtype=torch.float32)

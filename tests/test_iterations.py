@@ -261,6 +261,7 @@ def test_minimax_holds_at_condition_1e6_and_a_flat_spectrum():
     assert relative_error(ours[1], reference[1]) <= 1e-9
 
 
+@pytest.mark.filterwarnings("ignore:compute_dtype=torch.float32")
 @pytest.mark.parametrize(
     ("condition", "value", "gradient"), [(1e2, 3.0e-6, 3.0e-6), (1e6, 1.4e-5, 8.0e-4)]
 )
@@ -407,3 +408,16 @@ def test_transforms_of_the_matrix_form(name):
     compiled = torch.compile(root, fullgraph=True, backend="aot_eager", dynamic=True)
     for batch in (matrices, matrices[:2]):
         torch.testing.assert_close(compiled(batch), root(batch))
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-36, 1e36])
+@pytest.mark.parametrize("name", [*NAMES, "isqrt-cov"])
+def test_checks_do_not_depend_on_the_scale(name, scale):
+    matrix = (with_spectrum(np.linspace(1, 3, 8)) / 3 * scale).float()
+    for function in METHODS[name].functions:
+        result = covpool.MatrixFunction(function, name)(matrix)
+        assert result.isfinite().all()
+    with pytest.raises(ValueError, match="not positive semi-definite"):
+        covpool.matrix_sqrt(-matrix, name)
+    with pytest.raises(ValueError, match="singular"):
+        covpool.matrix_inv_sqrt(torch.diag(matrix.diagonal() * torch.arange(8)), "isqrt-cov")

@@ -253,3 +253,34 @@ def test_second_derivatives_are_right_or_refused(name, positions):
     (first,) = torch.autograd.grad(covpool.cov_pool(x, name).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=f"method '{name}' has no second derivative"):
         first.square().sum().backward()
+
+
+@pytest.mark.parametrize("positions", [3, 20])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", METHODS)
+def test_features_of_the_largest_and_the_smallest_size(name, dtype, positions):
+    """Their squares overflow or vanish, the result is a root and does not."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(2, 5, positions, dtype=torch.float64, generator=generator) * 2 - 1
+    expected = covpool.cov_pool(x, name)
+    for scale in (0.99 * torch.finfo(dtype).max, 64 * torch.finfo(dtype).tiny):
+        result = covpool.cov_pool((x * scale).to(dtype), name)
+        assert relative_error(result.double() / scale, expected) <= 100 * torch.finfo(dtype).eps
+        # The gradient is of order one, but its parts are of the size of the features.
+        scaled = (x * (scale * 1e-3 if scale > 1 else scale)).to(dtype).requires_grad_()
+        result = covpool.cov_pool(scaled, name)
+        (gradient,) = torch.autograd.grad(result.double().sum(), scaled)
+        assert gradient.isfinite().all()
+        assert gradient.any()
+
+
+@pytest.mark.filterwarnings("ignore:compute_dtype=torch.float32")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_compute_dtype_float32_takes_features_whose_squares_it_cannot_hold(dtype):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 5, 20, dtype=torch.float64, generator=generator)
+    expected = covpool.cov_pool(x)
+    for scale in (1e30, 1e-30) if dtype != torch.float64 else (1e100, 1e-100):
+        result = covpool.cov_pool((x * scale).to(dtype), compute_dtype=torch.float32)
+        limit = 1e-4 if dtype != torch.bfloat16 else 0.1
+        assert relative_error(result.double() / scale, expected) <= limit

@@ -1,4 +1,4 @@
-"""TF32 is off inside, and the user's setting as it was afterwards; on a CPU, by a made-up device."""
+"""TF32 is off inside, the user's setting as it was afterwards; on a CPU, by a made-up device."""
 
 import subprocess
 import sys

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from covpool.linalg import checks
 from covpool.linalg.covariance_function import CovarianceFunction, works_on_gram
-from covpool.linalg.evaluation import working_dtype
+from covpool.linalg.evaluation import warn_of_float32, working_dtype
 from covpool.linalg.functions import matrix_sqrt
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.methods import METHODS, Method, choose, get_method
@@ -83,7 +83,8 @@ def cov_pool(
             (float64 for float64 input), and so is `isqrt-cov` where it iterates on the
             covariance. `torch.float32` is for devices without float64: singular values of Xc
             below √(C · eps) of the largest, 1/180 at C = 256, are then lost, and the gradient is
-            wrong by tens of percent where there are any.
+            wrong by tens of percent where there are any; a UserWarning says so, for methods to
+            which small singular values matter.
         check_finite: whether to refuse NaN and infinities by sample. Costs a synchronisation on a
             GPU.
 
@@ -94,9 +95,9 @@ def cov_pool(
     rank, unless singular values of Xc that are not zero lie near or below √(C · eps) of the
     largest, 2.4e-7 at C = 256 in float64: those count as zero.
 
-    Second derivatives: as for `matrix_sqrt` where N > C; refused where N − 1 < C. Call backward
-    outside autocast, as PyTorch recommends: within it, the products of `isqrt-cov`'s backward pass
-    are done in half precision.
+    Second derivatives: as for `matrix_sqrt`. Call backward outside autocast, as PyTorch recommends:
+    within it, the products of the backward pass of `isqrt-cov` on a GPU, where N > C, are done in
+    half precision.
 
     Raises:
         ValueError: a bad shape or dtype, an unknown method, or non-finite samples.
@@ -110,6 +111,7 @@ def cov_pool(
     """
     row = get_method(method)
     checks.compute_dtype("cov_pool", compute_dtype)
+    warn_of_float32(row, compute_dtype, stacklevel=2)
     features = _as_positions("cov_pool", x)
     if check_finite:
         checks.finite("cov_pool", features, sample_dims=2)

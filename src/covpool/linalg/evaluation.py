@@ -1,5 +1,7 @@
 """One way through all functions of symmetric matrices: check, decompose or iterate, lift."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,21 @@ def working_dtype(
     if compute_dtype is not None:
         return compute_dtype
     return torch.promote_types(dtype, method.forward.least_dtype)
+
+
+def warn_of_float32(method: Method, compute_dtype: torch.dtype | None, stacklevel: int) -> None:
+    """Tell of the error of float32 where it was asked for and the method needs float64."""
+    if compute_dtype != torch.float32 or method.smooth or torch.compiler.is_compiling():
+        return
+    warnings.warn(
+        f"compute_dtype=torch.float32 with method {method.name!r}: the gradient is wrong by tens "
+        "of percent where eigenvalues of an n × n matrix, relative to the largest, are below "
+        "n · 1e-7 (singular values of features with C channels below √(C · 1e-7)); leave "
+        "compute_dtype=None where the device has float64, or, if that is meant, silence this by "
+        "warnings.filterwarnings('ignore', 'compute_dtype=torch.float32')",
+        UserWarning,
+        stacklevel=stacklevel + 1,
+    )
 
 
 def get_pairing(caller: str, function: ScalarFunction, method: str | Method) -> Method:
@@ -61,6 +78,7 @@ def evaluate(
                 f"{caller}: matrices of size 0 have no diagnostics, got {tuple(matrix.shape)}"
             )
         return matrix.clone(), None
+    warn_of_float32(row, compute_dtype, stacklevel=4)
     dtype = working_dtype(matrix.dtype, row, compute_dtype)
     with without_autocast(matrix):
         symmetric = symmetric_part(matrix.to(dtype))

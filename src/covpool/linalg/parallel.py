@@ -173,5 +173,6 @@ def by_shares(
             raise failures[0]
     if refused:
         error = refused[0][0]
-        raise error.among(batch, sorted(sum((samples for _, samples in refused), []))) from error
+        samples = sorted(index for _, indices in refused for index in indices)
+        raise error.among(batch, samples) from error
     return tuple(outputs)

@@ -158,7 +158,7 @@ class BelowTransforms(Function):
         return None, None
 
     @staticmethod
-    def vmap(
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
         info: Any,
         in_dims: tuple[int, None],
         matrix: Tensor,

@@ -59,7 +59,7 @@ class _Tf32:
 
     lock = threading.Lock()
     depth = 0
-    saved = "none"
+    saved: Any = "none"
 
 
 class _WithoutTf32(AbstractContextManager[None]):
