@@ -9,7 +9,8 @@ import torch
 import covpool
 from covpool import METHODS
 from covpool.linalg.algorithms import NewtonSchulz, TopN
-from covpool.linalg.iterations import MatrixPade, MatrixTaylor, MinimaxNewtonSchulz
+from covpool.linalg.approximants import MatrixPade, MatrixTaylor
+from covpool.linalg.minimax import MinimaxNewtonSchulz
 from spectra import (
     DIGITS,
     SPECTRA,

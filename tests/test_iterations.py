@@ -10,16 +10,11 @@ import torch
 
 import covpool
 from covpool import METHODS
-from covpool.linalg.iterations import (
-    Lyapunov,
-    MatrixPade,
-    MatrixTaylor,
-    MinimaxNewtonSchulz,
-    RootIteration,
-    sign_quotient,
-    sign_steps,
-)
+from covpool.linalg.approximants import MatrixPade, MatrixTaylor
+from covpool.linalg.iterations import Lyapunov, RootIteration
+from covpool.linalg.lyapunov import sign_quotient, sign_steps
 from covpool.linalg.matrix_function import lift
+from covpool.linalg.minimax import MinimaxNewtonSchulz
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
 from covpool.linalg.scalar import INV_SQRT, SQRT
 from covpool.linalg.spectrum import clip_to_rank

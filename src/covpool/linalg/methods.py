@@ -19,7 +19,8 @@ from covpool.linalg.algorithms import (
     Pairwise,
     TopN,
 )
-from covpool.linalg.iterations import Lyapunov, MatrixPade, MatrixTaylor, MinimaxNewtonSchulz
+from covpool.linalg.approximants import MatrixPade, MatrixTaylor
+from covpool.linalg.iterations import Lyapunov
 from covpool.linalg.kernels import (
     Difference,
     Lorentzian,
@@ -28,6 +29,7 @@ from covpool.linalg.kernels import (
     Taylor,
     Truncated,
 )
+from covpool.linalg.minimax import MinimaxNewtonSchulz
 from covpool.linalg.scalar import FUNCTIONS
 
 
