@@ -131,3 +131,21 @@ def test_non_finite_samples_are_named():
     x[2, 0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"1 of 4 samples: \[2\]"):
         covpool.cov_pool(x)
+
+
+@pytest.mark.parametrize("name", ["exact", "svd-newton", "isqrt-cov", "mpa-lyapunov"])
+@pytest.mark.parametrize("positions", [40, 300])
+def test_tf32_does_not_reach_the_products(name, positions):
+    """Forward and backward, where the user has switched it on."""
+    x = torch.randn(4, 128, positions, generator=torch.Generator().manual_seed(0))
+    setting = torch.backends.cuda.matmul
+    results = {}
+    for precision in ("ieee", "tf32"):
+        before, setting.fp32_precision = setting.fp32_precision, precision
+        try:
+            results[precision] = value_and_gradient(lambda x: covpool.cov_pool(x, name), x, "cuda")
+            assert setting.fp32_precision == precision
+        finally:
+            setting.fp32_precision = before
+    for one, other in zip(results["tf32"], results["ieee"], strict=True):
+        assert relative_error(one.double(), other.double()) <= 1e-5
