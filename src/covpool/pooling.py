@@ -1,5 +1,7 @@
 """Global covariance pooling: functions on feature maps, and the module."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -119,12 +121,14 @@ def cov_pool(
     decomposition = compute_dtype or torch.promote_types(x.dtype, torch.float64)
     scale = None
     with without_autocast(x):
+        on_gram = works_on_gram(features)
         # Squares overflow, and vanish, long before the result does.
-        narrow = working if row.iterative else decomposition
-        if torch.finfo(narrow).max ** 0.5 < torch.finfo(x.dtype).max:
-            scale = _power_of_two(features.detach().to(torch.promote_types(x.dtype, working)))
+        squared_in = working if row.iterative and not on_gram else decomposition
+        if torch.finfo(squared_in).max ** 0.5 < torch.finfo(x.dtype).max:
+            wide = features.detach().to(torch.promote_types(x.dtype, working))
+            scale = _power_of_two(wide, squared_in)
             features = features / scale
-        if row.iterative and not works_on_gram(features) and x.device.type != "cpu":
+        if row.iterative and not on_gram and x.device.type != "cpu":
             own = working_dtype(x.dtype, row, compute_dtype)
             pooled = matrix_sqrt(covariance(features.to(own)), row, compute_dtype=own, check=False)
         else:
@@ -132,11 +136,18 @@ def cov_pool(
         return (pooled if scale is None else pooled * scale).to(x.dtype)
 
 
-def _power_of_two(features: Tensor) -> Tensor:
-    """The power of two up to the largest magnitude of each sample: dividing by it is exact."""
+def _power_of_two(features: Tensor, squared_in: torch.dtype) -> Tensor:
+    """The power of two up to the largest magnitude of each sample: dividing by it is exact.
+
+    1 where the squares are far from the limits of their dtype, as the constant of `svd-trunc` has a
+    unit, and no result should depend on this.
+    """
     largest = features.abs().amax((-2, -1), keepdim=True)
-    # Not the one above, which is infinite where the largest is close to it.
-    return torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
+    # Not the power above, which is infinite where the largest is close to it.
+    exponent = torch.frexp(largest).exponent - 1
+    harmless = math.log2(torch.finfo(squared_in).max) / 4
+    exponent = torch.where(exponent.abs() <= harmless, 0, exponent)
+    return torch.ldexp(torch.ones_like(largest), exponent)
 
 
 def triu_vector(matrix: Tensor) -> Tensor:
