@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from covpool.linalg import checks
-from covpool.linalg.covariance_function import CovarianceFunction, works_on_gram
+from covpool.linalg.covariance_function import covariance_function, works_on_gram
 from covpool.linalg.evaluation import working_dtype
 from covpool.linalg.functions import matrix_sqrt
 from covpool.linalg.kernels import require_integer
@@ -94,9 +94,9 @@ def cov_pool(
     rank, unless singular values of Xc that are not zero lie near or below √(C · eps) of the
     largest, 2.4e-7 at C = 256 in float64: those count as zero.
 
-    Second derivatives: as for `matrix_sqrt` where N > C; refused where N − 1 < C. Call backward
-    outside autocast, as PyTorch recommends: within it, the products of `isqrt-cov`'s backward pass
-    are done in half precision.
+    Second derivatives and forward mode: as for `matrix_sqrt`, on both ways; second derivatives
+    are computed by way of the covariance. Call backward outside autocast, as PyTorch recommends:
+    within it, the products of `isqrt-cov`'s backward pass are done in half precision.
 
     Raises:
         ValueError: a bad shape or dtype, an unknown method, or non-finite samples.
@@ -124,7 +124,7 @@ def cov_pool(
             own = working_dtype(x.dtype, row, compute_dtype)
             pooled = matrix_sqrt(covariance(features.to(own)), row, compute_dtype=own, check=False)
         else:
-            pooled, *_ = CovarianceFunction.apply(features, SQRT, row, decomposition, working)
+            pooled = covariance_function(features, SQRT, row, decomposition, working)
         return (pooled if scale is None else pooled * scale).to(x.dtype)
 
 
