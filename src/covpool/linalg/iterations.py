@@ -25,7 +25,12 @@ from covpool.linalg.algorithms import Loewner
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
 from covpool.linalg.scalar import INV_SQRT, SQRT, ScalarFunction
-from covpool.linalg.spectrum import symmetric_part, without_autocast
+from covpool.linalg.spectrum import (
+    name_samples,
+    symmetric_part,
+    unreadable,
+    without_autocast,
+)
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
@@ -187,10 +192,10 @@ class LyapunovSolution(Function):
         adjoint = _solution(symmetric_part(grad_outputs[0]), root, scale, ctx.rule, ctx.name)
         change = None
         if ctx.needs_input_grad[1]:
-            _refuse_unless_exact(ctx.rule, ctx.name)
             with without_autocast(root):
                 product = adjoint @ solution
             change = -(product + product.mT)
+            change = _refuse_unless_exact(change, root, scale, ctx.rule, ctx.name)
         return adjoint, change, None, None, None
 
 
@@ -201,20 +206,33 @@ class _LyapunovSolutionBothModes(LyapunovSolution):
         turn, change = tangents[:2]
         right = None if turn is None else symmetric_part(turn)
         if change is not None:
-            _refuse_unless_exact(ctx.rule, ctx.name)
             with without_autocast(root):
                 product = change @ solution
             drift = -(product + product.mT)
+            drift = _refuse_unless_exact(drift, root, scale, ctx.rule, ctx.name)
             right = drift if right is None else right + drift
         return _solution(right, root, scale, ctx.rule, ctx.name)  # pyright: ignore[reportArgumentType]
 
 
-def _refuse_unless_exact(rule: "Lyapunov", name: str) -> None:
+def _refuse_unless_exact(
+    derivative: Tensor, root: Tensor, scale: Tensor, rule: "Lyapunov", name: str
+) -> Tensor:
+    """The second derivative; where it is refused by sample, inside torch.func, NaN."""
     if not rule.exact:
         raise RuntimeError(
             f"method {name!r} has no second derivative: its gradient is not the derivative of its "
             "forward pass; use method='exact' or 'isqrt-cov'"
         )
+    with torch.no_grad():
+        least = torch.linalg.eigvalsh(root)[..., :1, None]
+        # The zero matrix has a zero derivative by convention.
+        unresolved = (least < rule.forward.least_root(root.dtype) * scale)[..., 0, 0]
+    if not unreadable(unresolved) and bool(unresolved.any()):
+        raise RuntimeError(
+            f"method {name!r} has no second derivative where eigenvalues are below its resolution, "
+            f"‖A‖/condition; use method='exact'{name_samples(unresolved)}"
+        )
+    return torch.where(unresolved[..., None, None], torch.nan, derivative)
 
 
 def _frobenius(entries: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -472,7 +490,7 @@ class MinimaxNewtonSchulz(RootIteration):
     the rank, right to 1e-7 (roundings times κ). Pairs of two zero eigenvalues get 0, as in
     `DividedDifferences`, but for roundings: up to 0.1/√‖A‖. Where eigenvalues are small and not
     zero, no entry of the Loewner matrix exceeds 6e4/√‖A‖. Second derivatives are right where no
-    eigenvalue lies below ‖A‖/κ. The zero matrix gives zero, with zero gradient.
+    eigenvalue lies below ‖A‖/κ, and refused elsewhere (NaN inside torch.func). The zero matrix gives zero, with zero gradient.
 
     The inverse root is Z/√‖A‖: 1/√λ to 2e-11 at κ(A) = 1e6 (gradient 3e-11), at most 9.7e4/√‖A‖,
     which is what zero gives where singular matrices are not refused.
