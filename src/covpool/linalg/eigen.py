@@ -128,9 +128,8 @@ def refuse_unless_exact(
         gaps = values.diff(dim=-1).abs()
         tied = (gaps <= rank_tolerance(longer_side, values.dtype) * largest).any(-1)
     reason = (
-        f"{caller}: the second derivative is not defined at ties, here of values closer than "
-        f"{rank_tolerance(longer_side, values.dtype):.1e} of the largest; use covpool.matrix_power "
-        "or another function of the matrix where the loss is one"
+        f"{caller}: the second derivative is not defined at ties, values that are the same up to "
+        "rounding; use covpool.matrix_power or another function of the matrix where the loss is one"
     )
     return refuse_second_derivative(gradient, reason, tied)
 
