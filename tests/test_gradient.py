@@ -7,7 +7,8 @@ import torch
 
 import covpool
 from covpool import METHODS
-from covpool.linalg.algorithms import NewtonSchulz, Pairwise
+from covpool.linalg.algorithms import NewtonSchulz, Pairwise, _divided_difference
+from covpool.linalg.scalar import INV_SQRT, SQRT
 from spectra import (
     DIGITS,
     SPECTRA,
@@ -348,3 +349,37 @@ def test_other_second_derivatives_are_refused(name):
         RuntimeError, match=f"'{name}' has no second derivative.*use method='exact'"
     ):
         torch.autograd.grad(first.sum(), matrix)
+
+
+def newton_schulz_scalar(function, iterations):
+    def value(x):
+        y, z = x, mpmath.mpf(1)
+        for _ in range(iterations):
+            t = (3 - z * y) / 2
+            y, z = y * t, t * z
+        return z if function is INV_SQRT else y
+
+    return value
+
+
+@pytest.mark.parametrize("function", [SQRT, INV_SQRT])
+@pytest.mark.parametrize("iterations", [1, 5, 10, 20])
+def test_newton_schulz_divided_differences(function, iterations):
+    """Far apart, near, tied and zero, over twelve orders of magnitude."""
+    base = 10.0 ** np.random.default_rng(iterations).uniform(-12, 0, 6)
+    gaps = np.array([0, 1e-15, 1e-9, 1e-4, 9e-3, 1.1e-2])
+    x = np.sort(np.concatenate([base, base * (1 + gaps), [0.0, 0.0]]))
+    x = torch.from_numpy(x / x.sum())
+    scale = x.clamp_min((4 / 9) ** iterations)
+    jets = NewtonSchulz(iterations=iterations)._jets(function, x, scale)
+    ours = _divided_difference(x, scale, jets)
+    value = newton_schulz_scalar(function, iterations)
+    with mpmath.workdps(60):
+        points = [mpmath.mpf(v) for v in x.tolist()]
+        values = [value(v) for v in points]
+        for i, a in enumerate(points):
+            for j, b in enumerate(points[:i]):
+                tied = mpmath.diff(value, a, h=mpmath.mpf(10) ** -25) if a == b else None
+                expected = tied or (values[i] - values[j]) / (a - b)
+                assert abs(ours[i, j].item() / expected - 1) < 2e-13
+                assert ours[i, j] == ours[j, i]

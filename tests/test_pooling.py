@@ -1,6 +1,7 @@
 """cov_pool, the vector and the layer."""
 
 import contextlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -99,6 +100,41 @@ def test_float32_features_keep_their_accuracy(positions, condition, note_error):
     ):
         error = relative_error(one.double(), torch.from_numpy(other))
         assert note_error(f"float32 features, {what}", "exact", error) <= bar
+
+
+@pytest.mark.parametrize(("positions", "condition"), [(49, 1e6), (100, 1e5)])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_keeps_the_accuracy_of_float32_features(
+    name, positions, condition, note_error
+):
+    """Against the same method in float64 throughout; a large mean must not cost digits."""
+    x = decaying_features(64, positions, condition) + 3.0
+    pooled = partial(covpool.cov_pool, method=name)
+    ours, reference = value_and_gradient(pooled, x), value_and_gradient(pooled, x.double())
+    for what, one, other, bar in zip(
+        ("value", "gradient"), ours, reference, (1e-6, 1e-5), strict=True
+    ):
+        error = relative_error(one.double(), other)
+        assert note_error(f"float32 features to float64, {what}", name, error) <= bar
+
+
+@pytest.mark.parametrize("positions", [3, 6, 20])
+@pytest.mark.parametrize("name", METHODS)
+def test_shares_of_the_batch_are_the_batch(name, positions, monkeypatch):
+    x = features(2, 5, 6, positions)
+    pooled = partial(covpool.cov_pool, method=name)
+    whole = value_and_gradient(pooled, x)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("covpool.linalg.covariance_function.SHARED_ELEMENTS", 0)
+    monkeypatch.setattr("covpool.linalg.parallel.SHARE_ELEMENTS", 250)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            for one, other in zip(value_and_gradient(pooled, x), whole, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

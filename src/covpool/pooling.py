@@ -117,10 +117,13 @@ def cov_pool(
     decomposition = compute_dtype or torch.promote_types(x.dtype, torch.float64)
     scale = None
     with without_autocast(x):
-        if row.iterative:  # in float32, squares would overflow long before the result does
+        on_gram = works_on_gram(features)
+        in_float64 = on_gram and decomposition == torch.float64
+        if row.iterative and not in_float64:
+            # In float32, squares would overflow long before the result does.
             scale = _power_of_two(features).to(working)
             features = features / scale
-        if row.iterative and not works_on_gram(features) and x.device.type != "cpu":
+        if row.iterative and not on_gram and x.device.type != "cpu":
             own = working_dtype(x.dtype, row, compute_dtype)
             pooled = matrix_sqrt(covariance(features.to(own)), row, compute_dtype=own, check=False)
         else:

@@ -26,6 +26,8 @@ class Command:
 
     module: str
     description: str
+    shares_cores: bool = True
+    """Whether it leaves the cores to others while its threads wait."""
 
 
 COMMANDS = {
@@ -33,7 +35,11 @@ COMMANDS = {
     "evaluate": Command("evaluate", "top-1 and top-5 of a run on its test split"),
     "predict": Command("predict", "the likeliest classes of images, by a run"),
     "compare": Command("compare", "train a grid of pooling methods and seeds, and tabulate it"),
-    "bench": Command("bench", "time, memory and errors of the methods, beside their peers"),
+    "bench": Command(
+        "bench",
+        "time, memory and errors of the methods, beside their peers",
+        shares_cores=False,  # as in a program of the user's own
+    ),
     "methods": Command("methods", "list the pooling methods"),
 }
 
@@ -69,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(command: Command, arguments: list[str]) -> int:
     # OpenMP's threads spin while they wait, which on cores that others use too makes small matrix
     # work twenty times slower. Read when PyTorch is loaded, hence here.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if command.shares_cores:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with _loading():
             module = importlib.import_module(f"covpool.cli.{command.module}")

@@ -81,26 +81,16 @@ class Gradient(Protocol):
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner: ...
 
 
-class _Pairs(NamedTuple):
-    """All pairs of a spectrum; pairs of zeros hold placeholders and are masked by `positive`."""
-
-    larger: Tensor
-    smaller: Tensor
-    gap: Tensor
-    positive: Tensor
+def _pairs(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
+    """The larger eigenvalue of every pair, and its distance from the smaller."""
+    row, column = eigenvalues[..., :, None], eigenvalues[..., None, :]
+    return torch.maximum(row, column), (row - column).abs()
 
 
-def _pairs(eigenvalues: Tensor) -> _Pairs:
-    larger = torch.maximum(eigenvalues[..., :, None], eigenvalues[..., None, :])
-    smaller = torch.minimum(eigenvalues[..., :, None], eigenvalues[..., None, :])
-    positive = larger > 0
-    return _Pairs(torch.where(positive, larger, 1), smaller, larger - smaller, positive)
-
-
-def _assemble(diagonal_source: Tensor, off_diagonal: Tensor, keep: Tensor) -> Loewner:
-    on_diagonal = torch.eye(keep.shape[-1], dtype=torch.bool, device=keep.device)
-    entries = torch.where(on_diagonal, diagonal_source, off_diagonal)
-    return Loewner(torch.where(keep, entries, 0))
+def _with_diagonal(diagonal_source: Tensor, off_diagonal: Tensor) -> Tensor:
+    size = off_diagonal.shape[-1]
+    on_diagonal = torch.eye(size, dtype=torch.bool, device=off_diagonal.device)
+    return torch.where(on_diagonal, diagonal_source, off_diagonal)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +125,7 @@ class DividedDifferences:
         return "exact"
 
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
-        pairs = _pairs(eigenvalues)
-        exact = function.divided_difference(pairs.larger, pairs.smaller)
-        at_zero = function.divided_difference_at_zero(exact)
-        return Loewner(torch.where(pairs.positive, exact, at_zero))
+        return Loewner(function.loewner(eigenvalues))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,13 +148,15 @@ class Pairwise:
         return self.kernel.title
 
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
-        pairs = _pairs(eigenvalues)
-        exact = function.divided_difference(pairs.larger, pairs.smaller)
-        damped = self.kernel.damping(pairs.larger, pairs.gap) * exact
-        asymmetry = self.kernel.asymmetry(pairs.larger, pairs.gap)
+        larger, gap = _pairs(eigenvalues)
+        zero = larger == 0
+        larger = torch.where(zero, 1, larger)
+        exact = function.loewner(eigenvalues)
+        damped = self.kernel.damping(larger, gap) * exact
+        asymmetry = self.kernel.asymmetry(larger, gap)
         if asymmetry is not None:
-            damped = damped + asymmetry * function.value(pairs.larger)
-        return _assemble(exact, damped, pairs.positive)
+            damped = damped + asymmetry * function.value(larger)
+        return Loewner(torch.where(zero, 0, _with_diagonal(exact, damped)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,14 +209,15 @@ class TopN:
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
         kept = self._kept(eigenvalues, size)
         smallest = torch.where(kept, eigenvalues, torch.inf).amin(-1)[..., None, None]
-        pairs = _pairs(eigenvalues)
-        exact = function.divided_difference(pairs.larger, pairs.smaller)
+        larger, gap = _pairs(eigenvalues)
+        exact = function.loewner(eigenvalues)
         bounded = smallest > 0
         damping = torch.where(
-            bounded, pairs.gap / torch.where(bounded, smallest, 1), (pairs.gap > 0).to(exact.dtype)
+            bounded, gap / torch.where(bounded, smallest, 1), (gap > 0).to(exact.dtype)
         )
-        both = kept[..., :, None] & kept[..., None, :] & pairs.positive
-        return _assemble(exact, damping.clamp_max(1) * exact, both)
+        entries = _with_diagonal(exact, damping.clamp_max(1) * exact)
+        both = kept[..., :, None] & kept[..., None, :] & (larger > 0)
+        return Loewner(torch.where(both, entries, 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,11 +232,11 @@ class NewtonSchulz:
     eigenvalue of 1e-2 of the trace gives 0.659 of its root, one of 1e-4 gives 0.0758; after 10
     iterations 1 − 3e-11 and 0.529. The inverse root has the same relative errors.
 
-    Y and Z are polynomials of A, so on the spectrum the iteration is a scalar recursion, and its
-    gradient is the recursion's divided difference, carried along by the product rule
-    (uv)[a, b] = (u(a) + u(b))/2 · v[a, b] + u[a, b] · (v(a) + v(b))/2: O(n²) an iteration.
-    (Y = A Z would save half of it and lose four digits.) The zero matrix gives zero, with zero
-    gradient.
+    Y and Z are polynomials of A, so on the spectrum the iteration is a scalar recursion f, and its
+    gradient is f's divided difference. For eigenvalues far apart that is the quotient; for near
+    ones, where the quotient cancels, it is the mean of f′ between them by the formula of Euler and
+    Maclaurin, with derivatives that the recursion carries along: O(n²), whatever the number of
+    iterations. The zero matrix gives zero, with zero gradient.
     """
 
     functions: ClassVar[frozenset[str]] = frozenset({SQRT.name, INV_SQRT.name})
@@ -296,24 +286,41 @@ class NewtonSchulz:
 
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
         normalised, trace, zero = self._normalise(eigenvalues)
-        y, z = normalised, torch.ones_like(normalised)
-        dy = torch.ones_like(y[..., :, None] * y[..., None, :])
-        dz = torch.zeros_like(dy)
-        for _ in range(self.iterations):
-            t = 1.5 - 0.5 * z * y
-            mean_y, mean_z, mean_t = _pair_mean(y), _pair_mean(z), _pair_mean(t)
-            dt = -0.5 * (mean_z * dy + mean_y * dz)
-            dy, dz = mean_t * dy + mean_y * dt, mean_t * dz + mean_z * dt
-            y, z = y * t, t * z
+        # Below (4/9)^iterations the recursion has not left its linear beginning.
+        tiny = torch.finfo(normalised.dtype).tiny
+        scale = normalised.clamp_min(max((4 / 9) ** self.iterations, tiny))
+        jets = self._jets(function, normalised, scale)
+        value, slope = jets[0], jets[1] / scale
+        divided_difference = _divided_difference(normalised, scale, jets)
         scale = torch.where(zero, 0, trace.rsqrt())
         if function is INV_SQRT:
             # The range alone is where a decomposing forward pass puts a value, but the iteration's
             # own is (3/2)^iterations at zero, and this is its derivative.
-            slope = dz.diagonal(dim1=-2, dim2=-1)
             scale = scale / trace
-            return Loewner(dz * scale[..., None], -(0.5 * z + slope * normalised) * scale)
-        slope = dy.diagonal(dim1=-2, dim2=-1)
-        return Loewner(dy * scale[..., None], (0.5 * y - slope * normalised) * scale)
+            by_trace = -(0.5 * value + slope * normalised) * scale
+        else:
+            by_trace = (0.5 * value - slope * normalised) * scale
+        return Loewner(divided_difference * scale[..., None], by_trace)
+
+    def _jets(self, function: ScalarFunction, start: Tensor, direction: Tensor) -> Tensor:
+        """The power series of f(x + δ · direction) in δ, coefficients of orders 0 to 4 first.
+
+        `start` is x, (*, m), of trace 1.
+        """
+        zero = torch.zeros_like(start)
+        x = torch.stack([start, direction, zero, zero, zero])
+        one_and_a_half = torch.stack([torch.full_like(start, 1.5), zero, zero, zero, zero])
+        z = one_and_a_half / 1.5
+        order = torch.arange(5, device=start.device)
+        same_order = order[:, None, None] == order[:, None] + order
+        same_order = same_order.flatten(1).to(start.dtype)
+
+        def product(u: Tensor, v: Tensor) -> Tensor:
+            return (same_order @ (u[:, None] * v).reshape(25, -1)).reshape(u.shape)
+
+        for _ in range(self.iterations):
+            z = product(z, one_and_a_half - 0.5 * product(z, product(x, z)))
+        return z if function is INV_SQRT else product(x, z)
 
     @staticmethod
     def _normalise(eigenvalues: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -323,5 +330,28 @@ class NewtonSchulz:
         return eigenvalues / trace, trace, zero
 
 
-def _pair_mean(values: Tensor) -> Tensor:
-    return 0.5 * (values[..., :, None] + values[..., None, :])
+NEAR = 0.01
+"""Gap, relative to the scale, below which Euler and Maclaurin's formula with three terms is as
+accurate as the quotient is above it: about 5e-14 in float64 either way."""
+
+
+def _divided_difference(x: Tensor, scale: Tensor, jets: Tensor) -> Tensor:
+    """f[xᵢ, xⱼ], also where it is nearly or exactly a derivative.
+
+    Args:
+        x: (*, m).
+        scale: (*, m), s, positive: how far from x the function is smooth.
+        jets: (5, *, m), sᵏ f⁽ᵏ⁾(x)/k! for k = 0 to 4.
+    """
+    value, first, second, _, fourth = jets
+    difference = x[..., :, None] - x[..., None, :]
+    gap = difference / scale[..., :, None]
+    # (1/h) ∫ f′ = (f′ᵢ + f′ⱼ)/2 − h (f″ᵢ − f″ⱼ)/12 + h³ (f⁗ᵢ − f⁗ⱼ)/720 − …, h = xᵢ − xⱼ; one half
+    # of each term is the row's, the other is the transpose.
+    slope, second, fourth = (
+        (order / scale)[..., :, None] for order in (first / 2, second / 6, fourth / 30)
+    )
+    half = slope + gap * (gap.square() * fourth - second)
+    near = gap.abs() + gap.mT.abs() <= 2 * NEAR
+    quotient = (value[..., :, None] - value[..., None, :]) / torch.where(near, 1, difference)
+    return torch.where(near, half + half.mT, quotient)

@@ -66,6 +66,14 @@ class ScalarFunction(ABC):
         """f[0, 0], in the shape of `like`, a tensor of pairs."""
         return torch.zeros_like(like)
 
+    def loewner(self, x: Tensor) -> Tensor:
+        """f[xᵢ, xⱼ] for all pairs: (*, m) → (*, m, m)."""
+        larger = torch.maximum(x[..., :, None], x[..., None, :])
+        smaller = torch.minimum(x[..., :, None], x[..., None, :])
+        zero, larger = _guarded(larger)
+        exact = self.divided_difference(larger, smaller)
+        return torch.where(zero, self.divided_difference_at_zero(exact), exact)
+
     def second_divided_difference(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         """f[a, b, c] = (f[a, b] − f[b, c]) / (a − c) for a ≥ b ≥ c ≥ 0."""
         raise RuntimeError(THIRD_DERIVATIVE)
@@ -95,6 +103,11 @@ class _Sqrt(ScalarFunction):
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
         return 1 / (torch.sqrt(a) + torch.sqrt(b))
+
+    def loewner(self, x: Tensor) -> Tensor:
+        roots = x.sqrt()
+        total = roots[..., :, None] + roots[..., None, :]
+        return torch.where(total == 0, torch.inf, total).reciprocal()
 
 
 class _InvSqrt(ScalarFunction):
