@@ -248,13 +248,3 @@ def test_rounding_within_a_tie_is_not_multiplied_by_the_pole(kind, kernel):
     h = 1e-2
     expected = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
     assert (found * direction).sum().item() == pytest.approx(expected, abs=1e-9)
-
-
-@pytest.mark.parametrize("values", [[1.0] * 4, [2.0, 2, 0, 0], [0.0] * 4, [1, 1e-20, 0, 0]])
-@each_case
-def test_second_derivatives_at_ties_are_finite(function, x, values):
-    matrix = torch.zeros_like(x[0])
-    count = min(matrix.shape)
-    matrix.diagonal().copy_(torch.tensor(values[:count]))
-    assert hessian(total(function))(matrix).isfinite().all()
-    assert jacrev(jacrev(total(function)))(matrix).isfinite().all()

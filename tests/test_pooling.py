@@ -249,27 +249,6 @@ def test_poolings_are_the_methods_and_gap():
         check_pooling("gab")
 
 
-@pytest.mark.parametrize("positions", [4, 16])
-@pytest.mark.parametrize("name", METHODS)
-def test_transforms(name, positions):
-    """vmap, per-sample gradients and a graph without breaks give what the plain call gives."""
-    x = features(5, 8, positions)
-
-    def pooled(x):
-        return covpool.cov_pool(x, name)
-
-    torch.testing.assert_close(torch.func.vmap(pooled)(x), pooled(x))
-    each = torch.func.vmap(torch.func.grad(lambda x: pooled(x).square().sum()))(x)
-    x.requires_grad_()
-    (together,) = torch.autograd.grad(pooled(x).square().sum(), x)
-    torch.testing.assert_close(each, together)
-    torch.compiler.reset()
-    compiled = torch.compile(pooled, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), pooled(x))
-    (graphed,) = torch.autograd.grad(compiled(x).square().sum(), x)
-    torch.testing.assert_close(graphed, together)
-
-
 def test_backward_within_autocast_keeps_its_precision():
     x = features(2, 8, 5, dtype=torch.float32)
     outside = value_and_gradient(covpool.cov_pool, x)

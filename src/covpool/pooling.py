@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from covpool.linalg import checks
-from covpool.linalg.covariance_function import CovarianceFunction, works_on_gram
+from covpool.linalg.covariance_function import covariance_function, works_on_gram
 from covpool.linalg.evaluation import warn_of_float32, working_dtype
 from covpool.linalg.functions import matrix_sqrt
 from covpool.linalg.kernels import require_integer
@@ -97,7 +97,8 @@ def cov_pool(
     rank, unless singular values of Xc that are not zero lie near or below √(C · eps) of the
     largest, 2.4e-7 at C = 256 in float64: those count as zero.
 
-    Second derivatives: as for `matrix_sqrt`. Call backward outside autocast, as PyTorch recommends:
+    Second derivatives and forward mode: as for `matrix_sqrt`, on both ways; second derivatives
+    are computed by way of the covariance. Call backward outside autocast, as PyTorch recommends:
     within it, the products of the backward pass of `isqrt-cov` on a GPU, where N > C, are done in
     half precision.
 
@@ -132,7 +133,7 @@ def cov_pool(
             own = working_dtype(x.dtype, row, compute_dtype)
             pooled = matrix_sqrt(covariance(features.to(own)), row, compute_dtype=own, check=False)
         else:
-            pooled, *_ = CovarianceFunction.apply(features, SQRT, row, decomposition, working)
+            pooled = covariance_function(features, SQRT, row, decomposition, working)
         return (pooled if scale is None else pooled * scale).to(x.dtype)
 
 

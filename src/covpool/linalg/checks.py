@@ -8,45 +8,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from covpool.linalg.spectrum import rank_tolerance
+from covpool.linalg.spectrum import name_samples, rank_tolerance, unreadable
 
 SYMMETRY_SLACK = 16
 """How many roundings per row two products that should be equal may differ by."""
 
 LARGEST_TOLERANCE = 0.05
 """What passes as rounding at most, in half precision too, where n roundings exceed everything."""
-
-
-def transformed(tensor: Tensor) -> bool:
-    """Whether the tensor is inside a transform of torch.func, and not being compiled."""
-    if torch.compiler.is_compiling():
-        return False
-    # torch has no public test for it (2.11 to 2.15).
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
-    return wrapped(tensor)
-
-
-def unreadable(tensor: Tensor) -> bool:
-    """Whether there are no values to look at."""
-    return (
-        torch.compiler.is_compiling()
-        or tensor.is_meta
-        or isinstance(tensor, FakeTensor)
-        or transformed(tensor)
-    )
-
-
-def name_samples(bad: Tensor) -> str:
-    """'samples [3, 17] of 64', from a mask over the batch; '' where there is no batch."""
-    if bad.ndim == 0:
-        return ""
-    found = bad.nonzero().tolist()
-    shown = [index[0] if bad.ndim == 1 else tuple(index) for index in found[:8]]
-    more = ", …" if len(found) > 8 else ""
-    listed = ", ".join(map(str, shown))
-    return f" in {len(found)} of {bad.numel()} samples: [{listed}{more}]"
 
 
 def square(caller: str, matrix: Tensor) -> None:

@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.algorithms import Iteration
-from covpool.linalg.checks import unreadable
 from covpool.linalg.decomposition import decompose
 from covpool.linalg.matrix_function import eigenpairs, lift
 from covpool.linalg.parallel import by_shares
 from covpool.linalg.scalar import ScalarFunction
-from covpool.linalg.spectrum import clip_to_rank, symmetric_part, without_autocast
+from covpool.linalg.spectrum import clip_to_rank, symmetric_part, unreadable, without_autocast
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
@@ -139,6 +138,80 @@ def _adjoint(
     return result.to(features.dtype)
 
 
+def _tangent(
+    features: Tensor,
+    direction: Tensor,
+    left: Tensor,
+    right: Tensor,
+    eigenvalues: Tensor,
+    function: ScalarFunction,
+    method: "Method",
+    decomposition_dtype: torch.dtype,
+    working_dtype: torch.dtype,
+) -> Tensor:
+    """The transpose of `_adjoint` as a map of G, step by step."""
+    channels, positions = features.shape[-2:]
+    on_gram = works_on_gram(features)
+    roots = eigenvalues.sqrt()
+    if not on_gram and method.smooth:
+        roots = torch.ones_like(roots)
+    with_zero = torch.nn.functional.pad(eigenvalues, (1, 0)) if on_gram else eigenvalues
+    loewner, trace = method.gradient.loewner(function, with_zero, channels)
+    first = int(on_gram)
+    weights = (loewner[..., first:, first:] * roots[..., None, :]).to(working_dtype)
+    with without_autocast(features):
+        basis = left.to(working_dtype)
+        if not on_gram:
+            scales = _inverse_root(eigenvalues) if not method.smooth else roots
+            right = _centre(features, left.dtype).mT @ left
+            right = (right * (scales * positions**-0.5)[..., None, :]).to(working_dtype)
+        moved = direction.to(working_dtype) @ (right * positions**-0.5)
+        projected = basis.mT @ moved
+        if on_gram:
+            null = (loewner[..., 0, None, 1:] * roots[..., None, :]).to(working_dtype)
+            half = basis @ ((weights - null) * projected) + moved * null
+        else:
+            half = basis @ (weights * projected)
+        if trace is not None:
+            change = (projected.diagonal(dim1=-2, dim2=-1) * roots).sum(-1, keepdim=True)
+            half = half + basis * (trace[..., first:] * change).to(working_dtype)[..., None, :]
+        half = half @ basis.mT
+        return half + half.mT
+
+
+def _curvature(
+    gradient: Tensor,
+    direction: Tensor,
+    features: Tensor,
+    function: ScalarFunction,
+    method: "Method",
+    dtype: torch.dtype,
+) -> Tensor:
+    """The gradient with respect to X of ⟨G, the derivative along H⟩, by way of the covariance.
+
+    It is the Hessian of ⟨G, f(cov X)⟩ times H, so it serves both modes, and both are right or
+    refused as `lift` is.
+    """
+
+    def stepwise(x: Tensor) -> Tensor:
+        centred = _centre(x, dtype)
+        covariance = centred @ centred.mT / x.shape[-1]
+        if method.smooth and isinstance(method.forward, Iteration):
+            return method.forward.matrix(covariance, function, method)
+        symmetric = symmetric_part(covariance)
+        eigenvalues, eigenvectors = eigenpairs(symmetric)
+        eigenvalues = clip_to_rank(eigenvalues, x.shape[-2])
+        return lift(symmetric, None, eigenvalues, eigenvectors, function, method)
+
+    def adjoint(x: Tensor) -> Tensor:
+        pull: Any = torch.func.vjp(stepwise, x)[1]
+        return pull(gradient.to(dtype))[0]
+
+    with without_autocast(gradient):
+        pull: Any = torch.func.vjp(adjoint, features)[1]
+        return pull(direction)[0]
+
+
 class CovarianceFunction(Function):
     """(features X, function, method, decomposition dtype, working dtype) → f(cov X).
 
@@ -187,17 +260,37 @@ class CovarianceFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = CovarianceFunctionAdjoint.apply(
-            grad_outputs[0], *ctx.saved_tensors, *ctx.constants
-        )
+        features, *spectrum = ctx.saved_tensors
+        gradient = _pull(grad_outputs[0], features, spectrum, ctx.constants)
         return gradient, None, None, None, None
 
 
-class CovarianceFunctionAdjoint(Function):
-    """(G, X, U, V, λ, function, method, dtypes) → the gradient of X, see `CovarianceFunction`.
+class _CovarianceFunctionBothModes(CovarianceFunction):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        CovarianceFunction.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], *output[1:])
 
-    Its own derivative is that of the same chain by way of the covariance, step by step.
-    """
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        features, *spectrum = ctx.saved_tensors
+        return _push(tangents[0], features, spectrum, ctx.constants), None, None, None
+
+
+def _pull(gradient: Tensor, features: Tensor, spectrum: Any, constants: Any) -> Tensor:
+    compiling = torch.compiler.is_compiling()
+    adjoint = CovarianceFunctionAdjoint if compiling else _CovarianceFunctionAdjointBothModes
+    return adjoint.apply(gradient, features, *spectrum, *constants)
+
+
+def _push(direction: Tensor, features: Tensor, spectrum: Any, constants: Any) -> Tensor:
+    compiling = torch.compiler.is_compiling()
+    tangent = CovarianceFunctionTangent if compiling else _CovarianceFunctionTangentBothModes
+    return tangent.apply(direction, features, *spectrum, *constants)
+
+
+class CovarianceFunctionAdjoint(Function):
+    """(G, X, U, V, λ, function, method, dtypes) → the gradient of X, see `CovarianceFunction`."""
 
     generate_vmap_rule = True
 
@@ -222,29 +315,133 @@ class CovarianceFunctionAdjoint(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        gradient, features, _, _, _, *ctx.constants = inputs
-        ctx.save_for_backward(gradient, features)
+        ctx.constants = inputs[5:]
+        ctx.save_for_backward(*inputs[:5])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, features = ctx.saved_tensors
-        function, method, decomposition_dtype, _ = ctx.constants
-
-        def stepwise(x: Tensor) -> Tensor:
-            centred = _centre(x, decomposition_dtype)
-            covariance = centred @ centred.mT / x.shape[-1]
-            if method.smooth and isinstance(method.forward, Iteration):
-                return method.forward.matrix(covariance, function, method)
-            symmetric = symmetric_part(covariance)
-            eigenvalues, eigenvectors = eigenpairs(symmetric)
-            eigenvalues = clip_to_rank(eigenvalues, x.shape[-2])
-            return lift(symmetric, None, eigenvalues, eigenvectors, function, method)
-
-        def adjoint(cotangent: Tensor, x: Tensor) -> Tensor:
-            pull: Any = torch.func.vjp(stepwise, x)[1]
-            return pull(cotangent.to(decomposition_dtype))[0]
-
-        with without_autocast(gradient):
-            pull: Any = torch.func.vjp(adjoint, gradient, features)[1]
-            of_gradient, of_features = pull(grad_outputs[0])
+        gradient, features, *spectrum = ctx.saved_tensors
+        direction = grad_outputs[0]
+        of_gradient = _push(direction, features, spectrum, ctx.constants).to(gradient.dtype)
+        of_features = None
+        if ctx.needs_input_grad[1]:
+            of_features = _curvature(gradient, direction, features, *ctx.constants[:3])
         return of_gradient, of_features, *(None,) * 7
+
+
+class _CovarianceFunctionAdjointBothModes(CovarianceFunctionAdjoint):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        CovarianceFunctionAdjoint.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:5])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if grad_outputs[0] is None:
+            return (None,) * 9
+        return CovarianceFunctionAdjoint.backward(ctx, *grad_outputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        gradient, features, *spectrum = ctx.saved_tensors
+        turn, change = tangents[:2]
+        parts = []
+        if turn is not None:
+            parts.append(_pull(turn, features, spectrum, ctx.constants))
+        if change is not None:
+            parts.append(_curvature(gradient, change, features, *ctx.constants[:3]))
+        return sum(parts[1:], parts[0]) if parts else None
+
+
+class CovarianceFunctionTangent(Function):
+    """(H, X, U, V, λ, function, method, dtypes) → the derivative along H: the adjoint's transpose.
+
+    Where N − 1 < C, with K = H V/√N and ∘ rowwise for vectors, it is M + Mᵀ,
+
+        M = (U ((L S − ℓS) ∘ UᵀK) + K ∘ ℓS) Uᵀ + U diag(t) Uᵀ Σᵢ sᵢ (UᵀK)ᵢᵢ,
+
+    t being the trace term of the Loewner matrix; elsewhere ℓ drops out.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        direction: Tensor,
+        features: Tensor,
+        left: Tensor,
+        right: Tensor,
+        eigenvalues: Tensor,
+        function: ScalarFunction,
+        method: "Method",
+        decomposition_dtype: torch.dtype,
+        working_dtype: torch.dtype,
+    ) -> Tensor:
+        def tangent(*tensors: Any) -> tuple[Tensor]:
+            constants: Any = function, method, decomposition_dtype, working_dtype
+            return (_tangent(*tensors, *constants),)
+
+        (result,) = _by_samples(tangent, features, direction, left, right, eigenvalues)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.constants = inputs[5:]
+        ctx.save_for_backward(*inputs[:5])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        direction, features, *spectrum = ctx.saved_tensors
+        gradient = grad_outputs[0]
+        of_direction = _pull(gradient, features, spectrum, ctx.constants)
+        of_features = None
+        if ctx.needs_input_grad[1]:
+            of_features = _curvature(gradient, direction, features, *ctx.constants[:3])
+        return of_direction, of_features, *(None,) * 7
+
+
+class _CovarianceFunctionTangentBothModes(CovarianceFunctionTangent):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        CovarianceFunctionTangent.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:5])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if grad_outputs[0] is None:
+            return (None,) * 9
+        return CovarianceFunctionTangent.backward(ctx, *grad_outputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        direction, features, *spectrum = ctx.saved_tensors
+        turn, change = tangents[:2]
+        parts = []
+        if turn is not None:
+            parts.append(_push(turn, features, spectrum, ctx.constants))
+        if change is not None:
+            # D²F[H, K] is the transpose of G ↦ the Hessian of ⟨G, F⟩ times H, at K.
+            def hessian_product(gradient: Tensor) -> Tensor:
+                return _curvature(gradient, direction, features, *ctx.constants[:3])
+
+            like = features[..., :1] @ features[..., :1].mT
+            zero = torch.zeros_like(like, dtype=ctx.constants[3])
+            pull: Any = torch.func.vjp(hessian_product, zero)[1]
+            parts.append(pull(change)[0])
+        return sum(parts[1:], parts[0]) if parts else None
+
+
+def covariance_function(
+    features: Tensor,
+    function: ScalarFunction,
+    method: "Method",
+    decomposition_dtype: torch.dtype,
+    working_dtype: torch.dtype,
+) -> Tensor:
+    """f(cov X), see `CovarianceFunction`."""
+    compiling = torch.compiler.is_compiling()
+    chosen = CovarianceFunction if compiling else _CovarianceFunctionBothModes
+    result, *_ = chosen.apply(features, function, method, decomposition_dtype, working_dtype)
+    return result

@@ -36,15 +36,17 @@ def eigh(
     which basis of a tied eigenspace, or which sign of an eigenvector, is returned;
     `gauge_dependence` tells whether a loss does. Of one that does not, only rounding errors of VᵀG
     would be multiplied by K: for pairs closer than √finfo(dtype).eps of the largest |λ| what is
-    within n · finfo(dtype).eps of the norms of G's columns counts as 0 backward. Second
-    derivatives (by "difference" alone) are right away from ties and finite but meaningless there.
+    within n · finfo(dtype).eps of the norms of G's columns counts as 0 backward. Forward mode has
+    no G to look at: a tied vector's tangent is K in size, and so are its rounding errors.
+    Second derivatives (by "difference" alone) are right away from ties. At ties to rounding,
+    n · finfo(dtype).eps of the largest |λ|, they are refused, and NaN inside torch.func.
 
     Rank deficiency: zero eigenvalues are ties like others.
 
     Raises:
         ValueError: not square, not float32 or float64, an unknown kernel or, with `check`,
             matrices that are not finite or not symmetric beyond rounding, by index.
-        RuntimeError: a second derivative with a kernel other than "difference".
+        RuntimeError: a second derivative with a kernel other than "difference", or at ties.
 
     Source: Ionescu, Vantzos, Sminchisescu, "Matrix backpropagation for deep networks with
     structured layers", ICCV 2015, and the kernels' own.
@@ -96,8 +98,9 @@ def svd(
     between vectors that are tied, as with every kernel; its other parts are exact. No kernel can
     make a loss well defined that depends on which basis, or which sign, is returned;
     `gauge_dependence` tells whether a loss does. Rounding errors within ties are dropped as in
-    `eigh`, with M + N in the place of VᵀG. Second derivatives (by "difference" alone) are right
-    away from ties and finite but meaningless there.
+    `eigh`, with M + N in the place of VᵀG, and backward alone. Second derivatives (by "difference"
+    alone) are right away from ties; at ties to rounding, max(m, n) · finfo(dtype).eps of σ₁, they
+    are refused, and NaN inside torch.func.
 
     Rank deficiency: singular values of at most max(m, n) · finfo(dtype).eps of the largest count as
     zeros in the gradient, and 1/σ, W and 1/(σi + σj) of zeros as 0. So the gradient is bounded,
@@ -107,7 +110,7 @@ def svd(
     Raises:
         ValueError: not a matrix, not float32 or float64 (complex matrices are not supported), an
             unknown kernel or, with `check`, matrices that are not finite, by index.
-        RuntimeError: a second derivative with a kernel other than "difference".
+        RuntimeError: a second derivative with a kernel other than "difference", or at ties.
 
     Source: Townsend, "Differentiating the singular value decomposition", University of Oxford,
     2016; Wan, Zhang, "Automatic differentiation for complex valued SVD", arXiv:1909.02659, 2019;

@@ -41,7 +41,8 @@ class Eigh(Function):
             inner = contract(ctx.kernel, weights, projected, eigenvalues, grad_eigenvectors)
             inner = inner + torch.diag_embed(grad_eigenvalues)
             gradient = eigenvectors @ inner @ eigenvectors.mT
-        return refuse_unless_exact("eigh", gradient, ctx.kernel), None
+        size = eigenvalues.shape[-1]
+        return refuse_unless_exact("eigh", gradient, ctx.kernel, eigenvalues, size), None
 
 
 class EighWithForwardMode(Eigh):
@@ -60,7 +61,11 @@ class EighWithForwardMode(Eigh):
             inner = eigenvectors.mT @ tangent @ eigenvectors
             tangent_vectors = eigenvectors @ (ctx.kernel.matrix(eigenvalues).mT * inner)
             tangent_values = inner.diagonal(dim1=-2, dim2=-1).clone()
-            return tangent_values, refuse_unless_exact("eigh", tangent_vectors, ctx.kernel)
+            rest = (ctx.kernel, eigenvalues, eigenvalues.shape[-1])
+            return (
+                refuse_unless_exact("eigh", tangent_values, *rest),
+                refuse_unless_exact("eigh", tangent_vectors, *rest),
+            )
 
 
 def contract(
@@ -102,17 +107,31 @@ def _column_norms(matrix: Tensor) -> Tensor:
     return unit.square().sum(-2).sqrt() * scale[..., 0, :]
 
 
-def refuse_unless_exact(caller: str, gradient: Tensor, kernel: Kernel) -> Tensor:
-    """The first derivative, marked as having no derivative of its own with most kernels."""
-    if kernel.exact_second_order:
-        return gradient
+def refuse_unless_exact(
+    caller: str, gradient: Tensor, kernel: Kernel, values: Tensor, longer_side: int
+) -> Tensor:
+    """The first derivative, marked as having none of its own: at ties, with most kernels ever.
+
+    At ties the second derivative of a loss that does not see their basis depends on how vectors
+    turn within them, which a single vector's derivative does not tell.
+    """
     # Not the kernel's repr, which torch.compile cannot trace.
     name = type(kernel).__name__
+    if not kernel.exact_second_order:
+        reason = (
+            f"{caller}: the second derivative of the gradient that kernel {name} gives is not "
+            "defined; use kernel='difference' where second derivatives are needed"
+        )
+        return refuse_second_derivative(gradient, reason)
+    with torch.no_grad():
+        largest = torch.nn.functional.pad(values.abs(), (0, 1)).amax(-1, keepdim=True)
+        gaps = values.diff(dim=-1).abs()
+        tied = (gaps <= rank_tolerance(longer_side, values.dtype) * largest).any(-1)
     reason = (
-        f"{caller}: the second derivative of the gradient that kernel {name} gives is not "
-        "defined; use kernel='difference' where second derivatives are needed"
+        f"{caller}: the second derivative is not defined at ties, values that are the same up to "
+        "rounding; use covpool.matrix_power or another function of the matrix where the loss is one"
     )
-    return refuse_second_derivative(gradient, reason)
+    return refuse_second_derivative(gradient, reason, tied)
 
 
 def eigendecomposition(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:

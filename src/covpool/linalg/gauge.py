@@ -7,11 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from covpool.linalg.checks import name_samples
 from covpool.linalg.decompositions import eigh, svd
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.methods import choose
-from covpool.linalg.spectrum import rank_tolerance
+from covpool.linalg.spectrum import name_samples, rank_tolerance
 
 ALARM = 1e-3
 """What `str` counts as dependent: far above rounding, far below 1, where real dependence lies."""

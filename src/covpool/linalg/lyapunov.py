@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
-from covpool.linalg.spectrum import symmetric_part, without_autocast
+from covpool.linalg.spectrum import name_samples, symmetric_part, unreadable, without_autocast
 
 if TYPE_CHECKING:
     from covpool.linalg.iterations import Lyapunov, RootIteration
@@ -169,10 +169,10 @@ class LyapunovSolution(Function):
         adjoint = _solution(symmetric_part(grad_outputs[0]), root, scale, ctx.rule, ctx.name)
         change = None
         if ctx.needs_input_grad[1]:
-            _refuse_unless_exact(ctx.rule, ctx.name)
             with without_autocast(root):
                 product = adjoint @ solution
             change = -(product + product.mT)
+            change = _refuse_unless_exact(change, root, scale, ctx.rule, ctx.name)
         return adjoint, change, None, None, None
 
 
@@ -183,17 +183,30 @@ class _LyapunovSolutionBothModes(LyapunovSolution):
         turn, change = tangents[:2]
         right = None if turn is None else symmetric_part(turn)
         if change is not None:
-            _refuse_unless_exact(ctx.rule, ctx.name)
             with without_autocast(root):
                 product = change @ solution
             drift = -(product + product.mT)
+            drift = _refuse_unless_exact(drift, root, scale, ctx.rule, ctx.name)
             right = drift if right is None else right + drift
         return _solution(right, root, scale, ctx.rule, ctx.name)  # pyright: ignore[reportArgumentType]
 
 
-def _refuse_unless_exact(rule: "Lyapunov", name: str) -> None:
+def _refuse_unless_exact(
+    derivative: Tensor, root: Tensor, scale: Tensor, rule: "Lyapunov", name: str
+) -> Tensor:
+    """The second derivative; where it is refused by sample, inside torch.func, NaN."""
     if not rule.exact:
         raise RuntimeError(
             f"method {name!r} has no second derivative: its gradient is not the derivative of its "
             "forward pass; use method='exact' or 'isqrt-cov'"
         )
+    with torch.no_grad():
+        least = torch.linalg.eigvalsh(root)[..., :1, None]
+        # The zero matrix has a zero derivative by convention.
+        unresolved = (least < rule.forward.least_root(root.dtype) * scale)[..., 0, 0]
+    if not unreadable(unresolved) and bool(unresolved.any()):
+        raise RuntimeError(
+            f"method {name!r} has no second derivative where eigenvalues are below its resolution, "
+            f"‖A‖/condition; use method='exact'{name_samples(unresolved)}"
+        )
+    return torch.where(unresolved[..., None, None], torch.nan, derivative)

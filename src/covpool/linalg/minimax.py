@@ -45,7 +45,8 @@ class MinimaxNewtonSchulz(RootIteration):
     the rank, right to 1e-7 (roundings times κ). Pairs of two zero eigenvalues get 0, as in
     `DividedDifferences`, but for roundings: up to 0.1/√‖A‖. Where eigenvalues are small and not
     zero, no entry of the Loewner matrix exceeds 6e4/√‖A‖. Second derivatives are right where no
-    eigenvalue lies below ‖A‖/κ. The zero matrix gives zero, with zero gradient.
+    eigenvalue lies below ‖A‖/κ, and refused elsewhere (NaN inside torch.func). The zero matrix
+    gives zero, with zero gradient.
 
     The inverse root is Z/√‖A‖: 1/√λ to 2e-11 at κ(A) = 1e6 (gradient 3e-11), at most 9.7e4/√‖A‖,
     which is what zero gives where singular matrices are not refused.

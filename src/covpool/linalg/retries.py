@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from covpool.linalg.checks import transformed, unreadable
 from covpool.linalg.parallel import SampleError, by_shares
-from covpool.linalg.spectrum import rank_tolerance, without_autocast
+from covpool.linalg.spectrum import rank_tolerance, transformed, unreadable, without_autocast
 
 PROBE_SLACK = 64
 """How many times n · finfo(dtype).eps the probed errors of a factorisation may be. Those of LAPACK

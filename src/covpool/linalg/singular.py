@@ -108,7 +108,8 @@ class Svd(Function):
             inverse = weights.inverse[..., None, :]
             left = u @ inner + _outside(u, grad_u * inverse)
             gradient = left @ vh + u @ _outside(v, grad_v * inverse).mT
-        return refuse_unless_exact("svd", gradient, ctx.kernel), None
+        longer_side = max(u.shape[-2], v.shape[-2])
+        return refuse_unless_exact("svd", gradient, ctx.kernel, s, longer_side), None
 
 
 class SvdWithForwardMode(Svd):
@@ -132,10 +133,12 @@ class SvdWithForwardMode(Svd):
             inverse = weights.inverse[..., None, :]
             tangent_u = u @ (summed + apart) + _outside(u, (tangent @ v) * inverse)
             tangent_v = v @ (summed - apart) + _outside(v, (tangent.mT @ u) * inverse)
+            tangent_s = inner.diagonal(dim1=-2, dim2=-1).clone()
+            rest = (ctx.kernel, s, max(u.shape[-2], v.shape[-2]))
             return (
-                refuse_unless_exact("svd", tangent_u, ctx.kernel),
-                inner.diagonal(dim1=-2, dim2=-1).clone(),
-                refuse_unless_exact("svd", tangent_v.mT, ctx.kernel),
+                refuse_unless_exact("svd", tangent_u, *rest),
+                refuse_unless_exact("svd", tangent_s, *rest),
+                refuse_unless_exact("svd", tangent_v.mT, *rest),
             )
 
 

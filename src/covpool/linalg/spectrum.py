@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function, forward_ad
 
 
@@ -127,33 +128,82 @@ def nested_forward_mode() -> AbstractContextManager[Any]:
     return forward_ad._set_fwd_grad_enabled(True)  # pyright: ignore[reportPrivateUsage]
 
 
+def transformed(tensor: Tensor) -> bool:
+    """Whether the tensor is inside a transform of torch.func, and not being compiled."""
+    if torch.compiler.is_compiling():
+        return False
+    # torch has no public test for it (2.11 to 2.15).
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
+    return wrapped(tensor)
+
+
+def unreadable(tensor: Tensor) -> bool:
+    """Whether there are no values to look at."""
+    return (
+        torch.compiler.is_compiling()
+        or tensor.is_meta
+        or isinstance(tensor, FakeTensor)
+        or transformed(tensor)
+    )
+
+
+def name_samples(bad: Tensor) -> str:
+    """'samples [3, 17] of 64', from a mask over the batch; '' where there is no batch."""
+    if bad.ndim == 0:
+        return ""
+    found = bad.nonzero().tolist()
+    shown = [index[0] if bad.ndim == 1 else tuple(index) for index in found[:8]]
+    more = ", …" if len(found) > 8 else ""
+    listed = ", ".join(map(str, shown))
+    return f" in {len(found)} of {bad.numel()} samples: [{listed}{more}]"
+
+
 class _NoSecondDerivative(Function):
     """The identity, with a derivative that is refused by name rather than silently wrong."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(gradient: Tensor, reason: str) -> Tensor:
+    def forward(gradient: Tensor, reason: str, samples: Tensor | None) -> Tensor:
         return gradient.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.reason = inputs[1]
+        _, ctx.reason, samples = inputs
+        ctx.save_for_backward(samples)
+        ctx.save_for_forward(samples)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None]:
-        raise RuntimeError(ctx.reason)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        return _refuse(grad_outputs[0], ctx.reason, *ctx.saved_tensors), None, None
 
 
 class _NoSecondDerivativeEither(_NoSecondDerivative):
     """The same in forward mode, which `torch.compile` does not accept."""
 
     @staticmethod
-    def jvp(ctx: Any, *grad_inputs: Any) -> None:
-        raise RuntimeError(ctx.reason)
+    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
+        return _refuse(grad_inputs[0], ctx.reason, *ctx.saved_tensors)
 
 
-def refuse_second_derivative(gradient: Tensor, reason: str) -> Tensor:
+def _refuse(derivative: Tensor, reason: str, samples: Tensor | None) -> Tensor:
+    if samples is None:
+        raise RuntimeError(reason)
+    if not unreadable(samples) and bool(samples.any()):
+        raise RuntimeError(reason + name_samples(samples))
+    samples = samples.reshape(*samples.shape, *(1,) * (derivative.ndim - samples.ndim))
+    return torch.where(samples, torch.nan, derivative)
+
+
+def refuse_second_derivative(
+    gradient: Tensor, reason: str, samples: Tensor | None = None
+) -> Tensor:
+    """The gradient, whose derivative is refused: of the samples in the mask (*), if there is one.
+
+    Where the mask cannot be read, inside torch.func transforms, theirs is NaN.
+    """
     if torch.compiler.is_compiling():
-        return _NoSecondDerivative.apply(gradient, reason) if torch.is_grad_enabled() else gradient
-    return _NoSecondDerivativeEither.apply(gradient, reason)
+        if not torch.is_grad_enabled():
+            return gradient
+        return _NoSecondDerivative.apply(gradient, reason, samples)
+    return _NoSecondDerivativeEither.apply(gradient, reason, samples)

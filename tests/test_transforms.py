@@ -1,0 +1,138 @@
+"""Every row under every transform, against docs/_generated/transforms.md.
+
+transforms.py says what is checked and writes that file.
+"""
+
+import pytest
+import torch
+from torch.func import hessian, jacfwd, jacrev, vjp, vmap
+
+import covpool
+from covpool import METHODS
+from spectra import relative_error
+from transforms import CHECKS, COMMAND, PATH, SUBJECTS, in_every_run, measure, parse, random, render
+
+COMMITTED = parse(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: f"{subject.group}-{subject.name}")
+def test_table_holds(subject):
+    committed = dict(zip(CHECKS, COMMITTED[subject.group, subject.name], strict=True))
+    chosen = [check for check in CHECKS if in_every_run(subject, check)]
+    measured = {check: measure(subject, check) for check in chosen}
+    changed = {
+        check: f"{committed[check]} -> {outcome}"
+        for check, outcome in measured.items()
+        if outcome != committed[check]
+    }
+    assert not changed, f"if the change is meant, write {PATH.name} anew: {COMMAND}"
+
+
+def test_table_is_complete():
+    """No row and no column too many or too few, and nothing that was edited by hand."""
+    message = f"write {PATH.name} anew: {COMMAND}"
+    assert set(COMMITTED) == {(s.group, s.name) for s in SUBJECTS}, message
+    assert PATH.read_text(encoding="utf-8") == render(COMMITTED), message
+
+
+def pooled(name):
+    return lambda x: covpool.cov_pool(x, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("positions", [1, 4, 6, 7, 12])
+@pytest.mark.parametrize("name", METHODS)
+def test_forward_mode_of_cov_pool_is_the_transpose_of_its_gradient(
+    name, positions, dtype, note_error
+):
+    """⟨G, jvp(H)⟩ = ⟨vjp(G), H⟩ at N < C, N = C, N = C + 1 and N > C; C = 6."""
+    x, direction = (random(3, 6, positions, seed=seed).to(dtype) for seed in (0, 1))
+    cotangent = random(3, 6, 6, seed=2).to(dtype)
+    _, change = torch.func.jvp(pooled(name), (x,), (direction,))
+    (gradient,) = vjp(pooled(name), x)[1](cotangent)
+    assert change.dtype == dtype
+    forward, backward = (change * cotangent).sum(), (gradient * direction).sum()
+    scale = (change.norm() * cotangent.norm()).clamp_min(torch.finfo(dtype).tiny)
+    error = (abs(forward - backward) / scale).item()
+    bound = 16 * torch.finfo(dtype).eps
+    assert note_error(f"pooling, forward = backwardᵀ, {dtype}", name, error) <= bound
+
+
+@pytest.mark.parametrize("positions", [4, 9])
+@pytest.mark.parametrize("name", ["exact", "isqrt-cov", "newton-schulz-minimax"])
+def test_every_way_to_the_hessian_of_cov_pool_agrees(name, positions):
+    x, weight = random(2, 6, positions), random(6, 6, seed=9)
+
+    def loss(x):
+        return (covpool.cov_pool(x, name).square() * weight).sum()
+
+    leaf = x[0].clone().requires_grad_()
+    expected = torch.autograd.functional.hessian(loss, leaf)
+    for way in (
+        jacrev(jacrev(loss)),
+        jacfwd(jacrev(loss)),
+        jacrev(jacfwd(loss)),
+        jacfwd(jacfwd(loss)),
+    ):
+        assert relative_error(way(x[0]), expected) <= 1e-12
+    each = vmap(hessian(loss))(x)
+    assert relative_error(each[1], hessian(loss)(x[1])) <= 1e-12
+
+
+@pytest.mark.parametrize("positions", [4, 9])
+@pytest.mark.parametrize(
+    "way", ["jacrev jacrev", "jacfwd jacrev", "jacrev jacfwd", "jacfwd jacfwd"]
+)
+def test_second_derivatives_of_biased_pooling_are_refused_in_every_mode(way, positions):
+    outer, inner = (getattr(torch.func, name) for name in way.split())
+    for name, row in METHODS.items():
+        if row.exact_gradient or name == "isqrt-cov":
+            continue
+        function = outer(inner(lambda x, name=name: covpool.cov_pool(x, name).square().sum()))
+        with pytest.raises(RuntimeError, match=f"method '{name}' has no second derivative"):
+            function(random(6, positions))
+
+
+@pytest.mark.parametrize("decomposition", [covpool.eigh, covpool.svd])
+def test_second_derivatives_at_ties_are_refused_or_not_a_number(decomposition):
+    """By autograd refused, with the samples named; under torch.func NaN, in those samples alone."""
+    tied, other = (torch.diag(torch.tensor(d).double()) for d in ([2.0, 2, 1], [3.0, 2, 1]))
+
+    def loss(a):
+        return sum(part.pow(4).sum() for part in decomposition(a, check=False))
+
+    leaf = torch.stack([other, tied]).requires_grad_()
+    (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"not defined at ties.* in 1 of 2 samples: \[1\]"):
+        torch.autograd.grad(first.sum(), leaf)
+    for second in (hessian(loss), jacrev(jacrev(loss)), jacfwd(jacfwd(loss)), jacrev(jacfwd(loss))):
+        assert second(other).isfinite().all()
+        assert second(tied).isnan().any()
+        together = vmap(second)(leaf.detach())
+        assert torch.equal(together[0], second(other))
+        assert together[1].isnan().any()
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_second_derivatives_of_values_alone_are_refused_too(mode):
+    """The tangent of an eigenvalue is exact, but its own derivative is the biased vectors'."""
+    function = jacrev(jacrev(values)) if mode == "reverse" else jacfwd(jacfwd(values))
+    with pytest.raises(RuntimeError, match=r"second derivative .* use kernel='difference'"):
+        function(torch.diag(torch.tensor([1.0, 1.001, 3]).double()))
+
+
+def values(matrix):
+    return covpool.eigh(matrix, "taylor", check=False)[0].square().sum()
+
+
+def test_unresolved_second_derivatives_of_minimax_are_refused_or_not_a_number():
+    def loss(a):
+        return covpool.matrix_sqrt(a, "newton-schulz-minimax", check=False).square().sum()
+
+    singular = torch.diag(torch.tensor([4.0, 1, 0]).double())
+    leaf = torch.stack([torch.eye(3).double(), singular]).requires_grad_()
+    (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"below its resolution.* in 1 of 2 samples: \[1\]"):
+        torch.autograd.grad(first.sum(), leaf)
+    assert hessian(loss)(singular).isnan().any()
+    assert hessian(loss)(leaf[0].detach()).isfinite().all()

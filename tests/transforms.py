@@ -1,0 +1,407 @@
+"""What every row of METHODS and KERNELS does under each transform of torch, measured.
+
+`python tests/transforms.py` writes the table of it, docs/_generated/transforms.md, with which
+test_transforms.py compares what it measures itself.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor, nn
+from torch.func import grad, jacrev, jvp, vmap
+
+import covpool
+from covpool import FUNCTIONS, KERNELS, METHODS
+from spectra import relative_error, with_spectrum
+
+COMMAND = "python tests/transforms.py"
+PATH = Path(__file__).resolve().parents[1] / "docs" / "_generated" / "transforms.md"
+
+YES, OWN, REVERSE, REFUSED = "yes", "own", "reverse", "refused"
+
+REFUSALS = re.compile(
+    r"^method '\S+' has no second derivative.*use method='exact'"
+    r"|^(eigh|svd): the second derivative .* use (kernel='difference'|covpool\.matrix_power)"
+    r"|^matrix_inv_sqrt: matrix singular; .*; add a multiple of the identity"
+    r"|^(eigh|svd) needs float32 or float64, got torch\.\w+; convert"
+)
+"""What a refusal says: who refuses, and what to do. Any other error fails the test."""
+
+ROUNDING = 1e-11
+"""Largest relative difference of two ways to compute the same thing in float64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A row of the table.
+
+    group, name: where it stands in the table.
+    call: the function, (*, …) → (*, …), differentiable by what it is given.
+    batch: two samples for it, without ties and of full rank.
+    tied, deficient: a function and an input where the matrix within has exact ties or a lower
+        rank, which no change of that input raises.
+    """
+
+    group: str
+    name: str
+    call: Callable[[Tensor], Tensor]
+    batch: Tensor
+    tied: tuple[Callable[[Tensor], Tensor], Tensor]
+    deficient: tuple[Callable[[Tensor], Tensor], Tensor]
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.manual_seed(seed))
+
+
+def _functions() -> list[Subject]:
+    found = []
+    batch = torch.stack([with_spectrum(np.arange(1.0, 5), seed) for seed in range(2)])
+    ties = torch.diag(torch.tensor([1.0, 1, 3, 3], dtype=torch.float64))
+    for function in FUNCTIONS:
+        exponent = (0.3,) if function == "power" else ()
+        public = getattr(covpool, f"matrix_{function}")
+        for method in (name for name, row in METHODS.items() if row.supports(function)):
+
+            def call(a: Tensor, method=method, public=public, exponent=exponent) -> Tensor:
+                return public((a + a.mT) / 2, *exponent, method)
+
+            # Without the check, which refuses singular matrices, decompositions work on the range.
+            checked = METHODS[method].iterative and function != "sqrt"
+
+            def of_factor(
+                x: Tensor, method=method, public=public, exponent=exponent, checked=checked
+            ) -> Tensor:
+                return public(x @ x.mT, *exponent, method, check=checked)
+
+            found.append(
+                Subject(
+                    group=f"matrix_{function}",
+                    name=method,
+                    call=call,
+                    batch=batch,
+                    tied=(call, ties),
+                    deficient=(of_factor, random(4, 2)),
+                )
+            )
+    return found
+
+
+def _poolings() -> list[Subject]:
+    found = []
+    balanced = torch.tensor([[1.0, -1, 0, 0], [0, 0, 1, -1]], dtype=torch.float64)
+    rows = torch.from_numpy(scipy.linalg.hadamard(8)[1:5].astype(float))
+    stretched = rows * torch.tensor([1.0, 1, 2, 2], dtype=torch.float64)[:, None]
+    for group, positions in (("cov_pool, N ≤ C", 4), ("cov_pool, N > C", 8)):
+        mixing = random(2, positions, seed=1)
+        for method in METHODS:
+
+            def call(x: Tensor, method=method) -> Tensor:
+                return covpool.cov_pool(x, method)
+
+            def of_pairs(x: Tensor, call=call) -> Tensor:
+                return call(x @ balanced)
+
+            def of_factor(x: Tensor, call=call, mixing=mixing) -> Tensor:
+                return call(x @ mixing)
+
+            gram = positions == 4
+            found.append(
+                Subject(
+                    group=group,
+                    name=method,
+                    call=call,
+                    batch=random(2, 4, positions),
+                    tied=(of_pairs, torch.eye(4, 2).double()) if gram else (call, stretched),
+                    deficient=(of_factor, random(4, 2)),
+                )
+            )
+    return found
+
+
+def _decompositions() -> list[Subject]:
+    """Losses without the vectors' signs and, at ties, without the choice of basis."""
+    found = []
+    symmetric = torch.stack([with_spectrum(np.array([-1.0, 1, 2, 4]), seed) for seed in range(2)])
+    ties = torch.diag(torch.tensor([3.0, 3, 1, 1], dtype=torch.float64))
+    mixing = random(2, 3, seed=1)
+    for kernel in KERNELS:
+
+        def by_eigh(a: Tensor, kept=4, kernel=kernel) -> Tensor:
+            values, vectors = covpool.eigh((a + a.mT) / 2, kernel)
+            return vectors[..., -kept:].pow(4).sum(-2) * values[..., -kept:]
+
+        def projector(a: Tensor, kernel=kernel) -> Tensor:
+            top = covpool.eigh((a + a.mT) / 2, kernel)[1][..., -2:]
+            return top @ top.mT
+
+        def by_svd(a: Tensor, kept=3, kernel=kernel) -> Tensor:
+            u, s, vh = covpool.svd(a, kernel)
+            return (u.pow(4).sum(-2) * s + vh.mT.pow(4).sum(-2))[..., :kept]
+
+        def polar(a: Tensor, kernel=kernel) -> Tensor:
+            u, _, vh = covpool.svd(a, kernel)
+            return u[..., :2] @ vh[..., :2, :]
+
+        def gram(x: Tensor, by_eigh=by_eigh) -> Tensor:
+            return by_eigh(x @ x.mT, 2)
+
+        def product(x: Tensor, by_svd=by_svd) -> Tensor:
+            return by_svd(x @ mixing, 2)
+
+        x = random(4, 2)
+        found += [
+            Subject(
+                group="eigh",
+                name=kernel,
+                call=by_eigh,
+                batch=symmetric,
+                tied=(projector, ties),
+                deficient=(gram, x),
+            ),
+            Subject(
+                group="svd",
+                name=kernel,
+                call=by_svd,
+                batch=random(2, 4, 3),
+                tied=(polar, ties),
+                deficient=(product, x),
+            ),
+        ]
+    return sorted(found, key=lambda subject: subject.group)
+
+
+TABLES = {
+    "Functions of matrices": _functions(),
+    "Covariance pooling": _poolings(),
+    "Decompositions": _decompositions(),
+}
+SUBJECTS = [subject for subjects in TABLES.values() for subject in subjects]
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = ROUNDING) -> None:
+    error = relative_error(actual, expected)
+    if not error <= tolerance:
+        raise AssertionError(f"relative error {error:.1e}, more than {tolerance:.0e}")
+
+
+def loss(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A scalar that no symmetry makes simple; of a batch, the sum over its samples."""
+
+    def scalar(x: Tensor) -> Tensor:
+        value = call(x)
+        sizes = value.shape[1:] if x.ndim == 3 else value.shape
+        weight = torch.arange(1.0, sizes.numel() + 1).cos().reshape(sizes).to(value)
+        return (value * weight).sum()
+
+    return scalar
+
+
+def gradient(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    leaf = x.detach().requires_grad_()
+    return torch.autograd.grad(loss(call)(leaf), leaf)[0]
+
+
+def jacobian(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Row by row, by eager autograd."""
+    leaf = x.detach().clone().requires_grad_()
+    value = call(leaf)
+    entries = value.flatten().unbind()
+    rows = [torch.autograd.grad(entry, leaf, retain_graph=True)[0] for entry in entries]
+    return torch.stack(rows).reshape(*value.shape, *x.shape)
+
+
+def first_order(call: Callable[[Tensor], Tensor], x: Tensor) -> str:
+    """Against finite differences; else both modes against each other."""
+    leaf = x.clone().requires_grad_()
+    # The step suits functions that are good to 1e-11, newton-schulz-minimax at singular matrices.
+    options = {"eps": 3e-5, "atol": 1e-6, "rtol": 1e-5, "raise_exception": False}
+    if torch.autograd.gradcheck(call, (leaf,), check_forward_ad=True, **options):
+        return YES
+    if torch.autograd.gradcheck(call, (leaf,), **options):
+        return REVERSE
+    direction = random(*x.shape, seed=2)
+    value, change = jvp(call, (x,), (direction,))
+    cotangent = random(*value.shape, seed=3)
+    (pulled,) = torch.autograd.grad(call(leaf), leaf, cotangent)
+    forward, backward = (change * cotangent).sum(), (pulled * direction).sum()
+    if not abs(forward - backward) <= ROUNDING * change.norm() * cotangent.norm():
+        raise AssertionError(f"modes differ: forward {forward}, reverse {backward}")
+    return OWN
+
+
+def second_order(call: Callable[[Tensor], Tensor], x: Tensor) -> str:
+    leaf = x.clone().requires_grad_()
+    torch.autograd.gradgradcheck(
+        call, (leaf,), check_fwd_over_rev=True, fast_mode=True, atol=1e-5, rtol=1e-4
+    )
+    return YES
+
+
+def under_vmap(subject: Subject) -> str:
+    call, batch = subject.call, subject.batch
+    close(vmap(call)(batch), torch.stack([call(x) for x in batch]))
+    close(vmap(grad(loss(call)))(batch), torch.stack([gradient(call, x) for x in batch]))
+    return YES
+
+
+def under_grad(subject: Subject) -> str:
+    close(grad(loss(subject.call))(subject.batch), gradient(subject.call, subject.batch))
+    return YES
+
+
+def under_jacrev(subject: Subject) -> str:
+    x = subject.batch[0]
+    close(jacrev(subject.call)(x), jacobian(subject.call, x))  # type: ignore[arg-type]
+    return YES
+
+
+def under_jvp(subject: Subject) -> str:
+    x, direction = subject.batch[0], random(*subject.batch.shape[1:], seed=2)
+    value, change = jvp(subject.call, (x,), (direction,))
+    close(value, subject.call(x))
+    close(change, (jacobian(subject.call, x) * direction).sum((-2, -1)))
+    return YES
+
+
+def under_compile(subject: Subject) -> str:
+    """One graph, traced at a batch of 2, which batches of 2 and 5 then run."""
+    torch.compiler.reset()
+    compiled = torch.compile(subject.call, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in (subject.batch, subject.batch[[0, 1, 1, 0, 1]]):
+            leaf = batch.clone().requires_grad_()
+            torch._dynamo.mark_dynamic(leaf, 0)
+            value = compiled(leaf)
+            close(value, subject.call(batch))
+            (found,) = torch.autograd.grad(loss(lambda _, value=value: value)(leaf), leaf)
+            close(found, gradient(subject.call, batch))
+    return YES
+
+
+def under_export(subject: Subject) -> str:
+    class Module(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return subject.call(x)
+
+    shapes = {"x": {0: torch.export.Dim("batch")}}
+    exported = torch.export.export(Module(), (subject.batch,), dynamic_shapes=shapes)
+    many = subject.batch[[0, 1, 1, 0, 1]]
+    close(exported.module()(many), subject.call(many))
+    return YES
+
+
+def under_autocast(subject: Subject) -> str:
+    single = subject.batch.float()
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype):
+            leaf = single.clone().requires_grad_()
+            value = subject.call(leaf)
+        (found,) = torch.autograd.grad(loss(lambda _, value=value: value)(leaf), leaf)
+        close(value, subject.call(single), 1e-6)
+        close(found, gradient(subject.call, single), 1e-5)
+    return YES
+
+
+def with_half_input(subject: Subject) -> str:
+    for dtype in (torch.float16, torch.bfloat16):
+        half = subject.batch.to(dtype)
+        eps = torch.finfo(dtype).eps
+        with torch.autocast("cpu", dtype):
+            value = subject.call(half)
+        close(value.double(), subject.call(half.double()), eps)
+        close(gradient(subject.call, half).double(), gradient(subject.call, half.double()), 2 * eps)
+    return YES
+
+
+def with_strides(subject: Subject) -> str:
+    x = subject.batch
+    spread = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)[..., ::2].copy_(x)
+    for other in (x.mT.contiguous().mT, spread, x.movedim(0, -1).contiguous().movedim(-1, 0)):
+        assert not other.is_contiguous()
+        close(subject.call(other), subject.call(x))
+        close(gradient(subject.call, other), gradient(subject.call, x))
+    expanded = x[:1].expand_as(x)
+    close(subject.call(expanded), subject.call(x[:1]).expand_as(subject.call(x)))
+    close(gradient(subject.call, expanded), gradient(subject.call, x[:1]).expand_as(x))
+    return YES
+
+
+CHECKS: dict[str, Callable[[Subject], str]] = {
+    "gradcheck": lambda subject: first_order(subject.call, subject.batch[0]),
+    "at ties": lambda subject: first_order(*subject.tied),
+    "at deficient rank": lambda subject: first_order(*subject.deficient),
+    "gradgradcheck": lambda subject: second_order(subject.call, subject.batch[0]),
+    "the same at ties": lambda subject: second_order(*subject.tied),
+    "the same at deficient rank": lambda subject: second_order(*subject.deficient),
+    "vmap": under_vmap,
+    "grad": under_grad,
+    "jacrev": under_jacrev,
+    "jvp": under_jvp,
+    "compile": under_compile,
+    "export": under_export,
+    "autocast": under_autocast,
+    "half input": with_half_input,
+    "strides": with_strides,
+}
+
+
+def measure(subject: Subject, check: str) -> str:
+    """YES, OWN, REVERSE or REFUSED, as docs/transforms.md explains them; what is wrong raises."""
+    try:
+        return CHECKS[check](subject)
+    except (RuntimeError, ValueError) as error:
+        if REFUSALS.search(str(error)) is None:
+            raise
+        return REFUSED
+
+
+Cells = dict[tuple[str, str], list[str]]
+
+
+def render(cells: Cells) -> str:
+    """The tables in Markdown; neighbours of a group that agree in every cell share a line."""
+    parts = [f"<!-- Written by `{COMMAND}`; test_transforms.py holds it to what it measures. -->"]
+    for title, subjects in TABLES.items():
+        lines = [["", "by", *CHECKS], ["---"] * (2 + len(CHECKS))]
+        shared: dict[tuple[str, ...], list[str]] = {}
+        for subject in subjects:
+            key = (subject.group, *cells[subject.group, subject.name])
+            shared.setdefault(key, []).append(f"`{subject.name}`")
+        lines += [[group, ", ".join(names), *row] for (group, *row), names in shared.items()]
+        parts += [f"**{title}**", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def parse(text: str) -> Cells:
+    found: Cells = {}
+    for line in text.splitlines():
+        if "`" in line and line.startswith("|"):
+            group, names, *row = (cell.strip() for cell in line.split("|")[1:-1])
+            found |= {(group, name): row for name in re.findall(r"`([^`]+)`", names)}
+    return found
+
+
+def in_every_run(subject: Subject, check: str) -> bool:
+    """All but graphs of the functions other than the root with methods other than `exact`.
+
+    A graph takes a second or more, and these are made of parts that others hold. They are measured
+    when the table is written.
+    """
+    others = subject.group.startswith("matrix_") and subject.group != "matrix_sqrt"
+    return not (check in ("compile", "export") and others and subject.name != "exact")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    PATH.parent.mkdir(exist_ok=True)
+    measured = {
+        (subject.group, subject.name): [measure(subject, check) for check in CHECKS]
+        for subject in SUBJECTS
+    }
+    PATH.write_text(render(measured), encoding="utf-8")
