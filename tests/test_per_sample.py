@@ -178,6 +178,7 @@ def test_nan_stays_nan_where_it_is_not_looked_for(name, positions):
         assert result.isnan().any()
 
 
+@pytest.mark.filterwarnings("ignore:compute_dtype=torch.float32")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", METHODS)
 def test_gradient_is_finite_at_ties_of_any_scale(name, dtype):
