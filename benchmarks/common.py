@@ -1,14 +1,10 @@
 """What the scripts of this folder share: starting up, going on, and saying what goes on."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
-
-# As the covpool command does, before PyTorch is loaded: waiting threads do not spin.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from covpool.bench.campaign import Measure, read_results, run_campaign, write_results
 from covpool.bench.environment import summary_line
