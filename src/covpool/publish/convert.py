@@ -1,10 +1,9 @@
 """CONVERTERS, the one table of other projects' checkpoints that become ours."""
 
-import json
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -29,9 +28,12 @@ from covpool.publish.keys import (
     renamed,
 )
 from covpool.train.config import ModelConfig, RunConfig
-from covpool.train.published import appearing, write_published
+from covpool.train.published import WEIGHTS, appearing, write_published, write_weights
 
 IMAGENET_CLASSES = 1000
+
+_LITE0_INPUT = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+"""Its authors take (x − 127)/128 of values from 0 to 255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,23 +210,17 @@ def _efficientnet_lite0(
     import timm
     from timm.models import save_for_hf
 
-    given = replace(options, image_size=224, resize=None) != Options() or options.resize is not None
-    if given:
-        raise ValueError("options of the pooling do not apply to a plain backbone")
+    if options != Options():
+        raise ValueError("it is a plain network: no option of the pooling or the images applies")
     weights = lite0_to_timm(weights)
-    model = timm.create_model("tf_efficientnet_lite0")
+    model = timm.create_model("tf_efficientnet_lite0", pretrained_cfg_overlay=dict(_LITE0_INPUT))
     check_weights(model, weights)
-    model.load_state_dict(weights)
-    # Its authors take (x − 127)/128 of values from 0 to 255.
-    mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-    config = {"mean": mean, "std": std, "crop_pct": 0.875, "interpolation": "bicubic"}
-    save_for_hf(model, str(folder), model_config=config, safe_serialization=True)
-    model_file = folder / "model.safetensors"
-    assert model_file.is_file()
-    json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    save_for_hf(model, str(folder), safe_serialization=True)
+    # Over timm's own file, which its owner alone may read.
+    write_weights(folder / WEIGHTS, weights)
     return (
         f"a plain network, tf_efficientnet_lite0 of timm, {model.num_classes} classes; start from "
-        "it by --model.backbone tf_efficientnet_lite0 --model.init_from OUTPUT/model.safetensors"
+        f"it by --model.backbone tf_efficientnet_lite0 --model.init_from OUTPUT/{WEIGHTS}"
     )
 
 

@@ -130,48 +130,55 @@ def _plain_words(repository: str, right: str) -> Iterator[None]:
     """Within it, what the hub's client raises becomes a ValueError that says what to do."""
     try:
         yield
-    except HFValidationError as error:
-        raise ValueError(
-            f"{repository!r} is no name of a repository ({error}); write OWNER/NAME, or a folder "
-            "as ./FOLDER"
-        ) from error
-    except GatedRepoError as error:
-        raise ValueError(
-            f"{repository!r} is gated: ask for access on its page, then log in by: hf auth login"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(
-            f"the hub has no repository {repository!r}, or it is private: check the name, and log "
-            "in by: hf auth login"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ValueError(f"{repository!r} has no such revision; see its history for some") from error
-    except LocalTokenNotFoundError as error:
-        raise ValueError(
-            f"to {right} {repository!r} the hub wants a token, and there is none here: hf auth "
-            "login, or set HF_TOKEN"
-        ) from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise ValueError(_unreachable(repository)) from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in (401, 403):
-            raise ValueError(
-                f"the hub does not let you {right} {repository!r} (status {status}): the token "
-                f"here is missing, expired or without the right to {right}; hf auth login with "
-                "another one"
-            ) from error
-        raise ValueError(f"the hub refused {repository!r} (status {status}): {error}") from error
     except Exception as error:
-        # Of the library that the client is built on, httpx or requests by its version.
-        library = type(error).__module__.partition(".")[0]
-        if isinstance(error, ConnectionError) or library in ("httpx", "requests"):
-            raise ValueError(_unreachable(repository)) from error
-        raise
+        explanation = _explain(error, repr(repository), right)
+        if explanation is None:
+            raise
+        raise ValueError(explanation) from error
+
+
+def _explain(error: Exception, repository: str, right: str) -> str | None:
+    """What happened and what to do, or None for what is no failure of the hub."""
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+        error = error.__cause__  # an answer, which the client takes for silence
+    match error:
+        case HFValidationError():
+            return (
+                f"{repository} is no name of a repository ({error}); write OWNER/NAME, or a folder "
+                "as ./FOLDER"
+            )
+        case GatedRepoError():
+            return f"{repository} is gated: ask for access on its page, then hf auth login"
+        case RepositoryNotFoundError():
+            return (
+                f"the hub has no repository {repository}, or it is private: check the name, and "
+                "log in by: hf auth login"
+            )
+        case RevisionNotFoundError():
+            return f"{repository} has no such revision; its page on the hub lists them"
+        case LocalTokenNotFoundError():
+            return (
+                f"to {right} {repository} the hub wants a token, and there is none here: hf auth "
+                "login, or set HF_TOKEN"
+            )
+        case LocalEntryNotFoundError() | OfflineModeIsEnabled() | ConnectionError():
+            return _unreachable(repository)
+        case HfHubHTTPError():
+            status = getattr(error.response, "status_code", None)
+            if status in (401, 403):
+                return (
+                    f"the hub does not let you {right} {repository} (status {status}): the token "
+                    f"here is missing, expired or without the right to {right}; hf auth login "
+                    "with another one"
+                )
+            return f"the hub refused {repository} (status {status}): {error}"
+    # Of the library that the client is built on: requests, httpx or httpx2 by its version.
+    foreign = type(error).__module__.startswith(("httpx", "requests"))
+    return _unreachable(repository) if foreign else None
 
 
 def _unreachable(repository: str) -> str:
     return (
-        f"the hub cannot be reached for {repository!r}: check the network, and that "
-        "HF_HUB_OFFLINE is not set; a folder (./FOLDER) needs none"
+        f"the hub cannot be reached for {repository}: check the network, and that HF_HUB_OFFLINE "
+        "is not set; a folder (./FOLDER) needs none"
     )

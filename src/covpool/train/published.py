@@ -98,18 +98,27 @@ def write_published(
     Raises:
         ValueError: the metadata lacks an entry.
     """
-    from safetensors.torch import save_file
-
     missing = [key for key in METADATA_KEYS if key not in metadata]
     if missing:
         raise ValueError(f"the metadata of a published model lacks {', '.join(missing)}")
     path.mkdir(parents=True, exist_ok=True)
-    # Safetensors refuses tensors that share memory, as views and tied weights do.
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in state_dict.items()}
-    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
-    replace_file(path / WEIGHTS, lambda file: save_file(weights, file, {"format": "pt"}))
+    write_weights(path / WEIGHTS, state_dict)
     replace_text(path / CONFIG, json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
     replace_text(path / CARD, card)
+
+
+def write_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write weights as safetensors."""
+    from safetensors.torch import save
+
+    # Safetensors refuses tensors that share memory, as views and tied weights do.
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in weights.items()
+    }
+    content = save(plain, {"format": "pt"})
+    # Its own writing of files leaves them readable by their owner alone.
+    replace_file(file, lambda partial: partial.write_bytes(content))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
