@@ -18,6 +18,7 @@ from covpool.data import Preprocessing, load_image
 from covpool.publish.export import FORMATS, deviation, export_model
 from covpool.publish.images import Sample, sample_of_files
 from covpool.publish.roots import ProductsPool
+from covpool.train.config import RunConfig
 from covpool.train.prediction import TrainedModel, load_model
 from covpool.train.published import read_published
 from tiny_images import OPTIONS, make_tiny_images
@@ -156,9 +157,14 @@ def untrained(method, width):
     model = covpool.create_model("small-convnet", 5, method=method, in_chans=1, width=width).eval()
     preprocessing = Preprocessing(channels=1, image_size=16, resize=16, mean=(0.5,), std=(0.2,))
     metadata = {
-        **{"version": "0", "classes": [*"abcde"], "vector_layout": "triu-row-major-v1"},
-        **{"schedule": method, "preprocessing": preprocessing.to_dict(), "images": {}, "epoch": 0},
-        "config": covpool.train.config.RunConfig().to_dict(),
+        "version": "0",
+        "classes": [*"abcde"],
+        "vector_layout": "triu-row-major-v1",
+        "schedule": method,
+        "preprocessing": preprocessing.to_dict(),
+        "images": {},
+        "epoch": 0,
+        "config": RunConfig().to_dict(),
     }
     return TrainedModel(
         model=model, preprocessing=preprocessing, classes=(*"abcde",), metadata=metadata

@@ -23,8 +23,14 @@ from covpool.train.published import read_published, write_published
 @pytest.fixture
 def model(tmp_path):
     metadata = {
-        **{"version": "0", "classes": ["a"], "vector_layout": "triu-row-major-v1", "images": {}},
-        **{"schedule": "gap", "preprocessing": {}, "epoch": 0, "config": RunConfig().to_dict()},
+        "version": "0",
+        "classes": ["a"],
+        "vector_layout": "triu-row-major-v1",
+        "images": {},
+        "schedule": "gap",
+        "preprocessing": {},
+        "epoch": 0,
+        "config": RunConfig().to_dict(),
     }
     path = tmp_path / "model"
     write_published(path, {"weight": torch.arange(3.0)}, metadata, "# card\n")
@@ -70,7 +76,7 @@ def test_push_calls_the_client(model):
 def test_pull_calls_the_client(model, tmp_path):
     def download(repo_id, *, local_dir, allow_patterns, **others):
         assert others == {"repo_type": "model", "revision": "v1"}
-        assert (repo_id, PUBLIC <= set(allow_patterns)) == ("owner/name", True)
+        assert (repo_id, set(allow_patterns) >= PUBLIC) == ("owner/name", True)
         for name in PUBLIC:
             shutil.copy(model / name, local_dir)
         (Path(local_dir) / ".cache").mkdir()
@@ -131,7 +137,7 @@ def hub():
 
         server = HTTPServer(("127.0.0.1", 0), Handler)
         servers.append(server)
-        threading.Thread(target=server.serve_forever, (0.02,), daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return HfApi(endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_made_up")
 
     yield answering

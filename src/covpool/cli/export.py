@@ -82,7 +82,9 @@ def _find(path: Path, checkpoint: str | None) -> tuple[Path, dict[str, object]]:
     name = checkpoint or "best"
     file = directory.best if name == "best" else directory.last
     if not file.is_file():
-        raise ValueError(f"run {path} has no {file.name} yet; go on with it: covpool train --resume")
+        raise ValueError(
+            f"run {path} has no {file.name} yet; go on with it: covpool train --resume"
+        )
     summary = directory.read_summary() or {}
     known = {
         "checkpoint": "best" if name == "best" else "final",
@@ -131,6 +133,8 @@ def _parser() -> ArgumentParser:
         help="of the square root in ONNX; float32 is for runtimes without float64, and less exact "
         "(default: float64)",
     )
-    parser.add_argument("--licence", "--license", help="of the weights, as apache-2.0 (default: none)")
+    parser.add_argument(
+        "--licence", "--license", help="of the weights, as apache-2.0 (default: none)"
+    )
     parser.add_argument("--title", help="of the model card (default: the run's name)")
     return parser

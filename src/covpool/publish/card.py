@@ -88,7 +88,9 @@ def _data(metadata: Mapping[str, Any]) -> str:
     colour = "grey" if preprocessing["channels"] == 1 else "colour"
     size, resize = preprocessing["image_size"], preprocessing["resize"]
     resized = (
-        f"the shorter side to {resize}" if isinstance(resize, int) else f"to {resize[0]}×{resize[1]}"
+        f"the shorter side to {resize}"
+        if isinstance(resize, int)
+        else f"to {resize[0]}×{resize[1]}"
     )
     lines.append(
         f"Input: {colour} images, resized ({resized} pixels), the centre {size}×{size} of them, "

@@ -254,7 +254,7 @@ def class_names(given: Sequence[str] | None, number: int) -> list[str]:
             raise ValueError(f"it has {number} classes, and {len(given)} names are given")
         return list(given)
     if number == IMAGENET_CLASSES:
-        from timm.data import ImageNetInfo
+        from timm.data.imagenet_info import ImageNetInfo
 
         return list(ImageNetInfo("imagenet-1k").label_names())
     width = len(str(number - 1))

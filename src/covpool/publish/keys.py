@@ -76,7 +76,9 @@ RESNET_LAYOUTS: tuple[KeyLayout, ...] = (
     ),
 )
 
-RESNET_DEPTHS: Mapping[int, str] = MappingProxyType({6: "resnet50", 23: "resnet101", 36: "resnet152"})
+RESNET_DEPTHS: Mapping[int, str] = MappingProxyType(
+    {6: "resnet50", 23: "resnet101", 36: "resnet152"}
+)
 """Blocks of the third stage, and the network."""
 
 

@@ -35,9 +35,9 @@ class ProductsPool(nn.Module):
         dtype: of the iteration. float32 is for runtimes without float64; a method that iterates in
             float32 itself keeps to it in both.
 
-    `isqrt-cov` is computed as it is, and every other method by `newton-schulz-minimax`. That is near
-    to an exact root; methods whose root is another one (`svd-topn`, `mtp-lyapunov`, `mpa-lyapunov`)
-    are off by their own distance from it.
+    `isqrt-cov` is computed as it is, and every other method by `newton-schulz-minimax`. That is the
+    exact root to rounding; methods whose own is another one (`svd-topn`, `mtp-lyapunov`,
+    `mpa-lyapunov`) are off by their distance from it.
 
     Attributes:
         description: how the root is computed, for people.

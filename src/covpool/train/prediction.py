@@ -1,4 +1,4 @@
-"""The classes of single images by a checkpoint or a published model, which is all that is needed."""
+"""The classes of single images by a checkpoint or a published model: nothing else is needed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
