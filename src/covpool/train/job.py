@@ -32,6 +32,7 @@ from covpool.train.sampling import (
     steps_and_batch,
 )
 from covpool.train.schedule import MethodSchedule, method_schedule
+from covpool.train.starting_weights import read_starting_weights
 from covpool.train.trainer import check_machine, set_threads
 
 
@@ -43,6 +44,8 @@ class Job:
     splits: ImageSplits
     schedule: MethodSchedule
     model: CovPoolModel
+    start: str | None = None
+    """What was loaded of `model.init_from`, in a line."""
 
     def module(self) -> ClassificationModule:
         """The Lightning module of this job."""
@@ -76,9 +79,10 @@ class Job:
     def describe(self) -> str:
         """One line for people."""
         splits, model = self.splits, self.model
+        frozen = ", all but the classifier's frozen" * (self.config.optim.trained != "all")
         return (
             f"{self.config.model.backbone}, {self.schedule}, {parameters(model) / 1e6:.2f} M "
-            f"parameters; {splits.name}: {len(splits.classes)} classes, "
+            f"parameters{frozen}; {splits.name}: {len(splits.classes)} classes, "
             f"{len(splits.train)} training and {len(splits.test)} test images "
             f"{splits.channels}×{splits.image_size}×{splits.image_size}"
         )
@@ -108,7 +112,7 @@ def check_names(config: RunConfig) -> None:
     Raises:
         ValueError: an unknown method, constant or backbone.
     """
-    method_schedule(config.model)
+    method_schedule(config.model, config.optim)
     check_backbone(config.model.backbone)
 
 
@@ -123,7 +127,7 @@ def prepare(
     Args:
         config: the run's configuration.
         checkpoint: one whose weights the model is going to have: its preprocessing of images
-            holds, and pretrained weights are not loaded.
+            holds, and neither pretrained weights nor those to start from are loaded.
         progress: called with (files checked, files in all).
 
     Raises:
@@ -132,8 +136,10 @@ def prepare(
     check_names(config)
     check_machine(config)
     set_threads(config)
-    schedule = method_schedule(config.model)
-    preprocessing = None
+    schedule = method_schedule(config.model, config.optim)
+    choice, source, preprocessing = config.model, None, None
+    if checkpoint is None and choice.init_from is not None:
+        source = read_starting_weights(choice.init_from)
     if checkpoint is not None:
         preprocessing = Preprocessing.from_dict(checkpoint[METADATA]["preprocessing"])
     splits = open_images(
@@ -146,9 +152,10 @@ def prepare(
         classes=len(splits.classes),
         channels=splits.channels,
         image_size=splits.image_size,
-        pretrained=config.model.pretrained and checkpoint is None,
+        pretrained=choice.pretrained and checkpoint is None,
     )
-    return Job(config=config, splits=splits, schedule=schedule, model=model)
+    start = source and source.load(model, choice, splits.classes)
+    return Job(config=config, splits=splits, schedule=schedule, model=model, start=start)
 
 
 def build_model(
@@ -236,6 +243,7 @@ def prepare_resume(
     check_classes(job.splits, checkpoint, directory.last)
     check_images(job, checkpoint, directory)
     module = job.module()
+    module.on_load_checkpoint(checkpoint)
     load_weights(module, checkpoint, directory.last)
     return job, True
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from covpool.linalg.methods import Method, get_method
 from covpool.pooling import check_pooling
-from covpool.train.config import ModelConfig
+from covpool.train.config import ModelConfig, OptimConfig
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class MethodSchedule:
     def _at(self, epoch: int) -> tuple[int, str, Method | None]:
         return [switch for switch in self.switches if switch[0] <= epoch][-1]
 
+    def switches_to(self, epoch: int) -> str | None:
+        """The method that takes over at the beginning of that epoch, if one does."""
+        return next((name for first, name, _ in self.switches[1:] if first == epoch), None)
+
     @property
     def label(self) -> str:
         """The poolings' names in order, for file names."""
@@ -35,20 +39,26 @@ class MethodSchedule:
         return ",".join(f"{epoch}:{name}" for epoch, name, _ in self.switches)
 
 
-def method_schedule(config: ModelConfig) -> MethodSchedule:
+def method_schedule(config: ModelConfig, optim: OptimConfig | None = None) -> MethodSchedule:
     """The schedule of a configuration, every name and constant checked.
 
     A constant goes to each method of the schedule that has one of its name.
 
+    Args:
+        config: the methods.
+        optim: the course of the learning rate, for `hybrid`.
+
     Raises:
         ValueError: an unknown pooling or constant, a schedule that cannot be read or does not
-            rise, a first entry that contradicts `method`, or gap beside another method.
+            rise, a first entry that contradicts `method`, gap beside another method, or `hybrid`
+            without a milestone.
     """
-    names = _switches(config)
+    names = _switches(config, optim)
     if any(name == "gap" for _, name in names) and len(names) > 1:
+        option = "schedule" if config.hybrid is None else "hybrid"
         raise ValueError(
-            f"model.schedule {config.schedule!r} switches between gap and a covariance method, "
-            "whose classifiers differ; switch between covariance methods"
+            f"model.{option} {getattr(config, option)!r} switches between gap and a covariance "
+            "method, whose classifiers differ; switch between covariance methods"
         )
     rows = {name: None if name == "gap" else get_method(name) for _, name in names}
     for constant in config.constants:
@@ -67,8 +77,15 @@ def method_schedule(config: ModelConfig) -> MethodSchedule:
     return MethodSchedule(tuple((epoch, name, with_constants[name]) for epoch, name in names))
 
 
-def _switches(config: ModelConfig) -> list[tuple[int, str]]:
+def _switches(config: ModelConfig, optim: OptimConfig | None) -> list[tuple[int, str]]:
     check_pooling(config.method)
+    if config.hybrid is not None:
+        if optim is None or not optim.milestones:
+            raise ValueError(
+                f"model.hybrid {config.hybrid!r} switches at the last of optim.milestones, and "
+                "there is none"
+            )
+        return [(0, config.method), (optim.milestones[-1], check_pooling(config.hybrid))]
     if config.schedule is None:
         return [(0, config.method)]
     entries = []
