@@ -38,6 +38,7 @@ OUT_OF_RANGE = {
         "clip_norm": 0.0,
         "classifier_multiplier": 0.0,
         "label_smoothing": 1.0,
+        "weight_average": 1.0,
     },
     TrainConfig: {
         "epochs": 0,
@@ -68,6 +69,54 @@ def test_options_that_exclude_each_other():
         OptimConfig(decay="cosine", milestones=(2,))
     with pytest.raises(ValueError, match="nesterov"):
         OptimConfig(nesterov=True, momentum=0.0)
+
+
+STEP_DECAY = OptimConfig(decay="step", milestones=(3, 5))
+
+
+def test_hybrid_switches_at_the_last_milestone():
+    schedule = method_schedule(ModelConfig(method="isqrt-cov", hybrid="svd-pade"), STEP_DECAY)
+    assert [schedule.name_at(epoch) for epoch in (0, 4, 5)] == [
+        "isqrt-cov",
+        "isqrt-cov",
+        "svd-pade",
+    ]
+    assert str(schedule) == "0:isqrt-cov,5:svd-pade"
+    assert [schedule.switches_to(epoch) for epoch in (0, 3, 5)] == [None, None, "svd-pade"]
+
+
+@pytest.mark.parametrize(
+    ("model", "optim", "message"),
+    [
+        ({"hybrid": "svd-pade"}, {}, "last of optim.milestones, and there is none"),
+        ({"hybrid": "svd-pade"}, {"decay": "step"}, "last of optim.milestones, and there is none"),
+        (
+            {"hybrid": "svd-pade"},
+            {"decay": "step", "milestones": (30,)},
+            "switches at epoch 30, .* train.epochs 30 ends before it",
+        ),
+        (
+            {"hybrid": "svd-pade", "schedule": "0:isqrt-cov,2:svd-pade"},
+            {"decay": "step", "milestones": (2,)},
+            "hybrid 'svd-pade' and model.schedule .* exclude each other",
+        ),
+        ({"pretrained": True, "init_from": "run"}, {}, "init_from 'run' exclude each other"),
+    ],
+)
+def test_protocols_that_cannot_be_followed(model, optim, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig(model=ModelConfig(**model), optim=OptimConfig(**optim), train=TrainConfig())
+
+
+@pytest.mark.parametrize(("method", "hybrid"), [("gap", "svd-pade"), ("isqrt-cov", "gap")])
+def test_hybrid_training_does_not_change_the_kind_of_pooling(method, hybrid):
+    with pytest.raises(ValueError, match=f"model.hybrid '{hybrid}' switches between gap and"):
+        method_schedule(ModelConfig(method=method, hybrid=hybrid), STEP_DECAY)
+
+
+def test_an_unknown_hybrid_method_is_named():
+    with pytest.raises(ValueError, match="'svd-pad'.*did you mean 'svd-pade'"):
+        method_schedule(ModelConfig(hybrid="svd-pad"), STEP_DECAY)
 
 
 def test_one_method_is_a_schedule_too():

@@ -220,8 +220,8 @@ class RunConfig:
             if last is None:
                 raise ValueError(
                     f"model.hybrid {model.hybrid!r} switches at the last of optim.milestones, and "
-                    "there is none; give optim.decay step with milestones, or the epochs themselves "
-                    f"as model.schedule 0:{model.method},EPOCH:{model.hybrid}"
+                    "there is none; give optim.decay step with milestones, or the epoch itself by "
+                    f"model.schedule 0:{model.method},EPOCH:{model.hybrid}"
                 )
             if last >= self.train.epochs:
                 raise ValueError(

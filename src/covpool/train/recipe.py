@@ -1,7 +1,7 @@
 """The training recipes in the package: a YAML file each in `recipes/`, found by its name.
 
-A file holds a configuration as config.yaml of a run does, and a block `recipe` about itself. What it
-leaves open is as in the configuration's dataclasses.
+A file holds a configuration as config.yaml of a run does, and a block `recipe` about itself. What
+it leaves open is as in the configuration's dataclasses.
 """
 
 import re

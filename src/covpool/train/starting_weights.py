@@ -53,7 +53,7 @@ class StartingWeights:
         own = model.state_dict()
         chosen, ignored = self._backbone(own, model)
         loaded, fresh = ["backbone"], []
-        unused = [f"{len(ignored)} of its head"] if ignored else []
+        unused = [_parents(ignored)] if ignored else []
         for part, take in (
             ("reduction", self._takes_reduction(own, model)),
             ("classifier", self._takes_classifier(own, classes)),
@@ -67,12 +67,11 @@ class StartingWeights:
                 if any(name.startswith(prefix) for name in own):
                     fresh.append(part)
                 if there:
-                    unused.append(f"its {part}")
+                    unused.append(part)
         model.load_state_dict(chosen, strict=False)
-        parts = [f"loaded {' and '.join(loaded)}", f"fresh: {' and '.join(fresh) or 'nothing'}"]
-        if unused:
-            parts.append(f"not used: {' and '.join(unused)}")
-        return f"starts from {self._description(config, classes)}; {'; '.join(parts)}"
+        parts = [("loaded", loaded), ("fresh", fresh), ("not used of it", unused)]
+        told = "; ".join(f"{word}: {' and '.join(names)}" for word, names in parts if names)
+        return f"starts from {self._description(config, classes)}; {told}"
 
     def _description(self, config: ModelConfig, classes: Sequence[str]) -> str:
         if self.about is None:
@@ -153,6 +152,11 @@ class StartingWeights:
                 f"the model of the configuration {sizes[1]}; choose its model.backbone, its "
                 "model.reduced_channels, and images with as many channels"
             )
+
+
+def _parents(names: Sequence[str]) -> str:
+    """The children of the plain network that the weights belong to."""
+    return ", ".join(dict.fromkeys(name.split(".")[1] for name in names))
 
 
 def read_starting_weights(path: str | Path) -> StartingWeights:

@@ -8,7 +8,7 @@ checkpoint that is written with `save_weights_only`, and averages the sums of an
 
 from typing import Any
 
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 TRAINED = "covpool_trained_weights"
