@@ -112,7 +112,7 @@ def check_names(config: RunConfig) -> None:
     Raises:
         ValueError: an unknown method, constant or backbone.
     """
-    method_schedule(config.model, config.optim)
+    method_schedule(config)
     check_backbone(config.model.backbone)
 
 
@@ -136,7 +136,7 @@ def prepare(
     check_names(config)
     check_machine(config)
     set_threads(config)
-    schedule = method_schedule(config.model, config.optim)
+    schedule = method_schedule(config)
     choice, source, preprocessing = config.model, None, None
     if checkpoint is None and choice.init_from is not None:
         source = read_starting_weights(choice.init_from)

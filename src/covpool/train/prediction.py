@@ -39,7 +39,7 @@ def predict(path: Path, images: Sequence[Path], *, top: int = 5) -> Iterator[Pre
     config = RunConfig.from_dict(about["config"])
     classes: list[str] = about["classes"]
     preprocessing = Preprocessing.from_dict(about["preprocessing"])
-    schedule = method_schedule(config.model)
+    schedule = method_schedule(config)
     model = build_model(
         config,
         schedule,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from covpool.linalg.methods import Method, get_method
 from covpool.pooling import check_pooling
-from covpool.train.config import ModelConfig, OptimConfig
+from covpool.train.config import ModelConfig, RunConfig
 
 
 @dataclass(frozen=True)
@@ -39,29 +39,25 @@ class MethodSchedule:
         return ",".join(f"{epoch}:{name}" for epoch, name, _ in self.switches)
 
 
-def method_schedule(config: ModelConfig, optim: OptimConfig | None = None) -> MethodSchedule:
+def method_schedule(config: RunConfig) -> MethodSchedule:
     """The schedule of a configuration, every name and constant checked.
 
     A constant goes to each method of the schedule that has one of its name.
 
-    Args:
-        config: the methods.
-        optim: the course of the learning rate, for `hybrid`.
-
     Raises:
         ValueError: an unknown pooling or constant, a schedule that cannot be read or does not
-            rise, a first entry that contradicts `method`, gap beside another method, or `hybrid`
-            without a milestone.
+            rise, a first entry that contradicts `method`, or gap beside another method.
     """
-    names = _switches(config, optim)
+    model = config.model
+    names = _switches(config)
     if any(name == "gap" for _, name in names) and len(names) > 1:
-        option = "schedule" if config.hybrid is None else "hybrid"
+        option = "schedule" if model.hybrid is None else "hybrid"
         raise ValueError(
-            f"model.{option} {getattr(config, option)!r} switches between gap and a covariance "
+            f"model.{option} {getattr(model, option)!r} switches between gap and a covariance "
             "method, whose classifiers differ; switch between covariance methods"
         )
     rows = {name: None if name == "gap" else get_method(name) for _, name in names}
-    for constant in config.constants:
+    for constant in model.constants:
         owners = [row for row in rows.values() if row is not None and constant in row.constants]
         if not owners:
             known = sorted({key for row in rows.values() if row for key in row.constants})
@@ -71,21 +67,17 @@ def method_schedule(config: ModelConfig, optim: OptimConfig | None = None) -> Me
             )
     with_constants = {
         name: row
-        and row.replace(**{k: v for k, v in config.constants.items() if k in row.constants})
+        and row.replace(**{k: v for k, v in model.constants.items() if k in row.constants})
         for name, row in rows.items()
     }
     return MethodSchedule(tuple((epoch, name, with_constants[name]) for epoch, name in names))
 
 
-def _switches(config: ModelConfig, optim: OptimConfig | None) -> list[tuple[int, str]]:
+def _switches(run: RunConfig) -> list[tuple[int, str]]:
+    config = run.model
     check_pooling(config.method)
     if config.hybrid is not None:
-        if optim is None or not optim.milestones:
-            raise ValueError(
-                f"model.hybrid {config.hybrid!r} switches at the last of optim.milestones, and "
-                "there is none"
-            )
-        return [(0, config.method), (optim.milestones[-1], check_pooling(config.hybrid))]
+        return [(0, config.method), (run.optim.milestones[-1], check_pooling(config.hybrid))]
     if config.schedule is None:
         return [(0, config.method)]
     entries = []
