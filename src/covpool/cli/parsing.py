@@ -167,8 +167,9 @@ def embedded_recipe(arguments: Sequence[str]) -> Any:
 
     given = [word.partition("=")[0] for word in arguments]
     files = _config_files(arguments)
-    if {"--data.root", "--data"} & set(given) or any(
-        "data.root" in _keys_of(path, ()) for path in files
+    naming = {"data.root", "data.name"}
+    if {"--data", *(f"--{key}" for key in naming)} & set(given) or any(
+        naming & set(_keys_of(path, ())) for path in files
     ):
         return None
     return RunConfig.recipe("typefaces")
