@@ -171,10 +171,11 @@ def chosen_recipe(arguments: Sequence[str]) -> "Recipe | None":
 
     named = _values_of("--recipe", arguments)
     given = [word.partition("=")[0] for word in arguments]
-    own_images = bool({"--data.root", "--data"} & set(given))
+    naming = {"data.root", "data.name"}
+    own_images = bool({"--data", *(f"--{key}" for key in naming)} & set(given))
     in_files: list[str] = []
     for path in _config_files(arguments):
-        own_images |= "data.root" in _keys_of(path, ())
+        own_images |= bool(naming & set(_keys_of(path, ())))
         name = _content_of(path).get("recipe")
         if not isinstance(name, str | None):
             raise UserError(f"--config {path}: recipe must be a recipe's name, not {name!r}")

@@ -24,6 +24,7 @@ from covpool.train.trainer import main_process
 RUNS = Path("runs")
 
 RESUMABLE = (
+    "data.name",
     "data.root",
     "data.workers",
     "data.check",

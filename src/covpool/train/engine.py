@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 
 import covpool
 from covpool.data import DataError
-from covpool.data.dataset import REMEDY
+from covpool.data.reading import REMEDY
 from covpool.train.checkpoint import METADATA, check_model, load_weights, read_checkpoint
 from covpool.train.config import RunConfig
 from covpool.train.figures import draw_confusion, draw_curves

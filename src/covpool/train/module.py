@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from typing_extensions import override
 
-from covpool.data import Images, ImageSplits
+from covpool.data import Images, ImageSplits, average_over_views
 from covpool.models import CovPoolModel
 from covpool.train.checkpoint import METADATA
 from covpool.train.config import OptimConfig, RunConfig
@@ -120,7 +120,7 @@ class ClassificationModule(LightningModule):
     def _logits(self, images: Tensor) -> Tensor:
         model = self.model if self.training or self.average is None else self.average
         try:
-            return model(images)
+            return average_over_views(model, images)
         except ValueError as error:  # the pooling met features that are not finite
             raise TrainingDiverged(f"{self._where(self.global_step)}: {error}") from error
 
