@@ -104,6 +104,7 @@ def test_hybrid_switches_at_the_last_milestone():
             {"decay": "step", "milestones": (2,)},
             "hybrid 'svd-pade' and model.schedule .* exclude each other",
         ),
+        ({"hybrid": "isqrt-cov"}, {}, "is model.method too, so that nothing would be switched"),
         ({"pretrained": True, "init_from": "run"}, {}, "init_from 'run' exclude each other"),
     ],
 )

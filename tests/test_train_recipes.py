@@ -2,15 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 from importlib import resources
 
 import pytest
 import yaml
-from miniatures import write_miniature
 
 from covpool.cli import main
+from covpool.train.job import warn_of_milestones
 from covpool.train.recipe import EMBEDDED, read_recipes
 from covpool.train.run_directory import RunDirectory
+from miniatures import write_miniature
 
 RECIPES = {recipe.name: recipe for recipe in read_recipes()}
 
@@ -171,6 +173,15 @@ def test_what_only_the_user_has_is_asked_for(command, tmp_path, capsys):
 def test_a_resumed_run_takes_no_recipe(tmp_path, capsys):
     assert main(["train", "--resume", str(tmp_path), "--recipe", "birds"]) == 2
     assert "exclude each other" in capsys.readouterr().err
+
+
+def test_a_shortened_recipe_says_which_decays_it_loses(caplog):
+    config = RECIPES["birds"].config
+    for epochs, told in ((200, []), (100, ["at epoch 100 "]), (40, ["at epoch 50 and 100 "])):
+        caplog.clear()
+        warn_of_milestones(replace(config, train=replace(config.train, epochs=epochs)))
+        assert len(caplog.messages) == len(told)
+        assert all(part in caplog.text for part in told)
 
 
 SMALL = {"model.backbone": "test_resnet", "data.image_size": "64"}

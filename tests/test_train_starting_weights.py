@@ -6,9 +6,14 @@ import torch
 from safetensors.torch import save_file
 
 from covpool.cli import main
+from covpool.data import DataConfig
 from covpool.models import create_model
-from covpool.train.config import ModelConfig
-from covpool.train.starting_weights import StartingWeights, read_starting_weights
+from covpool.train.config import ModelConfig, RunConfig
+from covpool.train.starting_weights import (
+    StartingWeights,
+    read_starting_weights,
+    standardised_as,
+)
 from tiny_images import CLASSES, OPTIONS, make_tiny_images
 
 
@@ -57,7 +62,7 @@ def test_a_run_directory_stands_for_its_best_checkpoint(run, images, tmp_path, c
     assert main(command) == 0
     told = f"starts from {run / 'best.ckpt'} (epoch "
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(told))
-    assert line.endswith("3 classes); loaded: backbone and reduction and classifier")
+    assert "3 classes); loaded: backbone and reduction and classifier; images are" in line
     source, here = (torch.load(p / "best.ckpt", weights_only=True) for p in (run, path))
     # With no rate to speak of, the weights that do not follow the batches are still the source's.
     for name, value in source["state_dict"].items():
@@ -237,6 +242,56 @@ def test_a_longer_network_of_the_same_blocks_is_refused(tmp_path):
     model = create_model("vit_tiny_patch16_224", 3, image_size=64, depth=2)
     with pytest.raises(ValueError, match=r"it has \(192,\) blocks.2.norm1.weight, .* no;"):
         loaded(tmp_path / "long.pth", model, ModelConfig(backbone="vit_tiny_patch16_224"))
+
+
+OTHERS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "data", "mean"),
+    [
+        ({"about": {"preprocessing": OTHERS}}, {}, {}, (0.1, 0.2, 0.3)),
+        ({"about": {"preprocessing": OTHERS}}, {}, {"mean": (0.5,)}, (0.5,)),
+        ({"channels": 3}, {"backbone": "resnet10t"}, {}, (0.485, 0.456, 0.406)),
+        ({"channels": 3}, {"backbone": "alexnet"}, {}, (0.485, 0.456, 0.406)),
+        ({"channels": 3}, {"backbone": "vit_tiny_patch16_224"}, {}, (0.5, 0.5, 0.5)),
+        ({"channels": 1}, {"backbone": "resnet10t"}, {}, None),
+        (None, {"backbone": "vit_tiny_patch16_224", "pretrained": True}, {}, (0.5,)),
+        (None, {"backbone": "resnet18", "pretrained": True}, {}, None),
+        (None, {"backbone": "vit_tiny_patch16_224"}, {}, None),
+    ],
+)
+def test_images_are_standardised_as_the_weights_are_used_to(source, model, data, mean, tmp_path):
+    if source is not None:
+        weights = {"backbone.conv1.weight": torch.zeros(8, source.get("channels", 3), 3, 3)}
+        source = StartingWeights(path=tmp_path, weights=weights, about=source.get("about"))
+    config = RunConfig(model=ModelConfig(**model), data=DataConfig(**data))
+    assert standardised_as(source, config).mean == mean
+
+
+def test_the_standardisation_stays_with_the_weights(tmp_path, capsys):
+    data = make_tiny_images(tmp_path / "images", train=4, test=2)
+    path, own = tmp_path / "run", ["--model.reduced_channels", "6", "--data.augment", "none"]
+    command = ["train", "--data.root", str(data), "--output", str(path), *OPTIONS, *own]
+    assert main([*command, "--data.mean", "[0.3]", "--data.std", "[0.2]"]) == 0
+    assert (
+        main(
+            [
+                *command[:3],
+                "--output",
+                str(tmp_path / "next"),
+                *OPTIONS,
+                *own,
+                "--model.init_from",
+                str(path),
+            ]
+        )
+        == 0
+    )
+    assert "images are standardised as its own were" in capsys.readouterr().out
+    next_about = torch.load(tmp_path / "next" / "last.ckpt", weights_only=True)["covpool"]
+    assert next_about["preprocessing"]["mean"] == [0.3]
+    assert main(["evaluate", str(tmp_path / "next")]) == 0
 
 
 class Anything:

@@ -73,6 +73,11 @@ class ModelConfig:
                 f"model.hybrid {self.hybrid!r} and model.schedule {self.schedule!r} exclude each "
                 "other: both say when the method is switched"
             )
+        if self.hybrid is not None and self.hybrid == self.method:
+            raise ValueError(
+                f"model.hybrid {self.hybrid!r} is model.method too, so that nothing would be "
+                "switched; leave model.method at isqrt-cov, which is trained first"
+            )
         if self.pretrained and self.init_from is not None:
             raise ValueError(
                 f"model.pretrained and model.init_from {self.init_from!r} exclude each other: both "
@@ -228,11 +233,6 @@ class RunConfig:
                     f"model.hybrid {model.hybrid!r} switches at epoch {last}, the last of "
                     f"optim.milestones, and train.epochs {self.train.epochs} ends before it"
                 )
-        if optim.trained == "classifier" and not model.pretrained and model.init_from is None:
-            raise ValueError(
-                "optim.trained classifier freezes the backbone, whose weights would be random; "
-                "give model.init_from PATH or model.pretrained true"
-            )
         if optim.weight_average is not None and self.train.strategy.startswith("fsdp"):
             raise ValueError(
                 f"optim.weight_average {optim.weight_average} needs whole weights in each process, "

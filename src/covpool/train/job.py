@@ -6,6 +6,7 @@ or OSError. After `prepare`, an exception is a fault of the program, except `Tra
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,8 +33,10 @@ from covpool.train.sampling import (
     steps_and_batch,
 )
 from covpool.train.schedule import MethodSchedule, method_schedule
-from covpool.train.starting_weights import read_starting_weights
+from covpool.train.starting_weights import read_starting_weights, standardised_as
 from covpool.train.trainer import check_machine, set_threads
+
+logger = logging.getLogger("covpool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +113,15 @@ def check_names(config: RunConfig) -> None:
     """Look up every name of a configuration, before anything is opened.
 
     Raises:
-        ValueError: an unknown method, constant or backbone.
+        ValueError: an unknown method, constant or backbone; a backbone that would be frozen with
+            random weights.
     """
+    model = config.model
+    if config.optim.trained == "classifier" and not model.pretrained and model.init_from is None:
+        raise ValueError(
+            "optim.trained classifier freezes the backbone, whose weights would be random; give "
+            "model.init_from PATH or model.pretrained true"
+        )
     method_schedule(config)
     check_backbone(config.model.backbone)
 
@@ -137,13 +147,16 @@ def prepare(
     check_machine(config)
     set_threads(config)
     schedule = method_schedule(config)
-    choice, source, preprocessing = config.model, None, None
-    if checkpoint is None and choice.init_from is not None:
-        source = read_starting_weights(choice.init_from)
+    choice, data, source, preprocessing = config.model, config.data, None, None
     if checkpoint is not None:
         preprocessing = Preprocessing.from_dict(checkpoint[METADATA]["preprocessing"])
+    else:
+        if choice.init_from is not None:
+            source = read_starting_weights(choice.init_from)
+        data = standardised_as(source, config)
+        warn_of_milestones(config)
     splits = open_images(
-        config.data, seed=config.train.seed, preprocessing=preprocessing, progress=progress
+        data, seed=config.train.seed, preprocessing=preprocessing, progress=progress
     )
     check_batches(config, splits)
     model = build_model(
@@ -155,7 +168,21 @@ def prepare(
         pretrained=choice.pretrained and checkpoint is None,
     )
     start = source and source.load(model, choice, splits.classes)
+    if start and data != config.data:
+        start += "; images are standardised as its own were"
     return Job(config=config, splits=splits, schedule=schedule, model=model, start=start)
+
+
+def warn_of_milestones(config: RunConfig) -> None:
+    """Say which decays a run is too short for, as one has that shortens a recipe."""
+    epochs, milestones = config.train.epochs, config.optim.milestones
+    beyond = [epoch for epoch in milestones if epoch >= epochs]
+    if beyond:
+        logger.warning(
+            "train.epochs %d ends before the learning rate decays at epoch %s (optim.milestones)",
+            epochs,
+            " and ".join(map(str, beyond)),
+        )
 
 
 def build_model(

@@ -5,19 +5,21 @@ a run. What is loaded, what stays fresh and what the file has besides is always 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_pretrained_cfg, load_state_dict
 from torch import Tensor
 
+from covpool.data import DataConfig
 from covpool.models import CovPoolModel
 from covpool.models.backbones import SOURCES
 from covpool.train.checkpoint import METADATA, read_checkpoint
-from covpool.train.config import ModelConfig
+from covpool.train.config import ModelConfig, RunConfig
 from covpool.train.run_directory import RunDirectory
 
 PARTS = ("backbone.", "pool.", "classifier.")
@@ -37,6 +39,11 @@ class StartingWeights:
     path: Path
     weights: dict[str, Tensor]
     about: Mapping[str, Any] | None = None
+
+    @property
+    def channels(self) -> int | None:
+        """Channels of the images, by the first convolution."""
+        return next((value.shape[1] for value in self.weights.values() if value.ndim == 4), None)
 
     def load(self, model: CovPoolModel, config: ModelConfig, classes: Sequence[str]) -> str:
         """Put them into the model: all of its backbone; its reduction where the weights have one;
@@ -228,21 +235,30 @@ def _read_plain(path: Path) -> dict[str, Tensor]:
     return {f"backbone.{name}": value for name, value in weights.items()}
 
 
-def normalisation(
-    config: ModelConfig, source: StartingWeights | None
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation of the images that the starting weights were trained on.
+def standardised_as(source: StartingWeights | None, config: RunConfig) -> DataConfig:
+    """The options of the images, with the mean and deviation that the starting weights are used to.
 
-    Returns:
-        Those of the run that they are from; of the backbone as timm describes it, where the weights
-        are pretrained or a plain network's; None for fresh weights.
+    These are those of the run that the weights are from; of the backbone as timm describes it,
+    where they are pretrained or a plain network's; as they were where the options give their own,
+    or for fresh weights.
     """
+    data, model = config.data, config.model
+    if data.mean is not None or data.std is not None:
+        return data
     if source is not None and source.about is not None:
         there = source.about["preprocessing"]
-        return tuple(there["mean"]), tuple(there["std"])
-    if source is None and not config.pretrained:
-        return None
-    if config.backbone.startswith(SOURCES):
-        return None
-    described = get_pretrained_cfg(config.backbone)
-    return None if described is None else (tuple(described.mean), tuple(described.std))
+        return replace(data, mean=tuple(there["mean"]), std=tuple(there["std"]))
+    mean, std = _described_by_timm(model.backbone)
+    if source is not None and source.channels == 3:
+        return replace(data, mean=mean, std=std)
+    # One value does for grey images and for colour; three would turn grey ones into colour.
+    if source is None and model.pretrained and len(set(mean)) == len(set(std)) == 1:
+        return replace(data, mean=mean[:1], std=std[:1])
+    return data
+
+
+def _described_by_timm(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    described = None if backbone.startswith(SOURCES) else get_pretrained_cfg(backbone)
+    if described is None:
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return tuple(described.mean), tuple(described.std)
