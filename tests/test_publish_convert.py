@@ -405,3 +405,10 @@ def test_check_weights_adds_counts_alone():
     assert weights["num_batches_tracked"] == 0
     with pytest.raises(ValueError, match=r"running_var has shape none in it, \(2,\)"):
         check_weights(model, {n: v for n, v in weights.items() if n != "running_var"})
+
+
+def test_sizes_that_do_not_fit_are_told_of_themselves(tmp_path):
+    torch.save({"x": torch.zeros(1)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"^data.resize 224 is smaller than the crop"):
+        options = Options(image_size=448, resize=224)
+        convert(tmp_path / "x.pth", "fast-mpn-cov", tmp_path / "o", options, title="")

@@ -10,7 +10,9 @@ from covpool.train.published import PublishedDirectory
 from covpool.train.run_directory import RunDirectory
 
 ALLOWED = (
+    "data.name",
     "data.root",
+    "data.views",
     "data.batch_size",
     "data.workers",
     "data.check",

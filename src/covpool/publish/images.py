@@ -1,7 +1,7 @@
 """The images on which exported files are compared with the network."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,6 +37,7 @@ def sample_of_files(paths: Sequence[Path], preprocessing: Preprocessing, number:
             files.append(path)
     if not files:
         raise ValueError(f"--images {', '.join(map(str, paths))}: no image files there")
+    preprocessing = replace(preprocessing, views="center")
     files = [files[index] for index in _spread(len(files), number)]
     images = torch.stack([load_image(file, preprocessing) for file in files])
     return Sample(images=images, source="given by --images")
@@ -48,8 +49,9 @@ def sample_of_run(config: RunConfig, preprocessing: Preprocessing, number: int) 
     Raises:
         ValueError: they cannot be opened; the message says what to give instead.
     """
+    data = replace(config.data, views="center")  # a file takes one view at a time
     try:
-        splits = open_images(config.data, preprocessing=preprocessing)
+        splits = open_images(data, preprocessing=preprocessing)
     except (DataError, OSError) as error:
         raise ValueError(
             f"the run's test images, to compare the exported files on, cannot be read ({error}); "

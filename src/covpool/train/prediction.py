@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from covpool.data import Preprocessing, load_image
+from covpool.data import Preprocessing, average_over_views, load_image
 from covpool.models import CovPoolModel
 from covpool.train.checkpoint import METADATA, load_weights
 from covpool.train.config import RunConfig
@@ -64,7 +64,8 @@ class TrainedModel:
                 yield Prediction(path=image, likeliest=[], error=str(error))
                 continue
             with torch.no_grad():
-                shares = self.model(pixels[None].to(parameter))[0].softmax(0)
+                logits = average_over_views(self.model, pixels[None].to(parameter))
+                shares = logits[0].softmax(0)
             best = shares.topk(min(top, len(self.classes)))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             yield Prediction(
@@ -92,7 +93,7 @@ def load_model(path: str | Path) -> TrainedModel:
     config = RunConfig.from_dict(about["config"])
     classes: list[str] = about["classes"]
     preprocessing = Preprocessing.from_dict(about["preprocessing"])
-    schedule = method_schedule(config.model)
+    schedule = method_schedule(config)
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and then replaced
         model = build_model(
             config,
