@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from covpool.cli import ArgumentParser, UserError
-from covpool.cli.parsing import one_line, users_input
+from covpool.cli.parsing import FileProgress, one_line, users_input
 from covpool.data import DataConfig, DataError
 from covpool.data.contact_sheet import draw_contact_sheet
 from covpool.data.inspection import Facts, Report, inspect_images, labelled_sources
@@ -26,9 +27,7 @@ def run(arguments: list[str]) -> int:
     with users_input():
         check_name(given.name)
         if given.root is not None and not Path(given.root).expanduser().exists():
-            raise UserError(
-                f"{given.root} does not exist; give the folder or archive of a data set"
-            )
+            raise UserError(f"{given.root} does not exist; give the folder or archive of images")
         for file in (given.json, given.contact_sheet):
             if file is not None and not file.absolute().parent.is_dir():
                 raise UserError(f"cannot write {file}: there is no folder {file.absolute().parent}")
@@ -38,13 +37,8 @@ def run(arguments: list[str]) -> int:
     except DataError as error:
         print(f"covpool: error: {one_line(error)}", file=sys.stderr)
         return 1
-    with _progress() as progress:
-        task = progress.add_task("reading images", total=None)
-        report = inspect_images(
-            layout,
-            contents,
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with _progress("reading images") as progress:
+        report = inspect_images(layout, contents, progress)
     show(report)
     with users_input():
         if given.json is not None:
@@ -52,7 +46,10 @@ def run(arguments: list[str]) -> int:
             given.json.write_text(text + "\n", encoding="utf-8")
         if given.contact_sheet is not None:
             _, source, labels = next(iter(labelled_sources(contents)))
-            draw_contact_sheet(source, labels, report.classes, given.contact_sheet)
+            with _progress("drawing classes") as progress:
+                draw_contact_sheet(
+                    source, labels, report.classes, given.contact_sheet, progress=progress
+                )
     return 1 if report.problems else 0
 
 
@@ -86,9 +83,13 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+@contextmanager
+def _progress(title: str) -> Iterator[FileProgress]:
+    """A bar on standard error, which goes when it is done."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def show(report: Report) -> None:

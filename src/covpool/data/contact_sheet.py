@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from covpool.data.config import DataError
 from covpool.data.dataset import Source
+from covpool.data.listing import Progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,7 +18,13 @@ TITLE = 16
 
 
 def draw_contact_sheet(
-    source: Source, labels: list[int], classes: Sequence[str], path: Path, *, images: int = 4
+    source: Source,
+    labels: list[int],
+    classes: Sequence[str],
+    path: Path,
+    *,
+    images: int = 4,
+    progress: Progress | None = None,
 ) -> None:
     """Write a PNG with a few images of each class under its name.
 
@@ -29,6 +36,7 @@ def draw_contact_sheet(
         classes: class names.
         path: file to write.
         images: how many of each class.
+        progress: called with (classes drawn, classes in all).
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -56,6 +64,8 @@ def draw_contact_sheet(
                 pen.line((corner[0], far[1], far[0], corner[1]), "red")
             else:
                 sheet.paste(picture, corner)
+        if progress is not None:
+            progress(label + 1, len(classes))
     sheet.save(path, format="PNG")
 
 

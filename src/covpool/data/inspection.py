@@ -97,15 +97,15 @@ class Report:
         """A line for each kind of thing that is wrong; none where all is well."""
         found = []
         if self.unreadable:
-            found.append(f"{len(self.unreadable)} of {len(self.images)} images cannot be read")
+            found.append(f"unreadable images: {len(self.unreadable)} of {len(self.images)}")
         for split in self.splits:
             lacking = [repr(name) for name, count in self.counts().items() if not count[split]]
             if lacking:
-                found.append(f"no {SPLITS[split]} image of class {shorten(lacking)}")
+                found.append(f"classes without a {SPLITS[split]} image: {shorten(lacking)}")
         if self.across_splits:
-            found.append(f"{len(self.across_splits)} images are in both splits")
+            found.append(f"images in both splits: {len(self.across_splits)}")
         if self.across_classes:
-            found.append(f"{len(self.across_classes)} images are in several classes")
+            found.append(f"images in several classes: {len(self.across_classes)}")
         return found
 
     def to_dict(self) -> dict[str, Any]:
