@@ -24,6 +24,7 @@ from covpool.models import CovPoolModel, check_backbone, create_model
 from covpool.pooling import VECTOR_LAYOUT
 from covpool.train.checkpoint import METADATA, check_model, find_checkpoint, load_weights
 from covpool.train.config import RunConfig
+from covpool.train.loggers import check_loggers
 from covpool.train.module import ClassificationModule
 from covpool.train.recorder import PROGRESS
 from covpool.train.run_directory import LAST, RunDirectory
@@ -135,6 +136,7 @@ def prepare(
     """
     check_names(config)
     check_machine(config)
+    check_loggers(config)
     set_threads(config)
     schedule = method_schedule(config.model)
     preprocessing = None

@@ -1,8 +1,8 @@
 """The directory of a run: its files and how they are named.
 
 config.yaml, metrics.csv, metrics.jsonl, last.ckpt, previous.ckpt, best.ckpt, curves.svg,
-confusion.png, confusions.csv, summary.json, summary.md. Whatever is written again during a run replaces its
-predecessor in one step, so a reader or a crash never meets half a file.
+confusion.png, confusions.csv, summary.json, summary.md. Whatever is written again during a run
+replaces its predecessor in one step, so a reader or a crash never meets half a file.
 """
 
 import csv

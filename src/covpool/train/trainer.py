@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from covpool.train.checkpoint import AtomicCheckpointIO
 from covpool.train.config import RunConfig, TrainConfig
@@ -109,7 +110,6 @@ def check_machine(config: RunConfig) -> None:
             f"{run.strategy!r} and train.precision {run.precision!r} do not go together on this "
             f"machine: {error}"
         ) from error
-
 
     if run.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
         raise ValueError(
