@@ -24,7 +24,7 @@ from typing import Any
 from common import make_parser, run
 
 RUN = (
-    *("--train.epochs", "3", "--data.batch_size", "32", "--train.checkpoint_steps", "4"),
+    *("--train.epochs", "3", "--data.batch_size", "64", "--train.checkpoint_steps", "4"),
     *("--model.backbone_options.width", "8", "--model.drop_rate", "0.2"),
     *("--model.schedule", "0:isqrt-cov,1:svd-pade", "--optim.clip_norm", "1"),
     *("--train.accelerator", "cpu", "--train.threads", "1"),
@@ -193,6 +193,10 @@ def main() -> int:
                 outcome["trials"].append(trial)
                 outcome["kills"] = kills
                 write(results, options.output)
+                verdict = "differ" if trial["differences"] else "the same"
+                progress.console.print(
+                    f"{world} processes, {kills} of {options.kills} kills: {verdict}"
+                )
             progress.update(task, description=f"{world} processes: done", completed=kills)
     for world, outcome in results["processes"].items():
         same = sum(len(t["kills"]) for t in outcome["trials"] if not t["differences"])
