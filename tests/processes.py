@@ -38,8 +38,11 @@ def slurm_variables(rank, world):
     }
 
 
-def start(arguments, log, *, world=2, variables=torchrun_variables):
-    """Processes that run the command; `log.RANK` gets what each prints."""
+def start(arguments, log, *, world=2, variables=torchrun_variables, prepare=None):
+    """Processes that run the command; `log.RANK` gets what each prints.
+
+    `prepare(rank)` is called in each of them before.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -47,7 +50,9 @@ def start(arguments, log, *, world=2, variables=torchrun_variables):
     for rank in range(world):
         names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **variables(rank, world)}
         names = {name: str(value) for name, value in names.items()}
-        process = CONTEXT.Process(target=_run, args=(arguments, names, rank, f"{log}.{rank}"))
+        process = CONTEXT.Process(
+            target=_run, args=(arguments, names, rank, f"{log}.{rank}", prepare)
+        )
         process.start()
         processes.append(process)
     return processes
@@ -62,8 +67,9 @@ def run(arguments, log, **options):
     return [process.exitcode for process in processes], Path(f"{log}.0").read_text()
 
 
-def _run(arguments, variables, rank, log):
+def _run(arguments, variables, rank, log, prepare):
     os.environ.update(variables)
+    multiprocessing.set_start_method("fork", force=True)  # of the loaders, as without us
     with open(log, "w", buffering=1) as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -75,6 +81,8 @@ def _run(arguments, variables, rank, log):
     import covpool.cli
 
     rank_zero_only.rank = rank  # read from the environment when Lightning was imported
+    if prepare is not None:
+        prepare(rank)
     status = covpool.cli.main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()

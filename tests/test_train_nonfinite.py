@@ -146,7 +146,7 @@ def test_the_worst_spectrum_is_that_of_the_worst_conditioned_image(model):
     assert "the first layer whose output is not finite is classifier (Linear)" in told
     spectra = [np.linalg.eigvalsh(np.cov(f.flatten(1).double(), bias=True)) for f in features[0]]
     ranks = [int((s > 8 * 2**-52 * s[-1]).sum()) for s in spectra]
-    conditions = [s[-1] / s[0] if rank == 8 else np.inf for s, rank in zip(spectra, ranks)]
+    conditions = [s[-1] / s[0] if r == 8 else np.inf for s, r in zip(spectra, ranks, strict=True)]
     worst = min(range(3), key=lambda i: (-conditions[i], ranks[i]))
     gap = min(np.diff(spectra[worst]) / spectra[worst][1:])
     which = f"{'abc'[worst]}: condition number {conditions[worst]:.3g}"

@@ -203,6 +203,7 @@ def test_default_directories_are_numbered(tmp_path):
 def test_a_damaged_checkpoint_is_named(kept, copy, capsys):
     content = (copy / "last.ckpt").read_bytes()
     (copy / "last.ckpt").write_bytes(content[:kept])
+    (copy / "previous.ckpt").write_bytes(content[:kept])
     for command in (["evaluate", str(copy)], ["train", "--resume", str(copy)]):
         assert main(command) == 2
         error = capsys.readouterr().err

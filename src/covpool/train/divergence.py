@@ -84,7 +84,7 @@ def explain_forward(model: CovPoolModel, images: Tensor, names: Sequence[str]) -
                 raise
     if seen.layer is not None:
         parts.append(f"the first layer whose output is not finite is {seen.layer}")
-    if seen.features is not None:
+    if seen.features is not None and not broken.any():
         parts += _worst_spectrum(seen.features, seen.pooled, names)
     return "; ".join(parts) or None
 
