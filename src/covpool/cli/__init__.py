@@ -79,6 +79,8 @@ def _run(command: Command, arguments: list[str]) -> int:
     # work twenty times slower. Read when PyTorch is loaded, hence here.
     if command.shares_cores:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # DDP's advice against looking for unused parameters, which exact resumption needs.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         with _loading():
             module = importlib.import_module(f"covpool.cli.{command.module}")

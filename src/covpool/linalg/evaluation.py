@@ -11,7 +11,7 @@ from covpool.linalg.decomposition import decompose
 from covpool.linalg.matrix_function import eigenpairs, lift
 from covpool.linalg.methods import METHODS, Method, get_method
 from covpool.linalg.scalar import INV_SQRT, LOG, ScalarFunction
-from covpool.linalg.spectrum import clip_to_rank, symmetric_part, without_autocast
+from covpool.linalg.spectrum import clip_to_rank, full_precision, symmetric_part
 
 
 def working_dtype(
@@ -80,7 +80,7 @@ def evaluate(
         return matrix.clone(), None
     warn_of_float32(row, compute_dtype, stacklevel=4)
     dtype = working_dtype(matrix.dtype, row, compute_dtype)
-    with without_autocast(matrix):
+    with full_precision(matrix):
         symmetric = symmetric_part(matrix.to(dtype))
         if isinstance(row.forward, Iteration):
             if check and _needs_full_rank(function):

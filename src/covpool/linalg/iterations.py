@@ -28,7 +28,7 @@ from covpool.linalg.lyapunov import (
     solve_lyapunov,
 )
 from covpool.linalg.scalar import INV_SQRT, SQRT, ScalarFunction
-from covpool.linalg.spectrum import symmetric_part, without_autocast
+from covpool.linalg.spectrum import full_precision, symmetric_part
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
@@ -90,7 +90,7 @@ class RootIteration(ABC):
 
     def roots(self, matrix: Tensor, inverse: bool) -> tuple[Tensor, ...]:
         """F (*, n, n), √s (*, 1, 1) and, if asked, F⁻¹; without a gradient."""
-        with without_autocast(matrix):
+        with full_precision(matrix):
             norm = _frobenius(matrix, (-2, -1))
             zero = norm == 0
             divisor = torch.where(zero, 1, norm)

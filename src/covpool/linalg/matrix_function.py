@@ -17,7 +17,7 @@ from covpool.linalg.decomposition import decompose
 from covpool.linalg.retries import BelowTransforms
 from covpool.linalg.scalar import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.second_order import pseudoinverse_and_null, second_derivative
-from covpool.linalg.spectrum import symmetric_part, without_autocast
+from covpool.linalg.spectrum import full_precision, symmetric_part
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
@@ -98,7 +98,7 @@ class Lift(Function):
     ) -> Tensor:
         bound = function.bind(exponent)
         values = method.forward.values(bound, eigenvalues, eigenvectors.shape[-1])
-        with without_autocast(eigenvectors):
+        with full_precision(eigenvectors):
             return symmetric_part((eigenvectors * values[..., None, :]) @ eigenvectors.mT)
 
     @staticmethod
@@ -202,7 +202,7 @@ class Derivative(Function):
     ) -> Tensor:
         bound = function.bind(exponent)
         loewner, trace = method.gradient.loewner(bound, eigenvalues, eigenvectors.shape[-1])
-        with without_autocast(eigenvectors):
+        with full_precision(eigenvectors):
             projected = eigenvectors.mT @ direction @ eigenvectors
             inner = loewner * projected
             if trace is not None:
@@ -236,7 +236,7 @@ class Derivative(Function):
                     direction, cotangent, exponent, *spectrum, ctx.function
                 )
             else:
-                with without_autocast(eigenvectors):
+                with full_precision(eigenvectors):
                     pseudoinverse, null = pseudoinverse_and_null(*spectrum)
                     turning = null @ (
                         direction @ null @ for_direction + cotangent @ null @ solution
@@ -277,7 +277,7 @@ class _DerivativeBothModes(Derivative):
                     second_derivative(direction, change, exponent, *rest[:2], ctx.function)
                 )
             else:
-                with without_autocast(eigenvectors):
+                with full_precision(eigenvectors):
                     pseudoinverse, null = pseudoinverse_and_null(eigenvalues, eigenvectors)
                     slope = -null @ change @ pseudoinverse
                     drift = change @ solution + null @ direction @ (slope + slope.mT)
