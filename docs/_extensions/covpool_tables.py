@@ -40,6 +40,7 @@ GROUPS = {
     "covpool.linalg.kernels": "Kernels",
     "covpool.linalg.diagnostics": "Diagnostics",
     "covpool.models": "Models",
+    "covpool.train.prediction": "Models",
 }
 """Headings of the reference by module, in their order; names of other modules follow them."""
 

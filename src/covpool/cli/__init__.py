@@ -34,6 +34,10 @@ COMMANDS = {
     "train": Command("train", "train a network; without arguments on the embedded typefaces"),
     "evaluate": Command("evaluate", "top-1 and top-5 of a run on its test split"),
     "predict": Command("predict", "the likeliest classes of images, by a run"),
+    "export": Command("export", "a trained network as safetensors, torch.export and ONNX"),
+    "push": Command("push", "upload a published model to a hub, or copy it to a folder"),
+    "pull": Command("pull", "get a published model from a hub, or from a folder"),
+    "convert": Command("convert", "a checkpoint of another project as a published model"),
     "compare": Command("compare", "train a grid of pooling methods and seeds, and tabulate it"),
     "bench": Command(
         "bench",

@@ -48,8 +48,9 @@ class ModelConfig:
     """Start from timm's ImageNet weights of the backbone."""
 
     init_from: str | None = None
-    """Start from these weights: a run directory (its best.ckpt), a checkpoint of one, or a file
-    with the state dict of the backbone's plain network (.pth, .pt, .safetensors)."""
+    """Start from these weights: a run directory (its best.ckpt), a checkpoint of one, a published
+    model, or a file with the state dict of the backbone's plain network (.pth, .pt,
+    .safetensors)."""
 
     drop_rate: float = 0.0
     """Dropout before the classifier."""
@@ -276,6 +277,7 @@ class RunConfig:
     @classmethod
     def groups(cls) -> dict[str, type]:
         """Each group's name and dataclass."""
+        # Typed as MISSING or a factory without a name; each field here has its class for one.
         return {item.name: item.default_factory for item in dataclasses.fields(cls)}  # type: ignore[misc]
 
     @classmethod

@@ -27,6 +27,7 @@ from covpool.train.loaders import ImageDataModule
 from covpool.train.loggers import make_loggers
 from covpool.train.module import ClassificationModule, TrainingDiverged
 from covpool.train.progress import ProgressReport
+from covpool.train.published import read_trained
 from covpool.train.recorder import Recorder
 from covpool.train.run_directory import Row, RunDirectory, best_row
 from covpool.train.trainer import main_process, make_trainer, quiet_lightning
@@ -168,11 +169,15 @@ def write_pictures(
 def evaluate(path: Path, config: RunConfig) -> dict[str, Any]:
     """Top-1, top-5 and loss of a checkpoint on the test split of the configuration's images.
 
+    Args:
+        path: the checkpoint, or a published model's directory.
+        config: its configuration, perhaps with other images.
+
     Raises:
         ValueError, OSError: as `prepare`; a checkpoint that is damaged, of another model or of
             other classes, or whose weights give no finite loss.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_trained(path)
     check_model(config, checkpoint, path)
     one_process = replace(
         config.train, devices=1, nodes=1, strategy="auto", sync_batchnorm=False, loggers=()
@@ -184,12 +189,13 @@ def evaluate(path: Path, config: RunConfig) -> dict[str, Any]:
     check_classes(job.splits, checkpoint, path)
     about = checkpoint[METADATA]
     own_root = config.data.root == about["config"]["data"]["root"]
-    if own_root and job.images["test"] != about["images"]["test"]:
+    known = about["images"].get("test")
+    if own_root and known and job.images["test"] != known:
         logger.warning(
             "the test images of %s (%d) are not those that the run was trained with (%d)",
             job.splits.name,
             job.images["test"]["number"],
-            about["images"]["test"]["number"],
+            known["number"],
         )
     module = job.module()
     load_weights(module, checkpoint, path)
