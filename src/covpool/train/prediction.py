@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from covpool.data import Preprocessing, load_image
+from covpool.data import Preprocessing, average_over_views, load_image
 from covpool.models import CovPoolModel
 from covpool.train.checkpoint import METADATA, load_weights
 from covpool.train.config import RunConfig
