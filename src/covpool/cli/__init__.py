@@ -44,6 +44,7 @@ COMMANDS = {
         "time, memory and errors of the methods, beside their peers",
         shares_cores=False,  # as in a program of the user's own
     ),
+    "data": Command("data", "check a data set: classes, sizes, unreadable images, duplicates"),
     "methods": Command("methods", "list the pooling methods"),
     "recipes": Command("recipes", "list the training recipes, or print one"),
 }
@@ -82,6 +83,8 @@ def _run(command: Command, arguments: list[str]) -> int:
     # work twenty times slower. Read when PyTorch is loaded, hence here.
     if command.shares_cores:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # DDP's advice against looking for unused parameters, which exact resumption needs.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         with _loading():
             module = importlib.import_module(f"covpool.cli.{command.module}")
