@@ -33,7 +33,8 @@ def run(arguments: list[str]) -> int:
                 raise UserError(f"cannot write {file}: there is no folder {file.absolute().parent}")
         config = DataConfig(name=given.name, root=given.root)
     try:
-        layout, contents = read_layout(config)
+        with _progress("opening") as progress:
+            layout, contents = read_layout(config, progress)
     except DataError as error:
         print(f"covpool: error: {one_line(error)}", file=sys.stderr)
         return 1

@@ -12,8 +12,8 @@ from covpool.data import fine_grained, imagenet
 from covpool.data.archives import ArchiveContents, embedded_typefaces, read_archive
 from covpool.data.config import DataConfig, DataError
 from covpool.data.folders import NotClassFolders, read_folder
-from covpool.data.listing import Listing
-from covpool.data.timm_readers import REFUSED, read_timm
+from covpool.data.listing import Listing, Progress
+from covpool.data.timm_readers import READERS, REFUSED, read_timm
 
 Contents = Listing | ArchiveContents
 
@@ -97,10 +97,10 @@ LAYOUTS: Mapping[str, Layout] = {
         source="Maji et al., 2013",
     ),
 }
-"""Layouts by the name that `data.name` takes; hfds/NAME goes to timm's reader."""
+"""Layouts by the name that `data.name` takes; hfds/NAME and wds/NAME go to `read_timm`."""
 
 
-def read_layout(config: DataConfig) -> tuple[str, Contents]:
+def read_layout(config: DataConfig, progress: Progress | None = None) -> tuple[str, Contents]:
     """The name of the configuration's layout, and what the data set holds.
 
     Raises:
@@ -110,7 +110,7 @@ def read_layout(config: DataConfig) -> tuple[str, Contents]:
     name = config.name
     check_name(name)
     if "/" in name:
-        return name, read_timm(name, config.root)
+        return name, read_timm(name, config.root, progress)
     if config.root is None or name == "typefaces":
         return _embedded(config)
     path = Path(config.root).expanduser()
@@ -137,15 +137,17 @@ def read_layout(config: DataConfig) -> tuple[str, Contents]:
 def check_name(name: str) -> None:
     """Raise a DataError unless this is what data.name may be."""
     prefix, slash, _ = name.partition("/")
-    if slash and prefix not in (*REFUSED, "hfds"):
+    if slash and prefix not in (*READERS, *REFUSED):
         raise DataError(
-            f"unknown data.name {name!r}; before the slash stands a reader of timm: hfds"
+            f"unknown data.name {name!r}; before the slash stands a reader of timm: "
+            f"{', '.join(READERS)}"
         )
     if not slash and name != "auto" and name not in LAYOUTS:
         near = difflib.get_close_matches(name, [*LAYOUTS, "auto"], n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise DataError(
-            f"unknown data.name {name!r}{hint} (known are auto, {', '.join(LAYOUTS)}, hfds/NAME)"
+            f"unknown data.name {name!r}{hint} (known are auto, {', '.join(LAYOUTS)}, hfds/NAME, "
+            "wds/NAME)"
         )
 
 
