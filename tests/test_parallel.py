@@ -180,7 +180,7 @@ def test_a_forked_child_has_a_pool_of_its_own():
 @pytest.mark.parametrize("name", ["exact", "svd-pade", "isqrt-cov"])
 @pytest.mark.parametrize("positions", [9, 40])
 def test_pooling_by_shares(name, positions, monkeypatch):
-    from covpool.linalg import covariance_function
+    from covpool.linalg import features
 
     x = torch.randn(2, 5, 12, positions, generator=torch.Generator().manual_seed(0))
 
@@ -190,6 +190,6 @@ def test_pooling_by_shares(name, positions, monkeypatch):
         return value.detach(), torch.autograd.grad(value.square().sum(), leaf)[0]
 
     whole = value_and_gradient()
-    monkeypatch.setattr(covariance_function, "SHARED_ELEMENTS", 1)
+    monkeypatch.setattr(features, "SHARED_ELEMENTS", 1)
     for one, other in zip(value_and_gradient(), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -125,7 +125,7 @@ def test_shares_of_the_batch_are_the_batch(name, positions, monkeypatch):
     pooled = partial(covpool.cov_pool, method=name)
     whole = value_and_gradient(pooled, x)
     threads = torch.get_num_threads()
-    monkeypatch.setattr("covpool.linalg.covariance_function.SHARED_ELEMENTS", 0)
+    monkeypatch.setattr("covpool.linalg.features.SHARED_ELEMENTS", 0)
     monkeypatch.setattr("covpool.linalg.parallel.SHARE_ELEMENTS", 250)
     try:
         for count in (1, 2, 3):

@@ -42,14 +42,14 @@ def state():
     return found
 before = state()
 for _ in range(2):
-    with spectrum.without_autocast(OnCuda()):
+    with spectrum.full_precision(OnCuda()):
         assert torch.backends.cuda.matmul.fp32_precision in ("ieee", "none")
-        with spectrum.without_autocast(OnCuda()):
+        with spectrum.full_precision(OnCuda()):
             assert torch.backends.cuda.matmul.fp32_precision in ("ieee", "none")
         assert torch.backends.cuda.matmul.fp32_precision in ("ieee", "none")
     assert state() == before, (state(), before)
 try:
-    with spectrum.without_autocast(OnCuda()):
+    with spectrum.full_precision(OnCuda()):
         raise KeyError
 except KeyError:
     pass
@@ -83,14 +83,14 @@ def test_several_threads_share_one_setting(monkeypatch):
     inside, leave = threading.Event(), threading.Event()
 
     def first():
-        with spectrum.without_autocast(OnCuda()):
+        with spectrum.full_precision(OnCuda()):
             inside.set()
             leave.wait(60)
 
     thread = threading.Thread(target=first)
     thread.start()
     inside.wait(60)
-    with spectrum.without_autocast(OnCuda()):
+    with spectrum.full_precision(OnCuda()):
         leave.set()
         thread.join()
         assert setting.fp32_precision == "ieee"

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from covpool.linalg import checks
-from covpool.linalg.covariance_function import covariance_function, works_on_gram
+from covpool.linalg.covariance_function import covariance_function
 from covpool.linalg.evaluation import warn_of_float32, working_dtype
+from covpool.linalg.features import Computation, works_on_gram
 from covpool.linalg.functions import matrix_sqrt
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.methods import METHODS, Method, choose, get_method
 from covpool.linalg.scalar import SQRT
-from covpool.linalg.spectrum import product, without_autocast
+from covpool.linalg.spectrum import full_precision, product
 
 POOLINGS: tuple[str, ...] = ("gap", *METHODS)
 """What may be chosen where a pooling is chosen: global average pooling, and every method."""
@@ -53,7 +54,7 @@ def covariance(x: Tensor) -> Tensor:
     Source: the maximum-likelihood estimate, as in MPN-COV (Li, Xie, Wang, Zuo, ICCV 2017).
     """
     features = _as_positions("covariance", x)
-    with without_autocast(x):
+    with full_precision(x):
         return _covariance(features)
 
 
@@ -121,7 +122,7 @@ def cov_pool(
     working = compute_dtype or torch.promote_types(x.dtype, torch.float32)
     decomposition = compute_dtype or torch.promote_types(x.dtype, torch.float64)
     scale = None
-    with without_autocast(x):
+    with full_precision(x):
         on_gram = works_on_gram(features)
         # Squares overflow, and vanish, long before the result does.
         squared_in = working if row.iterative and not on_gram else decomposition
@@ -133,7 +134,7 @@ def cov_pool(
             own = working_dtype(x.dtype, row, compute_dtype)
             pooled = matrix_sqrt(covariance(features.to(own)), row, compute_dtype=own, check=False)
         else:
-            pooled = covariance_function(features, SQRT, row, decomposition, working)
+            pooled = covariance_function(features, Computation(SQRT, row, decomposition, working))
         return (pooled if scale is None else pooled * scale).to(x.dtype)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from covpool.linalg import checks
-from covpool.linalg.spectrum import clip_to_rank, symmetric_part, without_autocast
+from covpool.linalg.spectrum import clip_to_rank, full_precision, symmetric_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def diagnose(
         checks.finite("diagnose", matrix, sample_dims=2)
         checks.symmetric("diagnose", matrix)
     matrix = matrix.detach()
-    with without_autocast(matrix):
+    with full_precision(matrix):
         dtype = compute_dtype or torch.promote_types(matrix.dtype, torch.float64)
         eigenvalues = torch.linalg.eigvalsh(symmetric_part(matrix.to(dtype)))
     if check:

@@ -9,11 +9,11 @@ from torch.autograd import Function
 from covpool.linalg.decomposition import decompose
 from covpool.linalg.kernels import Kernel
 from covpool.linalg.spectrum import (
+    full_precision,
     nested_forward_mode,
     rank_tolerance,
     refuse_second_derivative,
     symmetric_part,
-    without_autocast,
 )
 
 
@@ -35,7 +35,7 @@ class Eigh(Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         grad_eigenvalues, grad_eigenvectors = grad_outputs
         eigenvalues, eigenvectors = ctx.saved_tensors
-        with without_autocast(eigenvectors):
+        with full_precision(eigenvectors):
             projected = eigenvectors.mT @ grad_eigenvectors
             weights = ctx.kernel.matrix(eigenvalues)
             inner = contract(ctx.kernel, weights, projected, eigenvalues, grad_eigenvectors)
@@ -57,7 +57,7 @@ class EighWithForwardMode(Eigh):
     def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, Tensor]:
         tangent = grad_inputs[0]
         eigenvalues, eigenvectors = ctx.saved_tensors
-        with nested_forward_mode(), without_autocast(eigenvectors):
+        with nested_forward_mode(), full_precision(eigenvectors):
             inner = eigenvectors.mT @ tangent @ eigenvectors
             tangent_vectors = eigenvectors @ (ctx.kernel.matrix(eigenvalues).mT * inner)
             tangent_values = inner.diagonal(dim1=-2, dim2=-1).clone()

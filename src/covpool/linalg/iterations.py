@@ -28,7 +28,7 @@ from covpool.linalg.lyapunov import (
     solve_lyapunov,
 )
 from covpool.linalg.scalar import INV_SQRT, SQRT, ScalarFunction
-from covpool.linalg.spectrum import symmetric_part, without_autocast
+from covpool.linalg.spectrum import full_precision, symmetric_part
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
@@ -67,8 +67,8 @@ class RootIteration(ABC):
         """r(x), elementwise."""
 
     def scalar_inverse(self, x: Tensor) -> Tensor:
-        """1/r(x), finite at 0, where it offers the inverse root."""
-        raise NotImplementedError
+        """1/r(x), of those that offer the inverse root."""
+        return 1 / self.scalar_root(x)
 
     @abstractmethod
     def normalised_roots(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:
@@ -90,7 +90,7 @@ class RootIteration(ABC):
 
     def roots(self, matrix: Tensor, inverse: bool) -> tuple[Tensor, ...]:
         """F (*, n, n), √s (*, 1, 1) and, if asked, F⁻¹; without a gradient."""
-        with without_autocast(matrix):
+        with full_precision(matrix):
             norm = _frobenius(matrix, (-2, -1))
             zero = norm == 0
             divisor = torch.where(zero, 1, norm)

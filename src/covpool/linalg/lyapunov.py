@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
-from covpool.linalg.spectrum import name_samples, symmetric_part, unreadable, without_autocast
+from covpool.linalg.spectrum import full_precision, name_samples, symmetric_part, unreadable
 
 if TYPE_CHECKING:
     from covpool.linalg.iterations import Lyapunov, RootIteration
@@ -119,7 +119,7 @@ class IterativeRoot(Function):
         root, scale, *inverse = ctx.saved_tensors
         gradient = symmetric_part(grad_outputs[0])
         if inverse:
-            with without_autocast(root):
+            with full_precision(root):
                 gradient = gradient - inverse[0] @ symmetric_part(grad_outputs[2]) @ inverse[0]
         return _solution(gradient, root, scale, ctx.rule, ctx.name), None, None, None, None
 
@@ -131,7 +131,7 @@ class IterativeRootBothModes(IterativeRoot):
         change = _solution(symmetric_part(tangents[0]), root, scale, ctx.rule, ctx.name)
         if not inverse:
             return change, None
-        with without_autocast(root):
+        with full_precision(root):
             return change, None, -inverse[0] @ change @ inverse[0]
 
 
@@ -154,7 +154,7 @@ class LyapunovSolution(Function):
     def forward(
         gradient: Tensor, root: Tensor, scale: Tensor, rule: "Lyapunov", name: str
     ) -> Tensor:
-        with without_autocast(root):
+        with full_precision(root):
             return rule.solve(gradient, root, scale)
 
     @staticmethod
@@ -169,7 +169,7 @@ class LyapunovSolution(Function):
         adjoint = _solution(symmetric_part(grad_outputs[0]), root, scale, ctx.rule, ctx.name)
         change = None
         if ctx.needs_input_grad[1]:
-            with without_autocast(root):
+            with full_precision(root):
                 product = adjoint @ solution
             change = -(product + product.mT)
             change = _refuse_unless_exact(change, root, scale, ctx.rule, ctx.name)
@@ -183,7 +183,7 @@ class _LyapunovSolutionBothModes(LyapunovSolution):
         turn, change = tangents[:2]
         right = None if turn is None else symmetric_part(turn)
         if change is not None:
-            with without_autocast(root):
+            with full_precision(root):
                 product = change @ solution
             drift = -(product + product.mT)
             drift = _refuse_unless_exact(drift, root, scale, ctx.rule, ctx.name)

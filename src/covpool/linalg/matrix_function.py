@@ -17,7 +17,11 @@ from covpool.linalg.decomposition import decompose
 from covpool.linalg.retries import BelowTransforms
 from covpool.linalg.scalar import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.second_order import pseudoinverse_and_null, second_derivative
-from covpool.linalg.spectrum import symmetric_part, without_autocast
+from covpool.linalg.spectrum import (
+    full_precision,
+    refuse_second_derivative,
+    symmetric_part,
+)
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
@@ -98,7 +102,7 @@ class Lift(Function):
     ) -> Tensor:
         bound = function.bind(exponent)
         values = method.forward.values(bound, eigenvalues, eigenvectors.shape[-1])
-        with without_autocast(eigenvectors):
+        with full_precision(eigenvectors):
             return symmetric_part((eigenvectors * values[..., None, :]) @ eigenvectors.mT)
 
     @staticmethod
@@ -202,7 +206,7 @@ class Derivative(Function):
     ) -> Tensor:
         bound = function.bind(exponent)
         loewner, trace = method.gradient.loewner(bound, eigenvalues, eigenvectors.shape[-1])
-        with without_autocast(eigenvectors):
+        with full_precision(eigenvectors):
             projected = eigenvectors.mT @ direction @ eigenvectors
             inner = loewner * projected
             if trace is not None:
@@ -236,13 +240,13 @@ class Derivative(Function):
                     direction, cotangent, exponent, *spectrum, ctx.function
                 )
             else:
-                with without_autocast(eigenvectors):
+                with full_precision(eigenvectors):
                     pseudoinverse, null = pseudoinverse_and_null(*spectrum)
                     turning = null @ (
                         direction @ null @ for_direction + cotangent @ null @ solution
                     )
                     product = for_direction @ solution - turning @ pseudoinverse
-                for_anchor = -(product + product.mT)
+                for_anchor = -(product + product.mT) + _last(anchor, eigenvalues)
         if exponent is not None and ctx.needs_input_grad[2]:
             _refuse_unless_exact(ctx.method)
             rate = _rate(ctx.function)
@@ -277,14 +281,14 @@ class _DerivativeBothModes(Derivative):
                     second_derivative(direction, change, exponent, *rest[:2], ctx.function)
                 )
             else:
-                with without_autocast(eigenvectors):
+                with full_precision(eigenvectors):
                     pseudoinverse, null = pseudoinverse_and_null(eigenvalues, eigenvectors)
                     slope = -null @ change @ pseudoinverse
                     drift = change @ solution + null @ direction @ (slope + slope.mT)
                     sideways = -null @ solution @ slope.mT
                 drift = -(drift + drift.mT)
                 turn = drift if turn is None else turn + drift
-                parts.append(sideways + sideways.mT)
+                parts.append(sideways + sideways.mT + _last(anchor, eigenvalues))
         if turn is not None:
             parts.append(derive(symmetric_part(turn), anchor, exponent, *rest))
         if speed is not None:
@@ -302,6 +306,20 @@ class _DerivativeBothModes(Derivative):
             )
             parts.append(speed[..., None, None] * along)
         return sum(parts[1:], parts[0]) if parts else None
+
+
+def _last(anchor: Tensor, eigenvalues: Tensor) -> Tensor:
+    """Zero, with a derivative that is refused: what the root's second derivative is to get.
+
+    At deficient rank its own lacks how the null space turns; at full rank it is right.
+    """
+    marked = refuse_second_derivative(
+        anchor,
+        "the square root has no third derivative at deficient rank; add a multiple of the identity "
+        "to the matrix",
+        (eigenvalues == 0).any(-1),
+    )
+    return 0 * marked
 
 
 def _refuse_mixed(function: ScalarFunction, method: "Method") -> None:

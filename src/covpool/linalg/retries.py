@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.parallel import SampleError, by_shares
-from covpool.linalg.spectrum import rank_tolerance, transformed, unreadable, without_autocast
+from covpool.linalg.spectrum import full_precision, rank_tolerance, transformed, unreadable
 
 PROBE_SLACK = 64
 """How many times n · finfo(dtype).eps the probed errors of a factorisation may be. Those of LAPACK
@@ -68,7 +68,7 @@ class Factorisation:
         if unreadable(matrix) or matrix.numel() == 0:
             return self.solve(matrix)
         matrix = matrix.detach()
-        with without_autocast(matrix):
+        with full_precision(matrix):
             work = matrix.numel() * min(matrix.shape[-2:])
             if matrix.device.type == "cpu" and (matrix.ndim != 3 or work >= PARALLEL_WORK):
                 return by_shares(self.probed, (matrix,))
@@ -113,7 +113,7 @@ class Factorisation:
         for way in self.fallbacks.values():
             try:
                 factorised, factors = way(matrix)
-            except LinAlgError:
+            except (LinAlgError, TypeError):  # TypeError: a device without the way's float64
                 continue
             batch = tuple(factor[None] for factor in factors)
             if not bool(self.failed(factorised[None], batch)):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from covpool.linalg.scalar import THIRD_DERIVATIVE, ScalarFunction
-from covpool.linalg.spectrum import refuse_second_derivative, symmetric_part, without_autocast
+from covpool.linalg.spectrum import full_precision, refuse_second_derivative, symmetric_part
 
 
 def pseudoinverse_and_null(eigenvalues: Tensor, eigenvectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,7 +31,7 @@ def second_derivative(
     bound = function.bind(exponent)
     larger = torch.maximum(eigenvalues[..., :, None], eigenvalues[..., None, :])
     smaller = torch.minimum(eigenvalues[..., :, None], eigenvalues[..., None, :])
-    with without_autocast(eigenvectors):
+    with full_precision(eigenvectors):
         h = eigenvectors.mT @ first @ eigenvectors
         k = eigenvectors.mT @ second @ eigenvectors
         total = torch.zeros_like(h)

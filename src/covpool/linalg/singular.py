@@ -19,10 +19,10 @@ from covpool.linalg.eigen import contract, refuse_unless_exact
 from covpool.linalg.kernels import Kernel
 from covpool.linalg.singular_factors import SINGULAR_VALUE_DECOMPOSITION
 from covpool.linalg.spectrum import (
+    full_precision,
     nested_forward_mode,
     rank_tolerance,
     symmetric_part,
-    without_autocast,
 )
 
 
@@ -98,7 +98,7 @@ class Svd(Function):
         u, s, vh = ctx.saved_tensors
         v, grad_v = vh.mT, grad_vh.mT
         weights = _weights(s, ctx.kernel, max(u.shape[-2], v.shape[-2]))
-        with without_autocast(u):
+        with full_precision(u):
             projected_u, projected_v = u.mT @ grad_u, v.mT @ grad_v
             difference = projected_u - projected_v
             summed = projected_u + projected_v
@@ -125,7 +125,7 @@ class SvdWithForwardMode(Svd):
         tangent = grad_inputs[0]
         u, s, vh = ctx.saved_tensors
         v = vh.mT
-        with nested_forward_mode(), without_autocast(u):
+        with nested_forward_mode(), full_precision(u):
             weights = _weights(s, ctx.kernel, max(u.shape[-2], v.shape[-2]))
             inner = u.mT @ tangent @ v
             summed = weights.difference.mT * symmetric_part(inner)

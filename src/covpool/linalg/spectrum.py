@@ -33,7 +33,7 @@ def symmetric_part(matrix: Tensor) -> Tensor:
     return 0.5 * (matrix + matrix.mT)
 
 
-def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     """A context in which matrix products keep the precision of their operands, TF32 off too.
 
     torch.compile does not trace the setting of TF32: what it compiles follows the user's.
@@ -99,7 +99,7 @@ class _Product(Function):
 
     @staticmethod
     def forward(left: Tensor, right: Tensor) -> Tensor:
-        with without_autocast(left):
+        with full_precision(left):
             return left @ right
 
     @staticmethod

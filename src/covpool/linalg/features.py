@@ -1,0 +1,213 @@
+"""f(cov X) of features X, and its derivative in both directions, on their singular vectors.
+
+With Xc the centred features and Xc/√N = U S Vᵀ their singular value decomposition, the covariance
+is U S² Uᵀ and the gradient of X is
+
+    2/√N · (U (L ∘ UᵀGU) S + (I − U Uᵀ) G U diag(ℓ) S) Vᵀ,
+
+L being the Loewner matrix and ℓᵢ its entry for the pair of λi and zero. L is large where two
+singular values are small, and S makes up for it: nothing large arises, where the gradient of the
+covariance, multiplied by Xc, would be made of large numbers that nearly cancel.
+
+Where N − 1 < C, S² and V come from the N × N Gram matrix XcᵀXc/N, and U = Xc V S⁻¹/√N. The
+covariance, which is singular, is not formed; no pair of zeros is needed, the problem is well posed.
+Elsewhere S² and U come from the covariance; U is square, so the second term vanishes, and
+Vᵀ = S⁻¹ UᵀXc/√N is formed for the derivative.
+
+The decomposition and the products that small singular values hang on (Gram matrix or covariance,
+Xc V or UᵀXc) are computed in the decomposition's dtype, the others in the working dtype. To a
+method that is smooth at zero, small singular values are like others: its L is of order one, no rank
+is needed, S Vᵀ = UᵀXc/√N is used as it is, and all products are in the working dtype.
+
+Shapes: features (*, C, N), U (*, C, m), V (*, N, m), eigenvalues S² (*, m), result (*, C, C). None
+of this is differentiated by autograd.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from covpool.linalg.decomposition import decompose
+from covpool.linalg.parallel import by_shares
+from covpool.linalg.scalar import ScalarFunction
+from covpool.linalg.spectrum import clip_to_rank, full_precision, symmetric_part, unreadable
+
+if TYPE_CHECKING:
+    from covpool.linalg.methods import Method
+
+SHARED_ELEMENTS = 2**21
+"""Elements of a batch's features (or covariances, the larger) from which the batch is computed by
+shares: 16 MiB in float64, which no longer fit the caches."""
+
+
+@dataclass(frozen=True)
+class Computation:
+    """What is computed of features, and in which precision."""
+
+    function: ScalarFunction
+    method: "Method"
+    decomposition_dtype: torch.dtype
+    working_dtype: torch.dtype
+
+
+def works_on_gram(features: Tensor) -> bool:
+    """Whether the N × N Gram matrix is the one to decompose: the covariance is singular."""
+    channels, positions = features.shape[-2:]
+    return positions - 1 < channels
+
+
+def centre(features: Tensor, dtype: torch.dtype) -> Tensor:
+    """X − mean in `dtype`, to the last digit also where the mean is far larger than the rest."""
+    wide = torch.promote_types(features.dtype, dtype)
+    centred = (features - features.mean(-1, keepdim=True, dtype=wide)).to(dtype)
+    # The mean was rounded to its own digits, which are few beside a small rest.
+    return centred if dtype == torch.float64 else centred - centred.mean(-1, keepdim=True)
+
+
+def by_samples(
+    function: Callable[..., tuple[Tensor, ...]], features: Tensor, *others: Tensor
+) -> tuple[Tensor, ...]:
+    """`function(features, *others)`, by shares of the batch where that is quicker."""
+    elements = max(features.numel(), features[..., 0].numel() * features.shape[-2])
+    if features.device.type != "cpu" or unreadable(features) or elements < SHARED_ELEMENTS:
+        return function(features, *others)
+    return by_shares(function, (features, *others))
+
+
+def _inverse_root(eigenvalues: Tensor) -> Tensor:
+    positive = eigenvalues > 0
+    return torch.where(positive, torch.where(positive, eigenvalues, 1).rsqrt(), 0)
+
+
+def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """f(cov X), U, V (of no columns where N > C, which forms it later) and S²."""
+    method, working = computation.method, computation.working_dtype
+    channels, positions = features.shape[-2:]
+
+    def non_negative(eigenvalues: Tensor) -> Tensor:
+        return eigenvalues.clamp_min(0) if method.smooth else clip_to_rank(eigenvalues, channels)
+
+    if works_on_gram(features):
+        centred = centre(features, computation.decomposition_dtype)
+        eigenvalues, right = decompose(centred.mT @ centred / positions)
+        eigenvalues = non_negative(eigenvalues)
+        scaled = right * (_inverse_root(eigenvalues) * positions**-0.5)[..., None, :]
+        left = (centred @ scaled).to(working)
+        right = right.to(working)
+    else:
+        centred = centre(features, working if method.smooth else computation.decomposition_dtype)
+        covariance = symmetric_part(centred @ centred.mT / positions)
+        eigenvalues, left = decompose(covariance.to(computation.decomposition_dtype))
+        eigenvalues = non_negative(eigenvalues)
+        left, right = left.to(centred.dtype), left[..., :0]
+    # The first is what the null space gets, which polynomials of A do not leave at zero.
+    with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
+    values = method.forward.values(computation.function, with_zero, channels).to(working)
+    null, basis = values[..., :1], left.to(working)
+    result = (basis * (values[..., 1:] - null)[..., None, :]) @ basis.mT
+    result.diagonal(dim1=-2, dim2=-1).add_(null)
+    return result, left, right, eigenvalues
+
+
+class _Slope(NamedTuple):
+    """What the derivative is made of: with K = H V/√N the direction, see `tangent`.
+
+    basis: (*, C, m), U.
+    weights: (*, m, m), L S, less ℓ S where there is a null space.
+    null: (*, 1, m), ℓ S, or None where U is square.
+    trace: (*, m), the trace term of the Loewner matrix, or None.
+    scales: (*, m), S, or 1 for a smooth method where U is square.
+    rows: (*, m, N), Vᵀ/√N, or S Vᵀ/√N there.
+    """
+
+    basis: Tensor
+    weights: Tensor
+    null: Tensor | None
+    trace: Tensor | None
+    scales: Tensor
+    rows: Tensor
+
+
+def _slope(
+    features: Tensor, left: Tensor, right: Tensor, eigenvalues: Tensor, computation: Computation
+) -> _Slope:
+    method, working = computation.method, computation.working_dtype
+    channels, positions = features.shape[-2:]
+    on_gram = works_on_gram(features)
+    scales = eigenvalues.sqrt()
+    if not on_gram and method.smooth:
+        scales = torch.ones_like(scales)
+    pairs = torch.nn.functional.pad(eigenvalues, (1, 0)) if on_gram else eigenvalues
+    loewner, trace = method.gradient.loewner(computation.function, pairs, channels)
+    if on_gram:
+        null = (loewner[..., :1, 1:] * scales[..., None, :]).to(working)
+        weights = (loewner[..., 1:, 1:] * scales[..., None, :]).to(working) - null
+        trace = None if trace is None else trace[..., 1:]
+        rows = right.mT * positions**-0.5
+    else:
+        null = None
+        weights = (loewner * scales[..., None, :]).to(working)
+        rows = left.mT @ centre(features, left.dtype)
+        divisor = scales if method.smooth else _inverse_root(eigenvalues)
+        rows = (rows * (divisor / positions)[..., None]).to(working)
+    return _Slope(left.to(working), weights, null, trace, scales, rows)
+
+
+def adjoint(
+    features: Tensor,
+    gradient: Tensor,
+    left: Tensor,
+    right: Tensor,
+    eigenvalues: Tensor,
+    computation: Computation,
+) -> Tensor:
+    """The gradient of X, given G = ∂ℓ/∂f(cov X) and what `value` gave."""
+    with full_precision(features):
+        slope = _slope(features, left, right, eigenvalues, computation)
+        gradient = gradient.to(computation.working_dtype)
+        product = (gradient + gradient.mT) @ slope.basis
+        projected = slope.basis.mT @ product
+        inner = slope.weights * projected
+        if slope.trace is not None:
+            diagonal = projected.diagonal(dim1=-2, dim2=-1)
+            isotropic = (slope.trace * diagonal).sum(-1, keepdim=True) * slope.scales
+            inner = inner + torch.diag_embed(isotropic.to(inner.dtype))
+        result = slope.basis @ inner
+        if slope.null is not None:
+            result = result + product * slope.null
+        # No mean needs to be subtracted for the centring: V is orthogonal to the ones vector.
+        return (result @ slope.rows).to(features.dtype)
+
+
+def tangent(
+    features: Tensor,
+    direction: Tensor,
+    left: Tensor,
+    right: Tensor,
+    eigenvalues: Tensor,
+    computation: Computation,
+) -> Tensor:
+    """The derivative of f(cov X) along H: the transpose of `adjoint` as a map of G.
+
+    Where N − 1 < C, with K = H V/√N and ∘ rowwise for vectors, it is M + Mᵀ,
+
+        M = (U ((L S − ℓS) ∘ UᵀK) + K ∘ ℓS) Uᵀ + U diag(t) Uᵀ Σᵢ sᵢ (UᵀK)ᵢᵢ,
+
+    t being the trace term of the Loewner matrix; elsewhere ℓ drops out.
+    """
+    with full_precision(features):
+        slope = _slope(features, left, right, eigenvalues, computation)
+        moved = direction.to(computation.working_dtype) @ slope.rows.mT
+        projected = slope.basis.mT @ moved
+        half = slope.basis @ (slope.weights * projected)
+        if slope.null is not None:
+            half = half + moved * slope.null
+        if slope.trace is not None:
+            diagonal = projected.diagonal(dim1=-2, dim2=-1)
+            change = (diagonal * slope.scales).sum(-1, keepdim=True)
+            half = half + slope.basis * (slope.trace * change).to(half.dtype)[..., None, :]
+        half = half @ slope.basis.mT
+        return half + half.mT
