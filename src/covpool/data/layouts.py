@@ -26,7 +26,7 @@ class Layout:
         title: what it is called.
         read: from the folder (or file) to what it holds.
         signs: what a folder of this layout holds, all of them, where | stands between
-            alternatives and ? for any character; none: not recognised by its files.
+            alternatives, * for anything and # for a digit; none: not recognised by its files.
         nested: folders below the root in which it may lie, as archives unpack.
         source: where it comes from.
     """
@@ -43,8 +43,7 @@ class Layout:
             return None
         for base in (root, *(root / inner for inner in self.nested)):
             if base.is_dir() and all(
-                any(next(base.glob(name), None) is not None for name in sign.split("|"))
-                for sign in self.signs
+                any(_holds(base, name) for name in sign.split("|")) for sign in self.signs
             ):
                 return base
         return None
@@ -53,6 +52,10 @@ class Layout:
         """The signs in words."""
         signs = " and ".join(sign.replace("|", " or ") for sign in self.signs)
         return f"{signs} (in it or in {', '.join(self.nested)})" if self.nested else signs
+
+
+def _holds(folder: Path, pattern: str) -> bool:
+    return next(folder.glob(pattern.replace("#", "[0-9]")), None) is not None
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -65,7 +68,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "imagenet": Layout(
         title="ImageNet (ILSVRC2012)",
         read=imagenet.read_imagenet,
-        signs=("train/n????????", "val"),
+        signs=("train/n########", "val"),
         nested=(imagenet.KAGGLE,),
         source="Russakovsky et al., 2015",
     ),
@@ -123,15 +126,15 @@ def read_layout(config: DataConfig, progress: Progress | None = None) -> tuple[s
     layout = LAYOUTS[name]
     # Without its signs the layout's own reader says best which file is missing, unless the folder
     # is clearly another's.
-    base = layout.locate(path) or path
-    others = [] if base != path or layout.locate(path) else _candidates(path)
-    if others and layout.signs:
+    base = layout.locate(path)
+    others = _candidates(path) if base is None and layout.signs else []
+    if others:
         raise DataError(
             f"data.root {str(path)!r} is not laid out as data.name {name} ({layout.title}): it "
             f"lacks {layout.describe_signs()}; by its files it is {', '.join(others)}: give that "
             "as data.name, or auto"
         )
-    return name, layout.read(base)
+    return name, layout.read(base or path)
 
 
 def check_name(name: str) -> None:
@@ -168,7 +171,7 @@ def _archive(config: DataConfig, path: Path) -> tuple[str, Contents]:
         due = (
             "data.name 'archive' needs an .npz archive"
             if path.is_dir()
-            else ("give a folder of class folders, or an .npz archive")
+            else "give a folder of class folders, or an .npz archive"
         )
         raise DataError(f"data.root {config.root!r} is {kind}; {due}")
     if config.name not in ("auto", "archive"):
