@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from covpool import CovPool2d
-from covpool.analysis import conditioning, summarise
+from covpool.analysis import measure_conditioning, summarise
 from covpool.analysis.records import plain
 from covpool.analysis.state import watch_pooling
 from covpool.cli import main
@@ -166,7 +166,7 @@ def test_figures_are_those_of_the_step(images, tmp_path, monkeypatch):
 
     with watch_pooling(network) as record:
         network(pictures)
-    expected = conditioning(record.features[:5])
+    expected = measure_conditioning(record.features[:5])
     row = rows["conditioning"]
     assert row["samples"] == 5
     assert row["positions"] == record.features.shape[-1]

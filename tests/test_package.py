@@ -21,7 +21,7 @@ ORDER = ("linalg", "pooling", "models", "analysis", "bench", "train", "cli")
     ("statement", "heavy"),
     [
         ("import covpool; covpool.CovPool2d, covpool.matrix_sqrt, covpool.METHODS", HEAVY),
-        ("import covpool.analysis; covpool.analysis.conditioning", HEAVY),
+        ("import covpool.analysis; covpool.analysis.measure_conditioning", HEAVY),
         ("import covpool.cli", ("torch", *HEAVY)),
     ],
 )

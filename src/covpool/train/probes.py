@@ -17,7 +17,12 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from typing_extensions import override
 
-from covpool.analysis import conditioning, effective_smoothness, gradient_magnitudes, summarise
+from covpool.analysis import (
+    effective_smoothness,
+    gradient_magnitudes,
+    measure_conditioning,
+    summarise,
+)
 from covpool.analysis.records import plain
 from covpool.analysis.state import PoolingRecord, pooling_layer, watch_pooling
 from covpool.linalg.kernels import require_integer
@@ -202,8 +207,8 @@ class ConditioningProbe(Probe):
 
     The features are those of the training's own forward pass: none is added. The rows hold, for
     the features and for the covariance as formed, distributions over the samples of the figures of
-    `covpool.analysis.conditioning`; and of the method in use the largest |K| of each sample beside
-    its bound, ties and non-finite entries (`covpool.analysis.gradient_magnitudes`).
+    `covpool.analysis.measure_conditioning`; and of the method in use the largest |K| of each sample
+    beside its bound, ties and non-finite entries (`covpool.analysis.gradient_magnitudes`).
 
     Args:
         directory: the run directory, where analysis.jsonl is written.
@@ -290,7 +295,7 @@ class ConditioningProbe(Probe):
             )
 
     def _measure(self, module: LightningModule, features: Tensor) -> dict[str, Any]:
-        found = conditioning(features)
+        found = measure_conditioning(features)
         method = pooling_layer(module).method
         (size,) = gradient_magnitudes(found.eigenvalues, [method]).values()
         return {
