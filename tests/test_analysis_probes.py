@@ -230,11 +230,11 @@ class Foreign(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit_foreign(callbacks):
+def fit_foreign(callbacks, module=None):
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randn(24, 1, 6, 6, generator=generator)
     loader = DataLoader(TensorDataset(pictures, torch.arange(24) % 2), batch_size=4)
-    module = Foreign()
+    module = module or Foreign()
     with quiet_lightning():
         trainer = Trainer(
             max_epochs=2,
@@ -261,6 +261,16 @@ def test_in_somebody_elses_training_with_accumulated_gradients(tmp_path):
         assert [(row["step"], row["epoch"]) for row in own] == [(0, 1), (3, 2)]
         assert not any("error" in row for row in own)
     assert all(json.dumps(row, allow_nan=False) for row in rows)
+
+
+def test_a_pooling_layer_that_calls_no_hooks_is_warned_of(tmp_path):
+    class Unwatched(Foreign):
+        def training_step(self, batch, batch_idx):
+            return self.net[3](batch[0].flatten(1)[:, :10]).square().mean()
+
+    with pytest.warns(UserWarning, match="saw no features"):
+        fit_foreign([ConditioningProbe(tmp_path, every=1)], Unwatched())
+    assert read_analysis(tmp_path) == []
 
 
 @pytest.mark.parametrize(
