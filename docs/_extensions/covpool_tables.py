@@ -236,6 +236,16 @@ def bench_results(folder: Path = DOCS.parent / "results" / "bench") -> str:
     return _paragraphs(sections) or "*(No measurement is recorded in this checkout.)*"
 
 
+def layouts_table() -> str:
+    from covpool.data.layouts import LAYOUTS
+
+    rows = (
+        (f"`{name}`", layout.title, layout.source, layout.describe_signs())
+        for name, layout in LAYOUTS.items()
+    )
+    return table(("`data.name`", "what", "source", "recognised by"), rows)
+
+
 def _paragraphs(parts: Iterable[str]) -> str:
     return "\n\n".join(parts)
 
@@ -250,6 +260,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "kernels-reference": kernels_reference,
     "api-reference": api_reference,
     "bench-results": bench_results,
+    "layouts-table": layouts_table,
 }
 
 
