@@ -89,6 +89,7 @@ def quiet_lightning() -> Iterator[None]:
             ".*does not have many workers.*",
             ".*ended before the epoch ended.*",
             ".*isinstance.treespec, LeafSpec.*",
+            ".*smaller than the logging interval.*",
         ):
             warnings.filterwarnings("ignore", message)
         try:
