@@ -14,6 +14,7 @@ input is 16 times as long as that of `gap`, counts in the step and not in the po
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from covpool.bench.campaign import FORMAT, write_results
-from covpool.bench.cases import Case
 from covpool.bench.checkouts import as_published
 from covpool.bench.environment import describe_environment, summary_line
 from covpool.bench.peers import OpenPeer, PeerRow, Root, open_peer
 from covpool.bench.progress import Progress
 from covpool.bench.report import markdown
 from covpool.bench.settings import available_cores
-from covpool.bench.timing import Timing, describe, fixed_threads, time_cases
+from covpool.bench.timing import Context, Timing, describe, fixed_threads, time_steps
 from covpool.models import create_model
 from covpool.pooling import check_pooling
 
@@ -134,52 +134,43 @@ def wanted(opened: OpenPeer, names: str) -> list[PeerRow]:
 
 
 class Bench:
-    """The models, and their steps as cases that take turns."""
+    """The models, and their steps, which take turns."""
 
     def __init__(self, options: Any, device: torch.device, images: Tensor, labels: Tensor) -> None:
         self.options = options
         self.device = device
         self.images = images
         self.labels = labels
-        self.cases: list[Case] = []
+        self.contexts: dict[str, Context] = {}
         self.steps: dict[str, Callable[[], Any]] = {}
         self.broken: dict[str, str] = {}
 
     def add(self, name: str, method: str, peer: tuple[OpenPeer, PeerRow] | None = None) -> None:
         """The steps of one model; where it cannot be made, the reason is kept."""
-        case = self._case(name, peer)
+        context = nullcontext if peer is None else partial(as_published, self.device)
         try:
-            with case.context():
+            with context():
                 model = self._model(method, peer)
                 self.steps[f"step {name}"] = self._training_step(model)
                 self.steps[f"pooling {name}"] = self._pooling_step(model)
         except Exception as error:
             self.broken[f"step {name}"] = describe(error)
             return
-        self.cases += [self._case(f"{part} {name}", peer) for part in ("step", "pooling")]
+        self.contexts |= {f"{part} {name}": context for part in ("step", "pooling")}
 
     def add_peer(self, opened: OpenPeer, row: PeerRow) -> None:
         self.add(f"{opened.peer.name}/{row.name}", "exact", (opened, row))
 
     def run(self, progress: Progress) -> dict[str, Timing]:
-        timings = time_cases(
-            self.cases,
+        timings = time_steps(
             self.steps,
+            self.contexts,
             rounds=self.options.rounds,
             warm_up=self.options.warm_up,
             device=self.device,
             report=progress,
         )
         return timings | {name: Timing(error=error) for name, error in self.broken.items()}
-
-    def _case(self, name: str, peer: tuple[OpenPeer, PeerRow] | None) -> Case:
-        def nothing(features: Tensor, weight: Tensor) -> Any:
-            raise NotImplementedError("these steps are made from models, not from features")
-
-        if peer is None:
-            return Case(name=name, kind="covpool", prepare=nothing, method=name)
-        context = partial(as_published, self.device)
-        return Case(name=name, kind="peer", prepare=nothing, method=name, context=context)
 
     def _model(self, method: str, peer: tuple[OpenPeer, PeerRow] | None) -> Any:
         torch.manual_seed(self.options.seed)

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -155,9 +156,9 @@ def test_cases_take_turns_and_failures_are_told():
             raise RuntimeError("out of\nluck")
 
     names = ["a", "b", "c"]
-    timings = timing.time_cases(
-        [made_up_case(name) for name in names],
+    timings = timing.time_steps(
         {name: lambda name=name: step(name) for name in names},
+        dict.fromkeys(names, nullcontext),
         rounds=3,
         warm_up=2,
         device=CPU,
@@ -182,7 +183,7 @@ def test_a_failure_in_the_warm_up_leaves_the_case_out():
     def fail():
         raise ValueError
 
-    timings = timing.time_cases([made_up_case("a")], {"a": fail}, rounds=2, warm_up=1, device=CPU)
+    timings = timing.time_steps({"a": fail}, {"a": nullcontext}, rounds=2, warm_up=1, device=CPU)
     assert timings["a"].error == "ValueError"
     assert timings["a"].seconds == []
     assert timings["a"].quartiles is None

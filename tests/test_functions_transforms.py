@@ -271,6 +271,43 @@ def test_third_derivative_of_the_root():
     assert torch.autograd.gradgradcheck(lambda a: first(a)[0], (matrix,), fast_mode=True)
 
 
+def test_third_derivative_of_the_root_is_refused_at_deficient_rank():
+    regular = with_spectrum(np.array([0.5, 1.0, 2.0, 3.0]))
+    singular = with_spectrum(np.array([0.0, 1.0, 2.0, 3.0]))
+    batch = torch.stack([regular, singular]).requires_grad_()
+    derivative = covpool.matrix_sqrt(batch).square().mul(weight(4)).sum()
+    for _ in range(2):
+        (derivative,) = torch.autograd.grad(derivative.sum(), batch, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"no third derivative at deficient rank.*\[1\]"):
+        torch.autograd.grad(derivative.sum(), batch)
+
+    weights = weight(4)
+
+    def loss(a):
+        return covpool.matrix_sqrt((a + a.mT) / 2).mul(weights).sum()
+
+    # Within transforms, where the rank cannot be read, it is NaN rather than wrong.
+    assert hessian(loss)(singular).isfinite().all()
+    assert not jacrev(jacrev(jacrev(loss)))(singular).isfinite().any()
+
+
+@pytest.mark.parametrize("third", [jacfwd, jacrev], ids=["forward", "reverse"])
+@pytest.mark.parametrize("second", [jacfwd, jacrev], ids=["forward", "reverse"])
+def test_third_derivative_of_the_root_by_transforms(second, third):
+    if second is third is jacfwd:
+        pytest.skip("torch loses forward derivatives of a forward derivative's own (issue 197867)")
+    matrix, weights, step = with_spectrum(np.array([0.5, 1.0, 2.0, 3.0])), weight(4), 1e-5
+
+    def loss(a):
+        return covpool.matrix_sqrt((a + a.mT) / 2).mul(weights).sum()
+
+    along = weight(4, seed=3)
+    along = along + along.mT
+    ends = [hessian(loss)(matrix + sign * step * along) for sign in (1, -1)]
+    found = (third(second(jacrev(loss)))(matrix) * along).sum((-2, -1))
+    assert relative_error(found, (ends[0] - ends[1]) / (2 * step)) < 1e-7
+
+
 @pytest.mark.parametrize(
     ("case", "method"), [pairing for pairing in DECOMPOSING if pairing[1] != "exact"]
 )

@@ -22,7 +22,12 @@ from spectra import (
 
 STEP = mpmath.mpf(10) ** -15
 PAIRWISE = [name for name, row in METHODS.items() if isinstance(row.gradient, Pairwise)]
-SECOND_ORDER = ["exact", "isqrt-cov", "newton-schulz-minimax"]
+# Where the gradient is the derivative of the result: of the exact root, or of its own iteration.
+SECOND_ORDER = [
+    name
+    for name, row in METHODS.items()
+    if row.exact_gradient or (row.smooth and row.gradient == row.forward)
+]
 FULL_RANK = ["separated", "clustered", "tied-diagonal", "tied-dense", "identity", "one-by-one"]
 FULL_RANK += ["decaying", "tiny", "huge"]
 

@@ -17,7 +17,7 @@ from covpool.bench.environment import describe_environment
 from covpool.bench.features import Shape, make_features, make_weight
 from covpool.bench.memory import RESOLUTION, Memory, peak_memory
 from covpool.bench.settings import Settings
-from covpool.bench.timing import Timing, describe, fixed_threads, time_cases
+from covpool.bench.timing import Timing, describe, fixed_threads, time_steps
 
 Report = Callable[[str], None]
 Results = dict[str, Any]
@@ -120,9 +120,9 @@ def measure_shape(
     )
     weight = make_weight(shape, seed=settings.seed, **options)
     steps, broken = prepare(cases, features, weight)
-    timings = time_cases(
-        cases,
+    timings = time_steps(
         steps,
+        {case.name: case.context for case in cases},
         rounds=settings.rounds,
         warm_up=settings.warm_up,
         device=settings.torch_device,

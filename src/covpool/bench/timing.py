@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from covpool.bench.cases import Case
+Context = Callable[[], AbstractContextManager[None]]
 
 LEAST_TURN = 0.05
 """Seconds that a turn takes at least: below it, a first call after another case would show most."""
@@ -58,9 +58,9 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def time_cases(
-    cases: Sequence[Case],
+def time_steps(
     steps: Mapping[str, Callable[[], Any]],
+    contexts: Mapping[str, Context],
     *,
     rounds: int,
     warm_up: int = 2,
@@ -72,15 +72,14 @@ def time_cases(
     A step that is quicker than `LEAST_TURN` is repeated in its turn, and its time is the mean.
 
     Args:
-        cases: whose context the steps run in, entered outside the clock.
-        steps: by the case's name.
+        steps: by name.
+        contexts: what the step of that name runs in, entered outside the clock.
         rounds: every step has one turn in each.
-        warm_up: untimed steps of each case before the first round.
+        warm_up: untimed calls of each step before the first round.
         device: where there is something to wait for.
         report: told what goes on.
     """
-    timings = {case.name: Timing() for case in cases if case.name in steps}
-    contexts = {case.name: case.context for case in cases}
+    timings = {name: Timing() for name in steps}
 
     def run(name: str, calls: int) -> float | None:
         try:
@@ -110,7 +109,7 @@ def time_cases(
 
 def timed(
     step: Callable[[], Any],
-    context: Callable[[], AbstractContextManager[None]],
+    context: Context,
     device: torch.device,
     calls: int = 1,
 ) -> float:

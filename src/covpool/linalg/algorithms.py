@@ -154,9 +154,8 @@ class Pairwise:
         larger = torch.where(zero, 1, larger)
         exact = function.loewner(eigenvalues)
         damped = self.kernel.damping(larger, gap) * exact
-        asymmetry = self.kernel.asymmetry(larger, gap)
-        if asymmetry is not None:
-            damped = damped + asymmetry * function.value(larger)
+        if not self.kernel.antisymmetric:
+            damped = damped + self.kernel.asymmetry(larger, gap) * function.value(larger)
         return Loewner(torch.where(zero, 0, _with_diagonal(exact, damped)))
 
 

@@ -128,9 +128,6 @@ class MatrixPade(RootIteration):
             numerator, denominator = numerator * x + p, denominator * x + q
         return numerator / denominator
 
-    def scalar_inverse(self, x: Tensor) -> Tensor:
-        return 1 / self.scalar_root(x)
-
     def normalised_roots(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:
         powers = _powers(x, self.degree)
         numerator, denominator = (_combination(c, powers) for c in self.coefficients())

@@ -59,7 +59,7 @@ def evaluate(
     compute_dtype: torch.dtype | None,
     check: bool,
     return_info: bool,
-) -> tuple[Tensor, diagnostics.Diagnostics | None]:
+) -> Tensor | tuple[Tensor, diagnostics.Diagnostics]:
     """f(A) of symmetric matrices, as the public functions document it."""
     row = get_pairing(caller, function, method)
     checks.square(caller, matrix)
@@ -77,8 +77,8 @@ def evaluate(
             raise ValueError(
                 f"{caller}: matrices of size 0 have no diagnostics, got {tuple(matrix.shape)}"
             )
-        return matrix.clone(), None
-    warn_of_float32(row, compute_dtype, stacklevel=4)
+        return matrix.clone()
+    warn_of_float32(row, compute_dtype, stacklevel=3)
     dtype = working_dtype(matrix.dtype, row, compute_dtype)
     with full_precision(matrix):
         symmetric = symmetric_part(matrix.to(dtype))
@@ -88,8 +88,10 @@ def evaluate(
             elif check:
                 checks.positive_semidefinite_matrix(caller, symmetric, matrix.dtype)
             result = row.forward.matrix(symmetric, function, row)
-            info = _diagnose(function, row, symmetric, result, None) if return_info else None
-            return result.to(matrix.dtype), info
+            lifted = result.to(matrix.dtype)
+            if not return_info:
+                return lifted
+            return lifted, _diagnose(function, row, symmetric, result, None, compute_dtype)
         powers = None
         if function.needs_exponent:
             powers = torch.as_tensor(exponent, dtype=dtype, device=matrix.device)
@@ -103,10 +105,12 @@ def evaluate(
                 restricted = True if powers is None else powers.detach() <= 0
                 checks.full_rank(caller, (clipped > 0).sum(-1), needed, size, restricted)
         result = lift(symmetric, powers, clipped, eigenvectors, function, row)
-        info = None
-        if return_info:
-            info = _diagnose(function, row, symmetric, result, (clipped, eigenvectors))
-    return result.to(matrix.dtype), info
+        lifted = result.to(matrix.dtype)
+        if not return_info:
+            return lifted
+        return lifted, _diagnose(
+            function, row, symmetric, result, (clipped, eigenvectors), compute_dtype
+        )
 
 
 def _needs_full_rank(function: ScalarFunction) -> bool:
@@ -120,6 +124,7 @@ def _diagnose(
     matrix: Tensor,
     result: Tensor,
     spectrum: tuple[Tensor, Tensor] | None,
+    compute_dtype: torch.dtype | None,
 ) -> diagnostics.Diagnostics:
     iterations = None
     if spectrum is None:
@@ -127,7 +132,7 @@ def _diagnose(
             taken = method.forward.steps(matrix.dtype)
             if taken is not None:
                 iterations = torch.full(matrix.shape[:-2], taken, device=matrix.device)
-        wide = torch.promote_types(matrix.dtype, torch.float64)
+        wide = compute_dtype or torch.promote_types(matrix.dtype, torch.float64)
         matrix, result = matrix.to(wide), result.to(wide)
         eigenvalues, eigenvectors = decompose(matrix)
         spectrum = clip_to_rank(eigenvalues, matrix.shape[-1]), eigenvectors

@@ -8,23 +8,7 @@ from torch import Tensor
 from covpool.linalg.diagnostics import Diagnostics
 from covpool.linalg.evaluation import evaluate
 from covpool.linalg.methods import Method
-from covpool.linalg.scalar import INV_SQRT, LOG, POWER, SQRT, ScalarFunction
-
-
-def _apply(
-    caller: str,
-    function: ScalarFunction,
-    matrix: Tensor,
-    exponent: Tensor | float | None,
-    method: str | Method,
-    compute_dtype: torch.dtype | None,
-    check: bool,
-    return_info: bool,
-) -> Tensor | tuple[Tensor, Diagnostics]:
-    result, info = evaluate(
-        caller, function, matrix, exponent, method, compute_dtype, check, return_info
-    )
-    return result if info is None else (result, info)
+from covpool.linalg.scalar import INV_SQRT, LOG, POWER, SQRT
 
 
 @overload
@@ -95,8 +79,10 @@ def matrix_sqrt(
     and gradient zero.
 
     Second derivatives: right for `exact` (of any order at full rank, to the second at deficient
-    rank), `isqrt-cov` and, at full rank, `newton-schulz-minimax`; refused by a RuntimeError for
-    the others, whose gradient is not the derivative of their result. Forward mode
+    rank, where a third is refused, or NaN inside torch.func transforms), `isqrt-cov` and, at full
+    rank, `newton-schulz-minimax`; refused by a RuntimeError for the others, whose gradient is not
+    the derivative of their result. Of a third derivative at most one of the two outer ones may be
+    in forward mode: torch loses terms of the other (pytorch issue 197867). Forward mode
     (`torch.func.jvp`, `jacfwd`, `hessian`) gives the transpose of the method's gradient; it does
     not go through torch.compile.
 
@@ -113,7 +99,7 @@ def matrix_sqrt(
     tensor([[2., 0.],
             [0., 4.]])
     """
-    return _apply("matrix_sqrt", SQRT, matrix, None, method, compute_dtype, check, return_info)
+    return evaluate("matrix_sqrt", SQRT, matrix, None, method, compute_dtype, check, return_info)
 
 
 @overload
@@ -189,7 +175,7 @@ def matrix_inv_sqrt(
     tensor([[0.5000, 0.0000],
             [0.0000, 0.2500]])
     """
-    return _apply(
+    return evaluate(
         "matrix_inv_sqrt", INV_SQRT, matrix, None, method, compute_dtype, check, return_info
     )
 
@@ -271,7 +257,7 @@ def matrix_power(
     tensor([[1., 0.],
             [0., 2.]])
     """
-    return _apply(
+    return evaluate(
         "matrix_power", POWER, matrix, exponent, method, compute_dtype, check, return_info
     )
 
@@ -345,4 +331,4 @@ def matrix_log(
     tensor([[0.0000, 0.0000],
             [0.0000, 1.0000]])
     """
-    return _apply("matrix_log", LOG, matrix, None, method, compute_dtype, check, return_info)
+    return evaluate("matrix_log", LOG, matrix, None, method, compute_dtype, check, return_info)

@@ -67,8 +67,8 @@ class RootIteration(ABC):
         """r(x), elementwise."""
 
     def scalar_inverse(self, x: Tensor) -> Tensor:
-        """1/r(x), finite at 0, where it offers the inverse root."""
-        raise NotImplementedError
+        """1/r(x), of those that offer the inverse root."""
+        return 1 / self.scalar_root(x)
 
     @abstractmethod
     def normalised_roots(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:

@@ -60,9 +60,10 @@ class Kernel(ABC):
         _, lower = self.magnitudes(larger, gap)
         return lower * gap
 
-    def asymmetry(self, larger: Tensor, gap: Tensor) -> Tensor | None:
-        """|Kᵢⱼ| − |Kⱼᵢ|, λi the larger; None for the antisymmetric kernels, where it is zero."""
-        return None
+    def asymmetry(self, larger: Tensor, gap: Tensor) -> Tensor:
+        """|Kᵢⱼ| − |Kⱼᵢ|, λi the larger: zero for the antisymmetric kernels."""
+        upper, lower = self.magnitudes(larger, gap)
+        return upper - lower
 
     @abstractmethod
     def bound(self, eigenvalue: float) -> float:

@@ -17,7 +17,11 @@ from covpool.linalg.decomposition import decompose
 from covpool.linalg.retries import BelowTransforms
 from covpool.linalg.scalar import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.second_order import pseudoinverse_and_null, second_derivative
-from covpool.linalg.spectrum import full_precision, symmetric_part
+from covpool.linalg.spectrum import (
+    full_precision,
+    refuse_second_derivative,
+    symmetric_part,
+)
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
@@ -242,7 +246,7 @@ class Derivative(Function):
                         direction @ null @ for_direction + cotangent @ null @ solution
                     )
                     product = for_direction @ solution - turning @ pseudoinverse
-                for_anchor = -(product + product.mT)
+                for_anchor = -(product + product.mT) + _last(anchor, eigenvalues)
         if exponent is not None and ctx.needs_input_grad[2]:
             _refuse_unless_exact(ctx.method)
             rate = _rate(ctx.function)
@@ -284,7 +288,7 @@ class _DerivativeBothModes(Derivative):
                     sideways = -null @ solution @ slope.mT
                 drift = -(drift + drift.mT)
                 turn = drift if turn is None else turn + drift
-                parts.append(sideways + sideways.mT)
+                parts.append(sideways + sideways.mT + _last(anchor, eigenvalues))
         if turn is not None:
             parts.append(derive(symmetric_part(turn), anchor, exponent, *rest))
         if speed is not None:
@@ -302,6 +306,20 @@ class _DerivativeBothModes(Derivative):
             )
             parts.append(speed[..., None, None] * along)
         return sum(parts[1:], parts[0]) if parts else None
+
+
+def _last(anchor: Tensor, eigenvalues: Tensor) -> Tensor:
+    """Zero, with a derivative that is refused: what the root's second derivative is to get.
+
+    At deficient rank its own lacks how the null space turns; at full rank it is right.
+    """
+    marked = refuse_second_derivative(
+        anchor,
+        "the square root has no third derivative at deficient rank; add a multiple of the identity "
+        "to the matrix",
+        (eigenvalues == 0).any(-1),
+    )
+    return 0 * marked
 
 
 def _refuse_mixed(function: ScalarFunction, method: "Method") -> None:

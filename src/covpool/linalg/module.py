@@ -1,5 +1,7 @@
 """Functions of symmetric matrices as a layer."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -84,7 +86,7 @@ class MatrixFunction(nn.Module):
         self._method = get_pairing("MatrixFunction", FUNCTIONS[self._function], method)
 
     def forward(self, matrix: Tensor) -> Tensor:
-        result, _ = evaluate(
+        result = evaluate(
             f"MatrixFunction({self.function!r})",
             FUNCTIONS[self._function],
             matrix,
@@ -92,9 +94,9 @@ class MatrixFunction(nn.Module):
             self._method,
             self.compute_dtype,
             self.check,
-            False,
+            return_info=False,
         )
-        return result
+        return cast(Tensor, result)
 
     def extra_repr(self) -> str:
         shown = [f"{self.function!r}", f"method={self._method.name!r}"]

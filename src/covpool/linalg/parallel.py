@@ -29,9 +29,7 @@ class SampleError(RuntimeError):
     def __init__(self, message: str, samples: list[int], batch: int) -> None:
         """`message` holds a place `{samples}` for the indices."""
         super().__init__(message.format(samples=_listed(samples, batch)))
-        self.message, self.samples = message, samples
-
-        self.batch = batch
+        self.message, self.samples, self.batch = message, samples, batch
 
     def __reduce__(self) -> tuple[type["SampleError"], tuple[str, list[int], int]]:
         # Processes hand errors on by pickling; the default passes the formatted message alone.
@@ -79,9 +77,9 @@ def _single_threaded_workers(threads: int) -> ThreadPoolExecutor:
     `torch.set_num_threads` sets OpenMP's and MKL's count of the calling thread, and the count that
     threads to come start from. The latter is put back, in a thread that ends with that: it may
     differ from the caller's own. A worker has to ask for its count first: that is when it takes the
-    count to start from, which would overwrite a count set before. Were
-    the workers left with several threads each, OpenMP would find more threads than cores, stop
-    spinning at its barriers, and slow everything else in the process several times over.
+    count to start from, which would overwrite a count set before. Were the workers left with
+    several threads each, OpenMP would find more threads than cores, stop spinning at its barriers,
+    and slow everything else in the process several times over.
     """
     started = threading.Barrier(threads)
     to_start_from = _in_new_thread(torch.get_num_threads)

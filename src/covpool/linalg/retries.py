@@ -113,7 +113,7 @@ class Factorisation:
         for way in self.fallbacks.values():
             try:
                 factorised, factors = way(matrix)
-            except LinAlgError:
+            except (LinAlgError, TypeError):  # TypeError: a device without the way's float64
                 continue
             batch = tuple(factor[None] for factor in factors)
             if not bool(self.failed(factorised[None], batch)):

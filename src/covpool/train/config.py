@@ -227,6 +227,7 @@ class RunConfig:
     @classmethod
     def groups(cls) -> dict[str, type]:
         """Each group's name and dataclass."""
+        # Typed as MISSING or a factory without a name; each field here has its class for one.
         return {item.name: item.default_factory for item in dataclasses.fields(cls)}  # type: ignore[misc]
 
     @classmethod
