@@ -25,6 +25,7 @@ from covpool.publish.convert import CONVERTERS, Options, check_weights, class_na
 from covpool.publish.keys import RESNET_LAYOUTS, lite0_to_timm, lower_to_upper, renamed
 from covpool.train.prediction import load_model
 from covpool.train.published import read_published
+from covpool.train.starting_weights import read_starting_weights
 
 CPU = torch.device("cpu")
 FEATURES = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
@@ -370,7 +371,8 @@ def test_lite0_gives_the_logits_of_its_description(tmp_path):
     torch.manual_seed(0)
     model = with_random_statistics(timm.create_model("tf_efficientnet_lite0"))
     names = lite0_names()
-    theirs = {names[name]: value for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    theirs = {names[name]: value for name, value in state.items()}
     torch.save(theirs, tmp_path / "lite0.pth")
     output = tmp_path / "lite0"
     arguments = ["--from", "efficientnet-lite0", "--output", str(output)]
@@ -381,6 +383,8 @@ def test_lite0_gives_the_logits_of_its_description(tmp_path):
     with torch.no_grad():
         expected = lite0(theirs, images)
         torch.testing.assert_close(loaded(images), expected, rtol=1e-4, atol=1e-5)
+    start = read_starting_weights(output).weights  # model.init_from
+    assert all(torch.equal(start[f"backbone.{name}"], value) for name, value in state.items())
     assert json.loads((output / "config.json").read_text())["architecture"] == (
         "tf_efficientnet_lite0"
     )
@@ -405,3 +409,10 @@ def test_check_weights_adds_counts_alone():
     assert weights["num_batches_tracked"] == 0
     with pytest.raises(ValueError, match=r"running_var has shape none in it, \(2,\)"):
         check_weights(model, {n: v for n, v in weights.items() if n != "running_var"})
+
+
+def test_sizes_that_do_not_fit_are_told_of_themselves(tmp_path):
+    torch.save({"x": torch.zeros(1)}, tmp_path / "x.pth")
+    options = Options(image_size=448, resize=224)
+    with pytest.raises(ValueError, match=r"^data.resize 224 is smaller than the crop"):
+        convert(tmp_path / "x.pth", "fast-mpn-cov", tmp_path / "o", options, title="")

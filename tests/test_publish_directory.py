@@ -131,3 +131,22 @@ def test_what_is_no_model_is_refused(tmp_path, images):
     with pytest.raises(ValueError, match="lacks version"):
         write_published(tmp_path / "new", {}, {}, "")
     assert not (tmp_path / "new").exists()
+
+
+def test_training_starts_from_it(run, published, images, tmp_path, capsys):
+    options = [*OPTIONS, "--data.root", str(images), "--train.epochs", "1"]
+    start = ["--model.init_from", str(published), "--output", str(tmp_path / "next")]
+    assert main(["train", *options, *start]) == 0
+    told = capsys.readouterr()
+    assert "loaded: backbone" in told.out + told.err
+    notes = json.loads((tmp_path / "next" / "summary.json").read_text())["notes"]
+    assert any(str(published) in note and "classifier" in note for note in notes)
+
+
+def test_starting_weights_are_the_published_ones(run, published):
+    from covpool.train.starting_weights import read_starting_weights
+
+    found, expected = read_starting_weights(published), read_starting_weights(run)
+    assert found.about == expected.about
+    assert set(found.weights) == set(expected.weights)
+    assert all(torch.equal(found.weights[k], expected.weights[k]) for k in expected.weights)

@@ -332,7 +332,7 @@ def test_damaged_safetensors(tmp_path):
 def test_places_without_weights(tmp_path):
     with pytest.raises(ValueError, match="nothing does not exist"):
         read_starting_weights(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"is a folder without best.ckpt or last.ckpt"):
+    with pytest.raises(ValueError, match=r"is a folder without best.ckpt, last.ckpt or model.safe"):
         read_starting_weights(tmp_path)
 
 

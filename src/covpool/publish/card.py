@@ -139,6 +139,9 @@ def _scores(metadata: Mapping[str, Any]) -> str:
     ]
     weights = metadata.get("checkpoint")
     which = f" The weights here are those of {weights.capitalize()}." if weights else ""
+    views = metadata["preprocessing"].get("views", "center")
+    if views != "center":
+        which += f" Logits are averaged over views of each image ({views})."
     return (
         "| test split | epoch | top-1 % | top-5 % | loss |\n|---|---|---|---|---|\n"
         + "\n".join(rows)

@@ -56,6 +56,26 @@ class Options:
     image_size: int = 224
     resize: int | None = None
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """ImageNet's, at that size."""
+        return Preprocessing(
+            channels=3,
+            image_size=self.image_size,
+            resize=self.resize or round(self.image_size * RESIZE_RATIO),
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        )
+
+    @property
+    def data(self) -> DataConfig:
+        """The same as options of a run."""
+        return DataConfig(image_size=self.image_size, resize=self.resize)
+
+    def check(self) -> None:
+        """Raise a ValueError where the sizes do not fit."""
+        assert self.data.image_size == self.preprocessing.image_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class Converter:
@@ -95,6 +115,7 @@ def convert(path: Path, name: str, output: Path, options: Options, *, title: str
             difference is named.
     """
     row: Converter = choose("converter", name, CONVERTERS)
+    options.check()
     weights = plain_names(read_weights(path))
     with appearing(output) as folder:
         try:
@@ -161,7 +182,7 @@ def _covariance_resnet(
         weights["classifier.weight"] = weights["classifier.weight"][:, columns].contiguous()
     method = get_method(options.method or row.method or "exact").name
     config = RunConfig(
-        data=DataConfig(image_size=options.image_size),
+        data=options.data,
         model=ModelConfig(
             backbone=backbone,
             method=method,
@@ -178,20 +199,13 @@ def _covariance_resnet(
     )
     check_weights(model, weights)
     model.load_state_dict(weights)
-    preprocessing = Preprocessing(
-        channels=3,
-        image_size=options.image_size,
-        resize=options.resize or round(options.image_size * RESIZE_RATIO),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-    )
     metadata = {
         "version": covpool.__version__,
         "config": config.to_dict(),
         "classes": class_names(options.classes, outputs),
         "vector_layout": VECTOR_LAYOUT,
         "schedule": method,
-        "preprocessing": preprocessing.to_dict(),
+        "preprocessing": options.preprocessing.to_dict(),
         "images": {},
         "epoch": 0,
         "converted_from": f"{row.name} ({row.home})",

@@ -37,9 +37,9 @@ def sample_of_files(paths: Sequence[Path], preprocessing: Preprocessing, number:
             files.append(path)
     if not files:
         raise ValueError(f"--images {', '.join(map(str, paths))}: no image files there")
+    preprocessing = replace(preprocessing, views="center")
     files = [files[index] for index in _spread(len(files), number)]
-    one_view = replace(preprocessing, views="center")
-    images = torch.stack([load_image(file, one_view) for file in files])
+    images = torch.stack([load_image(file, preprocessing) for file in files])
     return Sample(images=images, source="given by --images")
 
 
@@ -49,8 +49,8 @@ def sample_of_run(config: RunConfig, preprocessing: Preprocessing, number: int) 
     Raises:
         ValueError: they cannot be opened; the message says what to give instead.
     """
+    data = replace(config.data, views="center")  # a file takes one view at a time
     try:
-        data = replace(config.data, views="center")
         splits = open_images(data, preprocessing=preprocessing)
     except (DataError, OSError) as error:
         raise ValueError(

@@ -49,8 +49,7 @@ class ModelConfig:
 
     init_from: str | None = None
     """Start from these weights: a run directory (its best.ckpt), a checkpoint of one, a published
-    model, or a file with the state dict of the backbone's plain network (.pth, .pt,
-    .safetensors)."""
+    model, or the state dict of the backbone's plain network (.pth, .pt, .safetensors)."""
 
     drop_rate: float = 0.0
     """Dropout before the classifier."""

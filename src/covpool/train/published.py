@@ -55,8 +55,14 @@ class PublishedDirectory:
 
     @staticmethod
     def is_at(path: Path) -> bool:
-        """Whether a published model is there."""
-        return all((path / name).is_file() for name in (WEIGHTS, CONFIG))
+        """Whether a published model is there; timm's directories have files of the same names."""
+        if not all((path / name).is_file() for name in (WEIGHTS, CONFIG)):
+            return False
+        try:
+            content = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        except (ValueError, OSError):
+            return True  # damaged: its reader says so
+        return not (isinstance(content, dict) and "architecture" in content)
 
     def read_config(self) -> RunConfig:
         """The configuration of the run that trained it.
@@ -182,4 +188,8 @@ def read_trained(path: Path) -> dict[str, Any]:
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint under the model's own names."""
-    return {name.removeprefix(PREFIX): value for name, value in checkpoint["state_dict"].items()}
+    return {
+        name.removeprefix(PREFIX): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(PREFIX)
+    }
