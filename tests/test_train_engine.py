@@ -1,6 +1,7 @@
 """Options of the engine: each does what it says, or is refused before anything starts."""
 
 import csv
+import importlib.util
 import json
 import signal
 import sys
@@ -75,7 +76,10 @@ def test_what_cannot_be_is_refused_before_training(options, images, tmp_path, ca
 
 @pytest.mark.parametrize("name", LOGGERS)
 def test_a_logger_that_is_not_installed_is_named(name, images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda module, *rest: None if module == name else find(module)
+    )
     assert main(command(images, tmp_path / "run", "--train.loggers", f"[{name}]")) == 2
     error = capsys.readouterr().err
     assert f"train.loggers '{name}' needs the package {name}" in error

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-import time
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ import processes
 from covpool.cli import main
 from covpool.cli.train import _parser
 from covpool.data import Images
-from covpool.train.recorder import PROGRESS
+from covpool.train.recorder import PROGRESS, Recorder
 from covpool.train.run_directory import RunDirectory
 from covpool.train.sampling import TrainBatchSampler
 from test_train_resume import CLOCK, RUN, load
@@ -99,29 +99,32 @@ def poison(rank):
     Images.__getitem__ = get
 
 
-def kill_once_saved(path, log, arguments, step):
-    """Start two processes, and kill them after a checkpoint of that step or a later one."""
-    started = processes.start(arguments, log, prepare=poison)
-    try:
-        while not (path / "last.ckpt").exists() or load(path)["global_step"] < step:
-            assert all(process.is_alive() for process in started)
-            time.sleep(0.01)
-    finally:
-        for process in started:
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
+def poison_and_kill(step, rank):
+    """As `poison`, and every process is killed right after that step."""
+    poison(rank)
+    original = Recorder.on_train_batch_end
+
+    def hook(self, trainer, module, *rest):
+        original(self, trainer, module, *rest)
+        if module.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Recorder.on_train_batch_end = hook
 
 
 def test_two_killed_processes_resume_bit_for_bit(images, tmp_path):
     """With accumulation, batch norm, dropout, a switch of methods, and a skipped step."""
-    options = (*RUN, *TWO, "--train.accumulate", "2", "--train.checkpoint_steps", "1")
+    options = (*RUN, *TWO, "--train.accumulate", "2", "--train.checkpoint_steps", "2")
     options += ("--data.workers", "1", "--resume", "auto", "--on-nonfinite", "skip")
     whole, path, log = tmp_path / "whole", tmp_path / "run", tmp_path / "log"
     status, told = processes.run(command(images, whole, *options), log, prepare=poison)
     assert status == [0, 0], told
     assert "skipped epoch 2, step 2 of 3: process 1: " in told
-    for step in (1, 5):
-        kill_once_saved(path, log, command(images, path, *options), step)
+    for step, saved in ((3, 2), (8, 8)):
+        kill = partial(poison_and_kill, step)
+        status, told = processes.run(command(images, path, *options), log, prepare=kill)
+        assert status == [-signal.SIGKILL] * 2, told
+        assert load(path)["global_step"] == saved
     status, told = processes.run(command(images, path, *options), log, prepare=poison)
     assert status == [0, 0], told
     ends = [load(p) for p in (whole, path)]

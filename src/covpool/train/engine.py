@@ -24,7 +24,7 @@ from covpool.train.figures import draw_confusion, draw_curves
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.job import Job, check_classes, parameters, prepare
 from covpool.train.loaders import ImageDataModule
-from covpool.train.loggers import make_loggers
+from covpool.train.loggers import close_loggers, make_loggers
 from covpool.train.module import ClassificationModule, TrainingDiverged
 from covpool.train.progress import ProgressReport
 from covpool.train.published import read_trained
@@ -97,6 +97,7 @@ def train(
         finally:
             if progress:
                 progress.close()
+            close_loggers(loggers, failed=summary["status"] != "finished")
             if main_process():
                 summary |= summarise(job, recorder)
                 write_results(job, module, recorder, directory, summary)

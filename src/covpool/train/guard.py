@@ -87,8 +87,9 @@ class StepGuard:
         if not self.bad:
             norm = self._clip(optimizer, clip)
             # Float16's scaler meets infinite gradients in the course of things, and skips them.
-            # Processes share their gradients, hence the decision.
-            if scaler is None and not norm.isfinite():
+            # Under DDP all processes have the same gradient; under FSDP each has its own shard.
+            bad = scaler is None and not norm.isfinite()
+            if self._anywhere(bad) if self._sharded else bad:
                 failure = f"the gradient's norm is {norm.item()}"
                 gradient = explain_gradient(self.module.model)
                 self._refuse(where, failure, lambda: f"{gradient}; {self._explain(images)}")
@@ -104,10 +105,13 @@ class StepGuard:
             first = next(p for p in self.module.model.parameters() if p.requires_grad)
             first.grad = torch.full_like(first, torch.inf)
 
+    @property
+    def _sharded(self) -> bool:
+        return hasattr(self.module.trainer.model, "clip_grad_norm_")
+
     def _clip(self, optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
-        wrapped = self.module.trainer.model
-        if clip is not None and hasattr(wrapped, "clip_grad_norm_"):  # FSDP: norm over all shards
-            return wrapped.clip_grad_norm_(clip)  # type: ignore[union-attr,operator]
+        if clip is not None and self._sharded:  # the norm over all shards
+            return self.module.trainer.model.clip_grad_norm_(clip)  # type: ignore[union-attr,operator]
         parameters = [p for p in _parameters(optimizer) if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         if clip is not None:

@@ -32,14 +32,19 @@ class ImageDataModule(LightningDataModule):
     @property
     def _process(self) -> dict[str, int]:
         trainer = self.trainer
-        assert trainer is not None
+        if trainer is None:  # read without training
+            return {"rank": 0, "world": 1}
         return {"rank": trainer.global_rank, "world": trainer.world_size}
 
     @override
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         assert trainer is not None
-        return self._loader(self.splits.train, self._train_batches(lambda: trainer.global_step))
+        return self.loader_of(lambda: trainer.global_step)
+
+    def loader_of(self, step: Callable[[], int]) -> DataLoader:
+        """The training images from the step on that `step()` gives, to the end of its epoch."""
+        return self._loader(self.splits.train, self._train_batches(step))
 
     def _train_batches(self, step: Callable[[], int]) -> TrainBatchSampler:
         return TrainBatchSampler(

@@ -2,10 +2,10 @@
 
 import importlib.util
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from covpool.train.config import RunConfig
 from covpool.train.run_directory import RunDirectory, replace_text
@@ -21,8 +21,6 @@ def _tensorboard(directory: RunDirectory, config: RunConfig, step: int) -> Logge
 
 
 def _wandb(directory: RunDirectory, config: RunConfig, step: int) -> Logger:
-    from lightning.pytorch.loggers import WandbLogger
-
     file = directory.path / "wandb-id.txt"
     if not file.is_file():
         replace_text(file, uuid.uuid4().hex[:8] + "\n")
@@ -67,3 +65,10 @@ def make_loggers(config: RunConfig, directory: RunDirectory, step: int) -> list[
     for logger in made:
         logger.log_hyperparams(config.to_dict())
     return made
+
+
+def close_loggers(loggers: Iterable[Logger], *, failed: bool) -> None:
+    """Write out what they still hold; Lightning leaves that of wandb to the process's end."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(exit_code=int(failed))

@@ -91,6 +91,7 @@ def quiet_lightning() -> Iterator[None]:
             ".*ended before the epoch ended.*",
             ".*in eval mode at the start of training.*",
             ".*isinstance.treespec, LeafSpec.*",
+            ".*smaller than the logging interval.*",
         ):
             warnings.filterwarnings("ignore", message)
         try:
