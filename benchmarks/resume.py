@@ -148,6 +148,7 @@ def main() -> int:
     print(summary_line(results["environment"]))
     with users_input():
         earlier = read_earlier(options.output, results)
+    results["processes"] |= earlier
     with (
         tempfile.TemporaryDirectory() as folder,
         Progress(console=Console(stderr=True)) as progress,
@@ -200,6 +201,7 @@ def main() -> int:
                 progress.console.print(
                     f"{world} processes, {kills} of {options.kills} kills: {verdict}"
                 )
+            outcome["kills"] = kills
             progress.update(task, description=f"{world} processes: done", completed=kills)
     failed = False
     for world, outcome in results["processes"].items():
@@ -233,7 +235,8 @@ def read_earlier(output: Path, results: dict[str, Any]) -> dict[str, Any]:
     for key in ("options", "workers", "seed"):
         if earlier[key] != results[key]:
             raise ValueError(
-                f"{output} has {key} {earlier[key]!r}, not {results[key]!r}; choose another --output"
+                f"{output} has {key} {earlier[key]!r}, not {results[key]!r}; choose another "
+                "--output"
             )
     return earlier["processes"]
 
