@@ -7,7 +7,8 @@ Each trial is `covpool train` on the embedded typefaces in a directory of its ow
 the loaders' included, get SIGKILL at a random moment of the training, up to three times in a row,
 and each time the run goes on by the same command with `--resume auto`. In the end its weights,
 momenta and metrics (but for times) are compared bit by bit with those of an uninterrupted run.
-Exit status 1 if any differ.
+Kills count that left steps to take. Exit status 1 if any end differs. The same command goes on
+where it stopped.
 """
 
 import json
@@ -21,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import make_parser, run
+from common import make_parser, run, users_input
 
 RUN = (
     *("--train.epochs", "3", "--data.batch_size", "64", "--train.checkpoint_steps", "4"),
@@ -136,7 +137,6 @@ def main() -> int:
 
     from covpool.bench.environment import describe_environment, summary_line
 
-    moments = random.Random(options.seed)
     worlds = [int(text) for text in options.processes.split(",")]
     results: dict[str, Any] = {
         "environment": describe_environment(1, "cpu"),
@@ -146,7 +146,9 @@ def main() -> int:
         "processes": {},
     }
     print(summary_line(results["environment"]))
-    failed = 0
+    with users_input():
+        earlier = read_earlier(options.output, results)
+    results["processes"] |= earlier
     with (
         tempfile.TemporaryDirectory() as folder,
         Progress(console=Console(stderr=True)) as progress,
@@ -165,10 +167,14 @@ def main() -> int:
             whole.wait()
             seconds = time.monotonic() - began
             reference = result(directory)
-            outcome: dict[str, Any] = {"seconds_uninterrupted": round(seconds, 2), "trials": []}
+            outcome: dict[str, Any] = {
+                "seconds_uninterrupted": round(seconds, 2),
+                "steps": checkpoint_step(directory),
+                "trials": earlier.get(str(world), {}).get("trials", []),
+            }
             results["processes"][str(world)] = outcome
-            kills = 0
-            while kills < options.kills:
+            while (kills := count(outcome)) < options.kills:
+                moments = random.Random(f"{options.seed} {world} {len(outcome['trials'])}")
                 directory = Path(folder) / f"{world}-{len(outcome['trials'])}"
                 trial: dict[str, Any] = {"kills": []}
                 for _ in range(min(moments.randint(1, 3), options.kills - kills)):
@@ -177,10 +183,9 @@ def main() -> int:
                     )
                     attempt = Run(directory, command, log)
                     attempt.wait_for_training()
-                    delay = moments.uniform(0, seconds)
+                    delay = moments.uniform(0, 0.8 * seconds)
                     if not attempt.kill_after(delay):
                         break
-                    kills += 1
                     step = checkpoint_step(directory)
                     left = sorted(file.name for file in directory.glob("*partial*"))
                     trial["kills"].append(
@@ -189,20 +194,51 @@ def main() -> int:
                 progress.update(task, description=f"{world} processes: resuming", completed=kills)
                 Run(directory, command, log).wait()
                 trial["differences"] = differences(result(directory), reference)
-                failed += bool(trial["differences"])
                 outcome["trials"].append(trial)
-                outcome["kills"] = kills
+                kills = outcome["kills"] = count(outcome)
                 write(results, options.output)
                 verdict = "differ" if trial["differences"] else "the same"
                 progress.console.print(
                     f"{world} processes, {kills} of {options.kills} kills: {verdict}"
                 )
+            outcome["kills"] = kills
             progress.update(task, description=f"{world} processes: done", completed=kills)
+    failed = False
     for world, outcome in results["processes"].items():
-        same = sum(len(t["kills"]) for t in outcome["trials"] if not t["differences"])
+        same = count(outcome, same=True)
+        failed |= same < outcome["kills"]
         print(f"{world} processes: {same} of {outcome['kills']} kills end bit-identically")
+    write(results, options.output)
     print(f"results: {options.output}")
-    return int(failed > 0)
+    return int(failed)
+
+
+def count(outcome: dict[str, Any], *, same: bool = False) -> int:
+    """Kills that left steps to take; with `same`, of trials that ended without differences."""
+    return sum(
+        (kill["goes_on_from_step"] or 0) < outcome["steps"]
+        for trial in outcome["trials"]
+        for kill in trial["kills"]
+        if not (same and trial["differences"])
+    )
+
+
+def read_earlier(output: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier call has found, by number of processes.
+
+    Raises:
+        ValueError: it had other options.
+    """
+    if not output.is_file():
+        return {}
+    earlier = json.loads(output.read_text(encoding="utf-8"))
+    for key in ("options", "workers", "seed"):
+        if earlier[key] != results[key]:
+            raise ValueError(
+                f"{output} has {key} {earlier[key]!r}, not {results[key]!r}; choose another "
+                "--output"
+            )
+    return earlier["processes"]
 
 
 def write(results: dict[str, Any], output: Path) -> None:
@@ -212,4 +248,4 @@ def write(results: dict[str, Any], output: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main, resumable=False)
+    run(main)

@@ -183,7 +183,8 @@ def test_throughput_names_the_limit(script, tmp_path):
 
 def test_resume_sees_one_flipped_bit(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    differences = runpy.run_path(str(FOLDER / "resume.py"))["differences"]
+    names = runpy.run_path(str(FOLDER / "resume.py"))
+    differences, count = names["differences"], names["count"]
     weights = torch.rand(3)
     flipped = weights.clone()
     flipped.view(torch.int32)[1] ^= 1
@@ -191,4 +192,8 @@ def test_resume_sees_one_flipped_bit(monkeypatch):
     assert differences(one, {"a": weights.clone(), "b": 1}) == []
     assert differences(one, {"a": flipped, "b": 1}) == ["a"]
     assert differences(one, {"a": weights}) == ["b"]
+    kills = [{"goes_on_from_step": step} for step in (None, 3, 9)]
+    trials = [{"kills": kills, "differences": found} for found in ([], ["a"])]
+    outcome = {"steps": 9, "trials": trials}
+    assert (count(outcome), count(outcome, same=True)) == (4, 2)
     sys.modules.pop("common", None)

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 
 from covpool.cli import main
 from covpool.data import Images
@@ -160,3 +162,21 @@ def test_the_gradient_nearest_to_the_loss_is_named(model):
         bad = name.startswith(("backbone.features.0", "backbone.features.1"))
         parameter.grad = torch.full_like(parameter, torch.nan if bad else 1)
     assert explain_gradient(model).startswith("the gradient of backbone.features.1.bias")
+
+
+def test_float16s_scaler_takes_a_skipped_step_as_one_of_its_own(
+    images, poisoned, tmp_path, monkeypatch
+):
+    """Lightning has no float16 on a CPU, PyTorch has."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+
+    def make(*, precision, plugins, **options):
+        return Trainer(plugins=[*plugins, plugin], **options)
+
+    monkeypatch.setattr("covpool.train.trainer.Trainer", make)
+    path = tmp_path / "run"
+    assert train(images, path, *SKIP, "--model.schedule", "0:isqrt-cov") == 0
+    assert [row["skipped_steps"] for row in RunDirectory(path).read_metrics()] == [0, 1, 0]
+    assert scaler.get_scale() == 512
+    assert all(torch.isfinite(value).all() for value in load(path)["state_dict"].values())
