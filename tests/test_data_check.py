@@ -42,8 +42,10 @@ def test_what_is_wrong(tmp_path, capsys):
     shutil.copy(names[2] / "2.jpg", names[2] / "again.jpg")
     (names[1] / "3.jpg").write_bytes((names[1] / "3.jpg").read_bytes()[:600])
     (names[1] / "4.jpg").write_bytes(b"words")
+    (names[1] / "5.heic").write_bytes(b"of an ending that is not read")
     status, report = check(root, tmp_path)
     assert status == 1
+    assert report["ignored"] == 1
     assert report["problems"] == [
         "unreadable images: 2 of 27",
         "images in both splits: 1",

@@ -152,6 +152,19 @@ def test_recipes_are_listed(capsys):
     assert rows["imagenet-resnet50-fast-mpn-cov"][1] == "resnet50, last stride 1"
 
 
+def test_the_list_fits_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "dumb")  # no colours
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    words = " ".join(lines).split()
+    for recipe in RECIPES.values():
+        text = f"{recipe.name} {recipe.data} reproduces {recipe.reproduces}"
+        assert set(text.split()) <= {*words, *(word.removesuffix(",") for word in words)}
+
+
 def test_the_documentation_has_the_same_table(capsys):
     page = Path(__file__).parents[1] / "docs" / "training.md"
     found = re.findall(r"^\| `(.+)` \| (.+) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)

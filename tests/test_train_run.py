@@ -14,7 +14,9 @@ from covpool.cli import main
 from covpool.data import open_images
 from covpool.pooling import VECTOR_LAYOUT
 from covpool.train.config import RunConfig
+from covpool.train.engine import evaluate
 from covpool.train.module import ClassificationModule
+from covpool.train.progress import EPOCH_HEADER, epoch_line
 from covpool.train.recorder import Recorder
 from covpool.train.run_directory import RunDirectory, best_row, free_path
 from tiny_images import CLASSES, OPTIONS, make_tiny_images
@@ -122,6 +124,46 @@ def test_evaluate_repeats_the_summary(run, capsys):
         assert f"epoch {row['epoch']}, {row['method']}, 12 images" in line
 
 
+def test_evaluate_takes_the_same_weights_once_and_shows_progress(copy, monkeypatch, capsys):
+    evaluated = []
+    shutil.copy(copy / "last.ckpt", copy / "best.ckpt")
+
+    def count(path, *arguments, **options):
+        evaluated.append(path.name)
+        return evaluate(path, *arguments, **options)
+
+    monkeypatch.setattr("covpool.cli.evaluate.evaluate", count)
+    monkeypatch.setattr("covpool.train.progress.LINE_SECONDS", 0)
+    assert main(["evaluate", str(copy), "--data.batch_size", "5"]) == 0
+    told = capsys.readouterr()
+    assert evaluated == ["last.ckpt"]
+    final, best = told.out.splitlines()
+    assert final.removeprefix("Final") == best.removeprefix("Best ")
+    assert [line.split("  ")[0] for line in told.err.splitlines()] == [
+        f"evaluated {number} of 12 images" for number in (5, 10)
+    ]
+
+
+def test_the_lines_of_epochs_fit_a_terminal_under_their_header():
+    row = {
+        "epoch": 100,
+        "method": "mtp-lyapunov",
+        "train_loss": 10.0,
+        "test_loss": 10.0,
+        "train_top1": 1.0,
+        "test_top1": 1.0,
+        "learning_rate": 7.7e-05,
+        "seconds": 9999,
+        "images_per_second": 99999,
+    }
+    line = epoch_line(row, 200, 1.0)
+    header = EPOCH_HEADER.splitlines()[1]
+    assert len(line) == len(header) <= 80
+    assert len(line.split()) == len(header.split())
+    for name in ("method", "rate"):
+        assert line[header.index(name) - 1] == " " != line[header.index(name)]
+
+
 def test_evaluate_on_other_images_of_the_same_classes(run, tmp_path, capsys):
     other = make_tiny_images(tmp_path / "other", train=1, test=2)
     assert main(["evaluate", "--data.root", str(other), str(run / "last.ckpt")]) == 0
@@ -179,6 +221,7 @@ def test_predict_names_bad_images_and_goes_on(run, images, tmp_path, capsys):
     errors = captured.err.splitlines()
     for name, line in zip(("truncated.png", "text.png", "missing.png"), errors, strict=False):
         assert name in line
+        assert "skip_damaged" not in line  # an option of training
     assert errors[-1] == "covpool: error: 3 of 4 images could not be read"
 
 
@@ -345,9 +388,11 @@ def test_divergence_that_evaluation_finds(method, images, tmp_path, monkeypatch,
 
     monkeypatch.setattr(ClassificationModule, "on_validation_epoch_start", hook)
     options = ["--data.root", str(images), "--output", str(path), "--model.method", method]
-    assert main(["train", *options, *OPTIONS]) == 1
+    policy = "skip" if method == "gap" else "stop"
+    assert main(["train", *options, *OPTIONS, "--on-nonfinite", policy]) == 1
     error = capsys.readouterr().err
     assert error.startswith("covpool: training diverged in the evaluation after epoch 2: ")
+    assert ("or --on-nonfinite skip" in error) == (policy == "stop")
     assert error.count("\n") == 1
     check_diverged_after(path, 3)
     assert len(RunDirectory(path).read_metrics()) == 1

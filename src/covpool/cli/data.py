@@ -116,6 +116,8 @@ def show(report: Report) -> None:
             f"{side}: {values['least']:g} to {values['greatest']:g} pixels, median "
             f"{values['median']:g}"
         )
+    if report.ignored:
+        console.print(f"passed over {report.ignored} file(s) that are no images by their ending")
     _list(console, "unreadable", [f"{one.name}: {one.error}" for one in report.unreadable])
 
     def names(group: Sequence[Facts]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from covpool.cli.parsing import RunParser, users_input
 from covpool.train.engine import evaluate
-from covpool.train.published import PublishedDirectory
+from covpool.train.published import PublishedDirectory, read_trained
 from covpool.train.run_directory import RunDirectory
 
 ALLOWED = (
@@ -30,8 +30,13 @@ def run(arguments: list[str]) -> int:
         _, own = _parser().parse(arguments)
         directory, checkpoints = find_checkpoints(own.run)
         config, _ = _parser(defaults=directory.read_config()).parse(arguments)
+        results: dict[int | None, dict[str, Any]] = {}
         for label, path in checkpoints:
-            found = evaluate(path, config)
+            # Where the last epoch was the best, both are the weights of one step.
+            step = read_trained(path).get("global_step")
+            if step not in results:
+                results[step] = evaluate(path, config, report=True)
+            found = results[step]
             print(
                 f"{label:5}  top-1 {100 * found['test_top1']:.2f}%  "
                 f"top-5 {100 * found['test_top5']:.2f}%  loss {found['test_loss']:.4f}  "

@@ -189,6 +189,12 @@ def _readable(text: str) -> str:
     """jsonargparse's report of a value that does not fit, in the words of the other messages."""
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
+    # Shells take brackets for a pattern of file names.
+    text = re.sub(
+        r'^Parser key "([^"]+)": Expected a tuple\. Got value: (.*)$',
+        r"\1 must be a list, not '\2'; write it in brackets and quotes: --\1 '[\2]'",
+        text,
+    )
     return re.sub(
         r'^Parser key "([^"]+)": Expected an? (.*)\. Got value: (.*)$',
         r"\1 must be \2, not '\3'",

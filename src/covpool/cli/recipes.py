@@ -1,5 +1,6 @@
 """`covpool recipes`."""
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -28,11 +29,12 @@ def run(arguments: list[str]) -> int:
         for row in rows():
             print("\t".join(row))
         return 0
-    table = Table()
-    for column in COLUMNS:
-        table.add_column(column, no_wrap=column == "name", overflow="fold")
-    for row in rows()[1:]:
-        table.add_row(*row)
+    # Five columns do not fit into the 80 of a terminal.
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it trains")
+    for name, network, data, epochs, reproduces in rows()[1:]:
+        table.add_row(name, f"{network}, {epochs} epochs, on {data}\nreproduces {reproduces}")
     console.print(table)
     return 0
 

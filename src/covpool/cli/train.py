@@ -89,9 +89,10 @@ def run(arguments: list[str]) -> int:
         if not speaks:
             return 0
         kept = "last.ckpt holds the last good state; " if directory.last.is_file() else ""
+        skipping = job.config.train.on_nonfinite == "skip"
         print(
             f"covpool: training diverged in {error}; {kept}try a lower optim.learning_rate or "
-            "optim.clip_norm, or --on-nonfinite skip",
+            f"optim.clip_norm{'' if skipping else ', or --on-nonfinite skip'}",
             file=sys.stderr,
         )
         return 1
@@ -160,9 +161,14 @@ def _check_same(config: RunConfig, directory: RunDirectory) -> None:
             if f"{group}.{name}" not in RESUMABLE and then[group][name] != value:
                 raise ValueError(
                     f"run {directory.path} was started with {group}.{name} "
-                    f"{then[group][name]!r}, not {value!r}; give the same options, or another "
-                    "--output"
+                    f"{_written(then[group][name])}, not {_written(value)}; give the same options, "
+                    "or another --output"
                 )
+
+
+def _written(value: object) -> str:
+    """A value as an option is given."""
+    return "null" if value is None else repr(value)
 
 
 def _resume(config: RunConfig, directory: RunDirectory, progress: FileProgress) -> Prepared:

@@ -11,7 +11,7 @@ from typing import Any, cast
 from covpool.data.archives import ArchiveContents
 from covpool.data.dataset import Arrays, EncodedSource, Source
 from covpool.data.layouts import Contents
-from covpool.data.listing import SPLITS, Progress, in_threads, shorten
+from covpool.data.listing import SPLITS, Listing, Progress, in_threads, shorten
 from covpool.data.reading import cause, to_tensor
 
 
@@ -48,6 +48,7 @@ class Report:
         splits: the splits that there are.
         images: every image's facts.
         duplicates: groups of images of the same content.
+        ignored: how many files are no images by their ending.
     """
 
     layout: str
@@ -55,6 +56,7 @@ class Report:
     splits: tuple[str, ...]
     images: Sequence[Facts]
     duplicates: Sequence[Sequence[Facts]]
+    ignored: int = 0
 
     @property
     def unreadable(self) -> list[Facts]:
@@ -118,6 +120,7 @@ class Report:
         return {
             "layout": self.layout,
             "images": len(self.images),
+            "ignored": self.ignored,
             "classes": self.counts(),
             "sizes": self.sizes(),
             "unreadable": [{"name": one.name, "reason": one.error} for one in self.unreadable],
@@ -166,6 +169,7 @@ def inspect_images(layout: str, contents: Contents, progress: Progress | None = 
         splits=tuple(split for split, _, _ in sources),
         images=images,
         duplicates=[group for group in same.values() if len(group) > 1],
+        ignored=contents.ignored if isinstance(contents, Listing) else 0,
     )
 
 

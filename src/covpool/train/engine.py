@@ -26,7 +26,7 @@ from covpool.train.job import Job, check_classes, parameters, prepare
 from covpool.train.loaders import ImageDataModule
 from covpool.train.loggers import close_loggers, make_loggers
 from covpool.train.module import ClassificationModule, TrainingDiverged
-from covpool.train.progress import ProgressReport
+from covpool.train.progress import EvaluationProgress, ProgressReport
 from covpool.train.published import read_trained
 from covpool.train.recorder import Recorder
 from covpool.train.run_directory import Row, RunDirectory, best_row
@@ -167,12 +167,13 @@ def write_pictures(
         directory.write_confusions(confusion.tolist(), job.splits.classes)
 
 
-def evaluate(path: Path, config: RunConfig) -> dict[str, Any]:
+def evaluate(path: Path, config: RunConfig, *, report: bool = False) -> dict[str, Any]:
     """Top-1, top-5 and loss of a checkpoint on the test split of the configuration's images.
 
     Args:
         path: the checkpoint, or a published model's directory.
         config: its configuration, perhaps with other images.
+        report: whether to show progress.
 
     Raises:
         ValueError, OSError: as `prepare`; a checkpoint that is damaged, of another model or of
@@ -202,8 +203,9 @@ def evaluate(path: Path, config: RunConfig) -> dict[str, Any]:
     load_weights(module, checkpoint, path)
     epoch = about["epoch"]
     module.use_method_of(epoch)
+    shown = EvaluationProgress(int(job.images["test"]["number"]), config.data.batch_size)
     with quiet_lightning():
-        trainer = make_trainer(config, [])
+        trainer = make_trainer(config, [shown] if report else [])
         try:
             trainer.validate(module, datamodule=ImageDataModule(job.splits, config), verbose=False)
         except TrainingDiverged as error:
@@ -211,6 +213,8 @@ def evaluate(path: Path, config: RunConfig) -> dict[str, Any]:
                 f"checkpoint {path} gives no finite result in {error}; it is damaged, or its run "
                 "diverged: use another checkpoint"
             ) from error
+        finally:
+            shown.close()
     loss, top1, top5, images = module.test_sums.tolist()
     return {
         "checkpoint": str(path),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from covpool.data import Preprocessing, average_over_views, load_image
+from covpool.data.reading import REMEDY
 from covpool.models import CovPoolModel
 from covpool.train.checkpoint import METADATA, load_weights
 from covpool.train.config import RunConfig
@@ -61,7 +62,9 @@ class TrainedModel:
             try:
                 pixels = load_image(image, self.preprocessing)
             except (ValueError, OSError) as error:
-                yield Prediction(path=image, likeliest=[], error=str(error))
+                # What its remedy says of training does not help here.
+                reason = str(error).removesuffix(f"; {REMEDY}")
+                yield Prediction(path=image, likeliest=[], error=reason)
                 continue
             with torch.no_grad():
                 logits = average_over_views(self.model, pixels[None].to(parameter))

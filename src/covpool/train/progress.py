@@ -7,7 +7,14 @@ import time
 
 from lightning.pytorch import Callback, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from typing_extensions import override
 
 from covpool.train.module import ClassificationModule
@@ -25,17 +32,18 @@ def duration(seconds: float) -> str:
 
 
 EPOCH_HEADER = (
-    "epoch    method         train loss  top-1   test loss  top-1   best    lr       s  images/s"
+    "                     training         test\n"
+    "epoch   method         loss  top-1    loss  top-1   best  rate        s images/s"
 )
 
 
 def epoch_line(row: Row, epochs: int, best: float) -> str:
-    """One line about a finished epoch, under EPOCH_HEADER."""
+    """One line about a finished epoch, under EPOCH_HEADER, of at most 80 columns."""
     epoch = f"{row['epoch']}/{epochs}"
     return (
-        f"{epoch:7}  {row['method']:12}  {row['train_loss']:11.3f} {row['train_top1']:6.1%}  "
-        f"{row['test_loss']:10.3f} {row['test_top1']:6.1%} {best:6.1%}  "
-        f"{row['learning_rate']:<7.2g}{row['seconds']:4.0f} {row['images_per_second']:9.0f}"
+        f"{epoch:7} {row['method']:12} {row['train_loss']:6.3f} {row['train_top1']:6.1%}  "
+        f"{row['test_loss']:6.3f} {row['test_top1']:6.1%} {best:6.1%}  "
+        f"{row['learning_rate']:<7.2g}{row['seconds']:6.0f} {row['images_per_second']:8.0f}"
     )
 
 
@@ -81,6 +89,57 @@ class Clock:
         if test is None:
             test = self.test_images / (3 * self.rate)
         return steps * self.train_seconds / self.steps + evaluations * test
+
+
+class EvaluationProgress(Callback):
+    """Images evaluated and the time left, on standard error.
+
+    Args:
+        images: how many there are.
+        batch_size: of the evaluation.
+    """
+
+    def __init__(self, images: int, batch_size: int) -> None:
+        self.images, self.batch_size = images, batch_size
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+        self.bar = Progress(
+            TextColumn("evaluating"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("evaluating", total=images)
+        self.began = self.shown = time.monotonic()
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: ClassificationModule) -> None:  # type: ignore[override]
+        self.began = self.shown = time.monotonic()
+        self.bar.start()
+
+    @override
+    def on_validation_batch_end(  # type: ignore[override]
+        self,
+        trainer: Trainer,
+        pl_module: ClassificationModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        done = min((batch_idx + 1) * self.batch_size, self.images)
+        self.bar.update(self.task, completed=done)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.shown >= LINE_SECONDS and done < self.images:
+            self.shown = now
+            left = duration((now - self.began) * (self.images - done) / done)
+            self.console.print(f"evaluated {done} of {self.images} images  {left} left")
+
+    def close(self) -> None:
+        """Take the bar off the terminal; at the end, however it came."""
+        self.bar.stop()
 
 
 class ProgressReport(Callback):

@@ -158,7 +158,7 @@ class StartingWeights:
             raise ValueError(
                 f"model.init_from {self.path} is of another network: it has {sizes[0]} {plain}, "
                 f"the model of the configuration {sizes[1]}; choose its model.backbone, its "
-                "model.reduced_channels, and images with as many channels"
+                "model.reduced_channels, and data.channels (1 grey, 3 colour) as there"
             )
 
 
