@@ -10,6 +10,7 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -27,7 +28,7 @@ COLOURS = {
 }
 """By name: what a figure is drawn with, and what the page shows instead."""
 
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "covpool",
     "text.parse_math": False,  # dollar signs in names are no mathematics
@@ -55,7 +56,7 @@ SETTINGS = {
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
-_SHOWN = {sentinel: shown for sentinel, shown in COLOURS.values()}
+_SHOWN = dict(COLOURS.values())
 
 
 def colour(name: str) -> str:
@@ -92,7 +93,7 @@ def inline(figure: Figure, name: str, label: str) -> Markup:
     root = ElementTree.fromstring(file.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag not in _DRAWN and child.tag.startswith(_SVG) or "metadata" in child.tag:
+            if (child.tag not in _DRAWN and child.tag.startswith(_SVG)) or "metadata" in child.tag:
                 parent.remove(child)
     _rename_ids(root, name)
     for element in root.iter():

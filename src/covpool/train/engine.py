@@ -16,6 +16,7 @@ from covpool.train.config import RunConfig
 from covpool.train.figures import draw_confusion, draw_curves
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.job import Job, check_classes, parameters, prepare
+from covpool.train.machine import describe_machine
 from covpool.train.module import ClassificationModule, ImageDataModule, TrainingDiverged
 from covpool.train.progress import ProgressReport
 from covpool.train.recorder import Recorder
@@ -78,6 +79,7 @@ def train(job: Job, directory: RunDirectory, *, resume: bool = False, report: bo
                 progress.close()
             if main_process():
                 summary |= summarise(job, recorder)
+                summary["machine"] = describe_machine(trainer.strategy.root_device)
                 directory.write_summary(summary)
                 write_pictures(job, module, recorder, directory)
     return summary
