@@ -227,8 +227,8 @@ def fidelity(styles: Styles) -> PageFigure:
             f"{CONDITION_NUMBER:,.0f}: as neighbouring eigenvalues approach, and as the rank "
             "falls.",
             f"{names(exact)} equal the exact gradient to rounding on all of them, and are not "
-            f"drawn. Distances of zero are drawn at {power_of_ten(LEAST_DISTANCE)}. The methods that iterate compute another root too, whose gradient theirs may "
-            "be.",
+            f"drawn. Distances of zero are drawn at {power_of_ten(LEAST_DISTANCE)}. The methods "
+            "that iterate compute another root too, whose gradient theirs may be.",
         ],
         not_shown=[
             "The spectra are made up: which gaps and ranks a training meets, Conditioning by epoch "
