@@ -12,10 +12,6 @@ import subprocess
 
 import pytest
 
-from covpool.report.page import render
-from covpool.report.sources import find_runs
-from made_up_runs import make_grid
-
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 WIDTHS = (360, 800, 1400)
@@ -85,10 +81,9 @@ window.onload = () => {
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured(tmp_path_factory, report_of_made_up_runs):
     folder = tmp_path_factory.mktemp("browser")
-    page = render(find_runs([make_grid(folder / "grid")]))
-    content = html.escape(page)
+    content = html.escape(report_of_made_up_runs)
     frames = [("light", width) for width in WIDTHS] + [("dark", 800)]
     shown = "".join(
         f'<iframe style="width: {width}px; height: 2000px; border: 0; color-scheme: {scheme}" '

@@ -14,8 +14,7 @@ from covpool.report import paper
 from covpool.report.page import render
 from covpool.report.sources import find_runs
 from covpool.report.svg import SERIES
-from made_up_runs import HOSTILE, make_grid, make_run
-from tiny_images import OPTIONS, make_tiny_images
+from made_up_runs import HOSTILE, make_run
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -64,18 +63,19 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory):
-    return make_grid(tmp_path_factory.mktemp("runs") / "a <i>grid</i> & 'more'")
-
-
-@pytest.fixture(scope="module")
-def text(grid):
-    return render(find_runs([grid]), baseline="gap")
+def text(report_of_made_up_runs):
+    return report_of_made_up_runs
 
 
 @pytest.fixture(scope="module")
 def page(text):
     return Page(text)
+
+
+@pytest.fixture
+def runs_alone(monkeypatch):
+    """A page without the figures of the methods themselves, which are always the same."""
+    monkeypatch.setattr("covpool.report.page.theory_figures", lambda styles: [])
 
 
 def test_accuracies_and_differences_are_those_of_scipy(page):
@@ -128,12 +128,16 @@ def test_every_figure_that_has_data_is_drawn(page, text):
 
 
 def test_switches_are_marked(text):
-    """Two panels of learning curves, and the two of conditioning that hold the hybrid."""
-    figure = text.split('id="s1-curves"')[1].split("</figure>")[0]
-    assert figure.count("stroke-dasharray: 1.2") + figure.count("stroke-dasharray:1.2") >= 1
+    """A dotted line in the panels of curves, smoothness and conditioning; none in the others."""
+    count = {
+        name: figure.split("</figure>")[0].count("stroke-dasharray: 1.2")
+        for name, figure in re.findall(r'<figure id="([^"]+)"(.*?</figure>)', text, re.DOTALL)
+    }
+    dotted = {"s1-curves": 2, "s1-conditioning": 4}
+    assert {name: found for name, found in count.items() if found} == dotted
 
 
-def test_what_has_no_data_is_said(tmp_path):
+def test_what_has_no_data_is_said(tmp_path, runs_alone):
     make_run(tmp_path / "run", method="svd")
     found = Page(render(find_runs([tmp_path / "run"])))
     assert "No data for" in found.text
@@ -211,7 +215,7 @@ def test_colours_can_be_told_from_the_ground_in_light_dark_and_print(text):
         assert all(contrast(f"series-{i}") >= 3 for i in range(SERIES))
 
 
-def test_settings_that_differ_get_tables_of_their_own(tmp_path):
+def test_settings_that_differ_get_tables_of_their_own(tmp_path, runs_alone):
     make_run(tmp_path / "short", epochs=3)
     make_run(tmp_path / "long", epochs=4, top1=(0.1, 0.2, 0.3, 0.4))
     found = Page(render(find_runs([tmp_path])))
@@ -220,7 +224,7 @@ def test_settings_that_differ_get_tables_of_their_own(tmp_path):
     assert "train.epochs = 3" in found.text
 
 
-def test_the_same_run_twice_counts_once(tmp_path):
+def test_the_same_run_twice_counts_once(tmp_path, runs_alone):
     one = make_run(tmp_path / "one")
     assert len(find_runs([one, tmp_path])) == 1
     make_run(tmp_path / "two")
@@ -229,7 +233,7 @@ def test_the_same_run_twice_counts_once(tmp_path):
     assert found.row("svd MPN-COV")[1] == "1 of 1"
 
 
-def test_many_methods_get_a_panel_each(tmp_path):
+def test_many_methods_get_a_panel_each(tmp_path, runs_alone):
     methods = ["exact", "svd", "svd-topn", "svd-trunc", "svd-pi", "svd-newton", "svd-taylor"]
     for method in methods:
         make_run(tmp_path / method, method=method)
@@ -238,7 +242,7 @@ def test_many_methods_get_a_panel_each(tmp_path):
     assert figure.count("<svg") == len(methods)
 
 
-def test_a_comparison_without_its_runs_has_its_figures(tmp_path):
+def test_a_comparison_without_its_runs_has_its_figures(runs_alone):
     """As results/typefaces-compare of this repository, whose runs are not kept."""
     folder = Path(__file__).parents[1] / "results" / "typefaces-compare"
     found = Page(render(find_runs([folder])))
@@ -247,21 +251,6 @@ def test_a_comparison_without_its_runs_has_its_figures(tmp_path):
         cell = f"{row['final_mean']:.2f} ± {row['final_deviation']:.2f}"
         assert found.row(row["method"])[2] == cell
     assert "metrics.jsonl are not there" in found.text
-
-
-def test_the_command_on_real_runs(tmp_path, capsys):
-    images = str(make_tiny_images(tmp_path / "textures"))
-    folder = tmp_path / "comparison"
-    options = ["--methods", "gap,exact", "--seeds", "1", "--output", str(folder)]
-    assert main(["compare", "--data.root", images, *options, *OPTIONS]) == 0
-    assert main(["report", str(folder)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(folder / "report.html")
-    found = Page((folder / "report.html").read_text(encoding="utf-8"))
-    table = json.loads((folder / "comparison.json").read_text())["table"]
-    for row in table:
-        assert found.row(row["method"])[2] == f"{row['final_mean']:.2f}"
-    assert "processor" in found.text
-    assert main(["report", str(folder)]) == 0  # over its own earlier page
 
 
 @pytest.mark.parametrize(

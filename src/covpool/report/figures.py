@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from markupsafe import Markup
@@ -108,13 +109,21 @@ class Styles:
 
 def sample(name: str, **look: Any) -> Markup:
     """A short line with a marker, drawn with these arguments of `Axes.plot`, for a legend."""
+    return Markup(_sample(tuple(look.items())).replace(_SAMPLE, name))
+
+
+_SAMPLE = "legend-sample"
+
+
+@cache
+def _sample(look: tuple[tuple[str, Any], ...]) -> str:
     with drawing():
         figure = Figure(figsize=(0.42, 0.17))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set(xlim=(0, 2), ylim=(-1, 1))
-        axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **look)
-        return inline(figure, name, "")
+        axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **dict(look))
+        return str(inline(figure, _SAMPLE, ""))
 
 
 def panel(
