@@ -152,10 +152,17 @@ def whole_numbers(axes: Axes) -> None:
 
 
 def logarithmic(axes: Axes, which: str, values: Iterable[float]) -> None:
-    """Log scale of the axis "x" or "y", with ticks that name few round numbers."""
+    """Log scale of the axis "x" or "y", with ticks that name few round numbers.
+
+    Values that differ little keep a linear one, as a log scale would have no round numbers.
+    """
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axes.set(**{f"{which}scale": "log"})
     positive = [value for value in values if 0 < value < math.inf]
+    if positive and max(positive) / min(positive) < 3:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+        axis.set_major_locator(MaxNLocator(nbins=5))
+        return
+    axes.set(**{f"{which}scale": "log"})
     if positive and max(positive) / min(positive) < 50:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -192,7 +199,10 @@ def shortened(text: str, most: int = 26) -> str:
     return clean(text if len(text) <= most else f"{text[: most - 1]}…")
 
 
-def names(values: Iterable[str]) -> str:
-    """a, b and c."""
-    *first, last = values
+def names(values: Iterable[str], most: int = 7) -> str:
+    """a, b and c; of more than so many, the first and how many others there are."""
+    found = list(values)
+    if len(found) > most:
+        found = [*found[: most - 1], f"{len(found) - most + 1} others"]
+    *first, last = found
     return f"{', '.join(first)} and {last}" if first else last

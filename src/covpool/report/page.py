@@ -12,7 +12,7 @@ from markupsafe import Markup
 import covpool
 from covpool.linalg.methods import METHODS
 from covpool.report import paper
-from covpool.report.figures import Missing, PageFigure, Styles
+from covpool.report.figures import Missing, PageFigure, Styles, shortened
 from covpool.report.groups import MethodRow, Setting, Spread, group
 from covpool.report.sources import Run
 from covpool.report.svg import SERIES, clean
@@ -22,8 +22,11 @@ from covpool.report.training_figures import training_figures
 GENERATOR = "covpool report"
 """The page's `generator`, by which an earlier report is known."""
 
-CONFUSIONS = 8
-"""As many of the most frequent confusions are listed for each method."""
+CONFUSIONS = 24
+"""As many of the most frequent confusions are listed, at least 3 and at most 8 for a method."""
+
+NAME_LENGTH = 60
+"""As much of a class's name is shown."""
 
 _FOLDER = Path(__file__).parent
 
@@ -225,16 +228,21 @@ def _notes(setting: Setting) -> list[str]:
 def _confusions(setting: Setting) -> list[tuple[str, list[dict[str, str]]]]:
     """By method, the pairs of classes confused most often, over all seeds."""
     found = []
+    listed = min(8, max(3, CONFUSIONS // len(setting.rows)))
     for row in setting.rows:
         counts: dict[tuple[str, str], int] = {}
         for run in row.runs:
             for each in run.confusions:
                 pair = (str(each["class"]), str(each["called"]))
                 counts[pair] = counts.get(pair, 0) + each["images"]
-        most = sorted(counts.items(), key=lambda item: -item[1])[:CONFUSIONS]
+        most = sorted(counts.items(), key=lambda item: -item[1])[:listed]
         if most:
             pairs = [
-                {"class": pair[0], "called": pair[1], "images": f"{count:,}"}
+                {
+                    "class": shortened(pair[0], 60),
+                    "called": shortened(pair[1], 60),
+                    "images": f"{count:,}",
+                }
                 for pair, count in most
             ]
             found.append((row.label, pairs))

@@ -102,11 +102,11 @@ class Curves:
         for label, points in self.means.items():
             if label not in shown:
                 plot(axes, points, color=colour("grid"), linewidth=1.2)
-        single = max(len(points) for label in shown for points in self.seeds[label]) < 2
         for row in rows:
             look = styles.of(row.method).line(hybrid=row.hybrid)
-            look |= {} if single else {"marker": None}
             seeds = self.seeds[row.label]
+            if max(len(points) for points in seeds) > 1:
+                look["marker"] = None
             for points in seeds if len(seeds) > 1 else ():
                 plot(axes, points, **{**look, "linewidth": 0.7, "alpha": 0.45, "marker": None})
             plot(axes, self.means[row.label], **look, linewidth=1.9)
