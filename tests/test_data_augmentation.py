@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from covpool.data.dataset import Arrays, Images, Preprocessing, seeded
+from covpool.data import Preprocessing
+from covpool.data.augmentation import seeded
+from covpool.data.dataset import Arrays, Images
 
 SIZE = 24
 IMAGES = torch.from_numpy(
@@ -34,7 +36,7 @@ def generator_states() -> tuple:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    augment=st.sampled_from(["shift", "crop"]),
+    augment=st.sampled_from(["shift", "crop", "flip"]),
     seed=st.integers(0, 2**32 - 1),
     epoch=st.integers(0, 10_000),
     number=st.integers(0, 3),

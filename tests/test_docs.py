@@ -81,6 +81,18 @@ def test_kernels_page_has_every_kernel():
     assert all(f"| `{name}` |" in table for name in covpool.KERNELS)
 
 
+def test_data_page_has_every_layout_and_option():
+    from covpool.data.augmentation import AUGMENTATIONS
+    from covpool.data.layouts import LAYOUTS
+    from covpool.data.preprocessing import VIEWS
+
+    table = covpool_tables.layouts_table()
+    assert all(f"| `{name}` | {layout.title} |" in table for name, layout in LAYOUTS.items())
+    page = PAGES["data"].read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in page for name in AUGMENTATIONS)
+    assert all(f"`{name}`" in page for name in VIEWS)
+
+
 @pytest.mark.parametrize("ratio", [1e-4, 0.5, 0.99, 1.0])
 def test_measured_bias_is_that_of_the_formula(ratio):
     error = covpool_tables._gradient_error

@@ -41,6 +41,7 @@ GROUPS = {
     "covpool.linalg.kernels": "Kernels",
     "covpool.linalg.diagnostics": "Diagnostics",
     "covpool.models": "Models",
+    "covpool.train.prediction": "Models",
 }
 """Headings of the reference by module, in their order; names of other modules follow them."""
 
@@ -243,6 +244,16 @@ def bench_results(folder: Path = DOCS.parent / "results" / "bench") -> str:
     return _paragraphs(sections) or "*(No measurement is recorded in this checkout.)*"
 
 
+def layouts_table() -> str:
+    from covpool.data.layouts import LAYOUTS
+
+    rows = (
+        (f"`{name}`", layout.title, layout.source, layout.describe_signs())
+        for name, layout in LAYOUTS.items()
+    )
+    return table(("`data.name`", "what", "source", "recognised by"), rows)
+
+
 def _paragraphs(parts: Iterable[str]) -> str:
     return "\n\n".join(parts)
 
@@ -258,6 +269,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "api-reference": api_reference,
     "analysis-reference": analysis_reference,
     "bench-results": bench_results,
+    "layouts-table": layouts_table,
 }
 
 

@@ -34,13 +34,19 @@ COMMANDS = {
     "train": Command("train", "train a network; without arguments on the embedded typefaces"),
     "evaluate": Command("evaluate", "top-1 and top-5 of a run on its test split"),
     "predict": Command("predict", "the likeliest classes of images, by a run"),
+    "export": Command("export", "a trained network as safetensors, torch.export and ONNX"),
+    "push": Command("push", "upload a published model to a hub, or copy it to a folder"),
+    "pull": Command("pull", "get a published model from a hub, or from a folder"),
+    "convert": Command("convert", "a checkpoint of another project as a published model"),
     "compare": Command("compare", "train a grid of pooling methods and seeds, and tabulate it"),
     "bench": Command(
         "bench",
         "time, memory and errors of the methods, beside their peers",
         shares_cores=False,  # as in a program of the user's own
     ),
+    "data": Command("data", "check a data set: classes, sizes, unreadable images, duplicates"),
     "methods": Command("methods", "list the pooling methods"),
+    "recipes": Command("recipes", "list the training recipes, or print one"),
 }
 
 
@@ -77,6 +83,8 @@ def _run(command: Command, arguments: list[str]) -> int:
     # work twenty times slower. Read when PyTorch is loaded, hence here.
     if command.shares_cores:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # DDP's advice against looking for unused parameters, which exact resumption needs.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         with _loading():
             module = importlib.import_module(f"covpool.cli.{command.module}")

@@ -160,13 +160,13 @@ def run_cell(cell: Cell) -> None:
 
     if (cell.path / "config.yaml").is_file():
         directory = RunDirectory.open(cell.path)
-        job, resume = prepare_resume(cell.config, directory)
+        job, checkpoint = prepare_resume(cell.config, directory)
         directory.write_config(cell.config)
     else:
-        job, resume = prepare(cell.config), False
+        job, checkpoint = prepare(cell.config), None
         directory = RunDirectory.create(cell.path, cell.config)
     with suppress(TrainingDiverged):  # noted in the summary, which the table reads
-        train(job, directory, resume=resume, report=False)
+        train(job, directory, checkpoint=checkpoint, report=False)
 
 
 @dataclass(frozen=True, kw_only=True)

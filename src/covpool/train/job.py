@@ -6,8 +6,10 @@ or OSError. After `prepare`, an exception is a fault of the program, except `Tra
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +22,12 @@ from covpool.data import Images, ImageSplits, Preprocessing, open_images
 from covpool.data.dataset import Files
 from covpool.models import CovPoolModel, check_backbone, create_model
 from covpool.pooling import VECTOR_LAYOUT
-from covpool.train.checkpoint import METADATA, check_model, load_weights, read_checkpoint
+from covpool.train.checkpoint import METADATA, check_model, find_checkpoint, load_weights
 from covpool.train.config import RunConfig
+from covpool.train.loggers import check_loggers
 from covpool.train.module import ClassificationModule
 from covpool.train.recorder import PROGRESS
-from covpool.train.run_directory import RunDirectory
+from covpool.train.run_directory import LAST, RunDirectory
 from covpool.train.sampling import (
     EvaluationBatchSampler,
     TrainBatchSampler,
@@ -32,7 +35,10 @@ from covpool.train.sampling import (
     steps_and_batch,
 )
 from covpool.train.schedule import MethodSchedule, method_schedule
-from covpool.train.trainer import check_machine, set_threads
+from covpool.train.starting_weights import read_starting_weights, standardised_as
+from covpool.train.trainer import check_machine, main_process, set_threads
+
+logger = logging.getLogger("covpool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,8 @@ class Job:
     splits: ImageSplits
     schedule: MethodSchedule
     model: CovPoolModel
+    start: str | None = None
+    """What was loaded of `model.init_from`, in a line."""
 
     def module(self) -> ClassificationModule:
         """The Lightning module of this job."""
@@ -76,9 +84,10 @@ class Job:
     def describe(self) -> str:
         """One line for people."""
         splits, model = self.splits, self.model
+        frozen = ", all but the classifier's frozen" * (self.config.optim.trained != "all")
         return (
             f"{self.config.model.backbone}, {self.schedule}, {parameters(model) / 1e6:.2f} M "
-            f"parameters; {splits.name}: {len(splits.classes)} classes, "
+            f"parameters{frozen}; {splits.name}: {len(splits.classes)} classes, "
             f"{len(splits.train)} training and {len(splits.test)} test images "
             f"{splits.channels}×{splits.image_size}×{splits.image_size}"
         )
@@ -106,9 +115,16 @@ def check_names(config: RunConfig) -> None:
     """Look up every name of a configuration, before anything is opened.
 
     Raises:
-        ValueError: an unknown method, constant or backbone.
+        ValueError: an unknown method, constant or backbone; a backbone that would be frozen with
+            random weights.
     """
-    method_schedule(config.model)
+    model = config.model
+    if config.optim.trained == "classifier" and not model.pretrained and model.init_from is None:
+        raise ValueError(
+            "optim.trained classifier freezes the backbone, whose weights would be random; give "
+            "model.init_from PATH or model.pretrained true"
+        )
+    method_schedule(config)
     check_backbone(config.model.backbone)
 
 
@@ -123,7 +139,7 @@ def prepare(
     Args:
         config: the run's configuration.
         checkpoint: one whose weights the model is going to have: its preprocessing of images
-            holds, and pretrained weights are not loaded.
+            holds, and neither pretrained weights nor those to start from are loaded.
         progress: called with (files checked, files in all).
 
     Raises:
@@ -131,13 +147,19 @@ def prepare(
     """
     check_names(config)
     check_machine(config)
+    check_loggers(config)
     set_threads(config)
-    schedule = method_schedule(config.model)
-    preprocessing = None
+    schedule = method_schedule(config)
+    choice, data, source, preprocessing = config.model, config.data, None, None
     if checkpoint is not None:
         preprocessing = Preprocessing.from_dict(checkpoint[METADATA]["preprocessing"])
+    else:
+        if choice.init_from is not None:
+            source = read_starting_weights(choice.init_from)
+        data = standardised_as(source, config)
+        warn_of_milestones(config)
     splits = open_images(
-        config.data, seed=config.train.seed, preprocessing=preprocessing, progress=progress
+        data, seed=config.train.seed, preprocessing=preprocessing, progress=progress
     )
     check_batches(config, splits)
     model = build_model(
@@ -146,9 +168,24 @@ def prepare(
         classes=len(splits.classes),
         channels=splits.channels,
         image_size=splits.image_size,
-        pretrained=config.model.pretrained and checkpoint is None,
+        pretrained=choice.pretrained and checkpoint is None,
     )
-    return Job(config=config, splits=splits, schedule=schedule, model=model)
+    start = source and source.load(model, choice, splits.classes)
+    if start and data != config.data:
+        start += "; images are standardised as its own were"
+    return Job(config=config, splits=splits, schedule=schedule, model=model, start=start)
+
+
+def warn_of_milestones(config: RunConfig) -> None:
+    """Say which decays a run is too short for, as one has that shortens a recipe."""
+    epochs, milestones = config.train.epochs, config.optim.milestones
+    beyond = [epoch for epoch in milestones if epoch >= epochs]
+    if beyond:
+        logger.warning(
+            "train.epochs %d ends before the learning rate decays at epoch %s (optim.milestones)",
+            epochs,
+            " and ".join(map(str, beyond)),
+        )
 
 
 def build_model(
@@ -201,8 +238,13 @@ def check_batches(config: RunConfig, splits: ImageSplits) -> None:
         seed=0,
         step=lambda: 0,
         world=world,
+        parts=config.train.accumulate,
     )
     EvaluationBatchSampler(len(splits.test), batch_size, world=world)
+
+
+class RunFinished(ValueError):
+    """A run that was to be resumed has nothing left to do."""
 
 
 def prepare_resume(
@@ -210,34 +252,45 @@ def prepare_resume(
     directory: RunDirectory,
     *,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Job, bool]:
-    """The job of an earlier run, and whether there is a checkpoint to start it from.
+) -> tuple[Job, Path | None]:
+    """The job of an earlier run, and the checkpoint to start it from, where there is one.
+
+    That is last.ckpt, or previous.ckpt where the last one is damaged, which is then put aside as
+    last.ckpt.damaged, lest it take the place of the good one when the next is written.
 
     Raises:
-        ValueError, OSError: as `prepare`; a checkpoint that is damaged, of another model, of other
-            classes or of other images; a run that has nothing left to do.
+        ValueError, OSError: as `prepare`; checkpoints that are damaged, of another model, of other
+            classes or of other images.
+        RunFinished: nothing is left to do.
     """
-    if not directory.last.is_file():
-        return prepare(config, progress=progress), False
-    checkpoint = read_checkpoint(directory.last)
+    found = find_checkpoint(directory.last)
+    if found is None:
+        return prepare(config, progress=progress), None
+    checkpoint, path, problem = found
     if PROGRESS not in checkpoint:
         raise ValueError(
-            f"checkpoint {directory.last} holds weights only (a best.ckpt); put the run's own "
-            "last.ckpt back, or start a new run"
+            f"checkpoint {path} holds weights only (a best.ckpt); put the run's own "
+            f"{path.name} back, or start a new run"
         )
-    check_model(config, checkpoint, directory.last)
+    check_model(config, checkpoint, path)
     done = len(checkpoint[PROGRESS]["history"])
     if done >= config.train.epochs:
-        raise ValueError(
+        raise RunFinished(
             f"run {directory.path} has finished its {done} epochs; --train.epochs with a larger "
             "number would go on"
         )
     job = prepare(config, checkpoint=checkpoint, progress=progress)
-    check_classes(job.splits, checkpoint, directory.last)
+    check_classes(job.splits, checkpoint, path)
     check_images(job, checkpoint, directory)
     module = job.module()
-    load_weights(module, checkpoint, directory.last)
-    return job, True
+    module.on_load_checkpoint(checkpoint)
+    load_weights(module, checkpoint, path)
+    if problem and main_process():
+        step = checkpoint["global_step"]
+        logger.warning("%s; going on from %s, after step %d", problem, path, step)
+        with suppress(FileNotFoundError):
+            directory.last.rename(directory.last.with_name(f"{LAST}.damaged"))
+    return job, path
 
 
 def check_images(job: Job, checkpoint: dict[str, Any], directory: RunDirectory) -> None:

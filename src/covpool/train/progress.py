@@ -96,6 +96,8 @@ class ProgressReport(Callback):
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.shown = 0.0
+        self.announced = 0
+        self.step = 0
 
     def _status(self, module: ClassificationModule) -> tuple[int, int, str]:
         """Epoch (from 0), steps of it taken, and the figures as text; just after a step."""
@@ -112,6 +114,7 @@ class ProgressReport(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: ClassificationModule) -> None:  # type: ignore[override]
+        self.step = pl_module.global_step
         self.clock.begin()
         self.shown = time.monotonic()
         self.console.print(EPOCH_HEADER)
@@ -132,6 +135,17 @@ class ProgressReport(Callback):
             self.bar.refresh()
 
     @override
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: ClassificationModule, batch: object, batch_idx: int
+    ) -> None:
+        # By the number of steps, so that a run says it once however often it is resumed.
+        epoch, step = divmod(pl_module.global_step, pl_module.steps_per_epoch)
+        method = pl_module.schedule.switches_to(epoch)
+        if method is not None and step == 0 and self.announced != epoch:
+            self.announced = epoch
+            self.console.print(f"from epoch {epoch + 1} on the pooling is {method}")
+
+    @override
     def on_train_batch_end(  # type: ignore[override]
         self,
         trainer: Trainer,
@@ -140,6 +154,9 @@ class ProgressReport(Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
+        if pl_module.global_step == self.step:
+            return  # a step whose gradient is still being accumulated
+        self.step = pl_module.global_step
         self.clock.step_taken()
         period = REFRESH_SECONDS if self.bar else LINE_SECONDS
         now = time.monotonic()
