@@ -14,6 +14,7 @@ from covpool.report import paper
 from covpool.report.page import render
 from covpool.report.sources import find_runs
 from covpool.report.svg import SERIES
+from covpool.train.config import ModelConfig, OptimConfig, RunConfig
 from made_up_runs import HOSTILE, make_run
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -231,6 +232,16 @@ def test_the_same_run_twice_counts_once(tmp_path, runs_alone):
     found = Page(render(find_runs([tmp_path])))
     assert "left out, as another run has the same options and seed" in found.text
     assert found.row("svd MPN-COV")[1] == "1 of 1"
+
+
+def test_a_run_without_a_summary_is_known_by_its_configuration(tmp_path):
+    optim = OptimConfig(decay="step", milestones=(1, 2))
+    config = RunConfig(model=ModelConfig(hybrid="svd-pade"), optim=optim)
+    run = make_run(tmp_path / "run", method="isqrt-cov", config=config, top1=(0.1,))
+    (run / "summary.json").unlink()
+    (found,) = find_runs([run])
+    assert (found.label, found.status, found.seed) == ("isqrt-cov → svd-pade", "unfinished", 0)
+    assert found.switches == ((0, "isqrt-cov"), (2, "svd-pade"))
 
 
 def test_many_methods_get_a_panel_each(tmp_path, runs_alone):

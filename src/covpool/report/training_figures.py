@@ -542,45 +542,42 @@ def _quantile(row: Mapping[str, Any], way: str, figure: str, place: int) -> floa
 
 
 def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
-    """The largest |K| met in training."""
+    """The largest |K| of each kernel on the covariances met in training."""
     heading = "The largest |K| met in training"
-    measured = {
-        row.label: [
-            each
-            for run in row.runs
-            for each in probe_rows(run, "conditioning")
-            if (each.get("kernel") or {}).get("largest")
-        ]
-        for row in setting.rows
-    }
-    rows = [row for row in setting.rows if measured[row.label]]
-    if not rows:
+    measured: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for run in setting.runs:
+        for row in probe_rows(run, "conditioning"):
+            for method, sizes in (row.get("kernels") or {}).items():
+                if sizes.get("largest"):
+                    measured.setdefault(method, []).append((int(row["epoch"]), sizes))
+    if not measured:
         probed = any(probe_rows(run, "conditioning") for run in setting.runs)
-        why = "None of the methods trained has a kernel K." if probed else NO_PROBE
+        why = "None of the methods measured has a kernel K." if probed else NO_PROBE
         return Missing(title=heading, why=why.format(probe="conditioning"))
 
     def draw(axes: Axes) -> None:
         seen: list[float] = []
-        for row in rows:
-            look = styles.of(row.method).line(hybrid=row.hybrid)
-            largest = _largest_by_epoch(measured[row.label])
-            plot(axes, largest, **look)
+        for method, sizes in measured.items():
+            largest = _largest_by_epoch(sizes)
+            plot(axes, largest, **styles.of(method).line())
             seen += largest.values()
         logarithmic(axes, "y", seen)
         whole_numbers(axes)
         title(axes, "largest |K| of the epoch", x="epoch")
 
-    nonfinite = sum(
-        int(each["kernel"].get("nonfinite") or 0) for own in measured.values() for each in own
-    )
-    ties = sum(int(each["kernel"].get("ties") or 0) for own in measured.values() for each in own)
+    sizes = [each for own in measured.values() for _, each in own]
+    nonfinite = sum(int(each.get("nonfinite") or 0) for each in sizes)
+    ties = sum(int(each.get("ties") or 0) for each in sizes)
     return PageFigure(
         name=name,
         title=heading,
         panels=[panel(f"{name}-largest", heading, draw, size=ALONE)],
-        legend=legend(rows, styles, name),
+        legend=[
+            (styles.sample(f"{name}-key{i}", method), method) for i, method in enumerate(measured)
+        ],
         seen=[
-            "The largest finite kernel entry over the measured samples of an epoch, all seeds.",
+            "The largest finite entry that each kernel has on the covariances measured in an "
+            "epoch, of all seeds and of all runs that measured it.",
             f"{ties or 'No'} pairs of tied eigenvalues were met, {nonfinite or 'no'} entries that "
             "are not finite.",
         ],
@@ -592,11 +589,11 @@ def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
     )
 
 
-def _largest_by_epoch(rows: Iterable[Mapping[str, Any]]) -> Points:
+def _largest_by_epoch(sizes: Iterable[tuple[int, Mapping[str, Any]]]) -> Points:
     found: Points = {}
-    for row in rows:
-        quantiles = row["kernel"]["largest"].get("quantiles") or ()
-        value = _float(quantiles[-1]) if quantiles else math.nan
-        if math.isfinite(value):
-            found[int(row["epoch"])] = max(value, found.get(int(row["epoch"]), -math.inf))
+    for epoch, each in sizes:
+        quantiles = each["largest"].get("quantiles") or ()
+        finite = [value for value in map(_float, quantiles) if math.isfinite(value)]
+        if finite:
+            found[epoch] = max(max(finite), found.get(epoch, -math.inf))
     return found
