@@ -21,7 +21,7 @@ from typing import Any
 
 from common import run
 
-from covpool.cli.parsing import RunParser, checking_files, embedded_recipe, users_input
+from covpool.cli.parsing import RunParser, checking_files, chosen_recipe, users_input
 
 # isort: split
 import torch
@@ -133,8 +133,11 @@ def with_options(job: Job, *, epochs: int, workers: int) -> Job:
 
 def main() -> int:
     arguments = sys.argv[1:]
-    parser = RunParser("train", __doc__ or "", defaults=embedded_recipe(arguments))
+    with users_input():
+        recipe = chosen_recipe(arguments)
+    parser = RunParser("train", __doc__ or "", defaults=recipe and recipe.config)
     parser.parser.prog = "throughput.py"
+    parser.add_argument("--recipe", type=str | None, help="the training to measure")
     parser.add_argument("--workers", type=str, default="0,1,2", help="numbers of loader processes")
     parser.add_argument("--steps", type=int, default=30, help="timed steps")
     parser.add_argument("--warm_up", type=int, default=5, help="steps before them")
