@@ -139,7 +139,12 @@ def learning_curves(setting: Setting, styles: Styles, name: str) -> PageFigure |
     if few:
         loss = Curves.of(rows, "train_loss", 1.0, "training loss")
         panels = [_curves_together(each, rows, styles, name) for each in (top1, loss)]
-        seen = ["Each method's mean over seeds by epoch, and thin each seed."]
+        several = any(len(row.runs) > 1 for row in rows)
+        seen = [
+            "Each method's mean over seeds by epoch, and thin each seed."
+            if several
+            else "One run of each method, by epoch."
+        ]
     else:
         panels = [_curve_alone(top1, row, styles, f"{name}-{i}") for i, row in enumerate(rows)]
         seen = [
@@ -577,7 +582,8 @@ def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
         ],
         seen=[
             "The largest finite entry that each kernel has on the covariances measured in an "
-            "epoch, of all seeds and of all runs that measured it.",
+            "epoch, of all seeds and of all runs that measured it. Where lines coincide, the last "
+            "hides the others.",
             f"{ties or 'No'} pairs of tied eigenvalues were met, {nonfinite or 'no'} entries that "
             "are not finite.",
         ],
