@@ -39,6 +39,7 @@ class Section:
     setting: Setting
     accuracy: Sequence[Mapping[str, Any]]
     paper: Sequence[Mapping[str, Any]]
+    papers_data: bool
     problems: Sequence[str]
     confusions: Sequence[tuple[str, Sequence[Mapping[str, str]]]]
     figures: Sequence[PageFigure]
@@ -131,6 +132,7 @@ def _section(setting: Setting, styles: Styles, number: int | None) -> Section:
         setting=setting,
         accuracy=[_accuracy_row(row) for row in setting.rows],
         paper=_paper_rows(setting),
+        papers_data=setting.runs[0].config.get("data", {}).get("name") in paper.DATA,
         problems=[*_problems(setting), *_notes(setting)],
         confusions=_confusions(setting),
         figures=[figure for figure in figures if isinstance(figure, PageFigure)],
