@@ -12,12 +12,13 @@ from markupsafe import Markup
 import covpool
 from covpool.linalg.methods import METHODS
 from covpool.report import paper
+from covpool.report.curve_figures import accuracy, learning_curves
 from covpool.report.figures import Missing, PageFigure, Styles, shortened
 from covpool.report.groups import MethodRow, Setting, Spread, group
+from covpool.report.probe_figures import conditioning, kernel_sizes, smoothness
 from covpool.report.sources import Run
 from covpool.report.svg import SERIES, clean
 from covpool.report.theory_figures import theory_figures
-from covpool.report.training_figures import training_figures
 
 GENERATOR = "covpool report"
 """The page's `generator`, by which an earlier report is known."""
@@ -29,6 +30,16 @@ NAME_LENGTH = 60
 """As much of a class's name is shown."""
 
 _FOLDER = Path(__file__).parent
+
+
+TRAINING_FIGURES = {
+    "curves": learning_curves,
+    "accuracy": accuracy,
+    "smoothness": smoothness,
+    "conditioning": conditioning,
+    "kernels": kernel_sizes,
+}
+"""The figures of each setting, in the page's order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +137,9 @@ def _title(setting: Setting, number: int | None) -> str:
 
 
 def _section(setting: Setting, styles: Styles, number: int | None) -> Section:
-    figures = training_figures(setting, styles, f"s{number or 1}-")
+    figures = [
+        draw(setting, styles, f"s{number or 1}-{name}") for name, draw in TRAINING_FIGURES.items()
+    ]
     return Section(
         title=_title(setting, number),
         setting=setting,
