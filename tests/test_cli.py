@@ -11,6 +11,7 @@ from covpool.cli import COMMANDS, main
 from covpool.linalg.methods import METHODS
 from covpool.pooling import POOLINGS
 from covpool.train.config import RunConfig
+from covpool.train.recipe import read_recipe
 from tiny_images import OPTIONS, make_tiny_images
 
 
@@ -176,7 +177,7 @@ def test_embedded_images_start_from_their_recipe(capsys, tmp_path):
         assert main(["train", *options, "--print_config"]) == 0
         return yaml.safe_load(capsys.readouterr().out)["optim"]["learning_rate"]
 
-    recipe, default = RunConfig.recipe("typefaces"), RunConfig()
+    recipe, default = read_recipe("typefaces").config, RunConfig()
     assert recipe.optim.learning_rate != default.optim.learning_rate
     file = tmp_path / "run.yaml"
     file.write_text("data: {root: somewhere}\n")

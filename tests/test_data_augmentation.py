@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from covpool.data.dataset import Arrays, Images, Preprocessing, seeded
+from covpool.data import Preprocessing
+from covpool.data.augmentation import seeded
+from covpool.data.dataset import Arrays, Images
 
 SIZE = 24
 IMAGES = torch.from_numpy(

@@ -170,7 +170,7 @@ def test_headers_find_other_files_but_not_truncated_ones(tmp_path):
 
 
 def test_skipping_decodes_however_many_there_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("covpool.data.folders.FULL_CHECK_FILES", 3)
+    monkeypatch.setattr("covpool.data.listing.FULL_CHECK_FILES", 3)
     damage(tmp_path)
     assert len(open_folder(tmp_path, skip_damaged=True).skipped) == 2
     (tmp_path / "test/dog/0.png").unlink()
@@ -272,7 +272,7 @@ BAD_FOLDERS = {
     "class all damaged": (
         words_only,
         {"skip_damaged": True},
-        ("every image of class 'owl' in {root} is damaged, such as {root}/owl/0.png",),
+        ("every image of class 'owl' is damaged, such as {root}/owl/0.png",),
     ),
 }
 
@@ -310,7 +310,10 @@ def test_root_is_another_file(tmp_path):
         ({"workers": -1}, "data.workers must be at least 0, not -1"),
         ({"test_fraction": 1.0}, r"data.test_fraction must lie in \(0, 1\), not 1.0"),
         ({"channels": 2}, "data.channels must be one of auto, 1, 3, not 2"),
-        ({"augment": "flip"}, "data.augment must be one of auto, crop, shift, none, not 'flip'"),
+        (
+            {"augment": "turn"},
+            "data.augment must be one of auto, crop, flip, shift, timm, none, not 'turn'",
+        ),
         ({"check": "yes"}, "data.check must be one of auto, full, headers, none, not 'yes'"),
         ({"check": "none", "skip_damaged": True}, "data.check must be full or auto with data.skip"),
     ],

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from covpool.data import DataError, Preprocessing, load_image
-from covpool.data.dataset import read_image
+from covpool.data.reading import read_image
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 

@@ -43,6 +43,20 @@ def test_fourteen_by_fourteen_at_224():
     assert model.forward_features(torch.randn(1, 3, 224, 224)).shape == (1, 512, 14, 14)
 
 
+@pytest.mark.parametrize("name", ["resnet50", "resnet101"])
+@pytest.mark.parametrize(("last_stride", "side"), [(None, 2), (1, 4)])
+@pytest.mark.parametrize("method", ["gap", "svd-pade"])
+def test_networks_of_the_paper_train_one_step(name, last_stride, side, method):
+    torch.manual_seed(0)
+    model = create_model(name, 3, method=method, image_size=64, last_stride=last_stride)
+    features = model.forward_features(torch.randn(2, 3, 64, 64))
+    assert features.shape == (2, 2048, side, side)
+    logits = model.forward_head(features)
+    assert model.head_hidden_size == (2048 if method == "gap" else 256 * 257 // 2)
+    torch.nn.functional.cross_entropy(logits, torch.tensor([0, 2])).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "seresnet18"])
 def test_last_stride_equals_output_stride_without_its_dilation(name):
     model = create_model(name, 3, image_size=64, last_stride=1).eval()

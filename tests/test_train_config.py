@@ -38,6 +38,7 @@ OUT_OF_RANGE = {
         "clip_norm": 0.0,
         "classifier_multiplier": 0.0,
         "label_smoothing": 1.0,
+        "weight_average": 1.0,
     },
     TrainConfig: {
         "epochs": 0,
@@ -70,8 +71,61 @@ def test_options_that_exclude_each_other():
         OptimConfig(nesterov=True, momentum=0.0)
 
 
+STEP_DECAY = OptimConfig(decay="step", milestones=(3, 5))
+
+
+def schedule_of(*, optim=None, **model):
+    return method_schedule(RunConfig(model=ModelConfig(**model), optim=optim or OptimConfig()))
+
+
+def test_hybrid_switches_at_the_last_milestone():
+    schedule = schedule_of(method="isqrt-cov", hybrid="svd-pade", optim=STEP_DECAY)
+    assert [schedule.name_at(epoch) for epoch in (0, 4, 5)] == [
+        "isqrt-cov",
+        "isqrt-cov",
+        "svd-pade",
+    ]
+    assert str(schedule) == "0:isqrt-cov,5:svd-pade"
+    assert [schedule.switches_to(epoch) for epoch in (0, 3, 5)] == [None, None, "svd-pade"]
+
+
+@pytest.mark.parametrize(
+    ("model", "optim", "message"),
+    [
+        ({"hybrid": "svd-pade"}, {}, "last of optim.milestones, and there is none"),
+        ({"hybrid": "svd-pade"}, {"decay": "step"}, "last of optim.milestones, and there is none"),
+        (
+            {"hybrid": "svd-pade"},
+            {"decay": "step", "milestones": (30,)},
+            "switches at epoch 30, .* train.epochs 30 ends before it",
+        ),
+        (
+            {"hybrid": "svd-pade", "schedule": "0:isqrt-cov,2:svd-pade"},
+            {"decay": "step", "milestones": (2,)},
+            "hybrid 'svd-pade' and model.schedule .* exclude each other",
+        ),
+        ({"hybrid": "isqrt-cov"}, {}, "is model.method too, so that nothing would be switched"),
+        ({"pretrained": True, "init_from": "run"}, {}, "init_from 'run' exclude each other"),
+    ],
+)
+def test_protocols_that_cannot_be_followed(model, optim, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig(model=ModelConfig(**model), optim=OptimConfig(**optim), train=TrainConfig())
+
+
+@pytest.mark.parametrize(("method", "hybrid"), [("gap", "svd-pade"), ("isqrt-cov", "gap")])
+def test_hybrid_training_does_not_change_the_kind_of_pooling(method, hybrid):
+    with pytest.raises(ValueError, match=f"model.hybrid '{hybrid}' switches between gap and"):
+        schedule_of(method=method, hybrid=hybrid, optim=STEP_DECAY)
+
+
+def test_an_unknown_hybrid_method_is_named():
+    with pytest.raises(ValueError, match=r"'svd-pad'.*did you mean 'svd-pade'"):
+        schedule_of(hybrid="svd-pad", optim=STEP_DECAY)
+
+
 def test_one_method_is_a_schedule_too():
-    schedule = method_schedule(ModelConfig(method="svd-taylor", constants={"degree": 7}))
+    schedule = schedule_of(method="svd-taylor", constants={"degree": 7})
     method = schedule.method_at(1000)
     assert method is not None
     assert (method.name, method.constants) == ("svd-taylor", {"degree": 7})
@@ -80,15 +134,14 @@ def test_one_method_is_a_schedule_too():
 
 @pytest.mark.parametrize("text", ["0:isqrt-cov, 20:svd-pade", "20:svd-pade"])
 def test_a_schedule_switches_at_its_epochs(text):
-    schedule = method_schedule(ModelConfig(method="isqrt-cov", schedule=text))
+    schedule = schedule_of(method="isqrt-cov", schedule=text)
     names = [schedule.name_at(epoch) for epoch in (0, 19, 20, 21)]
     assert names == ["isqrt-cov", "isqrt-cov", "svd-pade", "svd-pade"]
     assert str(schedule) == "0:isqrt-cov,20:svd-pade"
 
 
 def test_constants_go_to_the_methods_that_have_them():
-    config = ModelConfig(schedule="0:isqrt-cov,5:svd-taylor", constants={"degree": 7})
-    schedule = method_schedule(config)
+    schedule = schedule_of(schedule="0:isqrt-cov,5:svd-taylor", constants={"degree": 7})
     first, second = schedule.method_at(0), schedule.method_at(5)
     assert first is not None
     assert second is not None
@@ -97,7 +150,7 @@ def test_constants_go_to_the_methods_that_have_them():
 
 
 def test_gap_has_no_method():
-    assert method_schedule(ModelConfig(method="gap")).method_at(0) is None
+    assert schedule_of(method="gap").method_at(0) is None
 
 
 def test_step_decay_multiplies_from_each_milestone():

@@ -41,6 +41,7 @@ COMMANDS = {
         shares_cores=False,  # as in a program of the user's own
     ),
     "methods": Command("methods", "list the pooling methods"),
+    "recipes": Command("recipes", "list the training recipes, or print one"),
 }
 
 

@@ -15,7 +15,7 @@ from covpool.cli.parsing import (
     FileProgress,
     RunParser,
     checking_files,
-    embedded_recipe,
+    chosen_recipe,
     users_input,
 )
 from covpool.linalg.methods import METHODS
@@ -57,30 +57,37 @@ def run(arguments: list[str]) -> int:
 def _prepare(
     arguments: list[str], progress: FileProgress
 ) -> tuple[RunConfig, list[grid.Cell], int, Path]:
+    recipe = chosen_recipe(arguments)
     parser = RunParser(
         "compare",
         "Train each pooling method with each seed, and tabulate top-1. The same command again "
         "goes on where it stopped. Further options as in covpool train.",
-        defaults=embedded_recipe(arguments),
+        defaults=recipe and recipe.config,
     )
     parser.add_argument(
         "--methods", type=str, default=DEFAULT_METHODS, help="poolings, the first is the reference"
+    )
+    parser.add_argument(
+        "--recipe", type=str | None, help="start from this one of covpool recipes; options hold"
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds, from train.seed on")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--output", type=Path | None, help="folder (default: runs/compare-…)")
     config, own = parser.parse(arguments)
+    if recipe is not None:
+        recipe.check(config)
     methods = list(dict.fromkeys(name.strip() for name in own.methods.split(",")))
     for name in methods:
         check_pooling(name)
     for option, value in (("--seeds", own.seeds), ("--jobs", own.jobs)):
         if value < 1:
             raise ValueError(f"{option} must be at least 1, not {value}")
-    if config.model.schedule is not None:
-        raise ValueError(
-            f"model.schedule {config.model.schedule!r} cannot be used here: compare gives each "
-            "run one method of --methods"
-        )
+    for option in ("schedule", "hybrid"):
+        if (value := getattr(config.model, option)) is not None:
+            raise ValueError(
+                f"model.{option} {value!r} cannot be used here: compare gives each run one method "
+                "of --methods"
+            )
     if config.model.method not in (ModelConfig.method, *methods):
         raise ValueError(
             f"model.method {config.model.method!r} would have no effect here: --methods says what "

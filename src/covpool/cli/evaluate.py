@@ -9,7 +9,9 @@ from covpool.train.engine import evaluate
 from covpool.train.run_directory import RunDirectory
 
 ALLOWED = (
+    "data.name",
     "data.root",
+    "data.views",
     "data.batch_size",
     "data.workers",
     "data.check",

@@ -12,9 +12,12 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from covpool.cli import UserError
+
+if TYPE_CHECKING:
+    from covpool.train.recipe import Recipe
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -157,21 +160,29 @@ class RunParser:
                 )
 
 
-def embedded_recipe(arguments: Sequence[str]) -> Any:
-    """The recipe to start from where no images are named, on the command line or in a file.
+def chosen_recipe(arguments: Sequence[str]) -> "Recipe | None":
+    """The recipe to start from: the one that is named, on the command line or in a file; without a
+    name and without images of the user's, that of the embedded images; else None.
 
-    Returns:
-        A `RunConfig`, or None where images are named.
+    Raises:
+        ValueError: no such recipe.
     """
-    from covpool.train.config import RunConfig
+    from covpool.train.recipe import EMBEDDED, read_recipe
 
+    named = _values_of("--recipe", arguments)
     given = [word.partition("=")[0] for word in arguments]
-    files = _config_files(arguments)
-    if {"--data.root", "--data"} & set(given) or any(
-        "data.root" in _keys_of(path, ()) for path in files
-    ):
-        return None
-    return RunConfig.recipe("typefaces")
+    naming = {"data.root", "data.name"}
+    own_images = bool({"--data", *(f"--{key}" for key in naming)} & set(given))
+    in_files: list[str] = []
+    for path in _config_files(arguments):
+        own_images |= bool(naming & set(_keys_of(path, ())))
+        name = _content_of(path).get("recipe")
+        if not isinstance(name, str | None):
+            raise UserError(f"--config {path}: recipe must be a recipe's name, not {name!r}")
+        in_files += [name] if name else []
+    if in_files or named:
+        return read_recipe([*in_files, *named][-1])
+    return None if own_images else read_recipe(EMBEDDED)
 
 
 def _readable(text: str) -> str:
@@ -186,13 +197,17 @@ def _readable(text: str) -> str:
 
 
 def _config_files(arguments: Sequence[str]) -> list[Path]:
-    files = []
+    return [Path(value) for value in _values_of("--config", arguments)]
+
+
+def _values_of(option: str, arguments: Sequence[str]) -> list[str]:
+    """What stands after an option, as in --option VALUE and --option=VALUE."""
+    values: list[str] = []
     for position, word in enumerate(arguments):
         name, equals, value = word.partition("=")
-        if name == "--config":
-            following = arguments[position + 1 : position + 2]
-            files += [Path(value)] if equals else [Path(path) for path in following]
-    return files
+        if name == option:
+            values += [value] if equals else arguments[position + 1 : position + 2]
+    return values
 
 
 def _keys_of(path: Path, open_keys: Collection[str]) -> list[str]:
@@ -201,6 +216,10 @@ def _keys_of(path: Path, open_keys: Collection[str]) -> list[str]:
     Raises:
         UserError: it cannot be read, or holds no mapping.
     """
+    return list(_flatten(_content_of(path), "", open_keys))
+
+
+def _content_of(path: Path) -> Mapping[Any, Any]:
     import yaml
 
     from covpool.train.config import RunConfig
@@ -219,7 +238,7 @@ def _keys_of(path: Path, open_keys: Collection[str]) -> list[str]:
                 f"--config {path}: {group} must hold options, as in `{group}: {{…: …}}`, not "
                 f"{content[group]!r}"
             )
-    return list(_flatten(content, "", open_keys))
+    return content
 
 
 def _flatten(content: Mapping[Any, Any], prefix: str, open_keys: Collection[str]) -> Iterator[str]:

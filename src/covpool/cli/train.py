@@ -10,7 +10,7 @@ from covpool.cli.parsing import (
     FileProgress,
     RunParser,
     checking_files,
-    embedded_recipe,
+    chosen_recipe,
     users_input,
 )
 from covpool.data import DataError
@@ -24,6 +24,7 @@ from covpool.train.trainer import main_process
 RUNS = Path("runs")
 
 RESUMABLE = (
+    "data.name",
     "data.root",
     "data.workers",
     "data.check",
@@ -46,6 +47,8 @@ def run(arguments: list[str]) -> int:
     speaks = main_process()
     if speaks:
         print(job.describe())
+        if job.start is not None:
+            print(job.start)
         print(f"{'going on in' if resume else 'writing to'} {directory.path}", flush=True)
     go_on = f"covpool train --resume {shlex.quote(str(directory.path))}"
     try:
@@ -76,9 +79,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str], progress: FileProgress) -> tuple[Job, RunDirectory, bool]:
-    config, own = _parser(defaults=embedded_recipe(arguments)).parse(arguments)
+    recipe = chosen_recipe(arguments)
+    config, own = _parser(defaults=recipe and recipe.config).parse(arguments)
     if own.resume is not None:
         return _prepare_resume(arguments, own, progress)
+    if recipe is not None:
+        recipe.check(config)
     check_names(config)
     speaks = main_process()
     if own.output is not None and speaks:
@@ -99,6 +105,11 @@ def _prepare_resume(
             f"--output {own.output} and --resume {own.resume} exclude each other: a resumed run "
             "goes on in its own directory"
         )
+    if own.recipe is not None:
+        raise ValueError(
+            f"--recipe {own.recipe} and --resume {own.resume} exclude each other: a resumed run "
+            "goes on with its own configuration"
+        )
     directory = RunDirectory.open(own.resume)
     config, _ = _parser(allowed=RESUMABLE, defaults=directory.read_config()).parse(arguments)
     job, resume = prepare_resume(config, directory, progress=progress)
@@ -114,6 +125,9 @@ def _parser(**options: Any) -> RunParser:
         "train",
         "Train a network. Without arguments: the embedded typefaces, about two minutes on 2 cores.",
         **options,
+    )
+    parser.add_argument(
+        "--recipe", type=str | None, help="start from this one of covpool recipes; options hold"
     )
     parser.add_argument("--output", type=Path | None, help="run directory (default: runs/…)")
     parser.add_argument("--resume", type=Path | None, help="go on with this run directory")

@@ -1,7 +1,8 @@
 """What images to read and how; each option is one of `covpool train`'s, as --data.NAME."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 
 class DataError(ValueError):
@@ -9,7 +10,8 @@ class DataError(ValueError):
 
 
 Channels = Literal["auto", 1, 3]
-Augment = Literal["auto", "crop", "shift", "none"]
+Augment = Literal["auto", "crop", "flip", "shift", "timm", "none"]
+Views = Literal["center", "mirror", "ten-crop"]
 Check = Literal["auto", "full", "headers", "none"]
 
 
@@ -17,19 +19,42 @@ Check = Literal["auto", "full", "headers", "none"]
 class DataConfig:
     """The images."""
 
+    name: str = "auto"
+    """Layout: auto (told from the root), folder, archive, typefaces, imagenet, birds, dogs, cars,
+    aircraft, or hfds/NAME, wds/NAME of timm's readers."""
+
     root: str | None = None
-    """Folder of class folders, or of train/ and test/ (or val/) with class folders in each, or a
-    NumPy archive (.npz); null: the embedded typefaces."""
+    """Folder of class folders, or of train/ and test/ (or val/) with class folders in each, or of
+    a data set as published, or a NumPy archive (.npz); null: the embedded typefaces."""
 
     image_size: int | None = None
     """Side of the square images that the network sees; null: an archive's own, else 224."""
+
+    resize: int | tuple[int, int] | None = None
+    """Size from which the centre crop is taken: the shorter side, or [height, width]; null: 8/7 of
+    image_size, for archives image_size."""
+
+    mean: tuple[float, ...] | None = None
+    """Mean of the channels' values in [0, 1]; null: ImageNet's, or an archive's own."""
+
+    std: tuple[float, ...] | None = None
+    """Deviation of the channels' values; null: ImageNet's, or an archive's own."""
 
     channels: Channels = "auto"
     """1 for grey, 3 for colour; auto: grey where every image is."""
 
     augment: Augment = "auto"
-    """Training images: crop (random resized crop and mirror), shift (by up to a twelfth, not
-    mirrored); auto: crop for folders, shift for archives, whose images may be text."""
+    """Training images: crop (random resized crop and mirror), flip (the evaluation's crop,
+    mirrored at random), shift (by up to a twelfth, not mirrored), timm (its training transform),
+    none; auto: crop for folders, shift for archives, whose images may be text."""
+
+    augment_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of timm.data.create_transform with augment timm, as in
+    --data.augment_options.auto_augment rand-m9-mstd0.5."""
+
+    views: Views = "center"
+    """Evaluation averages the logits over: center (one crop), mirror (the crop and its mirror
+    image), ten-crop (corners and centre, and their mirror images)."""
 
     batch_size: int = 64
     """Images in a batch, over all devices together."""
@@ -51,7 +76,8 @@ class DataConfig:
     """Seed of that split; not the training's, so that runs share their test images."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("channels", Channels), ("augment", Augment), ("check", Check)):
+        kinds = {"channels": Channels, "augment": Augment, "views": Views, "check": Check}
+        for name, kind in kinds.items():
             value = getattr(self, name)
             if value not in get_args(kind):
                 choices = ", ".join(map(str, get_args(kind)))
@@ -67,5 +93,27 @@ class DataConfig:
                 raise ValueError(f"data.{name} must be at least {lowest}, not {value!r}")
         if self.image_size is not None and self.image_size < 8:
             raise ValueError(f"data.image_size must be at least 8, not {self.image_size!r}")
+        sides = self.resize if isinstance(self.resize, Sequence) else [self.resize]
+        if self.resize is not None and not (
+            len(sides) in (1, 2) and all(isinstance(side, int) and side >= 8 for side in sides)
+        ):
+            raise ValueError(
+                "data.resize must be null, a length or [height, width] of at least 8, not "
+                f"{self.resize!r}"
+            )
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if len(values) not in (1, 3) or (name == "std" and min(values) <= 0):
+                above = " above 0" if name == "std" else ""
+                raise ValueError(
+                    f"data.{name} must be null or 1 or 3 numbers{above}, not {list(values)}"
+                )
+        if self.augment_options and self.augment != "timm":
+            raise ValueError(
+                f"data.augment_options {self.augment_options} are timm's; they need data.augment "
+                f"timm, not {self.augment!r}"
+            )
         if not 0 < self.test_fraction < 1:
             raise ValueError(f"data.test_fraction must lie in (0, 1), not {self.test_fraction!r}")

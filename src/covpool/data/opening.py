@@ -1,19 +1,20 @@
 """`open_images`: from a configuration to the two splits, whatever the layout."""
 
-import difflib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from covpool.data.archives import ArchiveContents, embedded_typefaces, read_archive
+from covpool.data.archives import ArchiveContents
+from covpool.data.augmentation import AUGMENTATIONS
 from covpool.data.config import DataConfig, DataError
-from covpool.data.dataset import RESIZE_RATIO, Arrays, Files, Images, Preprocessing
-from covpool.data.folders import read_folder
+from covpool.data.dataset import Arrays, Images, Source
+from covpool.data.layouts import read_layout
+from covpool.data.listing import Listing, check_listing
+from covpool.data.preprocessing import RESIZE_RATIO, Preprocessing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -74,55 +75,46 @@ def open_images(
     Raises:
         DataError: what cannot be used as it is, by name, and what to do about it.
     """
-    path = embedded_typefaces() if config.root is None else Path(config.root).expanduser()
-    if not path.exists():
-        raise DataError(f"data.root {config.root!r} does not exist; {_remedy(path)}")
-    if path.is_file():
-        if path.suffix.lower() != ".npz":
-            raise DataError(
-                f"data.root {config.root!r} is a file; give a folder of class folders, or an .npz "
-                "archive"
-            )
-        return _from_archive(path, config, seed, preprocessing)
-    return _from_folder(path, config, seed, preprocessing, progress)
-
-
-def _remedy(missing: Path) -> str:
-    siblings = missing.parent.iterdir() if missing.parent.is_dir() else ()
-    near = difflib.get_close_matches(missing.name, [entry.name for entry in siblings], n=1)
-    if near:
-        return f"did you mean {str(missing.parent / near[0])!r}?"
-    return "give a folder of class folders"
+    name, contents = read_layout(config)
+    if isinstance(contents, Listing):
+        return _from_listing(contents, config, seed, preprocessing, progress)
+    title = name if config.root is None else Path(config.root).stem
+    return _from_archive(title, contents, config, seed, preprocessing)
 
 
 def _from_archive(
-    path: Path, config: DataConfig, seed: int, preprocessing: Preprocessing | None
+    title: str,
+    contents: ArchiveContents,
+    config: DataConfig,
+    seed: int,
+    preprocessing: Preprocessing | None,
 ) -> ImageSplits:
-    contents: ArchiveContents = read_archive(path)
     train, test = contents.train[0], contents.test[0]
-    channels = train.shape[1] if config.channels == "auto" else config.channels
-    if preprocessing is not None:
+    if preprocessing is None:
+        channels = _channels(config, grey=train.shape[1] == 1)
+    else:
         channels = preprocessing.channels
     train, test = _with_channels(train, channels), _with_channels(test, channels)
     if preprocessing is None:
-        own = min(train.shape[-2:])
         sample = train[:: max(1, len(train) // 2000)].to(torch.float32) / 255
         std, mean = torch.std_mean(sample, dim=(0, 2, 3))
-        size = config.image_size or own
-        preprocessing = Preprocessing(
-            channels=channels,
-            image_size=size,
-            resize=size,
+        preprocessing = _preprocessing(
+            config,
+            channels,
+            config.image_size or min(train.shape[-2:]),
+            resize_ratio=1,
             mean=tuple(round(value, 4) for value in mean.tolist()),
             std=tuple(round(max(value, 1 / 255), 4) for value in std.tolist()),
         )
-    augment = "shift" if config.augment == "auto" else config.augment
-    return ImageSplits(
-        name="typefaces" if config.root is None else path.stem,
-        classes=contents.classes,
-        train=Images(Arrays(train), contents.train[1], preprocessing, augment=augment, seed=seed),
-        test=Images(Arrays(test), contents.test[1], preprocessing),
-        preprocessing=preprocessing,
+    return _splits(
+        title,
+        contents.classes,
+        (Arrays(train), contents.train[1]),
+        (Arrays(test), contents.test[1]),
+        replace(preprocessing, views=config.views),
+        config,
+        seed,
+        augment="shift",
     )
 
 
@@ -136,48 +128,112 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
     return (images * weights).sum(1, keepdim=True).round().to(torch.uint8)
 
 
-def _from_folder(
-    path: Path,
+def _from_listing(
+    listing: Listing,
     config: DataConfig,
     seed: int,
     preprocessing: Preprocessing | None,
     progress: Callable[[int, int], None] | None,
 ) -> ImageSplits:
-    contents = read_folder(path, config, progress)
-    if preprocessing is None:
-        channels = config.channels
-        if channels == "auto":
-            channels = 1 if contents.grey else 3
-        size = config.image_size or DEFAULT_SIZE
+    def choose(grey: bool) -> Preprocessing:
+        if preprocessing is not None:
+            return replace(preprocessing, views=config.views)
+        channels = _channels(config, grey)
         mean, std = IMAGENET_MEAN, IMAGENET_STD
         if channels == 1:
             mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-        preprocessing = Preprocessing(
-            channels=channels,
-            image_size=size,
-            resize=round(size * RESIZE_RATIO),
-            mean=mean,
-            std=std,
-        )
-    notes = [contents.note] if contents.note else []
-    if contents.skipped:
-        notes.append(f"left out {len(contents.skipped)} damaged file(s):")
-        notes += [f"  {line}" for line in contents.skipped]
-    if contents.ignored:
-        notes.append(f"passed over {contents.ignored} file(s) that are no images by their ending")
+        size = config.image_size or DEFAULT_SIZE
+        return _preprocessing(config, channels, size, RESIZE_RATIO, mean, std)
+
+    # Options that do not fit are refused before files are read, which may take long.
+    augment = "crop" if config.augment == "auto" else config.augment
+    AUGMENTATIONS[augment](choose(grey=False), config.augment_options)
+    checked = check_listing(listing, config, progress)
+    chosen = choose(checked.grey)
+    notes = [checked.note] if checked.note else []
+    if checked.skipped:
+        notes.append(f"left out {len(checked.skipped)} damaged file(s):")
+        notes += [f"  {line}" for line in checked.skipped]
+    if listing.ignored:
+        notes.append(f"passed over {listing.ignored} file(s) that are no images by their ending")
     for note in notes:
         logger.warning("%s", note)
-    augment: Any = "crop" if config.augment == "auto" else config.augment
-    files = {
-        split: Files(paths, preprocessing.channels)
-        for split, (paths, _) in (("train", contents.train), ("test", contents.test))
-    }
+    train, test = (
+        (source.with_channels(chosen.channels), labels)
+        for source, labels in (checked.train, checked.test)
+    )
+    splits = _splits(
+        listing.name, checked.classes, train, test, chosen, config, seed, augment="crop"
+    )
+    return replace(splits, skipped=checked.skipped, notes=tuple(notes))
+
+
+def _channels(config: DataConfig, grey: bool) -> int:
+    if config.channels != "auto":
+        return config.channels
+    colour = config.augment == "timm" or 3 in (len(config.mean or ()), len(config.std or ()))
+    return 1 if grey and not colour else 3
+
+
+def _preprocessing(
+    config: DataConfig,
+    channels: int,
+    image_size: int,
+    resize_ratio: float,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Preprocessing:
+    """The options' preprocessing, and what is given here where they leave it open."""
+    resize = config.resize
+    if resize is None:
+        resize = round(image_size * resize_ratio)
+    elif not isinstance(resize, int):
+        resize = (resize[0], resize[-1])
+    return Preprocessing(
+        channels=channels,
+        image_size=image_size,
+        resize=resize,
+        mean=_per_channel("mean", config.mean, channels) or mean,
+        std=_per_channel("std", config.std, channels) or std,
+        views=config.views,
+    )
+
+
+def _per_channel(
+    name: str, values: tuple[float, ...] | None, channels: int
+) -> tuple[float, ...] | None:
+    if values is None or len(values) == channels:
+        return values and tuple(values)
+    if len(values) == 1:
+        return tuple(values) * channels
+    raise DataError(
+        f"data.{name} has {len(values)} values, and the images have {channels} channel; give one, "
+        "or read the images in colour by --data.channels 3"
+    )
+
+
+def _splits(
+    name: str,
+    classes: tuple[str, ...],
+    train: tuple[Source, list[int]],
+    test: tuple[Source, list[int]],
+    preprocessing: Preprocessing,
+    config: DataConfig,
+    seed: int,
+    *,
+    augment: str,
+) -> ImageSplits:
+    """Both splits as inputs; the augmentation is what is given here where the options leave it."""
     return ImageSplits(
-        name=path.resolve().name,
-        classes=contents.classes,
-        train=Images(files["train"], contents.train[1], preprocessing, augment=augment, seed=seed),
-        test=Images(files["test"], contents.test[1], preprocessing),
+        name=name,
+        classes=classes,
+        train=Images(
+            *train,
+            preprocessing,
+            augment=augment if config.augment == "auto" else config.augment,
+            augment_options=config.augment_options,
+            seed=seed,
+        ),
+        test=Images(*test, preprocessing),
         preprocessing=preprocessing,
-        skipped=contents.skipped,
-        notes=tuple(notes),
     )

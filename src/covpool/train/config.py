@@ -7,10 +7,7 @@ where they are looked up (`covpool.train.schedule`, `covpool.models`), never lis
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any, Literal, Self
-
-import yaml
 
 from covpool.data import DataConfig
 
@@ -37,6 +34,9 @@ class ModelConfig:
     schedule: str | None = None
     """Switches of the method by epoch (counted from 0), as in 0:isqrt-cov,20:svd-pade."""
 
+    hybrid: str | None = None
+    """The paper's hybrid training: `method` until the last of optim.milestones, then this one."""
+
     reduced_channels: int | Literal["auto"] | None = "auto"
     """Channels after the 1x1 convolution before the pooling; auto: 256, or the backbone's own
     where it has fewer; null: the backbone's own."""
@@ -46,6 +46,10 @@ class ModelConfig:
 
     pretrained: bool = False
     """Start from timm's ImageNet weights of the backbone."""
+
+    init_from: str | None = None
+    """Start from these weights: a run directory (its best.ckpt), a checkpoint of one, or a file
+    with the state dict of the backbone's plain network (.pth, .pt, .safetensors)."""
 
     drop_rate: float = 0.0
     """Dropout before the classifier."""
@@ -64,6 +68,21 @@ class ModelConfig:
         stride = self.last_stride
         require(stride in (None, 1), "model.last_stride", "1 or null", stride)
         require(0 <= self.drop_rate < 1, "model.drop_rate", "in [0, 1)", self.drop_rate)
+        if self.hybrid is not None and self.schedule is not None:
+            raise ValueError(
+                f"model.hybrid {self.hybrid!r} and model.schedule {self.schedule!r} exclude each "
+                "other: both say when the method is switched"
+            )
+        if self.hybrid is not None and self.hybrid == self.method:
+            raise ValueError(
+                f"model.hybrid {self.hybrid!r} is model.method too, so that nothing would be "
+                "switched; leave model.method at isqrt-cov, which is trained first"
+            )
+        if self.pretrained and self.init_from is not None:
+            raise ValueError(
+                f"model.pretrained and model.init_from {self.init_from!r} exclude each other: both "
+                "say where the backbone's weights come from"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +122,13 @@ class OptimConfig:
     label_smoothing: float = 0.0
     """Label smoothing of the cross-entropy in training."""
 
+    trained: Literal["all", "classifier"] = "all"
+    """classifier: the backbone and the reduction are frozen, their batch statistics too."""
+
+    weight_average: float | None = None
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and
+    kept; null: none. The decay rises to this value over the first steps."""
+
     def __post_init__(self) -> None:
         rate, clip = self.learning_rate, self.clip_norm
         require(rate > 0, "optim.learning_rate", "above 0", rate)
@@ -138,6 +164,8 @@ class OptimConfig:
         )
         smoothing = self.label_smoothing
         require(0 <= smoothing < 1, "optim.label_smoothing", "in [0, 1)", smoothing)
+        decay = self.weight_average
+        require(decay is None or 0 < decay < 1, "optim.weight_average", "in (0, 1) or null", decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +218,27 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        model, optim = self.model, self.optim
+        if model.hybrid is not None:
+            last = optim.milestones[-1] if optim.decay == "step" and optim.milestones else None
+            if last is None:
+                raise ValueError(
+                    f"model.hybrid {model.hybrid!r} switches at the last of optim.milestones, and "
+                    "there is none; give optim.decay step with milestones, or the epoch itself by "
+                    f"model.schedule 0:{model.method},EPOCH:{model.hybrid}"
+                )
+            if last >= self.train.epochs:
+                raise ValueError(
+                    f"model.hybrid {model.hybrid!r} switches at epoch {last}, the last of "
+                    f"optim.milestones, and train.epochs {self.train.epochs} ends before it"
+                )
+        if optim.weight_average is not None and self.train.strategy.startswith("fsdp"):
+            raise ValueError(
+                f"optim.weight_average {optim.weight_average} needs whole weights in each process, "
+                f"and train.strategy {self.train.strategy!r} shards them; use ddp"
+            )
+
     @classmethod
     def groups(cls) -> dict[str, type]:
         """Each group's name and dataclass."""
@@ -219,12 +268,6 @@ class RunConfig:
                 }
             )
         return cls(**made)
-
-    @classmethod
-    def recipe(cls, name: str) -> Self:
-        """The recipe of that name in the package; what it leaves open is as in the dataclasses."""
-        file = resources.files("covpool.train") / "recipes" / f"{name}.yaml"
-        return cls.from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain dictionaries, lists, strings and numbers, for YAML and checkpoints."""

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 
 import covpool
 from covpool.data import DataError
-from covpool.data.dataset import REMEDY
+from covpool.data.reading import REMEDY
 from covpool.train.checkpoint import METADATA, check_model, load_weights, read_checkpoint
 from covpool.train.config import RunConfig
 from covpool.train.figures import draw_confusion, draw_curves
@@ -104,7 +104,7 @@ def summarise(job: Job, recorder: Recorder) -> dict[str, Any]:
         "epochs_planned": config.train.epochs,
         "parameters": parameters(job.model),
         "seconds": round(sum(row["seconds"] for row in history), 3),
-        "notes": list(job.splits.notes),
+        "notes": [*([job.start] if job.start else []), *job.splits.notes],
         "covpool": covpool.__version__,
         "torch": torch.__version__,
     }
@@ -135,7 +135,9 @@ def evaluate(path: Path, config: RunConfig) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     check_model(config, checkpoint, path)
     one_process = replace(config.train, devices=1, nodes=1, strategy="auto")
-    config = replace(config, train=one_process)
+    # A checkpoint's weights are the average already.
+    optim = replace(config.optim, weight_average=None)
+    config = replace(config, train=one_process, optim=optim)
     job = prepare(config, checkpoint=checkpoint)
     check_classes(job.splits, checkpoint, path)
     about = checkpoint[METADATA]

@@ -6,6 +6,7 @@ or OSError. After `prepare`, an exception is a fault of the program, except `Tra
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,10 @@ from covpool.train.sampling import (
     steps_and_batch,
 )
 from covpool.train.schedule import MethodSchedule, method_schedule
+from covpool.train.starting_weights import read_starting_weights, standardised_as
 from covpool.train.trainer import check_machine, set_threads
+
+logger = logging.getLogger("covpool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,8 @@ class Job:
     splits: ImageSplits
     schedule: MethodSchedule
     model: CovPoolModel
+    start: str | None = None
+    """What was loaded of `model.init_from`, in a line."""
 
     def module(self) -> ClassificationModule:
         """The Lightning module of this job."""
@@ -76,9 +82,10 @@ class Job:
     def describe(self) -> str:
         """One line for people."""
         splits, model = self.splits, self.model
+        frozen = ", all but the classifier's frozen" * (self.config.optim.trained != "all")
         return (
             f"{self.config.model.backbone}, {self.schedule}, {parameters(model) / 1e6:.2f} M "
-            f"parameters; {splits.name}: {len(splits.classes)} classes, "
+            f"parameters{frozen}; {splits.name}: {len(splits.classes)} classes, "
             f"{len(splits.train)} training and {len(splits.test)} test images "
             f"{splits.channels}×{splits.image_size}×{splits.image_size}"
         )
@@ -106,9 +113,16 @@ def check_names(config: RunConfig) -> None:
     """Look up every name of a configuration, before anything is opened.
 
     Raises:
-        ValueError: an unknown method, constant or backbone.
+        ValueError: an unknown method, constant or backbone; a backbone that would be frozen with
+            random weights.
     """
-    method_schedule(config.model)
+    model = config.model
+    if config.optim.trained == "classifier" and not model.pretrained and model.init_from is None:
+        raise ValueError(
+            "optim.trained classifier freezes the backbone, whose weights would be random; give "
+            "model.init_from PATH or model.pretrained true"
+        )
+    method_schedule(config)
     check_backbone(config.model.backbone)
 
 
@@ -123,7 +137,7 @@ def prepare(
     Args:
         config: the run's configuration.
         checkpoint: one whose weights the model is going to have: its preprocessing of images
-            holds, and pretrained weights are not loaded.
+            holds, and neither pretrained weights nor those to start from are loaded.
         progress: called with (files checked, files in all).
 
     Raises:
@@ -132,12 +146,17 @@ def prepare(
     check_names(config)
     check_machine(config)
     set_threads(config)
-    schedule = method_schedule(config.model)
-    preprocessing = None
+    schedule = method_schedule(config)
+    choice, data, source, preprocessing = config.model, config.data, None, None
     if checkpoint is not None:
         preprocessing = Preprocessing.from_dict(checkpoint[METADATA]["preprocessing"])
+    else:
+        if choice.init_from is not None:
+            source = read_starting_weights(choice.init_from)
+        data = standardised_as(source, config)
+        warn_of_milestones(config)
     splits = open_images(
-        config.data, seed=config.train.seed, preprocessing=preprocessing, progress=progress
+        data, seed=config.train.seed, preprocessing=preprocessing, progress=progress
     )
     check_batches(config, splits)
     model = build_model(
@@ -146,9 +165,24 @@ def prepare(
         classes=len(splits.classes),
         channels=splits.channels,
         image_size=splits.image_size,
-        pretrained=config.model.pretrained and checkpoint is None,
+        pretrained=choice.pretrained and checkpoint is None,
     )
-    return Job(config=config, splits=splits, schedule=schedule, model=model)
+    start = source and source.load(model, choice, splits.classes)
+    if start and data != config.data:
+        start += "; images are standardised as its own were"
+    return Job(config=config, splits=splits, schedule=schedule, model=model, start=start)
+
+
+def warn_of_milestones(config: RunConfig) -> None:
+    """Say which decays a run is too short for, as one has that shortens a recipe."""
+    epochs, milestones = config.train.epochs, config.optim.milestones
+    beyond = [epoch for epoch in milestones if epoch >= epochs]
+    if beyond:
+        logger.warning(
+            "train.epochs %d ends before the learning rate decays at epoch %s (optim.milestones)",
+            epochs,
+            " and ".join(map(str, beyond)),
+        )
 
 
 def build_model(
@@ -236,6 +270,7 @@ def prepare_resume(
     check_classes(job.splits, checkpoint, directory.last)
     check_images(job, checkpoint, directory)
     module = job.module()
+    module.on_load_checkpoint(checkpoint)
     load_weights(module, checkpoint, directory.last)
     return job, True
 

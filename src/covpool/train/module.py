@@ -17,12 +17,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from typing_extensions import override
 
-from covpool.data import Images, ImageSplits
+from covpool.data import Images, ImageSplits, average_over_views
 from covpool.models import CovPoolModel
 from covpool.train.checkpoint import METADATA
 from covpool.train.config import OptimConfig, RunConfig
 from covpool.train.sampling import EvaluationBatchSampler, TrainBatchSampler, combine_seeds
 from covpool.train.schedule import MethodSchedule
+from covpool.train.weight_average import join_average, make_average, split_average
 
 
 class TrainingDiverged(RuntimeError):
@@ -69,6 +70,10 @@ class ClassificationModule(LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.metadata = metadata
         self.sums_epoch = 0
+        if config.optim.trained == "classifier":
+            freeze(model)
+        decay = config.optim.weight_average
+        self.average = None if decay is None else make_average(model, decay)
         for name in ("train_sums", "test_sums"):
             self.register_buffer(name, torch.zeros(4, dtype=torch.float64), persistent=False)
         confusion = torch.zeros(classes, classes, dtype=torch.long)
@@ -88,6 +93,8 @@ class ClassificationModule(LightningModule):
         method = self.schedule.method_at(epoch)
         if method is not None:
             self.model.method = method
+            if self.average is not None:
+                self.average.module.method = method
 
     @override
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
@@ -111,8 +118,9 @@ class ClassificationModule(LightningModule):
         return loss
 
     def _logits(self, images: Tensor) -> Tensor:
+        model = self.model if self.training or self.average is None else self.average
         try:
-            return self.model(images)
+            return average_over_views(model, images)
         except ValueError as error:  # the pooling met features that are not finite
             raise TrainingDiverged(f"{self._where(self.global_step)}: {error}") from error
 
@@ -171,15 +179,30 @@ class ClassificationModule(LightningModule):
         return optim.learning_rate * learning_rate_factor(optim, epoch, epochs)
 
     @override
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        super().optimizer_step(*args, **options)
+        if self.average is not None:
+            # The step that is being taken is not counted yet.
+            self.average.update(self.model, step=self.global_step + 1)
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         last_step = max(0, self.global_step - 1)
         checkpoint[METADATA] = {**self.metadata, "epoch": last_step // self.steps_per_epoch}
+        if self.average is not None:
+            split_average(checkpoint)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.average is not None:
+            join_average(checkpoint)
 
     @override
     def configure_optimizers(self):  # type: ignore[override]
         optim, epochs = self.config.optim, self.config.train.epochs
+        groups = self.model.parameter_groups(optim.learning_rate, optim.classifier_multiplier)
         optimizer = torch.optim.SGD(
-            self.model.parameter_groups(optim.learning_rate, optim.classifier_multiplier),
+            [group for group in groups if group["params"]],
             momentum=optim.momentum,
             weight_decay=optim.weight_decay,
             nesterov=optim.nesterov,
@@ -192,6 +215,15 @@ class ClassificationModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def freeze(model: CovPoolModel) -> None:
+    """Freeze all but the classifier: weights, and by evaluation mode batch statistics and dropout
+    (Lightning leaves each layer in the mode that it finds)."""
+    for parameter in model.backbone_parameters():
+        parameter.requires_grad_(False)
+    for part in (model.backbone, model.pool):
+        part.eval()
 
 
 def ignore_interrupts(worker: int) -> None:

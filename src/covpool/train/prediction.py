@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from covpool.data import Preprocessing, load_image
+from covpool.data import Preprocessing, average_over_views, load_image
 from covpool.models import CovPoolModel
 from covpool.train.checkpoint import METADATA, load_weights, read_checkpoint
 from covpool.train.config import RunConfig
@@ -39,7 +39,7 @@ def predict(path: Path, images: Sequence[Path], *, top: int = 5) -> Iterator[Pre
     config = RunConfig.from_dict(about["config"])
     classes: list[str] = about["classes"]
     preprocessing = Preprocessing.from_dict(about["preprocessing"])
-    schedule = method_schedule(config.model)
+    schedule = method_schedule(config)
     model = build_model(
         config,
         schedule,
@@ -72,7 +72,7 @@ def _predictions(
             yield Prediction(path=image, likeliest=[], error=str(error))
             continue
         with torch.no_grad():
-            shares = model(pixels[None].to(dtype))[0].softmax(0)
+            shares = average_over_views(model, pixels[None].to(dtype))[0].softmax(0)
         best = shares.topk(min(top, len(classes)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         yield Prediction(path=image, likeliest=[(classes[int(i)], share) for i, share in pairs])

@@ -96,6 +96,7 @@ class ProgressReport(Callback):
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.shown = 0.0
+        self.announced = 0
 
     def _status(self, module: ClassificationModule) -> tuple[int, int, str]:
         """Epoch (from 0), steps of it taken, and the figures as text; just after a step."""
@@ -130,6 +131,17 @@ class ProgressReport(Callback):
             )
             self.bar.start()
             self.bar.refresh()
+
+    @override
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: ClassificationModule, batch: object, batch_idx: int
+    ) -> None:
+        # By the number of steps, so that a run says it once however often it is resumed.
+        epoch, step = divmod(pl_module.global_step, pl_module.steps_per_epoch)
+        method = pl_module.schedule.switches_to(epoch)
+        if method is not None and step == 0 and self.announced != epoch:
+            self.announced = epoch
+            self.console.print(f"from epoch {epoch + 1} on the pooling is {method}")
 
     @override
     def on_train_batch_end(  # type: ignore[override]

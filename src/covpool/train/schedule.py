@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from covpool.linalg.methods import Method, get_method
 from covpool.pooling import check_pooling
-from covpool.train.config import ModelConfig
+from covpool.train.config import ModelConfig, RunConfig
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class MethodSchedule:
     def _at(self, epoch: int) -> tuple[int, str, Method | None]:
         return [switch for switch in self.switches if switch[0] <= epoch][-1]
 
+    def switches_to(self, epoch: int) -> str | None:
+        """The method that takes over at the beginning of that epoch, if one does."""
+        return next((name for first, name, _ in self.switches[1:] if first == epoch), None)
+
     @property
     def label(self) -> str:
         """The poolings' names in order, for file names."""
@@ -35,7 +39,7 @@ class MethodSchedule:
         return ",".join(f"{epoch}:{name}" for epoch, name, _ in self.switches)
 
 
-def method_schedule(config: ModelConfig) -> MethodSchedule:
+def method_schedule(config: RunConfig) -> MethodSchedule:
     """The schedule of a configuration, every name and constant checked.
 
     A constant goes to each method of the schedule that has one of its name.
@@ -44,14 +48,16 @@ def method_schedule(config: ModelConfig) -> MethodSchedule:
         ValueError: an unknown pooling or constant, a schedule that cannot be read or does not
             rise, a first entry that contradicts `method`, or gap beside another method.
     """
+    model = config.model
     names = _switches(config)
     if any(name == "gap" for _, name in names) and len(names) > 1:
+        option = "schedule" if model.hybrid is None else "hybrid"
         raise ValueError(
-            f"model.schedule {config.schedule!r} switches between gap and a covariance method, "
-            "whose classifiers differ; switch between covariance methods"
+            f"model.{option} {getattr(model, option)!r} switches between gap and a covariance "
+            "method, whose classifiers differ; switch between covariance methods"
         )
     rows = {name: None if name == "gap" else get_method(name) for _, name in names}
-    for constant in config.constants:
+    for constant in model.constants:
         owners = [row for row in rows.values() if row is not None and constant in row.constants]
         if not owners:
             known = sorted({key for row in rows.values() if row for key in row.constants})
@@ -61,14 +67,17 @@ def method_schedule(config: ModelConfig) -> MethodSchedule:
             )
     with_constants = {
         name: row
-        and row.replace(**{k: v for k, v in config.constants.items() if k in row.constants})
+        and row.replace(**{k: v for k, v in model.constants.items() if k in row.constants})
         for name, row in rows.items()
     }
     return MethodSchedule(tuple((epoch, name, with_constants[name]) for epoch, name in names))
 
 
-def _switches(config: ModelConfig) -> list[tuple[int, str]]:
+def _switches(run: RunConfig) -> list[tuple[int, str]]:
+    config = run.model
     check_pooling(config.method)
+    if config.hybrid is not None:
+        return [(0, config.method), (run.optim.milestones[-1], check_pooling(config.hybrid))]
     if config.schedule is None:
         return [(0, config.method)]
     entries = []

@@ -56,10 +56,12 @@ def quiet_lightning() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # The number of workers is the user's choice; the loader does resume within an epoch, as its
-        # sampler computes where from the number of steps; the last is Lightning's own business.
+        # sampler computes where from the number of steps; a frozen backbone and the average of the
+        # weights are in evaluation mode; the last is Lightning's own business.
         for message in (
             ".*does not have many workers.*",
             ".*ended before the epoch ended.*",
+            ".*in eval mode at the start of training.*",
             ".*isinstance.treespec, LeafSpec.*",
         ):
             warnings.filterwarnings("ignore", message)

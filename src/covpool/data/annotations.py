@@ -1,0 +1,155 @@
+"""Annotation files as data sets are published with: numbered lines of text, and MATLAB files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from covpool.data.config import DataError
+
+
+def find(root: Path, what: str, *names: str) -> Path:
+    """The first of the files or folders that is there.
+
+    Raises:
+        DataError: none is; the message says what was looked for.
+    """
+    for name in names:
+        if (root / name).exists():
+            return root / name
+    raise DataError(
+        f"{root} lacks {' or '.join(names)}, {what}; restore it from the published archive"
+    )
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that hold something.
+
+    Raises:
+        DataError: a file that cannot be read, or is empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"cannot read annotation file {path}: {reason}; restore it from the published archive"
+        ) from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"annotation file {path} is empty; restore it from the published archive")
+    return lines
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """The lines of a text file of two columns; the second may hold spaces.
+
+    Raises:
+        DataError: as `read_lines`; a line of one column.
+    """
+    pairs = []
+    for number, line in enumerate(read_lines(path), 1):
+        first, _, second = line.partition(" ")
+        if not second:
+            raise DataError(
+                f"annotation file {path}: line {number} is {line!r}, where two columns are due; "
+                "restore it from the published archive"
+            )
+        pairs.append((first, second.strip()))
+    return pairs
+
+
+def read_table(path: Path) -> dict[str, str]:
+    """`read_pairs` by the first column, which must not repeat itself."""
+    pairs = read_pairs(path)
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise DataError(
+            f"annotation file {path} has {twice!r} twice; restore it from the published archive"
+        )
+    return table
+
+
+def read_mat(path: Path, *names: str) -> list[np.ndarray]:
+    """Arrays of a MATLAB file, each with as many entries as it has, in one dimension.
+
+    Raises:
+        DataError: a file that cannot be read, or lacks an array.
+    """
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(str(path))
+    except MemoryError:
+        raise
+    # scipy raises what it likes on damaged files: ValueError, TypeError, zlib.error, …
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"cannot read MATLAB file {path}: {reason}; restore it from the published archive"
+        ) from error
+    for name in names:
+        if name not in content:
+            held = ", ".join(key for key in content if not key.startswith("__")) or "nothing"
+            raise DataError(
+                f"MATLAB file {path} lacks {name!r}; it holds {held}: is it another file of the "
+                "data set?"
+            )
+    return [np.asarray(content[name]).ravel() for name in names]
+
+
+def field(path: Path, structs: np.ndarray, name: str) -> list[Any]:
+    """A field of each struct of a MATLAB array: text or a number.
+
+    Raises:
+        DataError: no such field, or an empty one.
+    """
+    if name not in (structs.dtype.names or ()):
+        held = ", ".join(structs.dtype.names or ()) or "none"
+        raise DataError(
+            f"MATLAB file {path}: its structs lack the field {name!r}; they have {held}"
+        )
+    return entries(path, structs[name])
+
+
+def entries(path: Path, cells: np.ndarray) -> list[Any]:
+    """The content of each cell of a MATLAB array: text or a number.
+
+    Raises:
+        DataError: an empty cell.
+    """
+    values = []
+    for number, cell in enumerate(cells, 1):
+        while isinstance(cell, np.ndarray):  # MATLAB's numbers and texts are 1×1 arrays
+            if cell.size == 0:
+                raise DataError(
+                    f"MATLAB file {path}: entry {number} is empty; restore it from the published "
+                    "archive"
+                )
+            cell = cell.ravel()[0]
+        values.append(cell.item() if isinstance(cell, np.generic) else cell)
+    return values
+
+
+def to_labels(path: Path, numbers: list[Any], classes: int) -> list[int]:
+    """Class numbers that count from 1 as labels, which count from 0.
+
+    Numbers may be of any kind: MATLAB's come as uint8, in which 0 - 1 would be 255.
+
+    Raises:
+        DataError: one that is no whole number, or outside the classes.
+    """
+    labels = []
+    for position, number in enumerate(numbers, 1):
+        try:
+            label = int(number) - 1
+        except (TypeError, ValueError):
+            label = -1
+        if not 0 <= label < classes or float(number) != label + 1:
+            raise DataError(
+                f"{path}: entry {position} has the class number {number!r}; 1 to {classes} are due"
+            )
+        labels.append(label)
+    return labels

@@ -1,0 +1,244 @@
+"""What a data set holds by its annotations, and the check that its images can be read."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from covpool.data.config import DataConfig, DataError
+from covpool.data.dataset import EncodedSource, Files
+from covpool.data.reading import REMEDY, cause, read_image
+
+GREY_MODES = ("1", "L", "LA", "La")
+FULL_CHECK_FILES = 5000
+SHOWN = 10
+"""How many names a message lists at most."""
+
+SPLITS = {"train": "training", "test": "test"}
+
+Labelled = tuple[EncodedSource, list[int]]
+Progress = Callable[[int, int], None]
+"""Called with (images read, images in all)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What a data set holds: images and labels of each split.
+
+    Attributes:
+        name: for messages and file names.
+        classes: class names; a label is an index into them.
+        train: the training images.
+        test: the test images; None where some of the training images are to be held out.
+        root: folder of the class folders, where some are to be held out.
+        ignored: how many files are no images by their ending.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Labelled
+    test: Labelled | None
+    root: Path | None = None
+    ignored: int = 0
+
+    def splits(self) -> Iterator[tuple[str, EncodedSource, list[int]]]:
+        """("train" or "test", images, labels) of each split that there is."""
+        yield ("train", *self.train)
+        if self.test is not None:
+            yield ("test", *self.test)
+
+    def __len__(self) -> int:
+        return sum(len(labels) for _, _, labels in self.splits())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A listing whose images can be read, with both splits.
+
+    Attributes:
+        skipped: a line for each damaged image that was left out.
+        grey: whether every image is; False where headers were not read.
+        note: what was decided on the user's behalf, or "".
+    """
+
+    classes: tuple[str, ...]
+    train: Labelled
+    test: Labelled
+    skipped: tuple[str, ...]
+    grey: bool
+    note: str
+
+
+def shorten(names: list[str]) -> str:
+    """The names with commas, the first few of many."""
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def check_listing(listing: Listing, config: DataConfig, progress: Progress | None) -> Checked:
+    """Read the images as the configuration says, leave out damaged ones, and make both splits.
+
+    Raises:
+        DataError: images that cannot be read, or a class without any.
+    """
+    check_labels(listing)
+    total = len(listing)
+    check = config.check
+    if check == "auto":
+        full = config.skip_damaged or total <= FULL_CHECK_FILES
+        check = "full" if full else "headers"
+    damaged, grey = check_images(listing, check, progress)
+    named = [
+        (source.name(index), reason)
+        for split, source, _ in listing.splits()
+        for index, reason in damaged[split].items()
+    ]
+    if named and not config.skip_damaged:
+        if len(named) == 1:
+            [(path, reason)] = named
+            raise DataError(f"cannot read image {path}: {reason}; {REMEDY}")
+        names = shorten([f"{path} ({reason})" for path, reason in named])
+        raise DataError(
+            f"cannot read {len(named)} of {total} images: {names}; repair or remove them, "
+            "or train without them by --data.skip_damaged true"
+        )
+    readable = {}
+    for split, source, labels in listing.splits():
+        kept = [index for index in range(len(labels)) if index not in damaged[split]]
+        readable[split] = source.select(kept), [labels[index] for index in kept]
+        for label in sorted(set(labels) - set(readable[split][1])):
+            first = source.name(labels.index(label))
+            what = "" if listing.test is None else f"{SPLITS[split]} "
+            raise DataError(
+                f"every {what}image of class {listing.classes[label]!r} is damaged, such as "
+                f"{first}; repair them or remove the class"
+            )
+    note = ""
+    if listing.test is None:
+        (train, test), note = _hold_out(replace(listing, train=readable["train"]), config)
+    else:
+        train, test = readable["train"], readable["test"]
+    return Checked(
+        classes=listing.classes,
+        train=train,
+        test=test,
+        skipped=tuple(f"{path}: {reason}" for path, reason in named),
+        grey=grey,
+        note=note,
+    )
+
+
+def check_labels(listing: Listing) -> None:
+    """Raise a DataError for a class without images, or an image that is listed twice."""
+    seen: dict[str, str] = {}
+    for split, source, labels in listing.splits():
+        counts = Counter(labels)
+        lacking = [repr(name) for label, name in enumerate(listing.classes) if label not in counts]
+        if lacking:
+            raise DataError(
+                f"{listing.name}: no {SPLITS[split]} image of class {shorten(lacking)}; the "
+                "annotations list none: restore them, or remove the class from them"
+            )
+        if not isinstance(source, Files):
+            continue
+        for path in source.paths:
+            if path in seen:
+                other = "twice" if seen[path] == split else "for training and for testing"
+                raise DataError(
+                    f"{listing.name}: {path} is listed {other}; restore the annotations as they "
+                    "were published"
+                )
+            seen[path] = split
+
+
+def check_images(
+    listing: Listing,
+    check: Literal["full", "headers", "none"],
+    progress: Progress | None = None,
+) -> tuple[dict[str, dict[int, str]], bool]:
+    """Reasons why images cannot be read, by split and index, and whether all that can are grey."""
+    damaged: dict[str, dict[int, str]] = {split: {} for split, _, _ in listing.splits()}
+    if check == "none":
+        return damaged, False
+
+    def examine(entry: tuple[str, EncodedSource, int]) -> tuple[str | None, bool]:
+        from PIL import Image
+
+        _, source, index = entry
+        try:
+            with source.open(index) as file:
+                with Image.open(file) as image:
+                    grey = image.mode in GREY_MODES or image.mode.startswith("I")
+                if check == "full":
+                    file.seek(0)
+                    read_image(file, 1, source.name(index))
+        except DataError as error:
+            return cause(error.__cause__ or error), False
+        except MemoryError:
+            raise
+        except Exception as error:  # see read_image
+            return cause(error), False
+        return None, grey
+
+    entries = [
+        (split, source, index)
+        for split, source, labels in listing.splits()
+        for index in range(len(labels))
+    ]
+    all_grey = True
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        results = zip(entries, pool.map(examine, entries), strict=True)
+        for done, ((split, _, index), (reason, grey)) in enumerate(results, 1):
+            if reason is not None:
+                damaged[split][index] = reason
+            else:
+                all_grey &= grey
+            if progress is not None:
+                progress(done, len(entries))
+    return damaged, all_grey
+
+
+def _hold_out(listing: Listing, config: DataConfig) -> tuple[tuple[Labelled, Labelled], str]:
+    """Hold out the same share of every class, and say so.
+
+    Each file's rank follows from its own name and the seed, so that files which come or go leave
+    the others where they are, except at the boundary.
+    """
+    source, labels = listing.train
+    root = listing.root
+    assert root is not None
+
+    def rank(index: int) -> bytes:
+        name = listing.classes[labels[index]]
+        inner = Path(source.name(index)).relative_to(root / name).as_posix()
+        return hashlib.sha256(os.fsencode(f"{config.split_seed}/{name}/{inner}")).digest()
+
+    of_class: dict[int, list[int]] = {label: [] for label in range(len(listing.classes))}
+    for index, label in enumerate(labels):
+        of_class[label].append(index)
+    kept: list[int] = []
+    held: list[int] = []
+    for label, indices in of_class.items():
+        if len(indices) < 2:
+            raise DataError(
+                f"class {listing.classes[label]!r} has one image ({source.name(indices[0])}); two "
+                "are needed to hold one out for testing: add images, or make train/ and test/ "
+                "folders"
+            )
+        ranked = sorted(indices, key=rank)
+        count = min(len(ranked) - 1, max(1, round(config.test_fraction * len(ranked))))
+        held += sorted(ranked[:count])
+        kept += sorted(ranked[count:])
+    train, test = (
+        (source.select(chosen), [labels[index] for index in chosen]) for chosen in (kept, held)
+    )
+    note = (
+        f"{root} has no test split: held out {len(held)} of {len(labels)} images, "
+        f"{config.test_fraction:.0%} of each class (data.test_fraction, data.split_seed "
+        f"{config.split_seed})"
+    )
+    return (train, test), note

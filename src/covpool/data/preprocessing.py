@@ -1,0 +1,142 @@
+"""From a picture's pixels to the network's input: sizes, views and standardisation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from covpool.data.config import DataError, Views
+
+RESIZE_RATIO = 256 / 224
+"""Evaluation: the shorter side is this much longer than the centre crop (the paper's recipe)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes the network's input; stored with a checkpoint, so that it predicts.
+
+    Attributes:
+        channels: 1 or 3.
+        image_size: side of the square input.
+        resize: length of the shorter side before the crop, or (height, width).
+        mean: subtracted from each channel of values in [0, 1].
+        std: what each channel is divided by then.
+        views: the parts of an image over which the evaluation averages, as in `DataConfig`.
+
+    Raises:
+        DataError: a size to which the crop does not fit.
+    """
+
+    channels: int
+    image_size: int
+    resize: int | tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    views: Views = "center"
+
+    def __post_init__(self) -> None:
+        shorter = self.resize if isinstance(self.resize, int) else min(self.resize)
+        if shorter < self.image_size:
+            raise DataError(
+                f"data.resize {_plain(self.resize)} is smaller than the crop, data.image_size "
+                f"{self.image_size}; give at least {self.image_size}"
+            )
+        if self.views == "ten-crop" and self.resize in (
+            self.image_size,
+            (self.image_size, self.image_size),
+        ):
+            raise DataError(
+                f"data.views ten-crop with data.resize {_plain(self.resize)} would take the same "
+                f"crop five times; give a data.resize above data.image_size {self.image_size}, "
+                "or data.views mirror"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, texts and lists."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_dict` described, of this version or an earlier one."""
+        arguments: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**arguments)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """(..., channels, H, W) uint8 → float32, standardised."""
+        mean = torch.tensor(self.mean).mul_(255)[:, None, None]
+        scale = torch.tensor(self.std).mul_(255).reciprocal_()[:, None, None]
+        return image.to(torch.float32).sub_(mean).mul_(scale)
+
+    def resized(self, image: Tensor) -> Tensor:
+        """(channels, H, W) uint8 at the size from which crops are taken."""
+        sides = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+        if image.shape[-2:] == (sides[0], sides[-1]):
+            return image
+        from torchvision.transforms.v2 import functional as transforms
+
+        return transforms.resize(image, sides, antialias=True)
+
+    def centre(self, image: Tensor) -> Tensor:
+        """Resize and centre crop, (channels, H, W) uint8 → (channels, image_size, image_size)."""
+        size = self.image_size
+        resized = self.resized(image)
+        if resized.shape[-2:] == (size, size):
+            return resized
+        from torchvision.transforms.v2 import functional as transforms
+
+        return transforms.center_crop(resized, [size, size])
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """The evaluation transform of a picture, (channels, H, W) uint8.
+
+        Returns:
+            float32, (channels, image_size, image_size); with several views, which
+            `average_over_views` takes, (views, channels, image_size, image_size).
+        """
+        return self.normalise(VIEWS[self.views](self, image))
+
+
+def _plain(resize: int | tuple[int, int]) -> str:
+    return str(resize if isinstance(resize, int) else list(resize))
+
+
+def _mirror(preprocessing: Preprocessing, image: Tensor) -> Tensor:
+    centre = preprocessing.centre(image)
+    return torch.stack([centre, centre.flip(-1)])
+
+
+def _ten_crop(preprocessing: Preprocessing, image: Tensor) -> Tensor:
+    from torchvision.transforms.v2 import functional as transforms
+
+    size = preprocessing.image_size
+    return torch.stack(transforms.ten_crop(preprocessing.resized(image), [size, size]))
+
+
+VIEWS: Mapping[str, Callable[[Preprocessing, Tensor], Tensor]] = {
+    "center": Preprocessing.centre,
+    "mirror": _mirror,
+    "ten-crop": _ten_crop,
+}
+"""The parts of a picture that an evaluation sees, by the name that `data.views` takes."""
+
+
+def average_over_views(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """A model's logits, averaged over the views of each image.
+
+    One view goes through the model at a time, so that several need no more memory than one.
+
+    Args:
+        model: (batch, channels, H, W) → (batch, classes).
+        images: (batch, channels, H, W), or (batch, views, channels, H, W).
+    """
+    if images.ndim == 4:
+        return model(images)
+    total = model(images[:, 0])
+    for view in range(1, images.shape[1]):
+        total = total + model(images[:, view])
+    return total / images.shape[1]

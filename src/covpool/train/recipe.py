@@ -1,0 +1,89 @@
+"""The training recipes in the package: a YAML file each in `recipes/`, found by its name.
+
+A file holds a configuration as config.yaml of a run does, and a block `recipe` about itself. What
+it leaves open is as in the configuration's dataclasses.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from covpool.linalg.methods import choose
+from covpool.train.config import RunConfig
+
+EMBEDDED = "typefaces"
+"""The recipe of the embedded images, which holds where no others are named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A recipe.
+
+    Attributes:
+        name: its file's, without the ending.
+        title: what it trains.
+        reproduces: which figures of the paper.
+        data: the data set it is for.
+        starts_from: the weights that it needs; None: it trains from scratch.
+        config: the configuration.
+        text: the file without its block `recipe`: what --config takes.
+    """
+
+    name: str
+    title: str
+    reproduces: str
+    data: str
+    starts_from: str | None = None
+    config: RunConfig
+    text: str
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse a configuration made from this recipe that lacks what only the user has.
+
+        Raises:
+            ValueError: no images, or no weights to start from.
+        """
+        if config.data.root is None and self.name != EMBEDDED:
+            raise ValueError(
+                f"recipe {self.name!r} trains on {self.data}: give its place as --data.root PATH"
+            )
+        model = config.model
+        if self.starts_from and model.init_from is None and not model.pretrained:
+            raise ValueError(
+                f"recipe {self.name!r} starts from {self.starts_from}: give a run or a file of "
+                "weights as --model.init_from PATH, or --model.pretrained true for the backbone's "
+                "own"
+            )
+
+
+def read_recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ValueError: no such recipe; the message lists all and names the nearest.
+    """
+    files = _files()
+    choose("recipe", name, files)
+    text = files[name]
+    content = yaml.safe_load(text)
+    about: Mapping[str, Any] = content.pop("recipe")
+    body = re.sub(r"^recipe:\n(?:[ \t]+.*\n)*", "", text, flags=re.MULTILINE)
+    return Recipe(name=name, config=RunConfig.from_dict(content), text=body, **about)
+
+
+def read_recipes() -> list[Recipe]:
+    """All recipes, by name."""
+    return [read_recipe(name) for name in _files()]
+
+
+def _files() -> dict[str, str]:
+    folder = resources.files("covpool.train") / "recipes"
+    return {
+        file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8")
+        for file in sorted(folder.iterdir(), key=lambda file: file.name)
+        if file.name.endswith(".yaml")
+    }
