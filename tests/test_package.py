@@ -14,13 +14,14 @@ import covpool
 SOURCE = Path(covpool.__file__).parent
 HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "jsonargparse", "rich")
 # Each package may import those before it; `data` stands beside the layers.
-ORDER = ("linalg", "pooling", "models", "bench", "train", "cli")
+ORDER = ("linalg", "pooling", "models", "analysis", "bench", "train", "cli")
 
 
 @pytest.mark.parametrize(
     ("statement", "heavy"),
     [
         ("import covpool; covpool.CovPool2d, covpool.matrix_sqrt, covpool.METHODS", HEAVY),
+        ("import covpool.analysis; covpool.analysis.conditioning", HEAVY),
         ("import covpool.cli", ("torch", *HEAVY)),
     ],
 )

@@ -1,0 +1,418 @@
+"""How large the kernels K ≈ 1/(λi − λj) become, how large they can become, how well they fit.
+
+The paper's Table 3 (approximation error) and Table 6 (upper bounds), and the same on eigenvalues
+that were met in training.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from covpool.analysis.conditioning import EPS
+from covpool.analysis.records import Record, check_spectrum
+from covpool.linalg.algorithms import Pairwise, TopN
+from covpool.linalg.kernels import (
+    Difference,
+    Kernel,
+    Lorentzian,
+    Pade,
+    PowerIteration,
+    Taylor,
+    Truncated,
+)
+from covpool.linalg.methods import METHODS, Method, choose, get_method
+from covpool.linalg.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
+from covpool.linalg.scalar import SQRT
+from covpool.linalg.spectrum import clip_to_rank
+
+LOG10_EDGES = tuple(range(-20, 41))
+"""Edges of the histogram's bins, of log10 |K|; the ends take what lies beyond them."""
+
+TABLE3_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999)
+"""Eigenvalue ratios λj/λi of the paper's Table 3."""
+
+
+def _geometric(ratio: Fraction, terms: int) -> Fraction:
+    return (1 - ratio**terms) / (1 - ratio)
+
+
+def _polynomial(coefficients: Sequence[str], x: Fraction) -> Fraction:
+    value = Fraction(0)
+    for coefficient in reversed(coefficients):
+        value = value * x + Fraction(coefficient)
+    return value
+
+
+def _pade(kernel: Pade, x: Fraction) -> Fraction:
+    if kernel.evaluation == "closed-form":
+        return min(1 / (1 - x), Fraction(SUM_RATIO))
+    return _polynomial(NUMERATOR, x) / _polynomial(DENOMINATOR, x)
+
+
+def _lorentzian(kernel: Lorentzian, x: Fraction) -> Fraction:
+    return (1 - x) / ((1 - x) ** 2 + Fraction(kernel.epsilon) ** 2)
+
+
+FORMULAS: Mapping[type[Kernel], Callable[[Any, Fraction], Fraction]] = MappingProxyType(
+    {
+        Difference: lambda kernel, x: 1 / (1 - x),
+        Truncated: lambda kernel, x: min(1 / (1 - x), Fraction(kernel.limit)),
+        Taylor: lambda kernel, x: _geometric(x, kernel.degree + 1),
+        Pade: _pade,
+        PowerIteration: lambda kernel, x: _geometric(x, kernel.steps),
+        Lorentzian: _lorentzian,
+    }
+)
+"""K(1, x) of each kernel in rational arithmetic, for x below 1: its formula without rounding. For
+power iteration, that of the larger eigenvalue's vector."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApproximationError(Record):
+    """|K(1, x) − 1/(1 − x)| of one kernel at each ratio x = λj/λi, λi being 1.
+
+    Attributes:
+        kernel: the kernel's title.
+        dtype: of the ratios, and of `computed`.
+        ratios: x, as the dtype has them.
+        exact: 1/(1 − x).
+        formula: the error of the kernel's formula, in rational arithmetic: what the approximation
+            costs. None for a kernel that has no row in `FORMULAS`.
+        computed: the error of the kernel as it is computed in the dtype: that of the formula, and
+            of rounding.
+        nearest: the error of the dtype's number nearest to 1/(1 − x): where `computed` equals it,
+            no other number of the dtype would be better.
+    """
+
+    kernel: str
+    dtype: torch.dtype
+    ratios: tuple[float, ...]
+    exact: tuple[float, ...]
+    formula: tuple[float, ...] | None
+    computed: tuple[float, ...]
+    nearest: tuple[float, ...]
+
+
+def approximation_error(
+    kernel: Kernel, ratios: Sequence[float] = TABLE3_RATIOS, *, dtype: torch.dtype = torch.float64
+) -> ApproximationError:
+    """How far a kernel is from 1/(λi − λj), over ratios of eigenvalues: the paper's Table 3.
+
+    The error is absolute, for λi = 1, against 1/(1 − x) in rational arithmetic; divided by
+    1/(1 − x) it is relative. The paper's cells for small ratios (9e-19) are below what float64 can
+    hold beside a value near 1: there they are errors of the formula at a higher precision, with
+    which `formula` is to be compared, and the cells near x = 1 (8e-13, 3e-10) are rounding.
+
+    Args:
+        kernel: with its constants: `Taylor(degree=100)`; `Pade(evaluation="coefficients")` is P/Q
+            as the paper has it, `Pade()` the closed form that `svd-pade` uses.
+        ratios: x, from 0 to below 1.
+        dtype: float32 or float64.
+
+    What it is not: the error of a gradient, see `covpool.analysis.fidelity`.
+
+    Raises:
+        ValueError: a ratio that is not in [0, 1) in the dtype, or another dtype.
+
+    Source: Song, Sebe, Wang, ICCV 2021, Table 3.
+    """
+    _check_dtype("approximation_error", dtype)
+    x = torch.tensor(list(ratios), dtype=dtype)
+    if not ((x >= 0) & (x < 1)).all():
+        raise ValueError(f"approximation_error needs ratios in [0, 1) in {dtype}, got {ratios}")
+    formula = FORMULAS.get(type(kernel))
+    exact, of_formula, computed, nearest = [], [], [], []
+    for ratio in x:
+        rational = Fraction(ratio.item())
+        right = 1 / (1 - rational)
+        value = kernel.matrix(torch.stack([ratio, torch.ones_like(ratio)]))[1, 0].item()
+        exact.append(float(right))
+        computed.append(float(abs(Fraction(value) - right)))
+        rounded = torch.tensor(float(right), dtype=dtype).item()
+        nearest.append(float(abs(Fraction(rounded) - right)))
+        if formula is not None:
+            of_formula.append(float(abs(formula(kernel, rational) - right)))
+    return ApproximationError(
+        kernel=kernel.title,
+        dtype=dtype,
+        ratios=tuple(x.tolist()),
+        exact=tuple(exact),
+        formula=tuple(of_formula) if formula is not None else None,
+        computed=tuple(computed),
+        nearest=tuple(nearest),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientBound(Record):
+    """The largest |K| that a method can put into a gradient: a row of the paper's Table 6.
+
+    Attributes:
+        method: the row's name.
+        paper_name: what the paper calls it, or None.
+        form: the bound as a formula.
+        trigger: where it is reached, or None.
+        dtype: of the eigenvalues.
+        floor: below which the larger eigenvalue of no pair lies.
+        bound: the maximum; inf where there is none; None for methods that have no K.
+        attained: the largest |K| that the method computes in the dtype for two eigenvalues at the
+            floor that are tied; None for methods that have no K.
+        representable: whether the bound is a finite number of the dtype.
+    """
+
+    method: str
+    paper_name: str | None
+    form: str | None
+    trigger: str | None
+    dtype: torch.dtype
+    floor: float
+    bound: float | None
+    attained: float | None
+    representable: bool
+
+
+_TIE = "λi = λj ≤ floor"
+
+FORMS: Mapping[type, tuple[str, str]] = MappingProxyType(
+    {
+        Difference: ("1/(λi − λj)", "λi = λj"),
+        Truncated: ("T", "1/|λi − λj| ≥ T"),
+        Taylor: ("(K + 1)/λi", _TIE),
+        Pade: ("|Σp/Σq|/λi", _TIE),
+        PowerIteration: ("steps/λi", _TIE),
+        Lorentzian: ("1/(2 ε λi)", "λi − λj = ε λi, λi ≤ floor"),
+        TopN: ("1/λN", "λN ≤ floor"),
+    }
+)
+"""The bound's formula and where it is reached, by kernel or gradient rule."""
+
+
+def gradient_bounds(
+    dtype: torch.dtype = torch.float64, *, floor: float | None = None
+) -> tuple[GradientBound, ...]:
+    """The bound of |K| for every row of `METHODS`: the paper's Table 6.
+
+    Args:
+        dtype: of the eigenvalues, float64 or float32.
+        floor: the paper's EPS, the least that the larger eigenvalue of a pair counts as; None:
+            finfo(dtype).eps.
+
+    The Padé row's bound is |Σp/Σq|/floor with the frozen coefficients, which were solved at 20
+    decimal digits. 1/(1 − x) is its own Padé approximant, so the equations for the coefficients
+    are singular, and |Σp/Σq|, which exact arithmetic would make infinite, is one over the rounding
+    error of whatever precision solved them: with n digits it is about 10ⁿ. The bound says how
+    precisely the coefficients were computed, not how well the gradient behaves.
+
+    In this package eigenvalues below n · eps of the largest are zero and their pairs enter no
+    gradient, so that the trigger, two tied eigenvalues at the floor, is not met; and at a tie K is
+    multiplied by f(λi) − f(λj) = 0. `gradient_magnitudes` says what is met.
+
+    Raises:
+        ValueError: another dtype than float32 and float64, a floor that is not positive.
+
+    Source: Song, Sebe, Wang, ICCV 2021, Table 6.
+    """
+    _check_dtype("gradient_bounds", dtype)
+    least = torch.finfo(dtype).eps if floor is None else floor
+    _check_floor("gradient_bounds", least)
+    return tuple(_bound(method, dtype, least) for method in METHODS.values())
+
+
+def _bound(method: Method, dtype: torch.dtype, floor: float) -> GradientBound:
+    rule = method.gradient
+    part = rule.kernel if isinstance(rule, Pairwise) else rule
+    bound = attained = None
+    if isinstance(part, Kernel):
+        tied = torch.full((2,), floor, dtype=dtype)
+        if isinstance(part, Lorentzian):  # its largest value lies beside the tie
+            tied[0] = floor - part.epsilon * floor
+        bound = part.bound(floor)
+        attained = part.matrix(tied).abs().max().item()
+        if isinstance(part, Difference):
+            attained = float("inf")  # which the overflow check then replaces
+    elif isinstance(part, TopN):
+        bound = 1 / floor
+        tied = torch.full((2,), floor, dtype=dtype)
+        found = kernel_magnitudes(method, tied)
+        attained = found.max().item() if found is not None else None
+    form, trigger = FORMS.get(type(part), (None, None))
+    if form is None and isinstance(part, Kernel):
+        form = part.title
+    largest = torch.finfo(dtype).max
+    return GradientBound(
+        method=method.name,
+        paper_name=method.paper_name,
+        form=form,
+        trigger=trigger,
+        dtype=dtype,
+        floor=floor,
+        bound=bound,
+        attained=attained,
+        representable=bound is None or bound <= largest,
+    )
+
+
+def kernel_magnitudes(method: str | Method, eigenvalues: Tensor) -> Tensor | None:
+    """|Kᵢⱼ| for every pair of eigenvalues of covariances, or None for a method that has no K.
+
+    Args:
+        eigenvalues: (*, n), ascending, not negative.
+
+    Returns:
+        (*, n, n): the method's kernel with its overflow check or cap; of power iteration, the
+        larger of Kᵢⱼ and Kⱼᵢ. Zero on the diagonal and for pairs of two zeros, which enter no
+        gradient, and, for `svd-topn`, where an eigenvalue was discarded.
+    """
+    rule = get_method(method).gradient
+    if not isinstance(rule, Pairwise | TopN):
+        return None
+    row, column = eigenvalues[..., :, None], eigenvalues[..., None, :]
+    larger, gap = torch.maximum(row, column), (row - column).abs()
+    size = eigenvalues.shape[-1]
+    apart = ~torch.eye(size, dtype=torch.bool, device=eigenvalues.device)
+    entering = apart & (larger > 0)
+    larger = torch.where(larger > 0, larger, 1)
+    if isinstance(rule, Pairwise):
+        upper, lower = rule.kernel.magnitudes(larger, gap)
+        return torch.where(entering, torch.maximum(upper, lower), 0)
+    count = rule.kept_count(size)
+    limit = 1 / eigenvalues[..., -count, None, None]
+    rank = (eigenvalues > 0).sum(-1)[..., None, None]
+    index = torch.arange(size, device=eigenvalues.device) >= size - count
+    kept = (index[:, None] & index) | (rank < count)
+    plain = torch.where(gap > 0, 1 / gap, torch.where(rank < count, 0, torch.inf))
+    return torch.where(entering & kept, torch.minimum(plain, limit), 0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GradientMagnitudes(Record):
+    """The sizes of K over the pairs of each spectrum of a batch (*).
+
+    Attributes:
+        method: the row's name.
+        bound: the largest |K| possible at `floor`, or None where the method has no K; of
+            `svd-topn` the largest 1/λN of the batch, inf where a rank is below N.
+        floor: the larger eigenvalue of no pair lies below; the least positive eigenvalue of the
+            batch where nothing was floored.
+        largest: (*), the largest |K|; 0 without pairs; None where the method has no K.
+        largest_entry: (*), the largest |Lᵢⱼ| of the Loewner matrix of the square root: what the
+            gradient is really multiplied by, K times the difference of the roots.
+        pairs: (*), pairs i < j that enter the gradient.
+        ties: (*), those of them with 1/(λi − λj) infinite, where K is what the method puts there.
+        nonfinite: (*), pairs where the method's own |K| is infinite or NaN.
+        log10_edges: edges of the histogram.
+        histogram: (*, bins), pairs by log10 |K|; pairs with K = 0 or not finite are in none.
+    """
+
+    method: str
+    bound: float | None
+    floor: float
+    largest: Tensor | None
+    largest_entry: Tensor
+    pairs: Tensor
+    ties: Tensor
+    nonfinite: Tensor | None
+    log10_edges: tuple[int, ...]
+    histogram: Tensor | None
+
+
+def gradient_magnitudes(
+    eigenvalues: Tensor,
+    methods: Iterable[str | Method] | None = None,
+    *,
+    floor: float | None = None,
+) -> dict[str, GradientMagnitudes]:
+    """The largest |K| met over spectra, per method, against its bound, with a histogram.
+
+    Args:
+        eigenvalues: (*, n) of covariances, not negative, such as `Conditioning.eigenvalues`; any
+            order. Those below n · eps of the largest count as zero, unless a floor is given.
+        methods: rows of `METHODS`; None: all of them.
+        floor: None: pairs of zeros enter no gradient, as in this package. A number, such as
+            `EPS`: every eigenvalue below it is raised to it, as in the paper's code, so that at
+            deficient rank most pairs are ties.
+
+    Returns:
+        By name of the method, in the order given.
+
+    Memory is that of a few (*, n, n) tensors.
+
+    What it is not: the size of the gradient. K enters multiplied by f(λi) − f(λj), which is small
+    where K is large; `largest_entry` is the product.
+
+    Raises:
+        ValueError: an unknown method, eigenvalues that are negative or not finite, or a floor that
+            is not positive.
+
+    Source: Song, Sebe, Wang, ICCV 2021, §"Upper bound of gradient".
+    """
+    spectrum = check_spectrum("gradient_magnitudes", eigenvalues)
+    if floor is None:
+        spectrum = clip_to_rank(spectrum, spectrum.shape[-1])
+        positive = spectrum[spectrum > 0]
+        least = positive.min().item() if positive.numel() else EPS
+    else:
+        _check_floor("gradient_magnitudes", floor)
+        spectrum, least = spectrum.clamp_min(floor), floor
+    rows = METHODS.values() if methods is None else [get_method(method) for method in methods]
+    return {row.name: _magnitudes(row, spectrum, least) for row in rows}
+
+
+def _magnitudes(method: Method, spectrum: Tensor, floor: float) -> GradientMagnitudes:
+    size = spectrum.shape[-1]
+    row, column = torch.triu_indices(size, size, offset=1, device=spectrum.device)
+    smaller, larger = spectrum[..., row], spectrum[..., column]
+    entering = larger > 0
+    tied = (1 / (larger - smaller)).isinf() & entering
+    entries = method.gradient.loewner(SQRT, spectrum, size).matrix
+    magnitudes = kernel_magnitudes(method, spectrum)
+    bound = largest = nonfinite = histogram = None
+    if magnitudes is not None:
+        bound = _bound(method, spectrum.dtype, floor).bound
+        if isinstance(method.gradient, TopN):  # its own λN, which bounds nothing where it is zero
+            kept = spectrum[..., -method.gradient.kept_count(size)]
+            bound = (1 / kept).max().item() if kept.numel() else bound
+        upper = magnitudes[..., row, column]
+        nonfinite = (~upper.isfinite()).sum(-1)
+        finite = torch.where(upper.isfinite(), upper, 0)
+        largest = torch.nn.functional.pad(finite, (1, 0)).amax(-1)
+        histogram = _histogram(finite)
+    return GradientMagnitudes(
+        method=method.name,
+        bound=bound,
+        floor=floor,
+        largest=largest,
+        largest_entry=entries.abs().amax((-2, -1)),
+        pairs=entering.sum(-1),
+        ties=tied.sum(-1),
+        nonfinite=nonfinite,
+        log10_edges=LOG10_EDGES,
+        histogram=histogram,
+    )
+
+
+def _histogram(magnitudes: Tensor) -> Tensor:
+    """(*, pairs) → (*, bins), counts of the positive ones."""
+    bins = len(LOG10_EDGES) - 1
+    positive = magnitudes > 0
+    exponent = torch.where(positive, magnitudes, 1).log10().floor().long() - LOG10_EDGES[0]
+    place = torch.where(positive, exponent.clamp(0, bins - 1), bins)
+    counts = torch.zeros((*magnitudes.shape[:-1], bins + 1), dtype=torch.int64)
+    counts = counts.to(magnitudes.device)
+    return counts.scatter_add(-1, place, torch.ones_like(place))[..., :bins]
+
+
+def _check_dtype(caller: str, dtype: object) -> None:
+    choices = {str(each): each for each in (torch.float32, torch.float64)}
+    choose(f"dtype of {caller}", str(dtype), choices)
+
+
+def _check_floor(caller: str, floor: object) -> None:
+    number = isinstance(floor, int | float) and not isinstance(floor, bool)
+    if not number or not 0 < floor < float("inf"):  # type: ignore[operator]
+        raise ValueError(f"{caller}: the floor must be a positive number, got {floor!r}")
