@@ -36,7 +36,7 @@ def generator_states() -> tuple:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    augment=st.sampled_from(["shift", "crop"]),
+    augment=st.sampled_from(["shift", "crop", "flip"]),
     seed=st.integers(0, 2**32 - 1),
     epoch=st.integers(0, 10_000),
     number=st.integers(0, 3),

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 
 import pytest
 import yaml
@@ -149,6 +150,16 @@ def test_recipes_are_listed(capsys):
         "Table 4, ResNet-101, standalone and hybrid",
     ]
     assert rows["imagenet-resnet50-fast-mpn-cov"][1] == "resnet50, last stride 1"
+
+
+def test_the_documentation_has_the_same_table(capsys):
+    page = Path(__file__).parents[1] / "docs" / "training.md"
+    found = re.findall(r"^\| `(.+)` \| (.+) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert main(["recipes"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [[name, *cells.split(" | ")] for name, cells in found] == [
+        line.split("\t") for line in lines
+    ]
 
 
 @pytest.mark.parametrize("command", [["train", "--recipe"], ["compare", "--recipe"], ["recipes"]])

@@ -40,6 +40,7 @@ COMMANDS = {
         "time, memory and errors of the methods, beside their peers",
         shares_cores=False,  # as in a program of the user's own
     ),
+    "data": Command("data", "check a data set: classes, sizes, unreadable images, duplicates"),
     "methods": Command("methods", "list the pooling methods"),
     "recipes": Command("recipes", "list the training recipes, or print one"),
 }

@@ -108,19 +108,9 @@ def read_layout(config: DataConfig) -> tuple[str, Contents]:
             its reader finds wrong.
     """
     name = config.name
+    check_name(name)
     if "/" in name:
-        prefix = name.partition("/")[0]
-        if prefix not in (*REFUSED, "hfds"):
-            raise DataError(
-                f"unknown data.name {name!r}; before the slash stands a reader of timm: hfds"
-            )
         return name, read_timm(name, config.root)
-    if name != "auto" and name not in LAYOUTS:
-        near = difflib.get_close_matches(name, [*LAYOUTS, "auto"], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(
-            f"unknown data.name {name!r}{hint} (known are auto, {', '.join(LAYOUTS)}, hfds/NAME)"
-        )
     if config.root is None or name == "typefaces":
         return _embedded(config)
     path = Path(config.root).expanduser()
@@ -142,6 +132,21 @@ def read_layout(config: DataConfig) -> tuple[str, Contents]:
             "as data.name, or auto"
         )
     return name, layout.read(base)
+
+
+def check_name(name: str) -> None:
+    """Raise a DataError unless this is what data.name may be."""
+    prefix, slash, _ = name.partition("/")
+    if slash and prefix not in (*REFUSED, "hfds"):
+        raise DataError(
+            f"unknown data.name {name!r}; before the slash stands a reader of timm: hfds"
+        )
+    if not slash and name != "auto" and name not in LAYOUTS:
+        near = difflib.get_close_matches(name, [*LAYOUTS, "auto"], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(
+            f"unknown data.name {name!r}{hint} (known are auto, {', '.join(LAYOUTS)}, hfds/NAME)"
+        )
 
 
 def _embedded(config: DataConfig) -> tuple[str, Contents]:

@@ -1,0 +1,144 @@
+"""`covpool data check`."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from covpool.cli import ArgumentParser, UserError
+from covpool.cli.parsing import FileProgress, one_line, users_input
+from covpool.data import DataConfig, DataError
+from covpool.data.contact_sheet import draw_contact_sheet
+from covpool.data.inspection import Facts, Report, inspect_images, labelled_sources
+from covpool.data.layouts import LAYOUTS, check_name, read_layout
+
+SHOWN = 20
+"""How many classes, files and duplicates the report lists at most; --json has all."""
+
+
+def run(arguments: list[str]) -> int:
+    """Report on a data set; exit status 1 where something is wrong with it."""
+    given = _parser().parse_args(arguments)
+    with users_input():
+        check_name(given.name)
+        if given.root is not None and not Path(given.root).expanduser().exists():
+            raise UserError(f"{given.root} does not exist; give the folder or archive of images")
+        for file in (given.json, given.contact_sheet):
+            if file is not None and not file.absolute().parent.is_dir():
+                raise UserError(f"cannot write {file}: there is no folder {file.absolute().parent}")
+        config = DataConfig(name=given.name, root=given.root)
+    try:
+        layout, contents = read_layout(config)
+    except DataError as error:
+        print(f"covpool: error: {one_line(error)}", file=sys.stderr)
+        return 1
+    with _progress("reading images") as progress:
+        report = inspect_images(layout, contents, progress)
+    show(report)
+    with users_input():
+        if given.json is not None:
+            text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False)
+            given.json.write_text(text + "\n", encoding="utf-8")
+        if given.contact_sheet is not None:
+            _, source, labels = next(iter(labelled_sources(contents)))
+            with _progress("drawing classes") as progress:
+                draw_contact_sheet(
+                    source, labels, report.classes, given.contact_sheet, progress=progress
+                )
+    return 1 if report.problems else 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="covpool data",
+        description="data check: classes, counts, sizes, unreadable images and duplicates of a "
+        "data set. Exit status 1 where something is wrong.",
+    )
+    parser.add_argument("action", choices=["check"], help="what to do")
+    parser.add_argument(
+        "root",
+        nargs="?",
+        metavar="PATH",
+        help="the folder or archive, as for --data.root (default: the embedded typefaces)",
+    )
+    parser.add_argument(
+        "--data.name",
+        dest="name",
+        default="auto",
+        metavar="NAME",
+        help=f"its layout: auto, {', '.join(LAYOUTS)}, hfds/NAME, wds/NAME (default: auto)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
+    parser.add_argument(
+        "--contact-sheet",
+        type=Path,
+        metavar="FILE",
+        help="draw a few training images of each class as PNG there",
+    )
+    return parser
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[FileProgress]:
+    """A bar on standard error, which goes when it is done."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def show(report: Report) -> None:
+    """Print the report, long lists cut."""
+    console = Console(highlight=False, soft_wrap=True)
+    counts = report.counts()
+    console.print(
+        f"{LAYOUTS[report.layout].title if report.layout in LAYOUTS else report.layout}"
+        f" (data.name {report.layout}): {len(report.classes)} classes, {len(report.images)} images",
+        markup=False,
+    )
+    table = Table("class", *report.splits)
+    for name, found in list(counts.items())[:SHOWN]:
+        table.add_row(name, *(str(found[split]) for split in report.splits))
+    if len(counts) > SHOWN:
+        table.add_row(f"… and {len(counts) - SHOWN} more", *("…" for _ in report.splits))
+    totals = (sum(found[split] for found in counts.values()) for split in report.splits)
+    table.add_section()
+    table.add_row("all", *map(str, totals))
+    console.print(table)
+    for side, values in report.sizes().items():
+        console.print(
+            f"{side}: {values['least']:g} to {values['greatest']:g} pixels, median "
+            f"{values['median']:g}"
+        )
+    _list(console, "unreadable", [f"{one.name}: {one.error}" for one in report.unreadable])
+    _list(console, "in both splits", list(map(_names, report.across_splits)))
+    _list(console, "in several classes", list(map(_names, report.across_classes)))
+    harmless = [
+        group
+        for group in report.duplicates
+        if group not in report.across_splits and group not in report.across_classes
+    ]
+    _list(console, "several times in one class of one split", list(map(_names, harmless)))
+    for problem in report.problems:
+        console.print(f"wrong: {problem}", markup=False)
+    if not report.problems:
+        console.print("nothing wrong was found")
+
+
+def _names(group: Sequence[Facts]) -> str:
+    return " = ".join(facts.name for facts in group)
+
+
+def _list(console: Console, title: str, lines: list[str]) -> None:
+    if not lines:
+        return
+    console.print(f"{title}: {len(lines)}")
+    for line in lines[:SHOWN]:
+        console.print(f"  {line}", markup=False)
+    if len(lines) > SHOWN:
+        console.print(f"  … and {len(lines) - SHOWN} more")

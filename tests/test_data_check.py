@@ -1,0 +1,126 @@
+"""`covpool data check`: what it finds, and its exit status."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from covpool.cli import main
+from miniatures import MINIATURES, write_miniature
+
+
+def check(root, tmp_path, *options):
+    """Exit status and report."""
+    file = tmp_path / "report.json"
+    file.unlink(missing_ok=True)
+    status = main(["data", "check", str(root), "--json", str(file), *options])
+    return status, json.loads(file.read_text()) if file.exists() else None
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_counts(tmp_path, capsys, name):
+    root = write_miniature(name, tmp_path / "data", size=32)
+    status, report = check(root, tmp_path)
+    assert (status, report["problems"], report["unreadable"]) == (0, [], [])
+    assert report["layout"] == name.split("/")[0]
+    assert [*report["classes"].values()] == [{"train": 4, "test": 2}] * 3
+    sides = (32, 32) if name == "archive" else (32, 40)
+    for axis in ("width", "height"):
+        assert (report["sizes"][axis]["least"], report["sizes"][axis]["greatest"]) == sides
+    out = capsys.readouterr().out
+    assert f"(data.name {report['layout']}): 3 classes, 18 images" in out
+    assert "nothing wrong was found" in out
+
+
+def test_what_is_wrong(tmp_path, capsys):
+    root = write_miniature("folder", tmp_path / "data", train=6)
+    names = [root / "train" / f"typeface {number}" for number in range(3)]
+    shutil.copy(names[0] / "0.jpg", root / "test" / "typeface 0" / "copy.jpg")
+    shutil.copy(names[1] / "1.jpg", names[2] / "copy.jpg")
+    shutil.copy(names[2] / "2.jpg", names[2] / "again.jpg")
+    (names[1] / "3.jpg").write_bytes((names[1] / "3.jpg").read_bytes()[:600])
+    (names[1] / "4.jpg").write_bytes(b"words")
+    status, report = check(root, tmp_path)
+    assert status == 1
+    assert report["problems"] == [
+        "unreadable images: 2 of 27",
+        "images in both splits: 1",
+        "images in several classes: 1",
+    ]
+    assert [entry["name"] for entry in report["unreadable"]] == [
+        str(names[1] / f"{number}.jpg") for number in (3, 4)
+    ]
+    groups = [sorted(entry["name"] for entry in group) for group in report["duplicates"]]
+    assert sorted(groups) == sorted(
+        [
+            sorted([str(names[0] / "0.jpg"), str(root / "test/typeface 0/copy.jpg")]),
+            sorted([str(names[1] / "1.jpg"), str(names[2] / "copy.jpg")]),
+            sorted([str(names[2] / "2.jpg"), str(names[2] / "again.jpg")]),
+        ]
+    )
+    out = capsys.readouterr().out
+    assert f"{names[1] / '4.jpg'}: not an image" in out
+    assert "several times in one class of one split: 1" in out
+    assert "wrong: images in both splits: 1" in out
+
+
+def test_missing_images_and_annotations(tmp_path, capsys):
+    root = write_miniature("aircraft", tmp_path / "data")
+    next((root / "data" / "images").iterdir()).unlink()
+    status, report = check(root, tmp_path)
+    assert (status, report["problems"]) == (1, ["unreadable images: 1 of 18"])
+    assert report["unreadable"][0]["reason"] == "No such file or directory"
+    (root / "data" / "variants.txt").unlink()
+    assert check(root, tmp_path) == (1, None)
+    assert "lacks variants.txt, the names of the classes" in capsys.readouterr().err
+
+
+def test_folder_without_splits(tmp_path):
+    root = write_miniature("folder", tmp_path / "data") / "train"
+    status, report = check(root, tmp_path)
+    assert status == 0
+    assert [*report["classes"].values()] == [{"train": 4}] * 3
+
+
+def test_long_tables_are_cut(capsys):
+    assert main(["data", "check"]) == 0
+    out = capsys.readouterr().out
+    assert "… and 4 more" in out
+    assert "1920" in out
+
+
+def test_contact_sheet_shows_the_images(tmp_path):
+    """A class of one colour gives a row of that colour; what cannot be read a red cross."""
+    colours = {"green": (0, 128, 0), "blue": (0, 0, 255)}
+    for name, colour in colours.items():
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (90, 90), colour).save(tmp_path / "data" / name / f"{number}.png")
+    (tmp_path / "data" / "blue" / "1.png").write_bytes(b"words")
+    sheet = tmp_path / "sheet.png"
+    status, _ = check(tmp_path / "data", tmp_path, "--contact-sheet", str(sheet))
+    assert status == 1
+    pixels = np.asarray(Image.open(sheet).convert("RGB")).reshape(-1, 3)
+    areas = {name: int((pixels == colour).all(1).sum()) for name, colour in colours.items()}
+    assert areas == {"green": 3 * 64 * 64, "blue": 2 * 64 * 64}
+    assert 100 < (pixels == (255, 0, 0)).all(1).sum() < 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "nowhere"], "nowhere does not exist; give the folder or archive of images"),
+        (["check", ".", "--data.name", "bird"], "unknown data.name 'bird'; did you mean birds?"),
+        (["check", "--json", "no/such/file.json"], "cannot write no/such/file.json: there is no"),
+        (["chek", "."], "invalid choice: 'chek'"),
+        ([], "the following arguments are required: action"),
+    ],
+)
+def test_mistakes(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
