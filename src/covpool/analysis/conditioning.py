@@ -121,11 +121,15 @@ def feature_spectrum(features: Tensor) -> Tensor:
         ValueError: a bad shape or dtype, or features that are not finite, by sample.
     """
     x = _positions("feature_spectrum", features)
-    checks.finite("feature_spectrum", x, sample_dims=2)
+    return _spectrum("feature_spectrum", x)
+
+
+def _spectrum(caller: str, x: Tensor) -> Tensor:
+    """`feature_spectrum` of features (*, C, N)."""
+    checks.finite(caller, x, sample_dims=2)
     channels, positions = x.shape[-2:]
     centred = x.double()
     centred = centred - centred.mean(-1, keepdim=True)
-    # Squares of what is scaled by the largest neither overflow nor vanish before they must.
     singular = torch.linalg.svdvals(centred).flip(-1) * positions**-0.5
     singular = singular[..., max(0, min(channels, positions) - (positions - 1)) :]
     if singular.shape[-1]:
@@ -227,8 +231,8 @@ def conditioning(
             raise ValueError("conditioning takes inputs for a model alone, not beside features")
         features = source
     x = _positions("conditioning", features)
-    spectrum = feature_spectrum(x)
-    formed = symmetric_part(covariance(x.to(formed_dtype)))
+    spectrum = _spectrum("conditioning", x)
+    formed = symmetric_part(covariance(features.detach().to(formed_dtype)))
     raw = torch.linalg.eigvalsh(formed.double())
     clipped = clip_to_rank(raw.to(formed_dtype), x.shape[-2]).double()
     return Conditioning(

@@ -1,0 +1,292 @@
+"""Probes write what they measure once for each step, and the training does not notice them."""
+
+import copy
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from covpool import CovPool2d
+from covpool.analysis import conditioning, summarise
+from covpool.analysis.records import plain
+from covpool.analysis.state import watch_pooling
+from covpool.cli import main
+from covpool.train import engine
+from covpool.train.config import RunConfig
+from covpool.train.module import ClassificationModule
+from covpool.train.probes import ANALYSIS, ConditioningProbe, SmoothnessProbe, read_analysis
+from covpool.train.recorder import PROGRESS, Recorder
+from covpool.train.trainer import make_trainer, quiet_lightning
+from tiny_images import OPTIONS, make_tiny_images
+
+RUN = [
+    *OPTIONS,
+    *("--train.epochs", "3"),
+    *("--model.drop_rate", "0.2"),
+    *("--model.schedule", "0:isqrt-cov,1:svd-pade"),
+    *("--optim.clip_norm", "1"),
+    *("--train.checkpoint_steps", "2"),
+]
+"""Nine steps with dropout, batch norm, clipping and a switch of the method."""
+
+CLOCK = ("seconds", "test_seconds", "images_per_second")
+
+
+def probes_of(path):
+    return [SmoothnessProbe(path, every=2), ConditioningProbe(path, every=2, samples=5)]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return str(make_tiny_images(tmp_path_factory.mktemp("images")))
+
+
+def attach(monkeypatch, make):
+    """Let every training of the command line have these probes too."""
+
+    def with_probes(config, callbacks, *rest, **options):
+        recorders = [each for each in callbacks if isinstance(each, Recorder)]
+        probes = make(recorders[0].directory.path) if recorders else []
+        return make_trainer(config, [*callbacks, *probes], *rest, **options)
+
+    monkeypatch.setattr(engine, "make_trainer", with_probes)
+
+
+def train(images, path, *options):
+    return main(["train", "--data.root", images, "--output", str(path), *RUN, *options])
+
+
+def load(path):
+    return torch.load(path / "last.ckpt", weights_only=True)
+
+
+def without_clock(rows):
+    return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def plain_run(images, tmp_path_factory):
+    path = tmp_path_factory.mktemp("plain") / "run"
+    assert train(images, path) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def probed_run(images, tmp_path_factory):
+    path = tmp_path_factory.mktemp("probed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        attach(patch, probes_of)
+        assert train(images, path) == 0
+    return path
+
+
+def assert_same_training(path, reference):
+    one, other = load(path), load(reference)
+    assert one["global_step"] == other["global_step"]
+    for key, value in other["state_dict"].items():
+        assert torch.equal(one["state_dict"][key], value), key
+    momenta = [c["optimizer_states"][0]["state"] for c in (one, other)]
+    for index, state in momenta[1].items():
+        assert torch.equal(momenta[0][index]["momentum_buffer"], state["momentum_buffer"])
+    histories = [without_clock(c[PROGRESS]["history"]) for c in (one, other)]
+    assert histories[0] == histories[1]
+
+
+def test_the_training_is_the_same_bit_for_bit(plain_run, probed_run):
+    assert (probed_run / ANALYSIS).is_file()
+    assert not (plain_run / ANALYSIS).exists()
+    assert_same_training(probed_run, plain_run)
+
+
+def test_rows_name_their_steps(probed_run):
+    rows = read_analysis(probed_run)
+    assert len(rows) == 10
+    for probe in ("smoothness", "conditioning"):
+        own = [row for row in rows if row["probe"] == probe]
+        assert [row["step"] for row in own] == [0, 2, 4, 6, 8]
+        assert [row["epoch"] for row in own] == [1, 1, 2, 3, 3]
+        assert [row["method"] for row in own] == [*["isqrt-cov"] * 2, *["svd-pade"] * 3]
+        assert all(row["seconds"] > 0 and row["learning_rate"] > 0 for row in own)
+        assert not any("error" in row for row in own)
+
+
+def first_batch(run, monkeypatch, images):
+    """The module of a run before its first step, and the batch of that step."""
+    config = RunConfig.from_dict(engine.RunDirectory(run).read_config().to_dict())
+    job = engine.prepare(config)
+    module = job.module()
+    module.use_method_of(0)
+    found = {}
+
+    def stop(self, batch, batch_idx):
+        found["batch"] = batch
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClassificationModule, "training_step", stop)
+    with quiet_lightning(), pytest.raises((KeyboardInterrupt, SystemExit)):
+        make_trainer(config, []).fit(module, datamodule=engine.ImageDataModule(job.splits, config))
+    return module, found["batch"]
+
+
+def test_figures_are_those_of_the_step(images, tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        attach(patch, probes_of)
+        assert train(images, path, "--model.drop_rate", "0", "--train.epochs", "2") == 0
+    rows = {row["probe"]: row for row in read_analysis(path) if row["step"] == 0}
+    with monkeypatch.context() as patch:
+        module, (pictures, labels) = first_batch(path, patch, images)
+    smoothing = module.config.optim.label_smoothing
+
+    def gradient(model):
+        loss = cross_entropy(model(pictures), labels, label_smoothing=smoothing)
+        return torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+
+    network = module.model.train()
+    here = gradient(copy.deepcopy(network))
+    quotients = []
+    for multiple in (0.5, 1.0, 2.0, 4.0):
+        moved = copy.deepcopy(network)
+        eta = multiple * rows["smoothness"]["learning_rate"]
+        with torch.no_grad():
+            for parameter, slope in zip(moved.parameters(), here, strict=True):
+                parameter -= eta * slope
+        pairs = zip(gradient(moved), here, strict=True)
+        change = sum((a - b).double().square().sum() for a, b in pairs)
+        length = sum((eta * a).double().square().sum() for a in here)
+        quotients.append((change / length).sqrt().item())
+    assert rows["smoothness"]["quotients"] == pytest.approx(quotients, rel=1e-3)
+    assert rows["smoothness"]["smoothness"] == max(rows["smoothness"]["quotients"])
+
+    with watch_pooling(network) as record:
+        network(pictures)
+    expected = conditioning(record.features[:5])
+    row = rows["conditioning"]
+    assert row["samples"] == 5
+    assert row["positions"] == record.features.shape[-1]
+    rank = plain(summarise(expected.of_features.rank))
+    assert row["of_features"]["rank"] == rank
+    assert row["of_features"]["effective_rank"]["quantiles"] == pytest.approx(
+        summarise(expected.of_features.effective_rank).quantiles, rel=1e-5
+    )
+
+
+def test_resumed_rows_are_those_of_the_uninterrupted_run(images, probed_run, tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    original = Recorder.on_train_batch_end
+
+    class Killed(BaseException):
+        pass
+
+    def hook(self, trainer, module, *rest):
+        original(self, trainer, module, *rest)
+        if module.global_step == 5:
+            raise Killed
+
+    attach(monkeypatch, probes_of)
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "on_train_batch_end", hook)
+        with pytest.raises(Killed):
+            train(images, path)
+    # Step 4 was measured, and is taken again: last.ckpt is of the state before it.
+    assert load(path)["global_step"] == 4
+    assert max(row["step"] for row in read_analysis(path)) == 4
+    with (path / ANALYSIS).open("a") as file:
+        file.write('{"probe": "smoothness", "st')  # a crash in mid-line
+    assert main(["train", "--resume", str(path)]) == 0
+    assert without_clock(read_analysis(path)) == without_clock(read_analysis(probed_run))
+
+
+def test_a_step_too_far_is_reported_and_does_no_harm(images, plain_run, tmp_path, monkeypatch):
+    attach(monkeypatch, lambda path: [SmoothnessProbe(path, every=4, multiples=(1e38,))])
+    path = tmp_path / "run"
+    assert train(images, path) == 0
+    rows = read_analysis(path)
+    assert [row["step"] for row in rows] == [0, 4, 8]
+    assert all("error" in row or row["smoothness"] == "nan" for row in rows)
+    assert_same_training(path, plain_run)
+
+
+class Foreign(LightningModule):
+    """Somebody else's module: a dictionary as result, no attribute that is ours."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), CovPool2d(4, None), nn.Linear(10, 2)
+        )
+
+    def training_step(self, batch, batch_idx):
+        return {"loss": cross_entropy(self.net(batch[0]), batch[1])}
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit_foreign(callbacks):
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn(24, 1, 6, 6, generator=generator)
+    loader = DataLoader(TensorDataset(pictures, torch.arange(24) % 2), batch_size=4)
+    module = Foreign()
+    with quiet_lightning():
+        trainer = Trainer(
+            max_epochs=2,
+            accelerator="cpu",
+            accumulate_grad_batches=2,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, loader)
+    return module.state_dict()
+
+
+def test_in_somebody_elses_training_with_accumulated_gradients(tmp_path):
+    expected = fit_foreign([])
+    probes = [SmoothnessProbe(tmp_path, every=3), ConditioningProbe(tmp_path, every=3)]
+    found = fit_foreign(probes)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    rows = read_analysis(tmp_path)
+    for probe in ("smoothness", "conditioning"):
+        own = [row for row in rows if row["probe"] == probe]
+        assert [(row["step"], row["epoch"]) for row in own] == [(0, 1), (3, 2)]
+        assert not any("error" in row for row in own)
+    assert all(json.dumps(row, allow_nan=False) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SmoothnessProbe(".", every=0), "SmoothnessProbe: every must be .* got 0"),
+        (lambda: SmoothnessProbe(".", multiples=(0.0,)), r"positive numbers, got \(0.0,\)"),
+        (lambda: ConditioningProbe(".", samples=0), "samples must be .* got 0"),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_network_without_covariance_pooling_has_no_conditioning():
+    trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda value: value))
+    with pytest.raises(ValueError, match="exactly one CovPool2d"):
+        ConditioningProbe(".").setup(trainer, nn.Linear(2, 2), "fit")
+
+
+def test_sharded_parameters_are_refused():
+    trainer = SimpleNamespace(strategy=FSDPStrategy())
+    with pytest.raises(ValueError, match="sharded over processes, as FSDPStrategy"):
+        SmoothnessProbe(".").setup(trainer, nn.Linear(2, 2), "fit")
+
+
+def test_no_rows_where_no_run_was_measured(tmp_path):
+    assert read_analysis(tmp_path) == []
