@@ -35,6 +35,7 @@ COMMANDS = {
     "evaluate": Command("evaluate", "top-1 and top-5 of a run on its test split"),
     "predict": Command("predict", "the likeliest classes of images, by a run"),
     "compare": Command("compare", "train a grid of pooling methods and seeds, and tabulate it"),
+    "report": Command("report", "an HTML page of runs: tables, figures and what they show"),
     "bench": Command(
         "bench",
         "time, memory and errors of the methods, beside their peers",
