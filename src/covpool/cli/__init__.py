@@ -36,6 +36,7 @@ COMMANDS = {
     "predict": Command("predict", "the likeliest classes of images, by a run"),
     "compare": Command("compare", "train a grid of pooling methods and seeds, and tabulate it"),
     "report": Command("report", "an HTML page of runs: tables, figures and what they show"),
+    "reproduce": Command("reproduce", "the paper's tables and figures anew, beside its own cells"),
     "bench": Command(
         "bench",
         "time, memory and errors of the methods, beside their peers",

@@ -1,6 +1,7 @@
 """Training and evaluation of a prepared job."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,14 @@ MID_RUN_REMEDY = "start a new run with --data.skip_damaged true, or repair or re
 logger = logging.getLogger("covpool")
 
 
-def train(job: Job, directory: RunDirectory, *, resume: bool = False, report: bool = True) -> Row:
+def train(
+    job: Job,
+    directory: RunDirectory,
+    *,
+    resume: bool = False,
+    report: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> Row:
     """Train to the end of the schedule and write the run directory.
 
     Args:
@@ -35,6 +43,7 @@ def train(job: Job, directory: RunDirectory, *, resume: bool = False, report: bo
         directory: where to write; its last.ckpt is where to start with `resume`.
         resume: go on from last.ckpt.
         report: whether to show progress.
+        callbacks: further ones, such as those of `covpool.train.probes`.
 
     Returns:
         The summary, as in summary.json.
@@ -56,8 +65,8 @@ def train(job: Job, directory: RunDirectory, *, resume: bool = False, report: bo
     summary: dict[str, Any] = {"status": "finished"}
     with StopRequest(announce=progress is not None) as request, quiet_lightning():
         recorder = Recorder(directory, request, progress)
-        callbacks: list[Callback] = [progress, recorder] if progress else [recorder]
-        trainer = make_trainer(config, callbacks)
+        own: list[Callback] = [progress, recorder] if progress else [recorder]
+        trainer = make_trainer(config, [*own, *callbacks])
         try:
             checkpoint = directory.last if resume else None
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)

@@ -12,11 +12,14 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
 
 POLL_SECONDS = 0.5
 
@@ -40,17 +43,26 @@ GRID_KEYS = (("model", "method"), ("train", "seed"))
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run of the grid."""
+    """One run of the grid.
 
-    method: str
+    Attributes:
+        label: what it trains, as the method; runs of one label differ in their seed.
+        seed: the run's.
+        config: of the whole run.
+        path: its directory.
+        probes: makers of callbacks from the run's directory, which leave the training as it is.
+    """
+
+    label: str
     seed: int
     config: RunConfig
     path: Path
+    probes: "tuple[Callable[[Path], Callback], ...]" = ()
 
     @property
     def name(self) -> str:
         """For people."""
-        return f"{self.method} seed {self.seed}"
+        return f"{self.label} seed {self.seed}"
 
     def summary(self) -> dict[str, Any]:
         """The run's summary; its status is "missing" where it has come to none."""
@@ -82,11 +94,11 @@ def make_grid(
         folder: the comparison's folder.
         jobs: runs at a time, among which the cores are divided.
     """
-    threads = config.train.threads or max(1, available_cores() // jobs)
+    threads = threads_of(config, jobs)
     first = config.train.seed
     return [
         Cell(
-            method=method,
+            label=method,
             seed=seed,
             config=replace(
                 config,
@@ -106,6 +118,11 @@ def constants_of(config: RunConfig, method: str) -> dict[str, Any]:
 
     row = METHODS.get(method)
     return {k: v for k, v in config.model.constants.items() if row and k in row.constants}
+
+
+def threads_of(config: RunConfig, jobs: int) -> int:
+    """Threads of each of so many runs at a time: the configuration's, or a share of the cores."""
+    return config.train.threads or max(1, available_cores() // jobs)
 
 
 def available_cores() -> int:
@@ -166,7 +183,8 @@ def run_cell(cell: Cell) -> None:
         job, resume = prepare(cell.config), False
         directory = RunDirectory.create(cell.path, cell.config)
     with suppress(TrainingDiverged):  # noted in the summary, which the table reads
-        train(job, directory, resume=resume, report=False)
+        probes = [make(cell.path) for make in cell.probes]
+        train(job, directory, resume=resume, report=False, callbacks=probes)
 
 
 @dataclass(frozen=True, kw_only=True)
