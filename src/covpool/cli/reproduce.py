@@ -11,6 +11,7 @@ from rich.console import Console
 from covpool.cli.compare import GridReport
 from covpool.cli.parsing import FileProgress, RunParser, checking_files, nearest, users_input
 from covpool.pooling import check_pooling
+from covpool.reproduce.arms import NEWTON_SCHULZ
 from covpool.reproduce.estimate import seconds_of_runs
 from covpool.reproduce.observations import observations
 from covpool.reproduce.results import Results, Setting
@@ -217,14 +218,19 @@ def _describe(request: Request, console: Console) -> None:
         )
 
 
+def _remark(cell: grid.Cell) -> str:
+    if cell.trunk is not None:
+        return f"; the first {cell.inherited} of each run are those of {NEWTON_SCHULZ}"
+    return "; smoothness and conditioning measured" if cell.callbacks else ""
+
+
 def _estimate(request: Request, console: Console) -> None:
     total = 0.0
     for setting, job in zip(request.settings, request.jobs_of_settings, strict=True):
         for arm in setting.arms:
             own = [cell for (each, _), cell in setting.cells.items() if each == arm]
-            epochs = sum(cell.config.train.epochs for cell in own)
-            probes = "; smoothness and conditioning measured" if own[0].probes else ""
-            console.print(f"  {arm.label}: {len(own)} runs, {epochs} epochs{probes}")
+            epochs = sum(cell.epochs for cell in own)
+            console.print(f"  {arm.label}: {len(own)} runs, {epochs} epochs{_remark(own[0])}")
         with console.status("measuring steps") as status:
             seconds = seconds_of_runs(
                 setting, job, lambda name: status.update(f"measuring steps of {name}")

@@ -6,6 +6,7 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from covpool.reproduce.arms import Arm
 from covpool.reproduce.results import METRICS, Setting
@@ -57,7 +58,7 @@ def last_stage(setting: Setting, arms: Sequence[Arm]) -> Figure:
             axes.plot(*_columns(means), marker=marker, markersize=4, label=arm.method)
         top = metric.removeprefix("test_top")
         axes.set(xlabel="epoch", ylabel=f"top-{top} error (%)")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     both[-1].legend(fontsize=8)
     return figure

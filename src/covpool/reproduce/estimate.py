@@ -37,12 +37,13 @@ def seconds_of_runs(setting: Setting, job: Job, report: Callable[[str], None]) -
 
 
 def epochs_by_method(setting: Setting, arm: Arm) -> dict[str, int]:
-    """How many epochs each method of an arm trains."""
-    total = setting.config.train.epochs
+    """How many epochs each method of an arm has to train."""
+    cell = next(cell for (own, _), cell in setting.cells.items() if own == arm)
     if not arm.hybrid:
-        return {arm.method: total}
+        return {arm.method: cell.epochs}
     switch = setting.config.optim.milestones[-1]
-    return {NEWTON_SCHULZ: switch, arm.method: total - switch}
+    last = setting.config.train.epochs - switch
+    return {NEWTON_SCHULZ: switch - cell.inherited, arm.method: last}
 
 
 def _device(accelerator: str) -> torch.device:

@@ -254,9 +254,9 @@ def observations(results: Results) -> Sheet:
             "What these runs show is of their images, network and length, and no more.",
             "Differences are paired by seed, with their 95% interval by Student's t; of condition "
             "numbers and smoothness they are of logarithms and told as factors. shown: the "
-            "interval lies on the paper's side; the opposite: on the other side; not shown: it holds zero, "
-            "one seed alone was run, or the parts of an observation disagree. Errors are of the "
-            "last epoch, in points of percent. Intervals are each for itself, not corrected for "
+            "interval lies on the paper's side; the opposite: on the other side; not shown: it "
+            "holds zero, one seed alone was run, or the parts of an observation disagree. Errors "
+            "are of the last epoch, in points of percent. Intervals are each for itself, not corrected for "
             "their number.",
         ],
     )

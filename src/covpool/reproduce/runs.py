@@ -9,7 +9,14 @@ from typing import Any
 from covpool.data.layouts import layout_name
 from covpool.reproduce.arms import NEWTON_SCHULZ, Arm
 from covpool.reproduce.results import Results, Setting
-from covpool.reproduce.targets import PROBED, PROBED_RECIPES, SMALL, TARGETS
+from covpool.reproduce.targets import (
+    HYBRID_RECIPES,
+    PROBED,
+    PROBED_RECIPES,
+    SMALL,
+    TARGETS,
+)
+from covpool.train.branches import BranchPoint
 from covpool.train.config import RunConfig
 from covpool.train.grid import Cell, comparable, constants_of, threads_of
 from covpool.train.job import Job
@@ -20,6 +27,11 @@ from covpool.train.sampling import steps_and_batch
 
 RUNS = "runs"
 """Where in the output folder the runs are, by recipe."""
+
+PROBES = (SmoothnessProbe, ConditioningProbe)
+
+TRUNK = Arm(NEWTON_SCHULZ)
+"""What hybrid training is equal to before the switch."""
 
 MEASUREMENTS = 3
 """Of each probe in each epoch."""
@@ -88,9 +100,8 @@ def plan(config: RunConfig, targets: Iterable[str], methods: Sequence[str] | Non
             wanted = [arm for arm in own if methods is None or arm.method in methods]
             arms.setdefault(recipe, {}).update(dict.fromkeys(wanted))
             if not wanted:
-                left_out[name] = (
-                    f"it needs one of {', '.join(dict.fromkeys(a.method for a in own))}"
-                )
+                needed = ", ".join(dict.fromkeys(arm.method for arm in own))
+                left_out[name] = f"it needs one of {needed}"
     ordered = {recipe: sorted(own, key=lambda arm: arm.hybrid) for recipe, own in arms.items()}
     return Plan(
         small=small, arms={recipe: own for recipe, own in ordered.items() if own}, left_out=left_out
@@ -125,24 +136,35 @@ def make_setting(
     first = config.train.seed
     steps = steps_and_batch(len(job.splits.train), config.data.batch_size)[0]
     every = max(1, steps // MEASUREMENTS)
+    # Before the switch every hybrid run is that of Newton-Schulz, which is trained once.
+    switch = config.optim.milestones[-1] if config.optim.milestones else 0
+    shared = bool(switch) and TRUNK in arms and recipe in HYBRID_RECIPES
     cells = {}
     for seed in range(first, first + seeds):
         for arm in arms:
-            probes: tuple[Callable[[Path], Any], ...] = ()
+            callbacks: tuple[Callable[[Path], Any], ...] = ()
             if arm in PROBED and recipe in PROBED_RECIPES:
-                probes = tuple(
-                    partial(p, every=every) for p in (SmoothnessProbe, ConditioningProbe)
-                )
+                callbacks = tuple(partial(probe, every=every) for probe in PROBES)
+            if shared and arm == TRUNK:
+                callbacks = (*callbacks, partial(BranchPoint, epochs=switch))
+            branches = shared and arm.hybrid
             run = config_of(config, arm)
             cells[arm, seed] = Cell(
                 label=arm.label,
                 seed=seed,
                 config=replace(run, train=replace(run.train, seed=seed, threads=threads)),
-                path=output / RUNS / recipe / f"{arm.label}-seed{seed}",
-                probes=probes,
+                path=path_of(output, recipe, arm, seed),
+                callbacks=callbacks,
+                trunk=path_of(output, recipe, TRUNK, seed) if branches else None,
+                inherited=switch if branches else 0,
             )
     images = f"{len(job.splits.classes)} classes, {len(job.splits.train)} training images"
     return _setting(recipe, config, cells, f"{job.splits.name}: {images}")
+
+
+def path_of(output: Path, recipe: str, arm: Arm, seed: int) -> Path:
+    """The directory of a run."""
+    return output / RUNS / recipe / f"{arm.label}-seed{seed}"
 
 
 def config_of(config: RunConfig, arm: Arm) -> RunConfig:
@@ -152,9 +174,7 @@ def config_of(config: RunConfig, arm: Arm) -> RunConfig:
         ValueError: a hybrid arm without a decay to switch at.
     """
     method = NEWTON_SCHULZ if arm.hybrid else arm.method
-    constants = {
-        k: v for name in (method, arm.method) for k, v in constants_of(config, name).items()
-    }
+    constants = constants_of(config, method) | constants_of(config, arm.method)
     model = replace(
         config.model,
         method=method,

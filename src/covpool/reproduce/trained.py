@@ -196,7 +196,8 @@ def figure1(results: Results) -> Sheet:
         by_stage = [measured.smoothness(setting, arm, stage) for stage in stages]
         rows.append([arm.method, *(measured.spread(values) for values in by_stage)])
         data.append({"method": arm.method, "by_stage": by_stage})
-    ratios = [measured.smoothness_ratio(setting, *arms, stage) for stage in stages]
+    one, other = arms
+    ratios = [measured.smoothness_ratio(setting, one, other, stage) for stage in stages]
     rows.append([f"{ACCURATE} / {NEWTON_SCHULZ}", *(measured.spread(values) for values in ratios)])
     columns = ["", *(f"epochs {first} to {last}" for first, last in stages)]
     return Sheet(
