@@ -12,7 +12,6 @@ from covpool.linalg.pade_coefficients import SUM_RATIO
 from covpool.report.paper import paper_tables
 from covpool.reproduce import computed
 from covpool.reproduce.arms import METHODS_OF_PAPER, SMOOTHED, printed_name
-from covpool.reproduce.results import Results
 from covpool.reproduce.targets import TARGETS
 
 EPS = 2.0**-52
@@ -112,9 +111,7 @@ def test_every_method_of_the_paper_has_its_row():
 
 def test_targets_are_the_papers():
     assert set(TARGETS) == {*(f"table{n}" for n in range(1, 7)), "figure1", "figure2"}
-    for name in ("table3", "table6"):
-        assert TARGETS[name].make(Results()).name == name
-        assert not TARGETS[name].trained
+    assert [name for name, row in TARGETS.items() if not row.trained] == ["table3", "table6"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """From the command to the runs: a small grid once, its resumption, and what the images decide."""
 
 import json
+import pickle
 import shutil
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +32,23 @@ def images(tmp_path_factory):
     return str(make_tiny_images(tmp_path_factory.mktemp("data") / "textures"))
 
 
+class Inline(Executor):
+    """Runs cells at once and here: a process of its own spends ten seconds on its imports, and that
+    cells run in one is tested by compare."""
+
+    def submit(self, function, cell):
+        future = Future()
+        function(pickle.loads(pickle.dumps(cell)))
+        future.set_result(None)
+        return future
+
+
+def command(*arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grid, "_pool", lambda jobs: Inline())
+        return main([*arguments])
+
+
 def arguments(images, output, *targets):
     options = [*OPTIONS, "--optim.milestones", "[1]", "--methods", METHODS, "--seeds", "2"]
     return ["reproduce", *targets, "--data.root", images, "--output", str(output), *options]
@@ -38,7 +57,7 @@ def arguments(images, output, *targets):
 @pytest.fixture(scope="module")
 def output(images, tmp_path_factory):
     path = tmp_path_factory.mktemp("reproduce") / "output"
-    assert main(arguments(images, path, "all")) == 0
+    assert command(*arguments(images, path, "all")) == 0
     return path
 
 
@@ -119,7 +138,7 @@ def test_the_same_command_trains_what_is_missing(output, images, tmp_path, capsy
     kept = tmp_path / "kept"
     shutil.move(lost, kept)
     others = {path: path.stat().st_mtime_ns for path in runs_of(output).glob("*/last.ckpt")}
-    assert main(arguments(images, output, "figure2")) == 0
+    assert command(*arguments(images, output, "figure2")) == 0
     printed = capsys.readouterr().out
     assert "[4/4] hybrid-svd seed 1: Final" in printed
     assert "[3/4]" not in printed

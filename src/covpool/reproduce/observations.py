@@ -256,7 +256,7 @@ def observations(results: Results) -> Sheet:
             "numbers and smoothness they are of logarithms and told as factors. shown: the "
             "interval lies on the paper's side; the opposite: on the other side; not shown: it "
             "holds zero, one seed alone was run, or the parts of an observation disagree. Errors "
-            "are of the last epoch, in points of percent. Intervals are each for itself, not corrected for "
-            "their number.",
+            "are of the last epoch, in points of percent. Intervals are each for itself, not "
+            "corrected for their number.",
         ],
     )
