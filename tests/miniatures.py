@@ -4,6 +4,8 @@
 typeface a class, as JPEG files beside annotation files of the published structure.
 """
 
+import io
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,6 +308,23 @@ def aircraft(root: Path, pictures: Pictures) -> Path:
         _lines(base / "data" / f"images_variant_{part}.txt", lines)
     _lines(base / "data" / "variants.txt", classes)
     return base
+
+
+def write_shards(root: Path, pictures: Pictures) -> Path:
+    """WebDataset shards, two of training and one of validation, for data.name wds/NAME."""
+    for split, word, parts in (("train", "train", 2), ("test", "validation", 1)):
+        chosen = sorted(pictures.each(split), key=lambda each: (each[2], -each[1]))
+        for part in range(parts):
+            with tarfile.open(root / f"typefaces-{word}-{part:04d}.tar", "w") as shard:
+                for position, (_, label, number) in list(enumerate(chosen))[part::parts]:
+                    image = io.BytesIO()
+                    pictures.picture(split, label, number).save(image, "JPEG", quality=90)
+                    key = f"{word}/{position:06d}"
+                    for ending, content in (("cls", b"%d" % label), ("jpg", image.getvalue())):
+                        member = tarfile.TarInfo(f"{key}.{ending}")
+                        member.size = len(content)
+                        shard.addfile(member, io.BytesIO(content))
+    return root
 
 
 MINIATURES: dict[str, Callable[[Path, Pictures], Path]] = {

@@ -11,8 +11,8 @@ from torch import nn
 
 from covpool import CovPool2d, create_model
 from covpool.analysis import (
-    conditioning,
     feature_spectrum,
+    measure_conditioning,
     pooled_features,
     spectrum_figures,
     summarise,
@@ -56,7 +56,7 @@ def test_figures_are_those_of_the_prescribed_spectrum(name):
         x = torch.arange(float(CHANNELS), dtype=torch.float64)[:, None]
     expected = np.zeros(CHANNELS)
     expected[CHANNELS - len(singular) :] = np.sort(np.square(singular))
-    found = conditioning(x)
+    found = measure_conditioning(x)
     np.testing.assert_allclose(found.eigenvalues, expected, rtol=1e-9, atol=0)
     figures = found.of_features
     positive = expected[expected > 0]
@@ -96,7 +96,7 @@ def test_spectrum_is_that_of_scipys_singular_values():
 )
 def test_features_have_a_condition_that_the_formed_covariance_hides(dtype, blind_beyond):
     singular = np.geomspace(1, 1e-10, CHANNELS)  # the covariance's condition number is 1e20
-    found = conditioning(features_with(singular, 100), formed_dtype=dtype)
+    found = measure_conditioning(features_with(singular, 100), formed_dtype=dtype)
     # The features were themselves rounded, to 5 + x, by 1e-15 of their size.
     assert found.of_features.condition_number.item() == pytest.approx(1e20, rel=1e-2)
     assert found.of_features.rank == CHANNELS
@@ -108,17 +108,19 @@ def test_features_have_a_condition_that_the_formed_covariance_hides(dtype, blind
 
 
 def test_the_papers_figure_of_a_singular_covariance_is_its_largest_eigenvalue_over_the_floor():
+    def figure(x, **options):
+        return measure_conditioning(x, **options).of_features.condition_number_floored
+
     x = features_with(np.geomspace(0.3, 0.1, 9), 10)
-    assert conditioning(x).of_features.condition_number_floored == pytest.approx(0.09 / EPS)
+    assert figure(x) == pytest.approx(0.09 / EPS)
     # Better conditioned within its range by far, and the same figure.
-    y = features_with(np.full(9, 0.3), 10)
-    assert conditioning(y).of_features.condition_number_floored == pytest.approx(0.09 / EPS)
-    assert conditioning(x, floor=1e-6).of_features.condition_number_floored == pytest.approx(9e4)
+    assert figure(features_with(np.full(9, 0.3), 10)) == pytest.approx(0.09 / EPS)
+    assert figure(x, floor=1e-6) == pytest.approx(9e4)
 
 
 def test_rounding_of_a_formed_singular_covariance_is_seen():
     x = torch.randn(4, 40, 10, generator=torch.Generator().manual_seed(3))
-    found = conditioning(x, formed_dtype=torch.float32)
+    found = measure_conditioning(x, formed_dtype=torch.float32)
     raw = []
     for sample in x.numpy():
         centred = sample - sample.mean(1, keepdims=True)
@@ -134,14 +136,14 @@ def test_rounding_of_a_formed_singular_covariance_is_seen():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_batch_shapes_and_dtypes(batch, dtype):
     x = torch.randn(*batch, 5, 3, 3).to(dtype) if batch else torch.randn(5, 9).to(dtype)
-    found = conditioning(x)
+    found = measure_conditioning(x)
     for way in (found.of_features, found.of_covariance):
         for name in FIGURES:
             assert getattr(way, name).shape == batch
     assert json.dumps(found.to_dict(), allow_nan=False)
     assert str(found).startswith("5 channels, 9 positions")
     if batch == (2, 3):
-        alone = conditioning(x[1, 2].flatten(1))
+        alone = measure_conditioning(x[1, 2].flatten(1))
         for name in FIGURES:
             together = getattr(found.of_features, name)[1, 2]
             torch.testing.assert_close(together, getattr(alone.of_features, name))
@@ -168,7 +170,7 @@ def test_a_models_features_are_those_that_it_pools(model):
     with torch.no_grad():
         expected = model[1].reduction(model[0](images)).flatten(2)
     assert torch.equal(pooled_features(model, images), expected)
-    found, direct = conditioning(model, images), conditioning(expected)
+    found, direct = measure_conditioning(model, images), measure_conditioning(expected)
     assert torch.equal(found.eigenvalues, direct.eigenvalues)
 
 
@@ -176,7 +178,7 @@ def test_looking_at_a_model_leaves_it_as_it_was(model):
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    conditioning(model, torch.randn(4, 3, 7, 7, generator=torch.Generator().manual_seed(0)))
+    measure_conditioning(model, torch.randn(4, 3, 7, 7, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -185,7 +187,7 @@ def test_looking_at_a_model_leaves_it_as_it_was(model):
 
 def test_a_covpool_model_can_be_looked_at():
     network = create_model("small-convnet", num_classes=3, method="svd", in_chans=1, image_size=32)
-    found = conditioning(network.eval(), torch.rand(2, 1, 32, 32))
+    found = measure_conditioning(network.eval(), torch.rand(2, 1, 32, 32))
     assert found.of_features.rank.shape == (2,)
     assert found.channels == network.pool.channels
 
@@ -215,15 +217,18 @@ def test_quantiles_without_values():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: conditioning(torch.ones(3)), r"got shape \(3,\)"),
-        (lambda: conditioning(torch.ones(2, 3, dtype=torch.int64)), "floating-point"),
-        (lambda: conditioning(torch.full((2, 3, 4), torch.nan)), r"2 of 2 samples"),
-        (lambda: conditioning(torch.ones(3, 4), formed_dtype=torch.float16), "float16"),
-        (lambda: conditioning(torch.rand(3, 4), floor=0.0), "floor .* got 0.0"),
-        (lambda: conditioning(torch.rand(3, 4), torch.rand(3)), "for a model alone"),
-        (lambda: conditioning(nn.Linear(2, 2), torch.rand(2)), "exactly one CovPool2d.* none"),
+        (lambda: measure_conditioning(torch.ones(3)), r"got shape \(3,\)"),
+        (lambda: measure_conditioning(torch.ones(2, 3, dtype=torch.int64)), "floating-point"),
+        (lambda: measure_conditioning(torch.full((2, 3, 4), torch.nan)), r"2 of 2 samples"),
+        (lambda: measure_conditioning(torch.ones(3, 4), formed_dtype=torch.float16), "float16"),
+        (lambda: measure_conditioning(torch.rand(3, 4), floor=0.0), "floor .* got 0.0"),
+        (lambda: measure_conditioning(torch.rand(3, 4), torch.rand(3)), "for a model alone"),
         (
-            lambda: conditioning(nn.Sequential(CovPool2d(2), CovPool2d(2)), torch.rand(2)),
+            lambda: measure_conditioning(nn.Linear(2, 2), torch.rand(2)),
+            "exactly one CovPool2d.* none",
+        ),
+        (
+            lambda: measure_conditioning(nn.Sequential(CovPool2d(2), CovPool2d(2)), torch.rand(2)),
             "found '0', '1'",
         ),
         (lambda: spectrum_figures(torch.tensor([1.0, -1.0])), "not negative, got -1"),

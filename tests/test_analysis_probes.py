@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from covpool import CovPool2d
-from covpool.analysis import conditioning, summarise
+from covpool.analysis import measure_conditioning, summarise
 from covpool.analysis.records import plain
 from covpool.analysis.state import watch_pooling
 from covpool.cli import main
@@ -166,12 +166,13 @@ def test_figures_are_those_of_the_step(images, tmp_path, monkeypatch):
 
     with watch_pooling(network) as record:
         network(pictures)
-    expected = conditioning(record.features[:5])
+    expected = measure_conditioning(record.features[:5])
     row = rows["conditioning"]
     assert row["samples"] == 5
     assert row["positions"] == record.features.shape[-1]
     rank = plain(summarise(expected.of_features.rank))
     assert row["of_features"]["rank"] == rank
+    assert list(row["kernels"]) == [row["method"]]
     assert row["of_features"]["effective_rank"]["quantiles"] == pytest.approx(
         summarise(expected.of_features.effective_rank).quantiles, rel=1e-5
     )
@@ -230,11 +231,11 @@ class Foreign(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit_foreign(callbacks):
+def fit_foreign(callbacks, module=None):
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randn(24, 1, 6, 6, generator=generator)
     loader = DataLoader(TensorDataset(pictures, torch.arange(24) % 2), batch_size=4)
-    module = Foreign()
+    module = module or Foreign()
     with quiet_lightning():
         trainer = Trainer(
             max_epochs=2,
@@ -252,15 +253,35 @@ def fit_foreign(callbacks):
 
 def test_in_somebody_elses_training_with_accumulated_gradients(tmp_path):
     expected = fit_foreign([])
-    probes = [SmoothnessProbe(tmp_path, every=3), ConditioningProbe(tmp_path, every=3)]
+    path = tmp_path / "new"
+    probes = [
+        SmoothnessProbe(path, every=3),
+        ConditioningProbe(path, every=3, methods=["svd", "isqrt-cov"]),
+    ]
     found = fit_foreign(probes)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    rows = read_analysis(tmp_path)
+    rows = read_analysis(path)
     for probe in ("smoothness", "conditioning"):
         own = [row for row in rows if row["probe"] == probe]
         assert [(row["step"], row["epoch"]) for row in own] == [(0, 1), (3, 2)]
         assert not any("error" in row for row in own)
+    kernels = own[0]["kernels"]
+    assert list(kernels) == ["svd", "isqrt-cov"]
+    # Four images of 4 channels with 16 positions: 6 pairs each, none tied.
+    assert sum(kernels["svd"]["histogram"]) == kernels["svd"]["pairs"] == 24
+    assert kernels["svd"]["ties"] == kernels["svd"]["nonfinite"] == 0
+    assert kernels["isqrt-cov"]["bound"] is None
     assert all(json.dumps(row, allow_nan=False) for row in rows)
+
+
+def test_a_pooling_layer_that_calls_no_hooks_is_warned_of(tmp_path):
+    class Unwatched(Foreign):
+        def training_step(self, batch, batch_idx):
+            return self.net[3](batch[0].flatten(1)[:, :10]).square().mean()
+
+    with pytest.warns(UserWarning, match="saw no features"):
+        fit_foreign([ConditioningProbe(tmp_path, every=1)], Unwatched())
+    assert read_analysis(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -269,6 +290,7 @@ def test_in_somebody_elses_training_with_accumulated_gradients(tmp_path):
         (lambda: SmoothnessProbe(".", every=0), "SmoothnessProbe: every must be .* got 0"),
         (lambda: SmoothnessProbe(".", multiples=(0.0,)), r"positive numbers, got \(0.0,\)"),
         (lambda: ConditioningProbe(".", samples=0), "samples must be .* got 0"),
+        (lambda: ConditioningProbe(".", methods=["sdv"]), "did you mean 'svd'"),
     ],
 )
 def test_refusals(call, message):

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from made_up_peer import make_clone
+from tiny_images import OPTIONS, make_tiny_images
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 TINY = ("--rounds", "1", "--warm-up", "1", "--threads", "1")
@@ -163,3 +165,35 @@ def test_bars_refuse_what_is_not_there(script, tmp_path):
     status, shown = script("bars.py", tmp_path / "none.json")
     assert status == 2
     assert "none.json" in shown.err
+
+
+def test_throughput_names_the_limit(script, tmp_path):
+    images = make_tiny_images(tmp_path / "images")
+    output = tmp_path / "throughput.json"
+    sizes = ("--steps", 2, "--warm_up", 1, "--workers", "0")
+    options = (*OPTIONS, "--train.accumulate", 2, "--data.root", images, "--output", output)
+    status, shown = script("throughput.py", *sizes, *options)
+    assert status == 0
+    results = json.loads(output.read_text())
+    rates = {"loader": results["loader"]["0"], "step": results["step"]}
+    assert results["limit"] == min(rates, key=rates.get)
+    assert results["both"]["images_per_second"] > 0
+    assert f"the limit is the {results['limit']}" in shown.out
+
+
+def test_resume_sees_one_flipped_bit(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    names = runpy.run_path(str(FOLDER / "resume.py"))
+    differences, count = names["differences"], names["count"]
+    weights = torch.rand(3)
+    flipped = weights.clone()
+    flipped.view(torch.int32)[1] ^= 1
+    one = {"a": weights, "b": 1}
+    assert differences(one, {"a": weights.clone(), "b": 1}) == []
+    assert differences(one, {"a": flipped, "b": 1}) == ["a"]
+    assert differences(one, {"a": weights}) == ["b"]
+    kills = [{"goes_on_from_step": step} for step in (None, 3, 9)]
+    trials = [{"kills": kills, "differences": found} for found in ([], ["a"])]
+    outcome = {"steps": 9, "trials": trials}
+    assert (count(outcome), count(outcome, same=True)) == (4, 2)
+    sys.modules.pop("common", None)

@@ -300,6 +300,20 @@ def test_other_layouts_are_pointed_out(tmp_path):
     assert "by its files it is dogs" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.signs])
+def test_named_roots_without_anything(tmp_path, name):
+    with pytest.raises(DataError, match=rf"{tmp_path} lacks .*; restore it from the published"):
+        open_root(tmp_path, name=name)
+
+
+def test_classes_that_look_like_wordnet_numbers(tmp_path):
+    root = write_miniature("folder", tmp_path / "data", classes=2)
+    for split in ("train", "test"):
+        (root / split / "typeface 0").rename(root / split / "newspaper")
+    (root / "test").rename(root / "val")
+    assert open_root(root).name == "data"
+
+
 def test_ambiguous_roots(tmp_path):
     write_miniature("birds", tmp_path)
     write_miniature("aircraft", tmp_path)

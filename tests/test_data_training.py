@@ -13,7 +13,7 @@ from covpool.train.config import RunConfig
 from covpool.train.engine import evaluate
 from covpool.train.job import prepare
 from covpool.train.prediction import predict
-from miniatures import write_miniature
+from miniatures import Pictures, write_miniature, write_shards
 from tiny_images import OPTIONS
 
 
@@ -80,6 +80,22 @@ def test_views_that_do_not_fit_are_refused_by_evaluate(tmp_path, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "run"), "--data.views", "ten-crop"]) == 2
     assert "would take the same crop five times" in capsys.readouterr().err
+
+
+def test_timms_options_and_statistics_from_the_command_line(tmp_path):
+    root = write_shards(tmp_path, Pictures(classes=3, train=4, test=2, size=32))
+    options = [
+        *("--data.root", str(root), "--data.name", "wds/letters", "--data.augment", "timm"),
+        *("--data.augment_options.auto_augment", "rand-m9-mstd0.5"),
+        *("--data.augment_options.scale", "[0.5,1.0]"),
+        *("--data.mean", "[0.5]", "--data.std", "[0.5,0.4,0.3]", "--train.epochs", "1"),
+    ]
+    assert main(["train", *OPTIONS, *options, "--output", str(tmp_path / "run")]) == 0
+    about = read_checkpoint(tmp_path / "run" / "last.ckpt")["covpool"]
+    given = {"auto_augment": "rand-m9-mstd0.5", "scale": [0.5, 1.0]}
+    assert about["config"]["data"]["augment_options"] == given
+    assert about["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+    assert about["preprocessing"]["std"] == [0.5, 0.4, 0.3]
 
 
 def test_a_layout_needs_its_root(capsys):

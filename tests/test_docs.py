@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import covpool
+import covpool.analysis
 from covpool.cli import COMMANDS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -22,7 +23,7 @@ def cells(page: Path) -> list[str]:
     return re.findall(r"^```\{code-cell\} python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["quickstart", "problems", "numerics"])
+@pytest.mark.parametrize("page", ["quickstart", "problems", "numerics", "analysis"])
 def test_cells_run(page, capsys):
     found = cells(PAGES[page])
     assert found
@@ -38,6 +39,7 @@ def test_no_other_page_has_cells():
         "quickstart",
         "problems",
         "numerics",
+        "analysis",
     }
 
 
@@ -52,9 +54,16 @@ def test_reference_has_every_public_name():
         assert re.search(rf":: covpool\.{name}$", text, re.MULTILINE), name
 
 
-def test_public_names_have_docstrings():
-    for name in covpool.__all__:
-        value = getattr(covpool, name)
+def test_reference_has_every_instrument():
+    text = covpool_tables.analysis_reference()
+    for name in covpool.analysis.__all__:
+        assert re.search(rf":: covpool\.analysis\.{name}$", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("package", [covpool, covpool.analysis])
+def test_public_names_have_docstrings(package):
+    for name in package.__all__:
+        value = getattr(package, name)
         assert not callable(value) or value.__doc__, name
 
 
@@ -70,6 +79,18 @@ def test_methods_page_has_every_row():
 def test_kernels_page_has_every_kernel():
     table = covpool_tables.kernels_table()
     assert all(f"| `{name}` |" in table for name in covpool.KERNELS)
+
+
+def test_data_page_has_every_layout_and_option():
+    from covpool.data.augmentation import AUGMENTATIONS
+    from covpool.data.layouts import LAYOUTS
+    from covpool.data.preprocessing import VIEWS
+
+    table = covpool_tables.layouts_table()
+    assert all(f"| `{name}` | {layout.title} |" in table for name, layout in LAYOUTS.items())
+    page = PAGES["data"].read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in page for name in AUGMENTATIONS)
+    assert all(f"`{name}`" in page for name in VIEWS)
 
 
 @pytest.mark.parametrize("ratio", [1e-4, 0.5, 0.99, 1.0])

@@ -60,14 +60,14 @@ def assert_same(checkpoint, reference):
     assert histories[0] == histories[1]
 
 
-def interrupt_at(steps, monkeypatch):
-    """Send this process SIGINT, as Ctrl-C does, when a step of those is being finished."""
+def interrupt_at(steps, monkeypatch, signal_number=signal.SIGINT):
+    """Send this process a signal, as Ctrl-C does, when a step of those is being finished."""
     left, original = set(steps), Recorder.on_train_batch_end
 
     def hook(self, trainer, module, *rest):
         if module.global_step in left:
             left.remove(module.global_step)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal_number)
         original(self, trainer, module, *rest)
 
     monkeypatch.setattr(Recorder, "on_train_batch_end", hook)
@@ -121,6 +121,7 @@ def test_a_run_without_a_checkpoint_begins_anew(images, uninterrupted, tmp_path,
     path = tmp_path / "run"
     assert main(["train", "--data.root", images, "--output", str(path), *RUN]) == 0
     (path / "last.ckpt").unlink()
+    (path / "previous.ckpt").unlink()
     assert main(["train", "--resume", str(path)]) == 0
     assert "starting from the beginning" in capsys.readouterr().out
     assert_same(load(path), uninterrupted)
@@ -175,7 +176,7 @@ def test_an_image_damaged_while_evaluating_loses_nothing(
     path, original, met = tmp_path / "run", Images.__getitem__, []
 
     def damaged(self, index):
-        if self.augment is None and index == 9:  # in the second batch
+        if self.augment is None and index == 9:  # in the second batch of an evaluation
             met.append(index)
             if len(met) == epoch:
                 raise DataError("cannot read image a/b.png")

@@ -51,7 +51,7 @@ def save_changed(path, change):
 def test_files_of_a_run(run):
     names = {path.name for path in run.iterdir()}
     assert names == {
-        *("config.yaml", "metrics.csv", "metrics.jsonl", "last.ckpt", "best.ckpt"),
+        *("config.yaml", "metrics.csv", "metrics.jsonl", "last.ckpt", "best.ckpt", "previous.ckpt"),
         *("curves.svg", "confusion.png", "confusions.csv", "summary.json", "summary.md"),
     }
     with Image.open(run / "confusion.png") as picture:
@@ -203,6 +203,7 @@ def test_default_directories_are_numbered(tmp_path):
 def test_a_damaged_checkpoint_is_named(kept, copy, capsys):
     content = (copy / "last.ckpt").read_bytes()
     (copy / "last.ckpt").write_bytes(content[:kept])
+    (copy / "previous.ckpt").write_bytes(content[:kept])
     for command in (["evaluate", str(copy)], ["train", "--resume", str(copy)]):
         assert main(command) == 2
         error = capsys.readouterr().err

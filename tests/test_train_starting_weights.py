@@ -9,6 +9,7 @@ from covpool.cli import main
 from covpool.data import DataConfig
 from covpool.models import create_model
 from covpool.train.config import ModelConfig, RunConfig
+from covpool.train.published import model_weights, write_published
 from covpool.train.starting_weights import (
     StartingWeights,
     read_starting_weights,
@@ -86,6 +87,14 @@ def test_starting_weights_are_not_loaded_again(run, images, tmp_path):
 def test_the_last_checkpoint_serves_where_there_is_no_best(run, tmp_path):
     (tmp_path / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes())
     assert read_starting_weights(tmp_path).path == tmp_path / "last.ckpt"
+
+
+def test_a_published_model_serves_as_its_run_does(run, tmp_path):
+    checkpoint = torch.load(run / "best.ckpt", weights_only=True)
+    write_published(tmp_path, model_weights(checkpoint), checkpoint["covpool"], "a card")
+    told, changed = loaded(tmp_path, reduced(channels=6, width=8))
+    assert told.endswith("3 classes); loaded: backbone and reduction and classifier")
+    assert {"backbone.features.0.weight", "classifier.weight"} <= changed
 
 
 @pytest.mark.parametrize(
@@ -323,7 +332,7 @@ def test_damaged_safetensors(tmp_path):
 def test_places_without_weights(tmp_path):
     with pytest.raises(ValueError, match="nothing does not exist"):
         read_starting_weights(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"is a folder without best.ckpt or last.ckpt"):
+    with pytest.raises(ValueError, match=r"is a folder without best.ckpt, last.ckpt or model.safe"):
         read_starting_weights(tmp_path)
 
 

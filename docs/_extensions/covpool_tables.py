@@ -1,8 +1,8 @@
 """Directives that write the reference from covpool's own tables, so that it cannot fall behind.
 
 `TABLES` names them, each with the function that returns its MyST text from `covpool.METHODS`,
-`covpool.KERNELS`, `covpool.__all__` or `results/bench`. `{generated-file} PATH` includes what the
-tests wrote.
+`covpool.KERNELS`, the packages' `__all__` or `results/bench`. `{generated-file} PATH` includes what
+the tests wrote.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 import covpool
+import covpool.analysis
 from covpool.linalg.algorithms import Forward, Gradient
 from covpool.linalg.kernels import Kernel
 
@@ -40,6 +41,7 @@ GROUPS = {
     "covpool.linalg.kernels": "Kernels",
     "covpool.linalg.diagnostics": "Diagnostics",
     "covpool.models": "Models",
+    "covpool.train.prediction": "Models",
 }
 """Headings of the reference by module, in their order; names of other modules follow them."""
 
@@ -205,12 +207,19 @@ def api_reference() -> str:
     return _paragraphs(sections)
 
 
-def _documented(name: str) -> str:
-    value = getattr(covpool, name)
+def analysis_reference() -> str:
+    """Every name of `covpool.analysis`, the functions before the classes that they return."""
+    values = {name: getattr(covpool.analysis, name) for name in covpool.analysis.__all__}
+    names = sorted(values, key=lambda name: inspect.isclass(values[name]))
+    return _paragraphs(_documented(name, covpool.analysis) for name in names)
+
+
+def _documented(name: str, package: Any = covpool) -> str:
+    value = getattr(package, name)
     if inspect.isclass(value):
-        return _directive("autoclass", f"covpool.{name}", ":members:")
+        return _directive("autoclass", f"{package.__name__}.{name}", ":members:")
     if callable(value):
-        return _directive("autofunction", f"covpool.{name}")
+        return _directive("autofunction", f"{package.__name__}.{name}")
     about = f"``{value!r}``"
     if isinstance(value, Mapping):
         about = "A read-only mapping: " + ", ".join(f'``"{key}"``' for key in value) + "."
@@ -235,6 +244,16 @@ def bench_results(folder: Path = DOCS.parent / "results" / "bench") -> str:
     return _paragraphs(sections) or "*(No measurement is recorded in this checkout.)*"
 
 
+def layouts_table() -> str:
+    from covpool.data.layouts import LAYOUTS
+
+    rows = (
+        (f"`{name}`", layout.title, layout.source, layout.describe_signs())
+        for name, layout in LAYOUTS.items()
+    )
+    return table(("`data.name`", "what", "source", "recognised by"), rows)
+
+
 def _paragraphs(parts: Iterable[str]) -> str:
     return "\n\n".join(parts)
 
@@ -248,7 +267,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "kernels-table": kernels_table,
     "kernels-reference": kernels_reference,
     "api-reference": api_reference,
+    "analysis-reference": analysis_reference,
     "bench-results": bench_results,
+    "layouts-table": layouts_table,
 }
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from covpool.linalg.scalar import FUNCTIONS
     from covpool.models import create_model
     from covpool.pooling import CovPool2d, cov_pool, covariance, triu_vector
+    from covpool.train.prediction import load_model
 
 __all__ = [
     "FUNCTIONS",
@@ -38,6 +39,7 @@ __all__ = [
     "diagnose",
     "eigh",
     "gauge_dependence",
+    "load_model",
     "matrix_inv_sqrt",
     "matrix_log",
     "matrix_power",
@@ -63,6 +65,7 @@ _HOMES = {
     "diagnose": "covpool.linalg.diagnostics",
     "eigh": "covpool.linalg.decompositions",
     "gauge_dependence": "covpool.linalg.gauge",
+    "load_model": "covpool.train.prediction",
     "matrix_inv_sqrt": "covpool.linalg.functions",
     "matrix_log": "covpool.linalg.functions",
     "matrix_power": "covpool.linalg.functions",

@@ -7,8 +7,8 @@ They need PyTorch alone, and leave what they measure as it was. Results are froz
 from covpool.analysis.conditioning import (
     Conditioning,
     SpectrumFigures,
-    conditioning,
     feature_spectrum,
+    measure_conditioning,
     spectrum_figures,
 )
 from covpool.analysis.fidelity import (
@@ -41,13 +41,13 @@ __all__ = [
     "Smoothness",
     "SpectrumFigures",
     "approximation_error",
-    "conditioning",
     "effective_smoothness",
     "feature_fidelity",
     "feature_spectrum",
     "gap_spectra",
     "gradient_bounds",
     "gradient_magnitudes",
+    "measure_conditioning",
     "pooled_features",
     "pooled_gradient",
     "rank_spectra",

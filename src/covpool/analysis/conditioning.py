@@ -115,7 +115,7 @@ def feature_spectrum(features: Tensor) -> Tensor:
     Returns:
         (*, C) float64, ascending, detached; zeros where there is no singular value.
 
-    What it is not: what a layer that forms the covariance sees, see `conditioning`.
+    What it is not: what a layer that forms the covariance sees, see `measure_conditioning`.
 
     Raises:
         ValueError: a bad shape or dtype, or features that are not finite, by sample.
@@ -184,7 +184,7 @@ def _figures(raw: Tensor, clipped: Tensor, floor: float) -> SpectrumFigures:
     )
 
 
-def conditioning(
+def measure_conditioning(
     source: Tensor | nn.Module,
     *inputs: object,
     formed_dtype: torch.dtype = torch.float64,
@@ -223,15 +223,21 @@ def conditioning(
     Source: Song, Sebe, Wang, ICCV 2021, Table 2, for the floored figure; Golub, Van Loan, "Matrix
     Computations", §5.3, for what forming a Gram matrix does.
     """
-    checks.compute_dtype("conditioning", formed_dtype)
+    if formed_dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            "measure_conditioning: formed_dtype must be torch.float32 or torch.float64, got "
+            f"{formed_dtype!r}"
+        )
     if isinstance(source, nn.Module):
         features = pooled_features(source, *inputs)
     else:
         if inputs:
-            raise ValueError("conditioning takes inputs for a model alone, not beside features")
+            raise ValueError(
+                "measure_conditioning takes inputs for a model alone, not beside features"
+            )
         features = source
-    x = _positions("conditioning", features)
-    spectrum = _spectrum("conditioning", x)
+    x = _positions("measure_conditioning", features)
+    spectrum = _spectrum("measure_conditioning", x)
     formed = symmetric_part(covariance(features.detach().to(formed_dtype)))
     raw = torch.linalg.eigvalsh(formed.double())
     clipped = clip_to_rank(raw.to(formed_dtype), x.shape[-2]).double()

@@ -34,6 +34,10 @@ COMMANDS = {
     "train": Command("train", "train a network; without arguments on the embedded typefaces"),
     "evaluate": Command("evaluate", "top-1 and top-5 of a run on its test split"),
     "predict": Command("predict", "the likeliest classes of images, by a run"),
+    "export": Command("export", "a trained network as safetensors, torch.export and ONNX"),
+    "push": Command("push", "upload a published model to a hub, or copy it to a folder"),
+    "pull": Command("pull", "get a published model from a hub, or from a folder"),
+    "convert": Command("convert", "a checkpoint of another project as a published model"),
     "compare": Command("compare", "train a grid of pooling methods and seeds, and tabulate it"),
     "report": Command("report", "an HTML page of runs: tables, figures and what they show"),
     "reproduce": Command("reproduce", "the paper's tables and figures anew, beside its own cells"),
@@ -81,6 +85,8 @@ def _run(command: Command, arguments: list[str]) -> int:
     # work twenty times slower. Read when PyTorch is loaded, hence here.
     if command.shares_cores:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # DDP's advice against looking for unused parameters, which exact resumption needs.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         with _loading():
             module = importlib.import_module(f"covpool.cli.{command.module}")

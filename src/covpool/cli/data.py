@@ -33,7 +33,8 @@ def run(arguments: list[str]) -> int:
                 raise UserError(f"cannot write {file}: there is no folder {file.absolute().parent}")
         config = DataConfig(name=given.name, root=given.root)
     try:
-        layout, contents = read_layout(config)
+        with _progress("opening") as progress:
+            layout, contents = read_layout(config, progress)
     except DataError as error:
         print(f"covpool: error: {one_line(error)}", file=sys.stderr)
         return 1
@@ -116,22 +117,22 @@ def show(report: Report) -> None:
             f"{values['median']:g}"
         )
     _list(console, "unreadable", [f"{one.name}: {one.error}" for one in report.unreadable])
-    _list(console, "in both splits", list(map(_names, report.across_splits)))
-    _list(console, "in several classes", list(map(_names, report.across_classes)))
+
+    def names(group: Sequence[Facts]) -> str:
+        return " = ".join(f"{one.name} ({report.classes[one.label]})" for one in group)
+
+    _list(console, "in both splits", list(map(names, report.across_splits)))
+    _list(console, "in several classes", list(map(names, report.across_classes)))
     harmless = [
         group
         for group in report.duplicates
         if group not in report.across_splits and group not in report.across_classes
     ]
-    _list(console, "several times in one class of one split", list(map(_names, harmless)))
+    _list(console, "several times in one class of one split", list(map(names, harmless)))
     for problem in report.problems:
         console.print(f"wrong: {problem}", markup=False)
     if not report.problems:
         console.print("nothing wrong was found")
-
-
-def _names(group: Sequence[Facts]) -> str:
-    return " = ".join(facts.name for facts in group)
 
 
 def _list(console: Console, title: str, lines: list[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from covpool.cli.parsing import RunParser, users_input
 from covpool.train.engine import evaluate
+from covpool.train.published import PublishedDirectory
 from covpool.train.run_directory import RunDirectory
 
 ALLOWED = (
@@ -47,19 +48,25 @@ def _parser(**options: Any) -> RunParser:
         allowed=ALLOWED,
         **options,
     )
-    parser.add_argument("run", type=Path, help="run directory, or one checkpoint in it")
+    parser.add_argument(
+        "run", type=Path, help="run directory, one checkpoint in it, or a published model"
+    )
     return parser
 
 
-def find_checkpoints(path: Path) -> tuple[RunDirectory, list[tuple[str, Path]]]:
-    """The run directory of a path, and its checkpoints, last first, as (label, path).
+def find_checkpoints(
+    path: Path,
+) -> tuple[RunDirectory | PublishedDirectory, list[tuple[str, Path]]]:
+    """The directory of a path, and its checkpoints, last first, as (label, path).
 
     Args:
-        path: a run directory, or a checkpoint in one.
+        path: a run directory, a checkpoint in one, or a published model.
 
     Raises:
         ValueError: no such run, or no checkpoint in it.
     """
+    if PublishedDirectory.is_at(path):
+        return PublishedDirectory(path), [("Model", path)]
     if path.suffix == ".ckpt":
         return RunDirectory.open(path.parent), [(path.stem, path)]
     directory = RunDirectory.open(path)

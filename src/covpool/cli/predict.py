@@ -13,10 +13,10 @@ def run(arguments: list[str]) -> int:
     """Print each image's likeliest classes; exit status 2 where some image could not be read."""
     parser = ArgumentParser(
         prog="covpool predict",
-        description="The likeliest classes of images, by a run's best checkpoint. The training "
-        "images are not needed.",
+        description="The likeliest classes of images, by a run's best checkpoint or a published "
+        "model. The training images are not needed.",
     )
-    parser.add_argument("run", type=Path, help="run directory, or one checkpoint in it")
+    parser.add_argument("run", type=Path, help="run directory, checkpoint, or published model")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--top", type=int, default=5, help="number of classes (default: 5)")
     given = parser.parse_args(arguments)

@@ -14,9 +14,11 @@ from covpool.cli.parsing import (
     users_input,
 )
 from covpool.data import DataError
+from covpool.train.checkpoint import StorageError
+from covpool.train.config import RunConfig
 from covpool.train.engine import train
 from covpool.train.interruption import Interrupted
-from covpool.train.job import Job, check_names, prepare, prepare_resume
+from covpool.train.job import Job, RunFinished, check_names, prepare, prepare_resume
 from covpool.train.module import TrainingDiverged
 from covpool.train.run_directory import RunDirectory, free_path, refuse_existing
 from covpool.train.trainer import main_process
@@ -36,34 +38,60 @@ RESUMABLE = (
     "train.strategy",
     "train.threads",
     "train.checkpoint_steps",
+    "train.on_nonfinite",
+    "train.loggers",
 )
 """What may differ between a run and its resumption: where it runs, and for how long."""
 
 
+AUTO = Path("auto")
+"""`--resume auto`: go on with --output where it is a run, else start it."""
+
+ALIASES = {"--on-nonfinite": "--train.on_nonfinite"}
+
+
+class NothingToDo(Exception):
+    """With `--resume auto`, a run that has finished is no mistake."""
+
+
 def run(arguments: list[str]) -> int:
-    """Train, and return the exit status."""
-    with users_input(), checking_files() as progress:
-        job, directory, resume = _prepare(arguments, progress)
+    """Train, and return the exit status, which is the first process's: others return 0."""
+    words = [word.partition("=") for word in arguments]
+    arguments = [ALIASES.get(name, name) + equals + rest for name, equals, rest in words]
     speaks = main_process()
+    try:
+        with users_input(), checking_files() as progress:
+            job, directory, checkpoint = _prepare(arguments, progress)
+    except NothingToDo as error:
+        if speaks:
+            print(error)
+        return 0
     if speaks:
         print(job.describe())
         if job.start is not None:
             print(job.start)
-        print(f"{'going on in' if resume else 'writing to'} {directory.path}", flush=True)
+        print(f"{'going on in' if checkpoint else 'writing to'} {directory.path}", flush=True)
     go_on = f"covpool train --resume {shlex.quote(str(directory.path))}"
     try:
-        summary = train(job, directory, resume=resume)
+        summary = train(job, directory, checkpoint=checkpoint)
     except Interrupted as error:
         if speaks:
             print(f"covpool: interrupted; go on with: {go_on}", file=sys.stderr)
-        return 128 + error.signal_number
+        return 128 + error.signal_number if speaks else 0
     except DataError as error:
         raise UserError(f"{error}; then go on with: {go_on}") from error
+    except StorageError as error:
+        if not speaks:
+            return 0
+        kept = "; the checkpoints before are intact" if directory.last.is_file() else ""
+        raise UserError(f"{error}{kept}; make room, then go on with: {go_on}") from error
     except TrainingDiverged as error:
+        if not speaks:
+            return 0
         kept = "last.ckpt holds the last good state; " if directory.last.is_file() else ""
         print(
             f"covpool: training diverged in {error}; {kept}try a lower optim.learning_rate or "
-            "optim.clip_norm",
+            "optim.clip_norm, or --on-nonfinite skip",
             file=sys.stderr,
         )
         return 1
@@ -78,11 +106,38 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _prepare(arguments: list[str], progress: FileProgress) -> tuple[Job, RunDirectory, bool]:
+Prepared = tuple[Job, RunDirectory, Path | None]
+
+
+def _prepare(arguments: list[str], progress: FileProgress) -> Prepared:
     recipe = chosen_recipe(arguments)
     config, own = _parser(defaults=recipe and recipe.config).parse(arguments)
-    if own.resume is not None:
-        return _prepare_resume(arguments, own, progress)
+    if own.resume == AUTO:
+        if own.output is None:
+            raise ValueError(
+                "--resume auto needs --output, the run directory to go on with or to start"
+            )
+        if (own.output / "config.yaml").is_file():
+            directory = RunDirectory.open(own.output)
+            _check_same(config, directory)
+            try:
+                return _resume(config, directory, progress)
+            except RunFinished as error:
+                raise NothingToDo(str(error)) from error
+    elif own.resume is not None:
+        if own.output is not None:
+            raise ValueError(
+                f"--output {own.output} and --resume {own.resume} exclude each other: a resumed "
+                "run goes on in its own directory"
+            )
+        if own.recipe is not None:
+            raise ValueError(
+                f"--recipe {own.recipe} and --resume {own.resume} exclude each other: a resumed "
+                "run goes on with its own configuration"
+            )
+        directory = RunDirectory.open(own.resume)
+        parser = _parser(allowed=RESUMABLE, defaults=directory.read_config())
+        return _resume(parser.parse(arguments)[0], directory, progress)
     if recipe is not None:
         recipe.check(config)
     check_names(config)
@@ -94,30 +149,29 @@ def _prepare(arguments: list[str], progress: FileProgress) -> tuple[Job, RunDire
     path = own.output or free_path(RUNS / label)
     # The other processes are given rank 0's directory when training begins.
     directory = RunDirectory.create(path, config) if speaks else RunDirectory(path)
-    return job, directory, False
+    return job, directory, None
 
 
-def _prepare_resume(
-    arguments: list[str], own: Any, progress: FileProgress
-) -> tuple[Job, RunDirectory, bool]:
-    if own.output is not None:
-        raise ValueError(
-            f"--output {own.output} and --resume {own.resume} exclude each other: a resumed run "
-            "goes on in its own directory"
-        )
-    if own.recipe is not None:
-        raise ValueError(
-            f"--recipe {own.recipe} and --resume {own.resume} exclude each other: a resumed run "
-            "goes on with its own configuration"
-        )
-    directory = RunDirectory.open(own.resume)
-    config, _ = _parser(allowed=RESUMABLE, defaults=directory.read_config()).parse(arguments)
-    job, resume = prepare_resume(config, directory, progress=progress)
+def _check_same(config: RunConfig, directory: RunDirectory) -> None:
+    """Raise a ValueError where the options are not those that the run was started with."""
+    now, then = config.to_dict(), directory.read_config().to_dict()
+    for group, fields in now.items():
+        for name, value in fields.items():
+            if f"{group}.{name}" not in RESUMABLE and then[group][name] != value:
+                raise ValueError(
+                    f"run {directory.path} was started with {group}.{name} "
+                    f"{then[group][name]!r}, not {value!r}; give the same options, or another "
+                    "--output"
+                )
+
+
+def _resume(config: RunConfig, directory: RunDirectory, progress: FileProgress) -> Prepared:
+    job, checkpoint = prepare_resume(config, directory, progress=progress)
     if main_process():
         directory.write_config(config)
-        if not resume:
+        if checkpoint is None:
             print(f"no checkpoint yet in {directory.path}: starting from the beginning")
-    return job, directory, resume
+    return job, directory, checkpoint
 
 
 def _parser(**options: Any) -> RunParser:
@@ -130,5 +184,9 @@ def _parser(**options: Any) -> RunParser:
         "--recipe", type=str | None, help="start from this one of covpool recipes; options hold"
     )
     parser.add_argument("--output", type=Path | None, help="run directory (default: runs/…)")
-    parser.add_argument("--resume", type=Path | None, help="go on with this run directory")
+    parser.add_argument(
+        "--resume",
+        type=Path | None,
+        help="go on with this run directory; auto: with --output where it is a run, else start it",
+    )
     return parser

@@ -9,7 +9,7 @@ import csv
 import re
 from pathlib import Path
 
-from covpool.data.annotations import field, read_lines, read_mat, read_table
+from covpool.data.annotations import field, find, read_lines, read_mat, read_table
 from covpool.data.config import DataError
 from covpool.data.dataset import Files
 from covpool.data.folders import IMAGE_ENDINGS, class_files, compare_classes, label, subfolders
@@ -30,11 +30,12 @@ def read_imagenet(root: Path) -> Listing:
     Raises:
         DataError: what is missing or does not fit, by name.
     """
-    found, ignored = class_files(root / "train")
-    val = root / "val"
+    train = find(root, "the folder of training images", "train")
+    val = find(root, "the folder of validation images", "val")
+    found, ignored = class_files(train)
     if subfolders(val):
         tests, passed = class_files(val)
-        compare_classes(found, tests, root / "train", val)
+        compare_classes(found, tests, train, val)
         test = label(tests, found)
         ignored += passed
     else:

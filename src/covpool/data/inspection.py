@@ -2,10 +2,8 @@
 
 import hashlib
 import io
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, cast
@@ -13,11 +11,11 @@ from typing import Any, cast
 from covpool.data.archives import ArchiveContents
 from covpool.data.dataset import Arrays, EncodedSource, Source
 from covpool.data.layouts import Contents
-from covpool.data.listing import SPLITS, Progress, shorten
+from covpool.data.listing import SPLITS, Progress, in_threads, shorten
 from covpool.data.reading import cause, to_tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
     """What is found out about one image.
 
@@ -36,7 +34,7 @@ class Facts:
     label: int
     name: str
     size: tuple[int, int] | None = None
-    digest: str | None = None
+    digest: bytes | None = None
     error: str | None = None
 
 
@@ -154,12 +152,11 @@ def inspect_images(layout: str, contents: Contents, progress: Progress | None = 
         for index, label in enumerate(labels)
     ]
     images: list[Facts] = []
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for facts in pool.map(lambda entry: _examine(*entry), entries):
-            images.append(facts)
-            if progress is not None:
-                progress(len(images), len(entries))
-    same: dict[str, list[Facts]] = defaultdict(list)
+    for facts in in_threads(lambda entry: _examine(*entry), entries):
+        images.append(facts)
+        if progress is not None:
+            progress(len(images), len(entries))
+    same: dict[bytes, list[Facts]] = defaultdict(list)
     for facts in images:
         if facts.digest is not None:
             same[facts.digest].append(facts)
@@ -181,14 +178,14 @@ def _examine(split: str, source: Source, index: int, label: int) -> Facts:
             label=label,
             name=f"{split}_images[{index}]",
             size=(content.shape[2], content.shape[1]),
-            digest=hashlib.sha256(content.numpy().tobytes()).hexdigest(),
+            digest=hashlib.sha256(content.numpy().tobytes()).digest(),
         )
     encoded = cast(EncodedSource, source)
     size = digest = error = None
     try:
         with encoded.open(index) as file:
             stored = file.read()
-        digest = hashlib.sha256(stored).hexdigest()
+        digest = hashlib.sha256(stored).digest()
         size = _decode(stored)
     except MemoryError:
         raise

@@ -12,8 +12,8 @@ from covpool.data import fine_grained, imagenet
 from covpool.data.archives import ArchiveContents, embedded_typefaces, read_archive
 from covpool.data.config import DataConfig, DataError
 from covpool.data.folders import NotClassFolders, read_folder
-from covpool.data.listing import Listing
-from covpool.data.timm_readers import REFUSED, read_timm
+from covpool.data.listing import Listing, Progress
+from covpool.data.timm_readers import READERS, REFUSED, read_timm
 
 Contents = Listing | ArchiveContents
 
@@ -26,7 +26,7 @@ class Layout:
         title: what it is called.
         read: from the folder (or file) to what it holds.
         signs: what a folder of this layout holds, all of them, where | stands between
-            alternatives and ? for any character; none: not recognised by its files.
+            alternatives, * for anything and # for a digit; none: not recognised by its files.
         nested: folders below the root in which it may lie, as archives unpack.
         source: where it comes from.
     """
@@ -43,8 +43,7 @@ class Layout:
             return None
         for base in (root, *(root / inner for inner in self.nested)):
             if base.is_dir() and all(
-                any(next(base.glob(name), None) is not None for name in sign.split("|"))
-                for sign in self.signs
+                any(_holds(base, name) for name in sign.split("|")) for sign in self.signs
             ):
                 return base
         return None
@@ -53,6 +52,10 @@ class Layout:
         """The signs in words."""
         signs = " and ".join(sign.replace("|", " or ") for sign in self.signs)
         return f"{signs} (in it or in {', '.join(self.nested)})" if self.nested else signs
+
+
+def _holds(folder: Path, pattern: str) -> bool:
+    return next(folder.glob(pattern.replace("#", "[0-9]")), None) is not None
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -65,7 +68,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "imagenet": Layout(
         title="ImageNet (ILSVRC2012)",
         read=imagenet.read_imagenet,
-        signs=("train/n????????", "val"),
+        signs=("train/n########", "val"),
         nested=(imagenet.KAGGLE,),
         source="Russakovsky et al., 2015",
     ),
@@ -97,10 +100,10 @@ LAYOUTS: Mapping[str, Layout] = {
         source="Maji et al., 2013",
     ),
 }
-"""Layouts by the name that `data.name` takes; hfds/NAME goes to timm's reader."""
+"""Layouts by the name that `data.name` takes; hfds/NAME and wds/NAME go to `read_timm`."""
 
 
-def read_layout(config: DataConfig) -> tuple[str, Contents]:
+def read_layout(config: DataConfig, progress: Progress | None = None) -> tuple[str, Contents]:
     """The name of the configuration's layout, and what the data set holds.
 
     Raises:
@@ -110,7 +113,7 @@ def read_layout(config: DataConfig) -> tuple[str, Contents]:
     name = config.name
     check_name(name)
     if "/" in name:
-        return name, read_timm(name, config.root)
+        return name, read_timm(name, config.root, progress)
     if config.root is None or name == "typefaces":
         return _embedded(config)
     path = Path(config.root).expanduser()
@@ -123,15 +126,15 @@ def read_layout(config: DataConfig) -> tuple[str, Contents]:
     layout = LAYOUTS[name]
     # Without its signs the layout's own reader says best which file is missing, unless the folder
     # is clearly another's.
-    base = layout.locate(path) or path
-    others = [] if base != path or layout.locate(path) else _candidates(path)
-    if others and layout.signs:
+    base = layout.locate(path)
+    others = _candidates(path) if base is None and layout.signs else []
+    if others:
         raise DataError(
             f"data.root {str(path)!r} is not laid out as data.name {name} ({layout.title}): it "
             f"lacks {layout.describe_signs()}; by its files it is {', '.join(others)}: give that "
             "as data.name, or auto"
         )
-    return name, layout.read(base)
+    return name, layout.read(base or path)
 
 
 def layout_name(config: DataConfig) -> str:
@@ -155,15 +158,17 @@ def layout_name(config: DataConfig) -> str:
 def check_name(name: str) -> None:
     """Raise a DataError unless this is what data.name may be."""
     prefix, slash, _ = name.partition("/")
-    if slash and prefix not in (*REFUSED, "hfds"):
+    if slash and prefix not in (*READERS, *REFUSED):
         raise DataError(
-            f"unknown data.name {name!r}; before the slash stands a reader of timm: hfds"
+            f"unknown data.name {name!r}; before the slash stands a reader of timm: "
+            f"{', '.join(READERS)}"
         )
     if not slash and name != "auto" and name not in LAYOUTS:
         near = difflib.get_close_matches(name, [*LAYOUTS, "auto"], n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise DataError(
-            f"unknown data.name {name!r}{hint} (known are auto, {', '.join(LAYOUTS)}, hfds/NAME)"
+            f"unknown data.name {name!r}{hint} (known are auto, {', '.join(LAYOUTS)}, hfds/NAME, "
+            "wds/NAME)"
         )
 
 
@@ -184,7 +189,7 @@ def _archive(config: DataConfig, path: Path) -> tuple[str, Contents]:
         due = (
             "data.name 'archive' needs an .npz archive"
             if path.is_dir()
-            else ("give a folder of class folders, or an .npz archive")
+            else "give a folder of class folders, or an .npz archive"
         )
         raise DataError(f"data.root {config.root!r} is {kind}; {due}")
     if config.name not in ("auto", "archive"):

@@ -3,11 +3,11 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from covpool.data.config import DataConfig, DataError
 from covpool.data.dataset import EncodedSource, Files
@@ -20,6 +20,8 @@ SHOWN = 10
 
 SPLITS = {"train": "training", "test": "test"}
 
+Entry = TypeVar("Entry")
+Result = TypeVar("Result")
 Labelled = tuple[EncodedSource, list[int]]
 Progress = Callable[[int, int], None]
 """Called with (images read, images in all)."""
@@ -190,16 +192,26 @@ def check_images(
         for index in range(len(labels))
     ]
     all_grey = True
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results = zip(entries, pool.map(examine, entries), strict=True)
-        for done, ((split, _, index), (reason, grey)) in enumerate(results, 1):
-            if reason is not None:
-                damaged[split][index] = reason
-            else:
-                all_grey &= grey
-            if progress is not None:
-                progress(done, len(entries))
+    results = zip(entries, in_threads(examine, entries), strict=True)
+    for done, ((split, _, index), (reason, grey)) in enumerate(results, 1):
+        if reason is not None:
+            damaged[split][index] = reason
+        else:
+            all_grey &= grey
+        if progress is not None:
+            progress(done, len(entries))
     return damaged, all_grey
+
+
+def in_threads(function: Callable[[Entry], Result], entries: Sequence[Entry]) -> Iterator[Result]:
+    """The function's results in order, a thread for each core.
+
+    A block of entries at a time: leaving a pool, as Ctrl-C does, waits for all that it was given.
+    """
+    block = 1024
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for start in range(0, len(entries), block):
+            yield from pool.map(function, entries[start : start + block])
 
 
 def _hold_out(listing: Listing, config: DataConfig) -> tuple[tuple[Labelled, Labelled], str]:

@@ -75,7 +75,7 @@ def open_images(
     Raises:
         DataError: what cannot be used as it is, by name, and what to do about it.
     """
-    name, contents = read_layout(config)
+    name, contents = read_layout(config, progress)
     if isinstance(contents, Listing):
         return _from_listing(contents, config, seed, preprocessing, progress)
     title = name if config.root is None else Path(config.root).stem

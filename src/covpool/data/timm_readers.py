@@ -1,26 +1,30 @@
 """Data sets through timm's readers, for those who install what these need.
 
 Exact resume reads any image by its number, so that a reader must have random access: `hfds/` has.
-The others give a stream; see `REFUSED`.
+The others give a stream; for `wds/` stands `covpool.data.shards`, the rest is `REFUSED`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import IO, Any, Self
 
 from torch import Tensor
 
 from covpool.data.config import DataError
 from covpool.data.dataset import EncodedSource
-from covpool.data.listing import Labelled, Listing
+from covpool.data.listing import Labelled, Listing, Progress
 from covpool.data.reading import read_image
+from covpool.data.shards import read_shards
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
+
+READERS = ("hfds", "wds")
+"""Readers that are supported."""
 
 REFUSED = {
     "hfids": "use hfds/ instead, the same data with random access",
     "tfds": "write the images out as class folders, or use hfds/",
-    "wds": "unpack the shards into class folders",
     "torch": "give the folder itself as data.root",
 }
 """timm's readers that give a stream of images, or their own transforms, and what to do instead."""
@@ -58,12 +62,15 @@ class ReaderImages(EncodedSource):
         return replace(self, channels=channels)
 
 
-def read_timm(name: str, root: str | None) -> Listing:
+def read_timm(name: str, root: str | None, progress: Progress | None = None) -> Listing:
     """A data set through timm, as `timm.data.create_dataset` takes its name.
 
     Args:
-        name: hfds/NAME, NAME being a folder or a data set that `datasets` knows.
-        root: where downloads are kept; None: the reader's own place.
+        name: hfds/NAME, NAME being a folder or a data set that `datasets` knows; wds/NAME, NAME
+            being what to call it.
+        root: of hfds/, where downloads are kept, None being the reader's own place; of wds/, the
+            folder of shards.
+        progress: called with (shards indexed, shards in all).
 
     Raises:
         DataError: a reader without random access, one that cannot open the data set, or a data set
@@ -75,6 +82,12 @@ def read_timm(name: str, root: str | None) -> Listing:
             f"data.name {name!r}: timm's reader {prefix}/ gives a stream without numbers, by which "
             f"a run could not be resumed exactly; {REFUSED[prefix]}"
         )
+    if prefix == "wds":
+        if root is None:
+            raise DataError(f"data.name {name!r} needs data.root: the folder of the shards")
+        if not Path(root).expanduser().is_dir():
+            raise DataError(f"data.root {root!r} is no folder; give that of the shards")
+        return read_shards(inner or "wds", Path(root).expanduser(), progress)
     train, classes = _open(name, "train", root)
     tried = []
     for split in TEST_SPLITS:

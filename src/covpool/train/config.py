@@ -48,8 +48,8 @@ class ModelConfig:
     """Start from timm's ImageNet weights of the backbone."""
 
     init_from: str | None = None
-    """Start from these weights: a run directory (its best.ckpt), a checkpoint of one, or a file
-    with the state dict of the backbone's plain network (.pth, .pt, .safetensors)."""
+    """Start from these weights: a run directory (its best.ckpt), a checkpoint of one, a published
+    model, or the state dict of the backbone's plain network (.pth, .pt, .safetensors)."""
 
     drop_rate: float = 0.0
     """Dropout before the classifier."""
@@ -191,7 +191,22 @@ class TrainConfig:
     """Nodes."""
 
     strategy: str = "auto"
-    """Lightning's strategy: auto, ddp, …"""
+    """Lightning's strategy: auto (ddp where there are several processes), ddp, fsdp (GPUs), …"""
+
+    accumulate: int = 1
+    """Parts in which a step's batch is computed, one after another, to fit into memory."""
+
+    sync_batchnorm: bool = False
+    """Batch norm over the images of all processes (GPUs) instead of each process's own."""
+
+    channels_last: bool = False
+    """Images and weights with channels innermost in memory, which GPUs prefer for convolutions."""
+
+    compile: bool = False
+    """torch.compile for the backbone; pooling and classifier are left out."""
+
+    deterministic: bool = False
+    """Only deterministic kernels, which exact resumption needs on a GPU; slower there."""
 
     threads: int | None = None
     """Threads of this process; null divides the machine's cores among the devices."""
@@ -199,11 +214,30 @@ class TrainConfig:
     checkpoint_steps: int = 1000
     """Also save last.ckpt every so many steps within an epoch; 0 saves at its end alone."""
 
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """When loss or gradient are not finite: stop, or skip that step's update and count it."""
+
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics also go, beside metrics.csv: tensorboard, wandb."""
+
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "train.epochs", "at least 1", self.epochs)
         require(0 <= self.seed < 2**32, "train.seed", "in [0, 2**32)", self.seed)
         require(self.devices >= 1, "train.devices", "at least 1", self.devices)
         require(self.nodes >= 1, "train.nodes", "at least 1", self.nodes)
+        require(self.accumulate >= 1, "train.accumulate", "at least 1", self.accumulate)
+        require(
+            self.on_nonfinite in ("stop", "skip"),
+            "train.on_nonfinite",
+            "stop or skip",
+            self.on_nonfinite,
+        )
+        require(
+            set(self.loggers) <= {"tensorboard", "wandb"},
+            "train.loggers",
+            "a list out of tensorboard and wandb",
+            list(self.loggers),
+        )
         threads, steps = self.threads, self.checkpoint_steps
         require(threads is None or threads >= 1, "train.threads", "at least 1 or null", threads)
         require(steps >= 0, "train.checkpoint_steps", "at least 0", steps)

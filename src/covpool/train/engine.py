@@ -8,17 +8,27 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LearningRateMonitor
 
 import covpool
 from covpool.data import DataError
 from covpool.data.reading import REMEDY
-from covpool.train.checkpoint import METADATA, check_model, load_weights, read_checkpoint
+from covpool.train.checkpoint import (
+    METADATA,
+    StorageError,
+    check_model,
+    load_weights,
+    read_checkpoint,
+)
 from covpool.train.config import RunConfig
 from covpool.train.figures import draw_confusion, draw_curves
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.job import Job, check_classes, parameters, prepare
-from covpool.train.module import ClassificationModule, ImageDataModule, TrainingDiverged
+from covpool.train.loaders import ImageDataModule
+from covpool.train.loggers import close_loggers, make_loggers
+from covpool.train.module import ClassificationModule, TrainingDiverged
 from covpool.train.progress import ProgressReport
+from covpool.train.published import read_trained
 from covpool.train.recorder import Recorder
 from covpool.train.run_directory import Row, RunDirectory, best_row
 from covpool.train.trainer import main_process, make_trainer, quiet_lightning
@@ -32,7 +42,7 @@ def train(
     job: Job,
     directory: RunDirectory,
     *,
-    resume: bool = False,
+    checkpoint: Path | None = None,
     report: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> Row:
@@ -40,8 +50,8 @@ def train(
 
     Args:
         job: what to train.
-        directory: where to write; its last.ckpt is where to start with `resume`.
-        resume: go on from last.ckpt.
+        directory: where to write.
+        checkpoint: where to go on from.
         report: whether to show progress.
         callbacks: further ones, such as those of `covpool.train.probes`.
 
@@ -49,14 +59,17 @@ def train(
         The summary, as in summary.json.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM; last.ckpt is saved.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1; last.ckpt is saved.
         TrainingDiverged: the loss or the weights ceased to be finite; last.ckpt, where there is
             one, is the last good state.
         DataError: an image could not be read; last.ckpt, once a step has been taken, is the state
             before it.
+        StorageError: a file of the run could not be written; the checkpoints are as they were.
     """
     config = job.config
     module = job.module()
+    if config.train.compile:
+        module.compile_backbone()
     data = ImageDataModule(job.splits, config)
     progress = None
     if report and main_process():
@@ -66,9 +79,12 @@ def train(
     with StopRequest(announce=progress is not None) as request, quiet_lightning():
         recorder = Recorder(directory, request, progress)
         own: list[Callback] = [progress, recorder] if progress else [recorder]
-        trainer = make_trainer(config, [*own, *callbacks])
+        step = read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
+        loggers = make_loggers(config, directory, step) if main_process() else []
+        if config.train.loggers:
+            own.append(LearningRateMonitor("step"))
+        trainer = make_trainer(config, [*own, *callbacks], loggers)
         try:
-            checkpoint = directory.last if resume else None
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except Interrupted as error:
             summary = {"status": "interrupted", "reason": str(error)}
@@ -79,17 +95,38 @@ def train(
         except TrainingDiverged as error:
             summary = {"status": "diverged", "reason": f"Training diverged in {error}."}
             raise
+        except StorageError as error:
+            summary = {"status": "failed", "reason": str(error)}
+            raise
         except BaseException as error:
             summary = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
             raise
         finally:
             if progress:
                 progress.close()
+            close_loggers(loggers, failed=summary["status"] != "finished")
             if main_process():
                 summary |= summarise(job, recorder)
-                directory.write_summary(summary)
-                write_pictures(job, module, recorder, directory)
+                write_results(job, module, recorder, directory, summary)
     return summary
+
+
+def write_results(
+    job: Job,
+    module: ClassificationModule,
+    recorder: Recorder,
+    directory: RunDirectory,
+    summary: dict[str, Any],
+) -> None:
+    """Summary and pictures; where the disk is full, what has ended the run is the news."""
+    try:
+        directory.write_summary(summary)
+        write_pictures(job, module, recorder, directory)
+    except OSError as error:
+        problem = f"cannot write the results to {directory.path}: {error.strerror or error}"
+        if summary["status"] == "finished":
+            raise StorageError(problem) from error
+        logger.warning("%s", problem)
 
 
 def plain_message(error: DataError) -> str:
@@ -117,6 +154,9 @@ def summarise(job: Job, recorder: Recorder) -> dict[str, Any]:
         "covpool": covpool.__version__,
         "torch": torch.__version__,
     }
+    skipped = sum(row["skipped_steps"] for row in history)
+    if skipped:
+        summary["skipped_steps"] = skipped
     if history:
         summary |= {"final": history[-1], "best": best_row(history)}
     return summary
@@ -137,13 +177,19 @@ def write_pictures(
 def evaluate(path: Path, config: RunConfig) -> dict[str, Any]:
     """Top-1, top-5 and loss of a checkpoint on the test split of the configuration's images.
 
+    Args:
+        path: the checkpoint, or a published model's directory.
+        config: its configuration, perhaps with other images.
+
     Raises:
         ValueError, OSError: as `prepare`; a checkpoint that is damaged, of another model or of
             other classes, or whose weights give no finite loss.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_trained(path)
     check_model(config, checkpoint, path)
-    one_process = replace(config.train, devices=1, nodes=1, strategy="auto")
+    one_process = replace(
+        config.train, devices=1, nodes=1, strategy="auto", sync_batchnorm=False, loggers=()
+    )
     # A checkpoint's weights are the average already.
     optim = replace(config.optim, weight_average=None)
     config = replace(config, train=one_process, optim=optim)
@@ -151,12 +197,13 @@ def evaluate(path: Path, config: RunConfig) -> dict[str, Any]:
     check_classes(job.splits, checkpoint, path)
     about = checkpoint[METADATA]
     own_root = config.data.root == about["config"]["data"]["root"]
-    if own_root and job.images["test"] != about["images"]["test"]:
+    known = about["images"].get("test")
+    if own_root and known and job.images["test"] != known:
         logger.warning(
             "the test images of %s (%d) are not those that the run was trained with (%d)",
             job.splits.name,
             job.images["test"]["number"],
-            about["images"]["test"]["number"],
+            known["number"],
         )
     module = job.module()
     load_weights(module, checkpoint, path)

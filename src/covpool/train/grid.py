@@ -194,14 +194,14 @@ def run_cell(cell: Cell) -> None:
         begin_at_branch(cell.trunk, RunDirectory.create(cell.path, cell.config), cell.config)
     if (cell.path / "config.yaml").is_file():
         directory = RunDirectory.open(cell.path)
-        job, resume = prepare_resume(cell.config, directory)
+        job, checkpoint = prepare_resume(cell.config, directory)
         directory.write_config(cell.config)
     else:
-        job, resume = prepare(cell.config), False
+        job, checkpoint = prepare(cell.config), None
         directory = RunDirectory.create(cell.path, cell.config)
     with suppress(TrainingDiverged):  # noted in the summary, which the table reads
         callbacks = [make(cell.path) for make in cell.callbacks]
-        train(job, directory, resume=resume, report=False, callbacks=callbacks)
+        train(job, directory, checkpoint=checkpoint, report=False, callbacks=callbacks)
 
 
 @dataclass(frozen=True, kw_only=True)

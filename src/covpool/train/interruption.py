@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM as a request that the training loop honours between two steps."""
+"""Ctrl-C, SIGTERM and SIGUSR1 as a request that the training loop honours between two steps.
+
+SIGTERM comes from who ends a process in order: Slurm at preemption, torchrun, container managers.
+SIGUSR1 is what Slurm is usually told to send some time before a job's limit.
+"""
 
 import os
 import signal
@@ -18,7 +22,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While open, the first SIGINT or SIGTERM is noted in `signal_number`; the second raises.
+    """While open, the first of its signals is noted in `signal_number`; the second raises.
 
     A step that is cut in two would leave weights that no uninterrupted run ever has. Works in the
     main thread alone, as signals do. A signal that was ignored before stays ignored.
@@ -30,7 +34,11 @@ class StopRequest:
         Interrupted: on the second signal, at once.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (
+        signal.SIGINT,
+        signal.SIGTERM,
+        *((signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()),
+    )
 
     def __init__(self, *, announce: bool = False) -> None:
         self.announce = announce

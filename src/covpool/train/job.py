@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +22,12 @@ from covpool.data import Images, ImageSplits, Preprocessing, open_images
 from covpool.data.dataset import Files
 from covpool.models import CovPoolModel, check_backbone, create_model
 from covpool.pooling import VECTOR_LAYOUT
-from covpool.train.checkpoint import METADATA, check_model, load_weights, read_checkpoint
+from covpool.train.checkpoint import METADATA, check_model, find_checkpoint, load_weights
 from covpool.train.config import RunConfig
+from covpool.train.loggers import check_loggers
 from covpool.train.module import ClassificationModule
 from covpool.train.recorder import PROGRESS
-from covpool.train.run_directory import RunDirectory
+from covpool.train.run_directory import LAST, RunDirectory
 from covpool.train.sampling import (
     EvaluationBatchSampler,
     TrainBatchSampler,
@@ -34,7 +36,7 @@ from covpool.train.sampling import (
 )
 from covpool.train.schedule import MethodSchedule, method_schedule
 from covpool.train.starting_weights import read_starting_weights, standardised_as
-from covpool.train.trainer import check_machine, set_threads
+from covpool.train.trainer import check_machine, main_process, set_threads
 
 logger = logging.getLogger("covpool")
 
@@ -145,6 +147,7 @@ def prepare(
     """
     check_names(config)
     check_machine(config)
+    check_loggers(config)
     set_threads(config)
     schedule = method_schedule(config)
     choice, data, source, preprocessing = config.model, config.data, None, None
@@ -235,8 +238,13 @@ def check_batches(config: RunConfig, splits: ImageSplits) -> None:
         seed=0,
         step=lambda: 0,
         world=world,
+        parts=config.train.accumulate,
     )
     EvaluationBatchSampler(len(splits.test), batch_size, world=world)
+
+
+class RunFinished(ValueError):
+    """A run that was to be resumed has nothing left to do."""
 
 
 def prepare_resume(
@@ -244,35 +252,45 @@ def prepare_resume(
     directory: RunDirectory,
     *,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Job, bool]:
-    """The job of an earlier run, and whether there is a checkpoint to start it from.
+) -> tuple[Job, Path | None]:
+    """The job of an earlier run, and the checkpoint to start it from, where there is one.
+
+    That is last.ckpt, or previous.ckpt where the last one is damaged, which is then put aside as
+    last.ckpt.damaged, lest it take the place of the good one when the next is written.
 
     Raises:
-        ValueError, OSError: as `prepare`; a checkpoint that is damaged, of another model, of other
-            classes or of other images; a run that has nothing left to do.
+        ValueError, OSError: as `prepare`; checkpoints that are damaged, of another model, of other
+            classes or of other images.
+        RunFinished: nothing is left to do.
     """
-    if not directory.last.is_file():
-        return prepare(config, progress=progress), False
-    checkpoint = read_checkpoint(directory.last)
+    found = find_checkpoint(directory.last)
+    if found is None:
+        return prepare(config, progress=progress), None
+    checkpoint, path, problem = found
     if PROGRESS not in checkpoint:
         raise ValueError(
-            f"checkpoint {directory.last} holds weights only (a best.ckpt); put the run's own "
-            "last.ckpt back, or start a new run"
+            f"checkpoint {path} holds weights only (a best.ckpt); put the run's own "
+            f"{path.name} back, or start a new run"
         )
-    check_model(config, checkpoint, directory.last)
+    check_model(config, checkpoint, path)
     done = len(checkpoint[PROGRESS]["history"])
     if done >= config.train.epochs:
-        raise ValueError(
+        raise RunFinished(
             f"run {directory.path} has finished its {done} epochs; --train.epochs with a larger "
             "number would go on"
         )
     job = prepare(config, checkpoint=checkpoint, progress=progress)
-    check_classes(job.splits, checkpoint, directory.last)
+    check_classes(job.splits, checkpoint, path)
     check_images(job, checkpoint, directory)
     module = job.module()
     module.on_load_checkpoint(checkpoint)
-    load_weights(module, checkpoint, directory.last)
-    return job, True
+    load_weights(module, checkpoint, path)
+    if problem and main_process():
+        step = checkpoint["global_step"]
+        logger.warning("%s; going on from %s, after step %d", problem, path, step)
+        with suppress(FileNotFoundError):
+            directory.last.rename(directory.last.with_name(f"{LAST}.damaged"))
+    return job, path
 
 
 def check_images(job: Job, checkpoint: dict[str, Any], directory: RunDirectory) -> None:

@@ -1,33 +1,31 @@
-"""The Lightning module and data module: training step, evaluation step, optimiser, loaders.
+"""The Lightning module: training step, evaluation step, optimiser.
 
 Everything random is a pure function of the seed and of the position in the run, so no generator's
 state has to survive in a checkpoint; see `covpool.train.sampling`.
 """
 
 import math
-import signal
 from bisect import bisect_right
+from itertools import chain
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Sampler
 from typing_extensions import override
 
-from covpool.data import Images, ImageSplits, average_over_views
+from covpool.data import average_over_views
 from covpool.models import CovPoolModel
 from covpool.train.checkpoint import METADATA
 from covpool.train.config import OptimConfig, RunConfig
-from covpool.train.sampling import EvaluationBatchSampler, TrainBatchSampler, combine_seeds
+from covpool.train.divergence import TrainingDiverged
+from covpool.train.guard import StepGuard
+from covpool.train.loaders import ImageDataModule
+from covpool.train.sampling import combine_seeds
 from covpool.train.schedule import MethodSchedule
 from covpool.train.weight_average import join_average, make_average, split_average
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss, features or weights ceased to be finite. The last checkpoint is not affected."""
 
 
 def learning_rate_factor(config: OptimConfig, epoch: float, epochs: int) -> float:
@@ -48,10 +46,6 @@ class ClassificationModule(LightningModule):
     class i called j.
     """
 
-    train_sums: Tensor
-    test_sums: Tensor
-    confusion: Tensor
-
     def __init__(
         self,
         model: CovPoolModel,
@@ -69,15 +63,22 @@ class ClassificationModule(LightningModule):
         self.classes = classes
         self.steps_per_epoch = steps_per_epoch
         self.metadata = metadata
+        self.guard = StepGuard(self, skip=config.train.on_nonfinite == "skip")
         self.sums_epoch = 0
         if config.optim.trained == "classifier":
             freeze(model)
+        self.step_begun = -1
+        self.part = 0
+        # No buffers: DDP would put the first process's in place of all the others'.
+        self.train_sums = torch.zeros(4, dtype=torch.float64)
+        self.test_sums = torch.zeros(4, dtype=torch.float64)
+        self.confusion = torch.zeros(classes, classes, dtype=torch.long)
+        self.memory_format = torch.contiguous_format
+        if config.train.channels_last:
+            self.memory_format = torch.channels_last
+            model.to(memory_format=torch.channels_last)
         decay = config.optim.weight_average
         self.average = None if decay is None else make_average(model, decay)
-        for name in ("train_sums", "test_sums"):
-            self.register_buffer(name, torch.zeros(4, dtype=torch.float64), persistent=False)
-        confusion = torch.zeros(classes, classes, dtype=torch.long)
-        self.register_buffer("confusion", confusion, persistent=False)
 
     @property
     def epoch(self) -> int:
@@ -96,31 +97,93 @@ class ClassificationModule(LightningModule):
             if self.average is not None:
                 self.average.module.method = method
 
+    def compile_backbone(self) -> None:
+        """Let torch.compile have the backbone. The names of the weights stay.
+
+        The pooling is left out for its eigendecompositions, which are no code to compile. Every
+        shape is compiled for itself: guessing which sizes vary would make the code depend on what
+        came before, and a resumed run has not had the same before.
+        """
+        backbone = self.model.backbone
+        backbone.forward_features = torch.compile(backbone.forward_features, dynamic=False)
+
+    @override
+    def setup(self, stage: str) -> None:
+        for name in ("train_sums", "test_sums", "confusion"):
+            setattr(self, name, getattr(self, name).to(self.trainer.strategy.root_device))
+
     @override
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         epoch = self.epoch
         self.use_method_of(epoch)
         if epoch != self.sums_epoch:
             self.train_sums.zero_()
+            self.guard.skipped = 0
             self.sums_epoch = epoch
-        seed = combine_seeds(self.config.train.seed, self.global_step, self.global_rank)
-        torch.manual_seed(seed)
+        if self.step_begun != self.global_step:
+            self.step_begun, self.part = self.global_step, 0
+            self.guard.begin()
+        self.seed_dropout()
+
+    def seed_dropout(self) -> None:
+        """Seed what is random in the network, for the batch at hand."""
+        place = (self.config.train.seed, self.global_step, self.global_rank)
+        part = (self.part,) if self.part else ()
+        torch.manual_seed(combine_seeds(*place, *part))
 
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        logits = self._logits(images)
-        smoothing = self.config.optim.label_smoothing
-        loss = cross_entropy(logits, labels, label_smoothing=smoothing)
-        if not loss.isfinite():
-            raise TrainingDiverged(f"{self._where(self.global_step)}: the loss is {loss.item()}")
+        self.images = images
+        failure = logits = loss = None
+        try:
+            logits = self.model(images.contiguous(memory_format=self.memory_format))
+            smoothing = self.config.optim.label_smoothing
+            loss = cross_entropy(logits, labels, label_smoothing=smoothing)
+            if not loss.isfinite():
+                failure = f"the loss is {loss.item()}"
+        except ValueError as error:  # the pooling met features that are not finite
+            failure = str(error)
+        good = self.guard.check_loss(images, failure, self._where(self.global_step))
+        if not good or loss is None or logits is None:
+            return torch.zeros((), device=self.device, requires_grad=True)
         self.train_sums += self._count(loss.detach(), logits.detach(), labels)
         return loss
+
+    @override
+    def on_after_backward(self) -> None:
+        self.guard.after_backward()
+
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        where = self._where(self.global_step)
+        self.guard.check_gradient(optimizer, self.images, gradient_clip_val, where)
+
+    @override
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
+        self.part += 1
+
+    @property
+    def between_steps(self) -> bool:
+        """Whether no step is half done, as one whose gradient is accumulated may be."""
+        return self.step_begun != self.global_step or self.part == 0
+
+    def names_of_batch(self) -> list[str]:
+        """What to call the images of the batch at hand: their files, or their numbers."""
+        data: ImageDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.names(self.global_step, self.part)
 
     def _logits(self, images: Tensor) -> Tensor:
         model = self.model if self.training or self.average is None else self.average
         try:
-            return average_over_views(model, images)
+            return average_over_views(
+                lambda x: model(x.contiguous(memory_format=self.memory_format)), images
+            )
         except ValueError as error:  # the pooling met features that are not finite
             raise TrainingDiverged(f"{self._where(self.global_step)}: {error}") from error
 
@@ -164,10 +227,17 @@ class ClassificationModule(LightningModule):
 
     def check_weights(self) -> None:
         """Raise `TrainingDiverged` where a parameter or running statistic is not finite."""
-        flags = [~tensor.isfinite().all() for tensor in self.state_dict().values()]
+        tensors = chain(self.model.parameters(), self.model.buffers())
+        flags = [~tensor.isfinite().all() for tensor in tensors]
         if self.over_all_processes(torch.stack(flags).any().long()):
             where = self._where(self.global_step - 1)
             raise TrainingDiverged(f"{where}: weights are no longer finite")
+
+    def of_each_process(self, sums: Tensor) -> Tensor:
+        """Every process's sums, as rows."""
+        rows = sums.new_zeros(self.trainer.world_size, *sums.shape)
+        rows[self.global_rank] = sums
+        return self.over_all_processes(rows)
 
     def over_all_processes(self, sums: Tensor) -> Tensor:
         """The total of every process's sums."""
@@ -224,57 +294,3 @@ def freeze(model: CovPoolModel) -> None:
         parameter.requires_grad_(False)
     for part in (model.backbone, model.pool):
         part.eval()
-
-
-def ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which ends the run in order and then its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class ImageDataModule(LightningDataModule):
-    """The loaders of both splits, each process with its own part."""
-
-    def __init__(self, splits: ImageSplits, config: RunConfig) -> None:
-        super().__init__()
-        self.splits = splits
-        self.config = config
-
-    @property
-    def _process(self) -> dict[str, int]:
-        trainer = self.trainer
-        assert trainer is not None
-        return {"rank": trainer.global_rank, "world": trainer.world_size}
-
-    @override
-    def train_dataloader(self) -> DataLoader:
-        trainer = self.trainer
-        assert trainer is not None
-        return self._loader(
-            self.splits.train,
-            TrainBatchSampler(
-                len(self.splits.train),
-                self.config.data.batch_size,
-                seed=self.config.train.seed,
-                step=lambda: trainer.global_step,
-                **self._process,
-            ),
-        )
-
-    @override
-    def val_dataloader(self) -> DataLoader:
-        size = len(self.splits.test)
-        batch_size = self.config.data.batch_size
-        return self._loader(
-            self.splits.test, EvaluationBatchSampler(size, batch_size, **self._process)
-        )
-
-    def _loader(self, dataset: Images, batch_sampler: Sampler[Any]) -> DataLoader:
-        workers = self.config.data.workers
-        return DataLoader(
-            dataset,
-            batch_sampler=batch_sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=ignore_interrupts,
-            pin_memory=torch.cuda.is_available(),
-        )

@@ -1,16 +1,19 @@
-"""The classes of single images by a checkpoint, which is all that is needed."""
+"""The classes of single images by a checkpoint or a published model: nothing else is needed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from covpool.data import Preprocessing, average_over_views, load_image
 from covpool.models import CovPoolModel
-from covpool.train.checkpoint import METADATA, load_weights, read_checkpoint
+from covpool.train.checkpoint import METADATA, load_weights
 from covpool.train.config import RunConfig
 from covpool.train.job import build_model
+from covpool.train.published import PublishedDirectory, model_weights, read_trained
+from covpool.train.run_directory import RunDirectory
 from covpool.train.schedule import method_schedule
 
 
@@ -23,56 +26,126 @@ class Prediction:
     error: str | None = None
 
 
-def predict(path: Path, images: Sequence[Path], *, top: int = 5) -> Iterator[Prediction]:
-    """The likeliest classes of image files by a checkpoint, which is all that is needed.
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A trained network with what it takes to use it.
+
+    Attributes:
+        model: in evaluation mode, with the pooling method of the epoch that its weights are of.
+        preprocessing: how an image becomes the network's input.
+        classes: class names; logits are in their order.
+        metadata: what the checkpoint says of itself: version, configuration, schedule, …
+    """
+
+    model: CovPoolModel
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    metadata: dict[str, Any]
+
+    def predict(
+        self, images: str | Path | Sequence[str | Path], *, top: int = 5
+    ) -> list[Prediction]:
+        """The likeliest classes of image files.
+
+        Args:
+            images: paths, or one; a file that cannot be read gives a `Prediction` with its error.
+            top: number of classes.
+        """
+        files = [images] if isinstance(images, str | Path) else images
+        return list(self.predictions([Path(file) for file in files], top=top))
+
+    def predictions(self, images: Sequence[Path], *, top: int = 5) -> Iterator[Prediction]:
+        """As `predict`, one after another."""
+        parameter = next(self.model.parameters())
+        for image in images:
+            try:
+                pixels = load_image(image, self.preprocessing)
+            except (ValueError, OSError) as error:
+                yield Prediction(path=image, likeliest=[], error=str(error))
+                continue
+            with torch.no_grad():
+                logits = average_over_views(self.model, pixels[None].to(parameter))
+                shares = logits[0].softmax(0)
+            best = shares.topk(min(top, len(self.classes)))
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            yield Prediction(
+                path=image, likeliest=[(self.classes[int(i)], share) for i, share in pairs]
+            )
+
+
+def load_model(path: str | Path) -> TrainedModel:
+    """A trained network, ready to predict.
 
     Args:
-        path: the checkpoint.
-        images: image files; one that cannot be read gives a `Prediction` with its error.
-        top: number of classes.
+        path: a published model's directory (of `covpool export`, `convert` or `pull`), a run's
+            directory, of which the best checkpoint is taken, or one checkpoint.
 
     Raises:
-        ValueError, OSError: a checkpoint that cannot be read, or is of another version.
+        ValueError, OSError: nothing of the kind, damaged, of another version, or weights that do
+            not fit the model that the configuration describes; the first difference is named.
+
+    >>> trained = covpool.load_model("runs/birds")                              # doctest: +SKIP
+    >>> trained.predict("image.jpg")[0].likeliest                               # doctest: +SKIP
     """
-    checkpoint = read_checkpoint(path)
+    path = find_weights(Path(path))
+    checkpoint = read_trained(path)
     about = checkpoint[METADATA]
     config = RunConfig.from_dict(about["config"])
     classes: list[str] = about["classes"]
     preprocessing = Preprocessing.from_dict(about["preprocessing"])
     schedule = method_schedule(config)
-    model = build_model(
-        config,
-        schedule,
-        classes=len(classes),
-        channels=preprocessing.channels,
-        image_size=preprocessing.image_size,
-        pretrained=False,
-    )
-    prefix = "model."
-    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items()}
-    load_weights(model, {**checkpoint, "state_dict": weights}, path)
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and then replaced
+        model = build_model(
+            config,
+            schedule,
+            classes=len(classes),
+            channels=preprocessing.channels,
+            image_size=preprocessing.image_size,
+            pretrained=False,
+        )
+    load_weights(model, {**checkpoint, "state_dict": model_weights(checkpoint)}, path)
     method = schedule.method_at(about["epoch"])
     if method is not None:
         model.method = method
-    return _predictions(model.eval(), preprocessing, classes, images, top)
+    return TrainedModel(
+        model=model.eval(),
+        preprocessing=preprocessing,
+        classes=tuple(classes),
+        metadata=dict(about),
+    )
 
 
-def _predictions(
-    model: CovPoolModel,
-    preprocessing: Preprocessing,
-    classes: Sequence[str],
-    images: Sequence[Path],
-    top: int,
-) -> Iterator[Prediction]:
-    dtype = next(model.parameters()).dtype
-    for image in images:
-        try:
-            pixels = load_image(image, preprocessing)
-        except (ValueError, OSError) as error:
-            yield Prediction(path=image, likeliest=[], error=str(error))
-            continue
-        with torch.no_grad():
-            shares = average_over_views(model, pixels[None].to(dtype))[0].softmax(0)
-        best = shares.topk(min(top, len(classes)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        yield Prediction(path=image, likeliest=[(classes[int(i)], share) for i, share in pairs])
+def find_weights(path: Path) -> Path:
+    """The path itself, or the best checkpoint of the run whose directory it is.
+
+    Raises:
+        ValueError: nothing is there, or neither a published model nor a run.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give a published model, a run or a checkpoint")
+    if not path.is_dir() or PublishedDirectory.is_at(path):
+        return path
+    if not (path / "config.yaml").is_file():
+        raise ValueError(
+            f"{path} is neither a published model (it has no config.json and model.safetensors) "
+            "nor a run directory (it has no config.yaml)"
+        )
+    run = RunDirectory.open(path)
+    found = next((file for file in (run.best, run.last) if file.is_file()), None)
+    if found is None:
+        raise ValueError(f"run {path} has no checkpoint yet")
+    return found
+
+
+def predict(path: Path, images: Sequence[Path], *, top: int = 5) -> Iterator[Prediction]:
+    """The likeliest classes of image files, as `TrainedModel.predictions`.
+
+    Args:
+        path: as for `load_model`.
+        images: image files; one that cannot be read gives a `Prediction` with its error.
+        top: number of classes.
+
+    Raises:
+        ValueError, OSError: as `load_model`.
+    """
+    return load_model(path).predictions(images, top=top)

@@ -8,6 +8,7 @@ taken again are dropped, so each step has one row of each probe.
 import json
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,10 +18,18 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from typing_extensions import override
 
-from covpool.analysis import conditioning, effective_smoothness, gradient_magnitudes, summarise
+from covpool.analysis import (
+    GradientMagnitudes,
+    effective_smoothness,
+    gradient_magnitudes,
+    measure_conditioning,
+    summarise,
+)
 from covpool.analysis.records import plain
 from covpool.analysis.state import PoolingRecord, pooling_layer, watch_pooling
 from covpool.linalg.kernels import require_integer
+from covpool.linalg.methods import Method, get_method
+from covpool.train.module import ClassificationModule
 from covpool.train.run_directory import Row, replace_text
 
 ANALYSIS = "analysis.jsonl"
@@ -72,6 +81,7 @@ class Probe(Callback):
         self.measured = -1
         if not trainer.is_global_zero:
             return
+        self.directory.mkdir(parents=True, exist_ok=True)
         rows = read_analysis(self.directory)
         kept = [r for r in rows if r["probe"] != self.name or r["step"] < trainer.global_step]
         if rows or (self.directory / ANALYSIS).is_file():
@@ -106,7 +116,8 @@ class Probe(Callback):
 
 def _epoch(trainer: Trainer, module: LightningModule) -> int:
     """Counted from 1, as in metrics.jsonl."""
-    return int(getattr(module, "epoch", trainer.current_epoch)) + 1
+    ours = isinstance(module, ClassificationModule)
+    return (module.epoch if ours else trainer.current_epoch) + 1
 
 
 def _layer(module: nn.Module) -> Any:
@@ -202,14 +213,15 @@ class ConditioningProbe(Probe):
 
     The features are those of the training's own forward pass: none is added. The rows hold, for
     the features and for the covariance as formed, distributions over the samples of the figures of
-    `covpool.analysis.conditioning`; and of the method in use the largest |K| of each sample beside
-    its bound, ties and non-finite entries (`covpool.analysis.gradient_magnitudes`).
+    `covpool.analysis.measure_conditioning`; and in `kernels`, by method, the largest |K| of each
+    sample beside its bound, ties and non-finite entries (`covpool.analysis.gradient_magnitudes`).
 
     Args:
         directory: the run directory, where analysis.jsonl is written.
         every: steps from one measurement to the next.
         samples: how many of the batch's first samples are measured, in a distributed run of the
             first process's part.
+        methods: whose K is measured on these covariances; None: that of the method in use.
 
     Cost: for each sample a singular value decomposition of the features and a decomposition of the
     covariance, both in float64 on the CPU, and K; `seconds` in each row says what it was. The
@@ -217,15 +229,24 @@ class ConditioningProbe(Probe):
     does not call hooks: then there are no rows, and a warning.
 
     Raises:
-        ValueError: `every` or `samples` below 1; in `setup`, a model without exactly one CovPool2d.
+        ValueError: `every` or `samples` below 1, an unknown method; in `setup`, a model without
+            exactly one CovPool2d.
     """
 
     name = "conditioning"
 
-    def __init__(self, directory: Path | str, *, every: int = 100, samples: int = 32) -> None:
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        every: int = 100,
+        samples: int = 32,
+        methods: Sequence[str | Method] | None = None,
+    ) -> None:
         super().__init__(directory, every)
         require_integer("ConditioningProbe: samples", samples, 1)
         self.samples = samples
+        self.methods = None if methods is None else [get_method(method) for method in methods]
         self.watching: Any = None
         self.record: PoolingRecord | None = None
         self.warned = False
@@ -290,22 +311,30 @@ class ConditioningProbe(Probe):
             )
 
     def _measure(self, module: LightningModule, features: Tensor) -> dict[str, Any]:
-        found = conditioning(features)
-        method = pooling_layer(module).method
-        (size,) = gradient_magnitudes(found.eigenvalues, [method]).values()
+        found = measure_conditioning(features)
+        methods = self.methods or [pooling_layer(module).method]
         return {
             "samples": len(features),
             "channels": found.channels,
             "positions": found.positions,
             "floor": found.floor,
             **found.summarise(),
-            "kernel": {
-                "bound": size.bound,
-                "largest": None if size.largest is None else summarise(size.largest),
-                "largest_entry": summarise(size.largest_entry),
-                "ties": int(size.ties.sum()),
-                "nonfinite": None if size.nonfinite is None else int(size.nonfinite.sum()),
-                "log10_edges": [size.log10_edges[0], size.log10_edges[-1]],
-                "histogram": None if size.histogram is None else size.histogram.sum(0),
+            "kernels": {
+                name: _summary(size)
+                for name, size in gradient_magnitudes(found.eigenvalues, methods).items()
             },
         }
+
+
+def _summary(size: GradientMagnitudes) -> dict[str, Any]:
+    """Sizes of K over all samples."""
+    return {
+        "bound": size.bound,
+        "largest": None if size.largest is None else summarise(size.largest),
+        "largest_entry": summarise(size.largest_entry),
+        "pairs": int(size.pairs.sum()),
+        "ties": int(size.ties.sum()),
+        "nonfinite": None if size.nonfinite is None else int(size.nonfinite.sum()),
+        "log10_edges": size.log10_edges,
+        "histogram": None if size.histogram is None else size.histogram.sum(0),
+    }

@@ -97,6 +97,7 @@ class ProgressReport(Callback):
         self.task: TaskID | None = None
         self.shown = 0.0
         self.announced = 0
+        self.step = 0
 
     def _status(self, module: ClassificationModule) -> tuple[int, int, str]:
         """Epoch (from 0), steps of it taken, and the figures as text; just after a step."""
@@ -113,6 +114,7 @@ class ProgressReport(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: ClassificationModule) -> None:  # type: ignore[override]
+        self.step = pl_module.global_step
         self.clock.begin()
         self.shown = time.monotonic()
         self.console.print(EPOCH_HEADER)
@@ -152,6 +154,9 @@ class ProgressReport(Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
+        if pl_module.global_step == self.step:
+            return  # a step whose gradient is still being accumulated
+        self.step = pl_module.global_step
         self.clock.step_taken()
         period = REFRESH_SECONDS if self.bar else LINE_SECONDS
         now = time.monotonic()

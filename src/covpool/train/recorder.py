@@ -3,8 +3,10 @@
 Hooks name our module's class where Lightning's name its base: `type: ignore[override]`.
 """
 
+import math
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from typing_extensions import override
 
 from covpool.data import DataError
+from covpool.train.checkpoint import AtomicCheckpointIO, StorageError
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.module import ClassificationModule, TrainingDiverged
 from covpool.train.progress import ProgressReport
@@ -45,6 +48,7 @@ class Recorder(Callback):
         self.began = 0.0
         self.evaluation_began = 0.0
         self.test_seconds = 0.0
+        self.step = 0
 
     @override
     def setup(self, trainer: Trainer, pl_module: ClassificationModule, stage: str) -> None:  # type: ignore[override]
@@ -55,6 +59,7 @@ class Recorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: ClassificationModule) -> None:  # type: ignore[override]
         # Lightning's own handler of SIGTERM would raise wherever the loops happen to be.
         self.request.install()
+        self.step = trainer.global_step
         self.began = time.monotonic()
 
     @override
@@ -70,13 +75,16 @@ class Recorder(Callback):
         self.seconds += now - self.began
         self.began = now
         step = pl_module.global_step
+        if step == self.step:
+            return  # a step whose gradient is still being accumulated
+        self.step = step
         if step % pl_module.steps_per_epoch == 0:
             return  # the epoch's end evaluates first, then saves and honours a request
         every = pl_module.config.train.checkpoint_steps
         stop = self._stop_requested(trainer)
         if stop or (every and step % every == 0):
             pl_module.check_weights()
-            trainer.save_checkpoint(self.directory.last)
+            self._save(trainer, self.directory.last)
         if stop:
             raise Interrupted(stop)
 
@@ -94,11 +102,19 @@ class Recorder(Callback):
         self.history.append(self._row(trainer, pl_module))
         self.seconds = 0.0
         row, best = self.history[-1], best_row(self.history)
+        for log in trainer.loggers:
+            figures = {name: value for name, value in row.items() if not isinstance(value, str)}
+            log.log_metrics(figures, step=pl_module.global_step)
+        problem = None
         if trainer.is_global_zero:
-            self.directory.write_metrics(self.history)
+            try:
+                self.directory.write_metrics(self.history)
+            except OSError as error:
+                problem = f"cannot write {self.directory.path / 'metrics.csv'}: {error.strerror}"
+        self._agree_on(trainer, problem)
         if best is row:
-            trainer.save_checkpoint(self.directory.best, weights_only=True)
-        trainer.save_checkpoint(self.directory.last)
+            self._save(trainer, self.directory.best, weights_only=True)
+        self._save(trainer, self.directory.last)
         epochs = pl_module.config.train.epochs
         if self.report is not None and trainer.is_global_zero:
             self.report.epoch_ended(row, epochs, best["test_top1"])
@@ -114,6 +130,8 @@ class Recorder(Callback):
         # An image that cannot be read stops the run between two steps: nothing need be lost.
         if not isinstance(exception, DataError) or not trainer.global_step:
             return
+        if trainer.world_size > 1 or not pl_module.between_steps:
+            return  # the others are not where this process is, or gradients would be lost
         if trainer.validating:
             # Lightning goes on with the batch after the last one that is counted as evaluated, but
             # the sums start anew: let it be in the first one.
@@ -123,7 +141,18 @@ class Recorder(Callback):
             batches.increment_started()
         with suppress(TrainingDiverged):
             pl_module.check_weights()
-            trainer.save_checkpoint(self.directory.last)
+            self._save(trainer, self.directory.last)
+
+    def _save(self, trainer: Trainer, path: Path, *, weights_only: bool = False) -> None:
+        trainer.save_checkpoint(path, weights_only=weights_only)
+        writer = trainer.strategy.checkpoint_io
+        self._agree_on(trainer, writer.failure if isinstance(writer, AtomicCheckpointIO) else None)
+
+    def _agree_on(self, trainer: Trainer, problem: str | None) -> None:
+        """Raise in every process where the first one, which writes, met a problem."""
+        problem = trainer.strategy.broadcast(problem)
+        if problem:
+            raise StorageError(problem)
 
     def _row(self, trainer: Trainer, module: ClassificationModule) -> Row:
         epoch = module.epoch - 1
@@ -132,9 +161,11 @@ class Recorder(Callback):
         images = {}
         for split, tensor in sums.items():
             loss, top1, top5, images[split] = tensor.tolist()
-            row[f"{split}_loss"] = loss / images[split]
-            row[f"{split}_top1"] = top1 / images[split]
-            row[f"{split}_top5"] = top5 / images[split]
+            seen = images[split] or math.nan  # none where every step was skipped
+            row[f"{split}_loss"] = loss / seen
+            row[f"{split}_top1"] = top1 / seen
+            row[f"{split}_top5"] = top5 / seen
+        row["skipped_steps"] = module.guard.skipped
         row["learning_rate"] = module.learning_rate_at(epoch)
         row["seconds"] = round(self.seconds, 3)
         row["test_seconds"] = round(self.test_seconds, 3)
@@ -157,7 +188,8 @@ class Recorder(Callback):
             "history": self.history,
             "seconds": self.seconds,
             "sums_epoch": pl_module.sums_epoch,
-            "train_sums": pl_module.over_all_processes(pl_module.train_sums),
+            "skipped": pl_module.guard.skipped,
+            "train_sums": pl_module.of_each_process(pl_module.train_sums),
         }
 
     @override
@@ -168,5 +200,9 @@ class Recorder(Callback):
         self.history = progress["history"]
         self.seconds = progress["seconds"]
         pl_module.sums_epoch = progress["sums_epoch"]
-        if trainer.is_global_zero:  # they are every process's sums already
-            pl_module.train_sums.copy_(progress["train_sums"])
+        pl_module.guard.skipped = progress["skipped"]
+        sums = progress["train_sums"]
+        if len(sums) == trainer.world_size:
+            pl_module.train_sums.copy_(sums[trainer.global_rank])
+        elif trainer.is_global_zero:  # other processes than before: the total, once
+            pl_module.train_sums.copy_(sums.sum(0))

@@ -1,8 +1,8 @@
 """The directory of a run: its files and how they are named.
 
-config.yaml, metrics.csv, metrics.jsonl, last.ckpt, best.ckpt, curves.svg, confusion.png,
-confusions.csv, summary.json, summary.md. Whatever is written again during a run replaces its
-predecessor in one step, so a reader or a crash never meets half a file.
+config.yaml, metrics.csv, metrics.jsonl, last.ckpt, previous.ckpt, best.ckpt, curves.svg,
+confusion.png, confusions.csv, summary.json, summary.md. Whatever is written again during a run
+replaces its predecessor in one step, so a reader or a crash never meets half a file.
 """
 
 import csv
@@ -20,6 +20,9 @@ import yaml
 from covpool.train.config import RunConfig
 
 Row = dict[str, Any]
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+"""Where the checkpoint to go on from is, and the one before it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,12 @@ class RunDirectory:
     @property
     def last(self) -> Path:
         """The checkpoint to go on from."""
-        return self.path / "last.ckpt"
+        return self.path / LAST
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before that one."""
+        return self.path / PREVIOUS
 
     @property
     def best(self) -> Path:

@@ -24,9 +24,10 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         step: gives the number of steps taken since the start of the run.
         rank: this process.
         world: number of processes.
+        parts: batches that a process's share of a step is cut into (gradient accumulation).
 
     Raises:
-        ValueError: more processes than divide a batch, or fewer images than a batch for them.
+        ValueError: a batch that processes and parts do not divide, or too few images for them.
     """
 
     def __init__(
@@ -38,33 +39,43 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         step: Callable[[], int],
         rank: int = 0,
         world: int = 1,
+        parts: int = 1,
     ) -> None:
-        if batch_size % world:
+        shares = f"{world} processes" + (f" × train.accumulate {parts}" if parts > 1 else "")
+        if batch_size % (world * parts):
             raise ValueError(
-                f"data.batch_size {batch_size} cannot be divided among {world} processes; "
-                f"choose a multiple of {world}"
+                f"data.batch_size {batch_size} cannot be divided among {shares}; "
+                f"choose a multiple of {world * parts}"
             )
         self.size = size
         self.batch_size = steps_and_batch(size, batch_size)[1]
-        if self.batch_size % world:
-            raise ValueError(f"{size} training images are too few for {world} processes")
+        if self.batch_size % (world * parts):
+            raise ValueError(f"{size} training images are too few for {shares}")
         self.seed = seed
         self.step = step
         self.rank = rank
         self.world = world
+        self.parts = parts
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return self.size // self.batch_size
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also where the next pass begins within one."""
-        return self.size // self.batch_size
+        return self.steps * self.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, first = divmod(self.step(), len(self))
+        epoch, first = divmod(self.step(), self.steps)
         generator = torch.Generator().manual_seed(combine_seeds(self.seed, epoch))
         order = torch.randperm(self.size, generator=generator).tolist()
-        for batch in range(first, len(self)):
-            begin = batch * self.batch_size
+        for step in range(first, self.steps):
+            begin = step * self.batch_size
             mine = order[begin + self.rank : begin + self.batch_size : self.world]
-            yield [(epoch, index) for index in mine]
+            size = len(mine) // self.parts
+            for part in range(self.parts):
+                yield [(epoch, index) for index in mine[part * size : (part + 1) * size]]
 
 
 class EvaluationBatchSampler(Sampler[list[int]]):

@@ -20,6 +20,7 @@ from covpool.models import CovPoolModel
 from covpool.models.backbones import SOURCES
 from covpool.train.checkpoint import METADATA, read_checkpoint
 from covpool.train.config import ModelConfig, RunConfig
+from covpool.train.published import WEIGHTS, PublishedDirectory, read_published
 from covpool.train.run_directory import RunDirectory
 
 PARTS = ("backbone.", "pool.", "classifier.")
@@ -170,21 +171,28 @@ def read_starting_weights(path: str | Path) -> StartingWeights:
     """Read weights to start from. No code in a file is ever run.
 
     Args:
-        path: a run directory (its best.ckpt, else its last.ckpt), a checkpoint of covpool, or a
-            file with a state dict: of the backbone's plain network, or of a `CovPoolModel`. Names
-            may begin as wrappers leave them ("module.", "_orig_mod.", "model."), and the state
-            dict may lie under "state_dict" or "model".
+        path: a run directory (its best.ckpt, else its last.ckpt), a checkpoint of covpool, a
+            published model's directory (timm's too), or a file with a state dict: of the
+            backbone's plain network, or of a `CovPoolModel`. Names may begin as wrappers leave
+            them ("module.", "_orig_mod.", "model."), and the state dict may lie under
+            "state_dict" or "model".
 
     Raises:
         ValueError, OSError: nothing there, a damaged file, one that holds no weights, or a vector
             layout of another version.
     """
     given = path = Path(path).expanduser()
+    if PublishedDirectory.is_at(path):
+        weights, about = read_published(path)
+        return StartingWeights(path=path, weights=weights, about=about)
     if path.is_dir():
         directory = RunDirectory(path)
-        path = next((file for file in (directory.best, directory.last) if file.is_file()), path)
+        files = (directory.best, directory.last, path / WEIGHTS)
+        path = next((file for file in files if file.is_file()), path)
         if path.is_dir():
-            raise ValueError(f"model.init_from {given} is a folder without best.ckpt or last.ckpt")
+            raise ValueError(
+                f"model.init_from {given} is a folder without best.ckpt, last.ckpt or {WEIGHTS}"
+            )
     if not path.is_file():
         raise ValueError(f"model.init_from {given} does not exist; give a run or a file of weights")
     if _is_ours(path):

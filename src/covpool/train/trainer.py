@@ -3,16 +3,21 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.loggers import Logger
 
 from covpool.train.checkpoint import AtomicCheckpointIO
-from covpool.train.config import RunConfig
+from covpool.train.config import RunConfig, TrainConfig
 
 
 def main_process() -> bool:
@@ -20,31 +25,54 @@ def main_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def make_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
-    """Lightning's Trainer without its own loggers, checkpoints, bars and samplers.
+def make_trainer(
+    config: RunConfig, callbacks: Sequence[Callback], loggers: Sequence[Logger] = ()
+) -> Trainer:
+    """Lightning's Trainer without its own checkpoints, bars and samplers.
 
     Raises:
         ValueError: an accelerator, strategy or number of devices that this machine has not.
     """
     run = config.train
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        # Lightning's own requeueing saves in the midst of a step; see `interruption`.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     return Trainer(
         accelerator=run.accelerator,
         devices=run.devices,
         num_nodes=run.nodes,
-        strategy=run.strategy,
+        strategy=strategy_of(run),
         precision=run.precision,
         max_epochs=run.epochs,
+        accumulate_grad_batches=run.accumulate,
         gradient_clip_val=config.optim.clip_norm,
         gradient_clip_algorithm="norm",
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        sync_batchnorm=run.sync_batchnorm,
+        deterministic=run.deterministic or None,
+        callbacks=list(callbacks),
+        plugins=plugins,
         use_distributed_sampler=False,
-        logger=False,
+        logger=list(loggers) or False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+
+
+def strategy_of(run: TrainConfig) -> str:
+    """Lightning's name of the strategy.
+
+    Plain DDP rebuilds its buckets after the first step, so that the step after a resumption adds
+    the gradients of three or more processes in another order than the same step of an
+    uninterrupted run did. Looking for unused parameters keeps the buckets as they are. It also
+    admits backbones that do not use all their parameters.
+    """
+    several = run.devices * run.nodes > 1
+    if several and run.strategy in ("auto", "ddp"):
+        return "ddp_find_unused_parameters_true"
+    return run.strategy
 
 
 @contextmanager
@@ -63,6 +91,7 @@ def quiet_lightning() -> Iterator[None]:
             ".*ended before the epoch ended.*",
             ".*in eval mode at the start of training.*",
             ".*isinstance.treespec, LeafSpec.*",
+            ".*smaller than the logging interval.*",
         ):
             warnings.filterwarnings("ignore", message)
         try:
@@ -77,13 +106,24 @@ def check_machine(config: RunConfig) -> None:
     run = config.train
     try:
         with quiet_lightning():
-            make_trainer(config, [])
+            trainer = make_trainer(config, [])
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise ValueError(
             f"train.accelerator {run.accelerator!r}, train.devices {run.devices}, train.strategy "
             f"{run.strategy!r} and train.precision {run.precision!r} do not go together on this "
             f"machine: {error}"
         ) from error
+
+    if run.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
+        raise ValueError(
+            "train.sync_batchnorm true needs GPUs: PyTorch synchronises batch norm on them alone; "
+            "leave it false on a CPU"
+        )
+    if run.strategy == "fsdp" and run.on_nonfinite == "skip":
+        raise ValueError(
+            "train.on_nonfinite 'skip' does not go together with train.strategy 'fsdp': a step "
+            "without backward pass would leave its shards gathered; choose ddp, or stop"
+        )
 
 
 def set_threads(config: RunConfig) -> None:

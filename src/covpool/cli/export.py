@@ -1,0 +1,140 @@
+"""`covpool export`."""
+
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from covpool.cli import ArgumentParser
+from covpool.cli.parsing import users_input
+from covpool.publish.export import FORMATS, export_model, get_formats
+from covpool.publish.images import sample_of_files, sample_of_run
+from covpool.train.config import RunConfig
+from covpool.train.prediction import load_model
+from covpool.train.published import PublishedDirectory
+from covpool.train.run_directory import RunDirectory, refuse_existing
+
+FEWEST_SAME = 0.99
+"""Share of images with the same top-1 below which the command warns."""
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+def run(arguments: list[str]) -> int:
+    """Export, print the deviations, and return the exit status."""
+    given = _parser().parse_args(arguments)
+    console = Console(stderr=True)
+    with users_input(), console.status("loading the network") as status:
+        if given.number < 1:
+            raise ValueError(f"--number must be at least 1, not {given.number}")
+        formats = get_formats([name.strip() for name in given.formats.split(",")])
+        source, scores = _find(given.run, given.checkpoint)
+        output = given.output or _beside(given.run)
+        refuse_existing(output)
+        trained = load_model(source)
+        trained.metadata.update(scores)
+        sample = None
+        if formats:
+            status.update("reading images")
+            if given.images:
+                sample = sample_of_files(given.images, trained.preprocessing, given.number)
+            else:
+                config = RunConfig.from_dict(trained.metadata["config"])
+                sample = sample_of_run(config, trained.preprocessing, given.number)
+        rows = export_model(
+            trained,
+            output,
+            formats,
+            sample,
+            title=given.title or given.run.resolve().name,
+            licence=given.licence,
+            root_dtype=DTYPES[given.root_dtype],
+            progress=status.update,
+        )
+    for row in rows:
+        print(
+            f"{row['file']}: root by {row['root']}; on {row['images']} images ({row['source']}) "
+            f"logits change by up to {row['max_logit']:.1e} (of {row['logit_scale']:.3g}), "
+            f"probabilities by {row['max_probability']:.1e}, top-1 is the same for "
+            f"{row['top1_agreement']:.2%}"
+        )
+        if row["top1_agreement"] < FEWEST_SAME:
+            print(
+                f"covpool: warning: {row['file']} is not the network that was trained: method "
+                f"{row['method']!r} has another root than the file; fine-tune with isqrt-cov or "
+                "exact before exporting, or use the other formats",
+                file=sys.stderr,
+            )
+    print(f"model, card and exported files: {output}")
+    return 0
+
+
+def _find(path: Path, checkpoint: str | None) -> tuple[Path, dict[str, object]]:
+    """What to load, and what the run's directory knows of it beyond the checkpoint itself."""
+    if PublishedDirectory.is_at(path):
+        if checkpoint is not None:
+            raise ValueError(f"--checkpoint {checkpoint}: {path} is a published model, not a run")
+        return path, {}
+    if path.suffix == ".ckpt":
+        raise ValueError(f"{path} is a checkpoint; give its run directory, and --checkpoint")
+    directory = RunDirectory.open(path)
+    name = checkpoint or "best"
+    file = directory.best if name == "best" else directory.last
+    if not file.is_file():
+        raise ValueError(
+            f"run {path} has no {file.name} yet; go on with it: covpool train --resume"
+        )
+    summary = directory.read_summary() or {}
+    known = {
+        "checkpoint": "best" if name == "best" else "final",
+        "data": summary.get("data"),
+        "scores": {key: summary[key] for key in ("final", "best") if key in summary},
+    }
+    return file, known
+
+
+def _beside(path: Path) -> Path:
+    if PublishedDirectory.is_at(path):
+        raise ValueError(f"{path} is a published model already; name another folder by --output")
+    return path / "export"
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="covpool export",
+        description="A trained network for others: weights as safetensors with configuration and "
+        "model card, and for other runtimes as torch.export and ONNX. Each file is run and "
+        "compared with the network.",
+    )
+    parser.add_argument("run", type=Path, help="run directory, or a published model")
+    parser.add_argument("--output", type=Path, help="new folder (default: export/ in the run)")
+    parser.add_argument(
+        "--formats",
+        default=",".join(FORMATS),
+        help=f"which, with commas between (default: {','.join(FORMATS)}); safetensors always is",
+    )
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), help="which weights of a run (default: best)"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        help="files or folders to compare on (default: the run's test images)",
+    )
+    parser.add_argument(
+        "--number", type=int, default=256, help="images to compare on, at most (default: 256)"
+    )
+    parser.add_argument(
+        "--root-dtype",
+        choices=tuple(DTYPES),
+        default="float64",
+        help="of the square root in ONNX; float32 is for runtimes without float64, and less exact "
+        "(default: float64)",
+    )
+    parser.add_argument(
+        "--licence", "--license", help="of the weights, as apache-2.0 (default: none)"
+    )
+    parser.add_argument("--title", help="of the model card (default: the run's name)")
+    return parser

@@ -1,0 +1,156 @@
+"""WebDataset shards: tar files of images and classes, read by an index of where each image lies.
+
+timm's own reader of them gives a stream, from which a run could not be resumed exactly.
+"""
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Self
+
+from torch import Tensor
+
+from covpool.data.annotations import read_lines
+from covpool.data.config import DataError
+from covpool.data.dataset import EncodedSource
+from covpool.data.folders import IMAGE_ENDINGS, TEST_FOLDERS
+from covpool.data.listing import Labelled, Listing, Progress
+from covpool.data.reading import read_image
+
+INFORMATION = ("_info.json", "info.json")
+CLASSES = "classes.txt"
+
+
+@dataclass(frozen=True)
+class TarImages(EncodedSource):
+    """Images in uncompressed tar files: `places` are (shard, offset, bytes, key)."""
+
+    shards: tuple[str, ...]
+    places: Sequence[tuple[int, int, int, str]]
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return read_image(self.open(index), self.channels, self.name(index))
+
+    def name(self, index: int) -> str:
+        shard, _, _, key = self.places[index]
+        return f"{self.shards[shard]}:{key}"
+
+    def open(self, index: int) -> IO[bytes]:
+        shard, offset, size, _ = self.places[index]
+        with open(self.shards[shard], "rb") as file:
+            file.seek(offset)
+            return io.BytesIO(file.read(size))
+
+    def select(self, indices: Sequence[int]) -> Self:
+        return replace(self, places=[self.places[index] for index in indices])
+
+    def with_channels(self, channels: int) -> Self:
+        return replace(self, channels=channels)
+
+
+def read_shards(title: str, root: Path, progress: Progress | None = None) -> Listing:
+    """A folder of shards, in which each sample is an image and KEY.cls, its class number from 0.
+
+    Which shards are of which split is told by `_info.json`, as timm has it, else by the word train,
+    test, val or validation in their paths. Classes are called as in classes.txt, a line each, where
+    there is one, else by their numbers.
+
+    Raises:
+        DataError: what is missing or damaged, by name.
+    """
+    shards = _split_shards(root)
+    total = sum(map(len, shards.values()))
+    splits: dict[str, Labelled] = {}
+    done = 0
+    for split, paths in shards.items():
+        places: list[tuple[int, int, int, str]] = []
+        labels: list[int] = []
+        for number, path in enumerate(paths):
+            for offset, size, key, label in _index(path):
+                places.append((number, offset, size, key))
+                labels.append(label)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        if not labels:
+            raise DataError(f"{root}: the {split} shards, such as {paths[0]}, hold no images")
+        splits[split] = TarImages(tuple(map(str, paths)), places), labels
+    highest = max(max(labels) for _, labels in splits.values())
+    classes = tuple(map(str, range(highest + 1)))
+    if (root / CLASSES).is_file():
+        classes = tuple(read_lines(root / CLASSES))
+        if len(classes) <= highest:
+            raise DataError(
+                f"{root / CLASSES} has {len(classes)} lines, and the shards hold an image of class "
+                f"{highest}, counted from 0; add the missing names"
+            )
+    return Listing(name=title, classes=classes, train=splits["train"], test=splits["test"])
+
+
+def _split_shards(root: Path) -> dict[str, list[Path]]:
+    """The shards of "train" and of "test"."""
+    found: dict[str, list[Path]] = {}
+    information = next((root / name for name in INFORMATION if (root / name).is_file()), None)
+    if information is not None:
+        try:
+            splits = json.loads(information.read_text(encoding="utf-8"))["splits"]
+            found = {name: [root / file for file in of["filenames"]] for name, of in splits.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"cannot read {information}: {type(error).__name__} {error}; it must hold "
+                '{"splits": {"train": {"filenames": […]}, …}}, or be removed'
+            ) from error
+    else:
+        for path in sorted(root.rglob("*.tar")):
+            words = re.split(r"[^a-z]+", path.relative_to(root).as_posix().lower())
+            for name in ("train", *TEST_FOLDERS):
+                if name in words:
+                    found.setdefault(name, []).append(path)
+    tests = [name for name in TEST_FOLDERS if found.get(name)]
+    if not found.get("train") or not tests:
+        raise DataError(
+            f"{root} has shards (.tar) of {', '.join(found) or 'no split'}; train and one of "
+            f"{', '.join(TEST_FOLDERS)} are due, by {INFORMATION[0]} or as words in their names"
+        )
+    return {"train": found["train"], "test": found[tests[0]]}
+
+
+def _index(path: Path) -> list[tuple[int, int, str, int]]:
+    """(offset, bytes, key, label) of each image of a shard."""
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    try:
+        length = os.path.getsize(path)
+        with tarfile.open(path, "r:") as shard:
+            for member in shard:
+                folder, name = os.path.split(member.name)
+                stem, _, ending = name.partition(".")
+                key = os.path.join(folder, stem)
+                if not member.isfile():
+                    continue
+                if member.offset_data + member.size > length:
+                    raise tarfile.ReadError("unexpected end of data")
+                if f".{ending.lower()}" in IMAGE_ENDINGS:
+                    images[key] = member.offset_data, member.size
+                elif ending == "cls":
+                    content = shard.extractfile(member)
+                    assert content is not None
+                    labels[key] = int(content.read())
+    except (OSError, tarfile.TarError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(
+            f"cannot read shard {path}: {reason}; restore it, or write it anew uncompressed"
+        ) from error
+    for key in images:
+        if labels.get(key, -1) < 0:
+            raise DataError(f"shard {path} has no class for {key} ({key}.cls); write it anew")
+    return [(*place, key, labels[key]) for key, place in images.items()]

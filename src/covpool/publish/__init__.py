@@ -1,0 +1,1 @@
+"""Trained models for others: export, model cards, hubs, and checkpoints of other projects."""

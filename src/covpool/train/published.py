@@ -1,0 +1,195 @@
+"""A published model: a directory with weights, what they mean, and a card for people.
+
+model.safetensors holds the weights under the names of `CovPoolModel`, config.json what a checkpoint
+has under "covpool" (see `covpool.train.checkpoint`), README.md the model card. Nothing in it is
+executed when it is read.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from covpool.pooling import VECTOR_LAYOUT
+from covpool.train.checkpoint import METADATA, METADATA_KEYS, read_checkpoint
+from covpool.train.config import RunConfig
+from covpool.train.run_directory import replace_file, replace_text
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+CARD = "README.md"
+
+PREFIX = "model."
+"""How the names of the model's weights begin in a run's checkpoint."""
+
+
+@dataclass(frozen=True)
+class PublishedDirectory:
+    """A published model's directory, which can stand where a run's is asked for."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The published model at that path.
+
+        Raises:
+            ValueError: there is none; the message names what is missing.
+        """
+        if not path.is_dir():
+            raise ValueError(f"no directory {path}")
+        missing = [name for name in (WEIGHTS, CONFIG) if not (path / name).is_file()]
+        if missing:
+            raise ValueError(
+                f"{path} is not a published model: it has no {' and no '.join(missing)}; "
+                "covpool export, convert and pull write such directories"
+            )
+        return cls(path)
+
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        """Whether a published model is there; timm's directories have files of the same names."""
+        if not all((path / name).is_file() for name in (WEIGHTS, CONFIG)):
+            return False
+        try:
+            content = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        except (ValueError, OSError):
+            return True  # damaged: its reader says so
+        return not (isinstance(content, dict) and "architecture" in content)
+
+    def read_config(self) -> RunConfig:
+        """The configuration of the run that trained it.
+
+        Raises:
+            ValueError: config.json cannot be read, or is of another version.
+        """
+        return RunConfig.from_dict(read_metadata(self.path)["config"])
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A neighbouring directory to fill, which takes the path's place when all went well.
+
+    Raises:
+        OSError: the path is taken by anything but an empty directory.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_published(
+    path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, Any], card: str
+) -> None:
+    """Write a published model into a directory, which is made where it is missing.
+
+    Args:
+        path: the directory; files of these names in it are replaced, each in one step.
+        state_dict: of the `CovPoolModel`.
+        metadata: what a checkpoint has under "covpool"; further entries are kept.
+        card: the model card, Markdown.
+
+    Raises:
+        ValueError: the metadata lacks an entry.
+    """
+    missing = [key for key in METADATA_KEYS if key not in metadata]
+    if missing:
+        raise ValueError(f"the metadata of a published model lacks {', '.join(missing)}")
+    path.mkdir(parents=True, exist_ok=True)
+    write_weights(path / WEIGHTS, state_dict)
+    replace_text(path / CONFIG, json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
+    replace_text(path / CARD, card)
+
+
+def write_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write weights as safetensors."""
+    from safetensors.torch import save
+
+    # Safetensors refuses tensors that share memory, as views and tied weights do.
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in weights.items()
+    }
+    content = save(plain, {"format": "pt"})
+    # Its own writing of files leaves them readable by their owner alone.
+    replace_file(file, lambda partial: partial.write_bytes(content))
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The content of config.json of a published model.
+
+    Raises:
+        ValueError: it cannot be read, lacks an entry, or has another layout of the pooled vector.
+    """
+    file = path / CONFIG
+    try:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is damaged and cannot be read ({error}); get it again") from error
+    missing = [
+        key for key in METADATA_KEYS if not isinstance(metadata, dict) or key not in metadata
+    ]
+    if missing:
+        raise ValueError(
+            f"{file} is not a published model's, or one of another version: it lacks "
+            f"{', '.join(missing)}"
+        )
+    if metadata["vector_layout"] != VECTOR_LAYOUT:
+        raise ValueError(
+            f"{path} has the vector layout {metadata['vector_layout']!r}, this version "
+            f"{VECTOR_LAYOUT!r}: its classifier's weights would mean something else; use the "
+            f"version that wrote it ({metadata['version']})"
+        )
+    return metadata
+
+
+def read_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of a published model, on the CPU, and its metadata.
+
+    Raises:
+        ValueError: not a published model, damaged, or with another layout of the pooled vector.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    PublishedDirectory.open(path)
+    metadata = read_metadata(path)
+    try:
+        return load_file(path / WEIGHTS), metadata
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path / WEIGHTS} is damaged and cannot be read ({error}); get it again"
+        ) from error
+
+
+def read_trained(path: Path) -> dict[str, Any]:
+    """A run's checkpoint, or a published model in the form of one.
+
+    Raises:
+        ValueError, OSError: as `read_checkpoint` and `read_published`.
+    """
+    if not path.is_dir():
+        return read_checkpoint(path)
+    weights, metadata = read_published(path)
+    return {"state_dict": {PREFIX + k: v for k, v in weights.items()}, METADATA: metadata}
+
+
+def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint under the model's own names."""
+    return {
+        name.removeprefix(PREFIX): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(PREFIX)
+    }
