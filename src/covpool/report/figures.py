@@ -3,19 +3,26 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from covpool.linalg.algorithms import Pairwise
+from covpool.linalg.methods import METHODS
 from covpool.pooling import POOLINGS
 from covpool.report.svg import SERIES, clean, colour, drawing, inline
 
-WIDE, SMALL = (4.3, 2.9), (2.3, 1.9)
+ALONE, WIDE, SMALL = (4.8, 3.1), (4.3, 2.9), (2.3, 1.9)
 """Sizes of panels in inches at 72 units: on a phone text is then about as large as it was drawn."""
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "<", ">", "*", "h", "d", "8")
+
+KERNELS = tuple(row.name for row in METHODS.values() if isinstance(row.gradient, Pairwise))
+"""The methods whose gradient has a kernel K, which one figure draws together."""
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -57,11 +64,12 @@ class Style:
 
     color: str
     marker: str
+    dashes: Any = "-"
 
-    def line(self, *, hybrid: bool = False) -> dict[str, object]:
+    def line(self, *, hybrid: bool = False) -> dict[str, Any]:
         """Arguments of `Axes.plot`; a hybrid's line is dashed and its markers are hollow."""
         face = colour("surface") if hybrid else self.color
-        dashes = (0, (4, 2)) if hybrid else "-"
+        dashes = (0, (4, 2)) if hybrid else self.dashes
         return {
             "color": self.color,
             "marker": self.marker,
@@ -82,28 +90,40 @@ class Styles:
     places: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        names = dict.fromkeys([*self.methods, *POOLINGS])
+        names = dict.fromkeys([*self.methods, *KERNELS, *POOLINGS])
         self.places = {name: place for place, name in enumerate(names)}
 
     def of(self, method: str) -> Style:
         """The style of a method, known or not."""
         place = self.places.setdefault(method, len(self.places))
-        return Style(colour(f"series-{place % SERIES}"), MARKERS[place % len(MARKERS)])
+        return Style(
+            color=colour(f"series-{place % SERIES}"),
+            marker=MARKERS[place % len(MARKERS)],
+            dashes="-" if place < SERIES else (0, (7, 1.5, 1, 1.5)),
+        )
 
     def sample(self, name: str, method: str, *, hybrid: bool = False) -> Markup:
         """A short line as in the figures, for a legend."""
         return sample(name, **self.of(method).line(hybrid=hybrid))
 
 
-def sample(name: str, **look: object) -> Markup:
+def sample(name: str, **look: Any) -> Markup:
     """A short line with a marker, drawn with these arguments of `Axes.plot`, for a legend."""
+    return Markup(_sample(tuple(look.items())).replace(_SAMPLE, name))
+
+
+_SAMPLE = "legend-sample"
+
+
+@cache
+def _sample(look: tuple[tuple[str, Any], ...]) -> str:
     with drawing():
         figure = Figure(figsize=(0.42, 0.17))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set(xlim=(0, 2), ylim=(-1, 1))
-        axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **look)  # type: ignore[arg-type]
-        return inline(figure, name, "")
+        axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **dict(look))
+        return str(inline(figure, _SAMPLE, ""))
 
 
 def panel(
@@ -131,17 +151,25 @@ def whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
 
-def logarithmic(axis: object, values: Iterable[float]) -> None:
-    """Log scale of an axis (`axes.xaxis`), with ticks that name few round numbers."""
+def logarithmic(axes: Axes, which: str, values: Iterable[float]) -> None:
+    """Log scale of the axis "x" or "y", with ticks that name few round numbers.
+
+    Values that differ little keep a linear one, as a log scale would have no round numbers.
+    """
+    axis = axes.xaxis if which == "x" else axes.yaxis
     positive = [value for value in values if 0 < value < math.inf]
-    axis._set_axes_scale("log")  # type: ignore[attr-defined] - what set_xscale calls
+    if positive and max(positive) / min(positive) < 3:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+        axis.set_major_locator(MaxNLocator(nbins=5))
+        return
+    axes.set(**{f"{which}scale": "log"})
     if positive and max(positive) / min(positive) < 50:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))  # type: ignore[attr-defined]
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # type: ignore[attr-defined]
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
-        axis.set_major_locator(LogLocator(numticks=7))  # type: ignore[attr-defined]
-        axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))  # type: ignore[attr-defined]
-    axis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
+        axis.set_major_locator(LogLocator(numticks=7))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
+    axis.set_minor_locator(NullLocator())
 
 
 def power_of_ten(value: float) -> str:
@@ -166,7 +194,15 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def names(values: Iterable[str]) -> str:
-    """a, b and c."""
-    *first, last = values
+def shortened(text: str, most: int = 26) -> str:
+    """The text as it fits beside an axis, fit to be drawn."""
+    return clean(text if len(text) <= most else f"{text[: most - 1]}…")
+
+
+def names(values: Iterable[str], most: int = 7) -> str:
+    """a, b and c; of more than so many, the first and how many others there are."""
+    found = list(values)
+    if len(found) > most:
+        found = [*found[: most - 1], f"{len(found) - most + 1} others"]
+    *first, last = found
     return f"{', '.join(first)} and {last}" if first else last

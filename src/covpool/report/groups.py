@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from covpool.linalg.methods import METHODS
-from covpool.pooling import POOLINGS
 from covpool.report.sources import Run
 from covpool.train.comparison import mean_and_deviation, mean_and_interval
 from covpool.train.grid import GRID_KEYS, MACHINE_KEYS
@@ -143,9 +142,7 @@ def _shared(run: Run) -> dict[str, Any]:
 
 def _different(shared: Sequence[Mapping[str, Any]]) -> list[str]:
     names = dict.fromkeys(name for options in shared for name in options)
-    return [
-        name for name in names if len({repr(options.get(name)) for options in shared}) > 1
-    ]
+    return [name for name in names if len({repr(options.get(name)) for options in shared}) > 1]
 
 
 def _by_label(runs: Iterable[Run]) -> tuple[dict[str, dict[int, Run]], list[Run]]:
@@ -226,8 +223,3 @@ def _row(label: str, runs: list[Run], base: Values | None) -> MethodRow:
 
 def _paired(values: Mapping[int, float], base: Mapping[int, float]) -> dict[int, float]:
     return {seed: value - base[seed] for seed, value in values.items() if seed in base}
-
-
-def style_place(method: str) -> int:
-    """The method's place in the table of poolings: its colour and marker in every figure."""
-    return POOLINGS.index(method) if method in POOLINGS else len(POOLINGS)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 import covpool
 from covpool.linalg.methods import METHODS
 from covpool.report import paper
-from covpool.report.figures import Missing, PageFigure, Styles
+from covpool.report.figures import Missing, PageFigure, Styles, shortened
 from covpool.report.groups import MethodRow, Setting, Spread, group
 from covpool.report.sources import Run
 from covpool.report.svg import SERIES, clean
@@ -22,8 +22,11 @@ from covpool.report.training_figures import training_figures
 GENERATOR = "covpool report"
 """The page's `generator`, by which an earlier report is known."""
 
-CONFUSIONS = 8
-"""As many of the most frequent confusions are listed for each method."""
+CONFUSIONS = 24
+"""As many of the most frequent confusions are listed, at least 3 and at most 8 for a method."""
+
+NAME_LENGTH = 60
+"""As much of a class's name is shown."""
 
 _FOLDER = Path(__file__).parent
 
@@ -32,9 +35,10 @@ _FOLDER = Path(__file__).parent
 class Section:
     """What the page says of one setting."""
 
+    title: str
     setting: Setting
-    accuracy: Sequence[Mapping[str, str]]
-    paper: Sequence[Mapping[str, str]]
+    accuracy: Sequence[Mapping[str, Any]]
+    paper: Sequence[Mapping[str, Any]]
     problems: Sequence[str]
     confusions: Sequence[tuple[str, Sequence[Mapping[str, str]]]]
     figures: Sequence[PageFigure]
@@ -71,7 +75,10 @@ def render(runs: Sequence[Run], *, baseline: str | None = None) -> str:
         source=paper.SOURCE,
         paper_columns=paper.COLUMNS,
         runs=runs,
-        sections=[_section(own, styles, f"s{i}-") for i, own in enumerate(settings)],
+        sections=[
+            _section(own, styles, number if len(settings) > 1 else None)
+            for number, own in enumerate(settings, start=1)
+        ],
         theory=theory_figures(styles),
         headline=headline(settings),
         series=SERIES,
@@ -86,36 +93,41 @@ def _finalize(value: object) -> object:
 def headline(settings: Sequence[Setting]) -> list[str]:
     """What was found, in a sentence or two for each setting."""
     texts = []
-    for setting in settings:
-        finished = [row for row in setting.rows if row.finished]
-        where = f"{setting.title}: " if len(settings) > 1 else ""
-        if not finished:
-            texts.append(f"{where}No run has finished.")
-            continue
-        best = max(finished, key=lambda row: _mean(row.spreads["final", "test_top1"]))
-        score = _spread(best.spreads["final", "test_top1"])
-        seeds = len(best.finished)
-        if len(finished) == 1:
-            text = f"{best.label} reaches {score}% top-1 in the last epoch"
-        else:
-            text = (
-                f"Of {len(finished)} methods {best.label} has the highest top-1 in the last epoch, "
-                f"{score}%"
-            )
-        texts.append(f"{where}{text} ({seeds} {'seeds' if seeds > 1 else 'seed'}).")
-        diverged = [run for run in setting.runs if run.status == "diverged"]
-        if diverged:
-            texts.append(f"{where}{len(diverged)} of {len(setting.runs)} runs diverged.")
+    for number, setting in enumerate(settings, start=1):
+        where = f"{_title(setting, number)}: " if len(settings) > 1 else ""
+        most = max(len(row.finished) for row in setting.rows)
+        rows = [row for row in setting.rows if len(row.finished) == most]
+        if most:
+            seeds = f"{most} seeds" if most > 1 else "1 seed"
+            best = max(rows, key=lambda row: row.spreads["final", "test_top1"].mean or 0.0)
+            score = f"{_spread(best.spreads['final', 'test_top1'])}%"
+            if len(rows) == 1:
+                text = f"{best.label} reaches {score} top-1 in the last epoch ({seeds})."
+            else:
+                text = (
+                    f"Of the {len(rows)} methods with {seeds}, {best.label} has the highest top-1 "
+                    f"in the last epoch, {score}."
+                )
+            texts.append(where + text)
+        unfinished = [run for run in setting.runs if not run.finished]
+        if unfinished:
+            found = dict.fromkeys(dict.fromkeys(run.status for run in unfinished), 0)
+            for run in unfinished:
+                found[run.status] += 1
+            counts = ", ".join(f"{count} {status}" for status, count in found.items())
+            texts.append(f"{where}{counts}, of {len(setting.runs)} runs.")
     return texts
 
 
-def _mean(spread: Spread) -> float:
-    return spread.mean if spread.mean is not None else float("-inf")
+def _title(setting: Setting, number: int | None) -> str:
+    """The setting's title, numbered where there are several, as titles may be alike."""
+    return setting.title if number is None else f"{number}. {setting.title}"
 
 
-def _section(setting: Setting, styles: Styles, prefix: str) -> Section:
-    figures = training_figures(setting, styles, prefix)
+def _section(setting: Setting, styles: Styles, number: int | None) -> Section:
+    figures = training_figures(setting, styles, f"s{number or 1}-")
     return Section(
+        title=_title(setting, number),
         setting=setting,
         accuracy=[_accuracy_row(row) for row in setting.rows],
         paper=_paper_rows(setting),
@@ -128,7 +140,7 @@ def _section(setting: Setting, styles: Styles, prefix: str) -> Section:
     )
 
 
-def _accuracy_row(row: MethodRow) -> dict[str, str]:
+def _accuracy_row(row: MethodRow) -> dict[str, Any]:
     difference = row.differences["final"] if row.differences else None
     return {
         "method": row.label,
@@ -137,7 +149,7 @@ def _accuracy_row(row: MethodRow) -> dict[str, str]:
         "final": _spread(row.spreads["final", "test_top1"]),
         "best": _spread(row.spreads["best", "test_top1"]),
         "final5": _spread(row.spreads["final", "test_top5"]),
-        "difference": "baseline" if difference is None else _interval(difference),
+        "difference": ("baseline",) if difference is None else _interval(difference),
         "seconds": "–" if row.seconds is None else f"{row.seconds:.2f}",
     }
 
@@ -150,12 +162,13 @@ def _spread(spread: Spread) -> str:
     return f"{spread.mean:.2f} ± {spread.deviation:.2f}"
 
 
-def _interval(spread: Spread) -> str:
+def _interval(spread: Spread) -> tuple[str, ...]:
+    """The mean and, with enough seeds, its interval: a line may break between them."""
     if spread.mean is None:
-        return "–"
+        return ("–",)
     if spread.low is None or spread.high is None:
-        return _signed(spread.mean)
-    return f"{_signed(spread.mean)} [{_signed(spread.low)}, {_signed(spread.high)}]"
+        return (_signed(spread.mean),)
+    return _signed(spread.mean), f"[{_signed(spread.low)}, {_signed(spread.high)}]"
 
 
 def _signed(value: float) -> str:
@@ -181,7 +194,8 @@ def _paper_rows(setting: Setting) -> list[dict[str, Any]]:
             )
             for hybrid in (False, True)
         }
-        rows.append({"method": method, "standalone": ours[False], "hybrid": ours[True], "cells": cells})
+        scores = {"standalone": ours[False], "hybrid": ours[True]}
+        rows.append({"method": method, **scores, "cells": cells})
     return rows
 
 
@@ -214,16 +228,21 @@ def _notes(setting: Setting) -> list[str]:
 def _confusions(setting: Setting) -> list[tuple[str, list[dict[str, str]]]]:
     """By method, the pairs of classes confused most often, over all seeds."""
     found = []
+    listed = min(8, max(3, CONFUSIONS // len(setting.rows)))
     for row in setting.rows:
         counts: dict[tuple[str, str], int] = {}
         for run in row.runs:
             for each in run.confusions:
                 pair = (str(each["class"]), str(each["called"]))
                 counts[pair] = counts.get(pair, 0) + each["images"]
-        most = sorted(counts.items(), key=lambda item: -item[1])[:CONFUSIONS]
+        most = sorted(counts.items(), key=lambda item: -item[1])[:listed]
         if most:
             pairs = [
-                {"class": pair[0], "called": pair[1], "images": f"{count:,}"}
+                {
+                    "class": shortened(pair[0], 60),
+                    "called": shortened(pair[1], 60),
+                    "images": f"{count:,}",
+                }
                 for pair, count in most
             ]
             found.append((row.label, pairs))
@@ -235,18 +254,19 @@ def _facts(setting: Setting) -> list[tuple[str, str]]:
     summaries = [run.summary for run in setting.runs]
     machines = [summary.get("machine") or {} for summary in summaries]
 
-    def values(of: Sequence[Mapping[str, Any]], name: str) -> str:
-        return ", ".join(dict.fromkeys(str(each[name]) for each in of if each.get(name) is not None))
+    def values(name: str, of: Sequence[Mapping[str, Any]] = summaries, form: str = "") -> str:
+        found = [format(each[name], form) for each in of if each.get(name) is not None]
+        return ", ".join(dict.fromkeys(found))
 
     facts = [
-        ("data", values(summaries, "data")),
-        ("network", values(summaries, "backbone")),
-        ("parameters", ", ".join(dict.fromkeys(f"{s['parameters']:,}" for s in summaries if "parameters" in s))),
-        ("epochs planned", values(summaries, "epochs_planned")),
+        ("data", values("data")),
+        ("network", values("backbone")),
+        ("parameters", values("parameters", form=",")),
+        ("epochs planned", values("epochs_planned")),
         ("seeds", ", ".join(str(seed) for seed in sorted({run.seed for run in setting.runs}))),
-        ("covpool", values(summaries, "covpool")),
-        ("torch", values(summaries, "torch")),
-        *((name, values(machines, name)) for name in dict.fromkeys(n for m in machines for n in m)),
+        ("covpool", values("covpool")),
+        ("torch", values("torch")),
+        *((name, values(name, machines)) for name in dict.fromkeys(n for m in machines for n in m)),
         ("training time", _time(summaries)),
     ]
     known = [(name, text) for name, text in facts if text]

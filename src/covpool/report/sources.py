@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from covpool.pooling import POOLINGS
 from covpool.train.run_directory import Row, RunDirectory
 
 METRICS = ("epoch", "method", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
@@ -110,26 +111,23 @@ def _runs_below(path: Path, depth: int) -> Iterator[Run]:
         yield read_run(path)
         return
     listed = _compared_runs(path)
-    seen = set()
-    for child in _in_order(path, listed):
-        for run in _runs_below(child, depth - 1) if depth else ():
-            seen.add(run.path.name)
-            yield run
-    for run in listed:
-        if run.path.name not in seen:
-            yield run
+    places = {run.path.name: place for place, run in enumerate(listed)}
+    children = sorted(child for child in path.iterdir() if child.is_dir() and child.name[0] != ".")
+    found = [run for child in children if depth for run in _runs_below(child, depth - 1)]
+    names = {run.path.name for run in found}
+    found += [run for run in listed if run.path.name not in names]
+
+    def place(run: Run) -> tuple[int, bool, int]:
+        """A comparison's own order, else that of the table of methods."""
+        known = POOLINGS.index(run.method) if run.method in POOLINGS else len(POOLINGS)
+        return places.get(run.path.name, len(places)), run.hybrid, known
+
+    yield from sorted(found, key=place)
 
 
 def _is_run(path: Path) -> bool:
     written = ("summary.json", "metrics.jsonl", "last.ckpt")
     return (path / "config.yaml").is_file() and any((path / name).is_file() for name in written)
-
-
-def _in_order(path: Path, listed: Sequence[Run]) -> list[Path]:
-    """The folders within, those of a comparison in its own order first."""
-    places = {run.path.name: place for place, run in enumerate(listed)}
-    children = [child for child in path.iterdir() if child.is_dir() and child.name[0] != "."]
-    return sorted(children, key=lambda child: (places.get(child.name, len(places)), child.name))
 
 
 def read_run(path: Path) -> Run:
@@ -142,7 +140,8 @@ def read_run(path: Path) -> Run:
     try:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         config = {str(group): dict(options) for group, options in config.items()}
-        config["model"], config["train"]  # noqa: B018 - every configuration has them
+        if not {"model", "train"} <= set(config):
+            raise ValueError("it has no model or no train")
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path / 'config.yaml'} is not a run's configuration: {error}") from error
     history = _checked(path / "metrics.jsonl", _json_lines(path / "metrics.jsonl"))

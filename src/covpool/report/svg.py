@@ -10,6 +10,7 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -27,7 +28,7 @@ COLOURS = {
 }
 """By name: what a figure is drawn with, and what the page shows instead."""
 
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "covpool",
     "text.parse_math": False,  # dollar signs in names are no mathematics
@@ -55,7 +56,7 @@ SETTINGS = {
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
-_SHOWN = {sentinel: shown for sentinel, shown in COLOURS.values()}
+_SHOWN = dict(COLOURS.values())
 
 
 def colour(name: str) -> str:
@@ -79,12 +80,12 @@ def clean(text: str) -> str:
     return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
 
 
-def inline(figure: Figure, name: str, label: str) -> Markup:
+def inline(figure: Figure, prefix: str, label: str) -> Markup:
     """The figure as an `<svg>` element for a page of HTML.
 
     Args:
         figure: drawn within `drawing()`.
-        name: prefix of its ids, unique in the page.
+        prefix: of its ids, unique in the page.
         label: what assistive technology reads.
     """
     file = io.StringIO()
@@ -92,16 +93,18 @@ def inline(figure: Figure, name: str, label: str) -> Markup:
     root = ElementTree.fromstring(file.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag not in _DRAWN and child.tag.startswith(_SVG) or "metadata" in child.tag:
+            if (child.tag not in _DRAWN and child.tag.startswith(_SVG)) or "metadata" in child.tag:
                 parent.remove(child)
-    _rename_ids(root, name)
+    _rename_ids(root, prefix)
+    _flatten(root)
     for element in root.iter():
         element.tag = element.tag.removeprefix(_SVG)
         style = element.get("style")
         if style is not None:
             element.set("style", _page_style(style))
-        if element.tag == "path":
-            element.set("d", " ".join(element.get("d", "").split()))
+        for name in ("d", "x", "y", "transform"):
+            if name in element.attrib:
+                element.set(name, _rounded(" ".join(element.attrib[name].split())))
         element.tail = None
         if element.tag != "text":
             element.text = None
@@ -114,12 +117,12 @@ def inline(figure: Figure, name: str, label: str) -> Markup:
 _DRAWN = {_SVG + tag for tag in ("g", "defs", "path", "use", "clipPath", "rect", "text", "image")}
 
 
-def _rename_ids(root: ElementTree.Element, name: str) -> None:
+def _rename_ids(root: ElementTree.Element, prefix: str) -> None:
     """Ids that nothing refers to go; the others begin with the figure's name."""
     used: dict[str, str] = {}
 
     def renamed(identifier: str) -> str:
-        return used.setdefault(identifier, f"{name}-{len(used)}")
+        return used.setdefault(identifier, f"{prefix}-{len(used)}")
 
     for element in root.iter():
         reference = element.attrib.pop(_XLINK, None)
@@ -132,6 +135,27 @@ def _rename_ids(root: ElementTree.Element, name: str) -> None:
         identifier = element.attrib.pop("id", None)
         if identifier in used:
             element.set("id", used[identifier])
+
+
+def _flatten(parent: ElementTree.Element) -> None:
+    """Groups that say nothing give their place to what is in them; what draws nothing goes."""
+    children = list(parent)
+    for child in children:
+        _flatten(child)
+        if child.get("transform", "").startswith("rotate(-0 "):
+            del child.attrib["transform"]
+    kept = []
+    for child in children:
+        if child.tag == f"{_SVG}g" and not child.attrib:
+            kept += list(child)
+        elif not (child.tag == f"{_SVG}path" and child.get("style") == "fill: none"):
+            kept.append(child)
+    parent[:] = kept
+
+
+def _rounded(numbers: str) -> str:
+    """With two decimals, a fiftieth of a pixel or less: half the size of a page is numbers."""
+    return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", numbers)
 
 
 def _page_style(style: str) -> str:

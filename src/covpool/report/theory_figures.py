@@ -18,6 +18,7 @@ from covpool.analysis import (
 from covpool.linalg.algorithms import Pairwise
 from covpool.linalg.methods import METHODS
 from covpool.report.figures import (
+    ALONE,
     WIDE,
     PageFigure,
     Styles,
@@ -25,6 +26,7 @@ from covpool.report.figures import (
     names,
     number,
     panel,
+    power_of_ten,
     sample,
     title,
 )
@@ -34,12 +36,17 @@ from covpool.report.svg import colour
 GAPS = tuple(10 ** (-step / 4) for step in range(1, 33))
 """Relative gaps 1 − λj/λi, from 0.56 to 1e-8."""
 
+EPS = torch.finfo(torch.float64).eps
+
 LEAST_ERROR = 1e-19
 """Where an error of zero is drawn."""
 
 SIZE = 64
 CONDITION_NUMBER = 1e4
 RANKS = (4, 8, 16, 24, 32, 40, 48, 56, 60, 64)
+
+LEAST_DISTANCE = 1e-16
+"""Where a distance of zero is drawn."""
 
 ROUNDING = 1e-9
 """A relative distance of gradients below which a method counts as exact."""
@@ -53,44 +60,49 @@ def theory_figures(styles: Styles) -> list[PageFigure]:
 def kernel_error(styles: Styles) -> PageFigure:
     """|K − 1/(λi − λj)| over the eigenvalues' ratio: the paper's Table 3."""
     name = "kernel-error"
-    kernels = {
-        row.name: row.gradient.kernel
+    ratios = [1 - gap for gap in GAPS]
+    errors = {
+        row.name: approximation_error(row.gradient.kernel, ratios)
         for row in METHODS.values()
         if isinstance(row.gradient, Pairwise)
     }
-    ratios = [1 - gap for gap in GAPS]
-    errors = {method: approximation_error(each, ratios) for method, each in kernels.items()}
+    faithful = [
+        method
+        for method, found in errors.items()
+        if all(error <= 8 * EPS / gap for error, gap in zip(found.computed, GAPS, strict=True))
+    ]
+    others = [method for method in errors if method not in faithful]
     printed = paper_tables()["table3_approximation_error_degree100_float64"]
 
     def draw(axes: Axes) -> None:
         for method, found in errors.items():
             shown = [max(error, LEAST_ERROR) for error in found.computed]
             look = styles.of(method).line()
-            axes.plot(GAPS, shown, **{**look, "markevery": 4})  # type: ignore[arg-type]
+            axes.plot(GAPS, shown, **{**look, "markevery": 4})
             cells = printed.get(_printed_name(method))
             if cells:
                 gaps = [1 - ratio for ratio in printed["ratio"]]
                 ring = {"marker": "o", "mfc": "none", "ms": 9, "linestyle": "none"}
-                axes.plot(gaps, cells, color=colour("ink"), mew=0.9, **ring)  # type: ignore[arg-type]
-        logarithmic(axes.xaxis, GAPS)
-        logarithmic(axes.yaxis, [LEAST_ERROR, 1e9])
+                axes.plot(gaps, cells, color=colour("ink"), mew=0.9, **ring)
+        logarithmic(axes, "x", GAPS)
+        logarithmic(axes, "y", [LEAST_ERROR, 1e9])
         axes.set_ylim(LEAST_ERROR / 10, None)
         axes.invert_xaxis()
         title(axes, "|K − 1/(λᵢ − λⱼ)|, λᵢ = 1", x="relative gap 1 − λⱼ/λᵢ")
 
-    key = [(styles.sample(f"{name}-key{i}", each), each) for i, each in enumerate(kernels)]
+    key = [(styles.sample(f"{name}-key{i}", each), each) for i, each in enumerate(errors)]
     ring = {"color": colour("ink"), "marker": "o", "mfc": "none", "ms": 8, "linestyle": "none"}
     key.append((sample(f"{name}-key-paper", **ring), "the paper's Table 3"))
     return PageFigure(
         name=name,
         title="How well the kernels approximate 1/(λᵢ − λⱼ)",
-        panels=[panel(f"{name}-panel", "Error of each kernel over the gap", draw, size=(5.6, 3.3))],
+        panels=[panel(f"{name}-panel", "Error of each kernel over the gap", draw, size=ALONE)],
         legend=key,
         seen=[
             "Each kernel as computed in float64, against rational arithmetic. Eigenvalues come "
-            "closer to the right. The Taylor polynomial and power iteration leave 1/(λᵢ − λⱼ) as "
-            "the gap closes, while the Padé approximant stays with it to rounding.",
-            f"Errors of zero are drawn at {number(LEAST_ERROR)}. The paper's cells for small "
+            f"closer to the right. {names(faithful)} stay with 1/(λᵢ − λⱼ) to rounding at all gaps "
+            f"drawn, and their lines coincide; {names(others)} leave it as the gap closes.",
+            f"Errors of zero are drawn at {power_of_ten(LEAST_ERROR)}. The paper's cells for small "
             "ratios are below what float64 holds beside 1: they are errors of the formula.",
         ],
         not_shown=[
@@ -130,14 +142,14 @@ def bounds() -> PageFigure:
                     # At the edge, whatever the axis shows.
                     at = axes.get_yaxis_transform()
                     look = {**looks[dtype], "marker": ">"}
-                    axes.plot([0.97], [place], transform=at, clip_on=False, **look)  # type: ignore[arg-type]
+                    axes.plot([0.97], [place], transform=at, clip_on=False, **look)
                 else:
-                    axes.plot([row.bound], [place], linestyle="none", **looks[dtype])  # type: ignore[arg-type]
+                    axes.plot([row.bound], [place], linestyle="none", **looks[dtype])
         for place, method in enumerate(order):
             cell = printed.get(_printed_name(method), {}).get("maximum")
             if isinstance(cell, float):
-                axes.plot([cell], [place - 0.14], mew=0.9, **ring)  # type: ignore[arg-type]
-        logarithmic(axes.xaxis, [1e5, 1e44])
+                axes.plot([cell], [place - 0.14], mew=0.9, **ring)
+        logarithmic(axes, "x", [1e5, 1e44])
         axes.set_yticks(range(len(order)), order)
         axes.set_ylim(len(order) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
@@ -212,11 +224,11 @@ def fidelity(styles: Styles) -> PageFigure:
         seen=[
             "Each method's gradient of the square root with respect to the features, beside the "
             f"exact one, on made-up spectra of {SIZE} eigenvalues with condition number "
-            f"{number(CONDITION_NUMBER)}: as neighbouring eigenvalues approach, and as the rank "
+            f"{CONDITION_NUMBER:,.0f}: as neighbouring eigenvalues approach, and as the rank "
             "falls.",
             f"{names(exact)} equal the exact gradient to rounding on all of them, and are not "
-            "drawn. The methods that iterate compute another root too, whose gradient theirs may "
-            "be.",
+            f"drawn. Distances of zero are drawn at {power_of_ten(LEAST_DISTANCE)}. The methods "
+            "that iterate compute another root too, whose gradient theirs may be.",
         ],
         not_shown=[
             "The spectra are made up: which gaps and ranks a training meets, Conditioning by epoch "
@@ -245,11 +257,11 @@ def _draw_fidelity(
         look = styles.of(method).line()
         every = 4 if len(places) > 12 else 1
         if figure == "relative_distance":
-            values = [max(value, 1e-16) for value in values]
-        axes.plot(places, values, **{**look, "markevery": every})  # type: ignore[arg-type]
+            values = [max(value, LEAST_DISTANCE) for value in values]
+        axes.plot(places, values, **{**look, "markevery": every})
     if figure == "relative_distance":
-        logarithmic(axes.yaxis, [1e-16, 1])
+        logarithmic(axes, "y", [LEAST_DISTANCE, 1])
     if max(places) < 1:
-        logarithmic(axes.xaxis, places)
+        logarithmic(axes, "x", places)
         axes.invert_xaxis()
     title(axes, heading, x=text)

@@ -3,12 +3,15 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from covpool.report.figures import (
+    ALONE,
     SMALL,
     WIDE,
     Missing,
@@ -18,6 +21,7 @@ from covpool.report.figures import (
     names,
     number,
     panel,
+    shortened,
     title,
     whole_numbers,
 )
@@ -28,6 +32,9 @@ from covpool.report.svg import clean, colour
 
 TOGETHER = 6
 """As many methods' learning curves are drawn in one panel; more get a panel each."""
+
+BANDS = 3
+"""As many methods get bands, which more would make one grey."""
 
 Points = dict[int, float]
 
@@ -73,58 +80,74 @@ def mark_switches(axes: Axes, switches: Iterable[float]) -> None:
         axes.axvline(place, color=colour("ink"), linestyle=":", linewidth=1.2, zorder=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """One measure by epoch, for each row: of each seed, and their mean."""
+
+    key: str
+    text: str
+    seeds: Mapping[str, Sequence[Points]]
+    means: Mapping[str, Points]
+
+    @classmethod
+    def of(cls, rows: Iterable[MethodRow], key: str, scale: float, text: str) -> "Curves":
+        """From the runs' histories."""
+        seeds = {row.label: [_by_epoch(run, key, scale) for run in row.runs] for row in rows}
+        means = {label: mean_by_place(own) for label, own in seeds.items()}
+        return cls(key=key, text=text, seeds=seeds, means=means)
+
+    def draw(self, axes: Axes, rows: Sequence[MethodRow], styles: Styles) -> None:
+        """These rows' curves, over those of the others in grey."""
+        shown = {row.label for row in rows}
+        for label, points in self.means.items():
+            if label not in shown:
+                plot(axes, points, color=colour("grid"), linewidth=1.2)
+        for row in rows:
+            look = styles.of(row.method).line(hybrid=row.hybrid)
+            seeds = self.seeds[row.label]
+            if max(len(points) for points in seeds) > 1:
+                look["marker"] = None
+            for points in seeds if len(seeds) > 1 else ():
+                plot(axes, points, **{**look, "linewidth": 0.7, "alpha": 0.45, "marker": None})
+            plot(axes, self.means[row.label], **look, linewidth=1.9)
+        mark_switches(axes, _switch_epochs(rows))
+        whole_numbers(axes)
+
+    def limits(self) -> tuple[float, float]:
+        """Of the vertical axis, for panels to share."""
+        every = [value for own in self.seeds.values() for p in own for value in p.values()]
+        values = [value for value in every if math.isfinite(value)] or [0.0, 1.0]
+        margin = 0.05 * (max(values) - min(values)) or 1.0
+        return min(values) - margin, max(values) + margin
+
+
 def learning_curves(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
     """Top-1 on the test split and training loss by epoch."""
     heading = "Learning curves"
     rows = [row for row in setting.rows if any(run.history for run in row.runs)]
     if not rows:
+        finished = any(row.finished for row in setting.rows)
         return Missing(
             title=heading,
             why="The runs' metrics.jsonl are not there, only their final figures; name the folder "
-            "that holds the run directories.",
+            "that holds the run directories."
+            if finished
+            else "No run has come to the end of an epoch.",
         )
+    top1 = Curves.of(rows, "test_top1", 100.0, "top-1 on the test split (%)")
     few = len(rows) <= TOGETHER
-    measures = [("test_top1", 100.0, "top-1 on the test split (%)")]
     if few:
-        measures.append(("train_loss", 1.0, "training loss"))
-    panels = []
-    for key, scale, text in measures:
-        curves = {row.label: [_by_epoch(run, key, scale) for run in row.runs] for row in rows}
-        means = {label: mean_by_place(own) for label, own in curves.items()}
-
-        def draw(axes: Axes, of: Sequence[MethodRow], text: str = text) -> None:
-            for row in rows if of is not rows else ():
-                plot(axes, means[row.label], color=colour("grid"), linewidth=1.2)
-            single = max(len(points) for row in of for points in curves[row.label]) < 2
-            for row in of:
-                look = styles.of(row.method).line(hybrid=row.hybrid)
-                if not single:
-                    look |= {"marker": None}
-                for points in curves[row.label] if len(curves[row.label]) > 1 else ():
-                    plot(axes, points, **{**look, "linewidth": 0.7, "alpha": 0.45, "marker": None})
-                plot(axes, means[row.label], **look, linewidth=1.9)
-            mark_switches(axes, _switch_epochs(of))
-            whole_numbers(axes)
-            title(axes, text, x="epoch")
-
-        if few:
-            panels.append(panel(f"{name}-{key}", f"{heading}: {text}", lambda a: draw(a, rows)))
-            continue
-        low, high = _limits(points for own in curves.values() for points in own)
-        for i, row in enumerate(rows):
-
-            def one(axes: Axes, row: MethodRow = row) -> None:
-                draw(axes, [row], row.label)
-                axes.set_ylim(low, high)
-
-            label = f"{heading}: {text}, {row.label}"
-            panels.append(panel(f"{name}-{i}", label, one, size=SMALL))
-    seen = [f"Each method's mean over seeds by epoch{', and thin each seed' if few else ''}."]
-    if not few:
-        seen = ["Top-1 on the test split (%) by epoch, one panel a method: the mean over seeds, "
-                "thin each seed, and in grey the other methods' means."]
-    switched = [row for row in rows if row.hybrid]
-    if switched:
+        loss = Curves.of(rows, "train_loss", 1.0, "training loss")
+        panels = [_curves_together(each, rows, styles, name) for each in (top1, loss)]
+        seen = ["Each method's mean over seeds by epoch, and thin each seed."]
+    else:
+        panels = [_curve_alone(top1, row, styles, f"{name}-{i}") for i, row in enumerate(rows)]
+        seen = [
+            "Top-1 on the test split (%) by epoch, one panel a method: the mean over seeds, thin "
+            "each seed, and in grey the other methods' means."
+        ]
+    seen += _coinciding(rows)
+    if any(row.hybrid for row in rows):
         seen.append("A dotted line marks where the method is switched.")
     return PageFigure(
         name=name,
@@ -140,6 +163,38 @@ def learning_curves(setting: Setting, styles: Styles, name: str) -> PageFigure |
     )
 
 
+def _curves_together(
+    curves: Curves, rows: Sequence[MethodRow], styles: Styles, name: str
+) -> Markup:
+    def draw(axes: Axes) -> None:
+        curves.draw(axes, rows, styles)
+        title(axes, curves.text, x="epoch")
+
+    return panel(f"{name}-{curves.key}", f"Learning curves: {curves.text}", draw)
+
+
+def _curve_alone(curves: Curves, row: MethodRow, styles: Styles, name: str) -> Markup:
+    def draw(axes: Axes) -> None:
+        curves.draw(axes, [row], styles)
+        axes.set_ylim(curves.limits())
+        title(axes, shortened(row.label), x="epoch")
+
+    return panel(name, f"Learning curves: {curves.text}, {row.label}", draw, size=SMALL)
+
+
+def _coinciding(rows: Sequence[MethodRow]) -> list[str]:
+    """Says of methods with the very same curves that one hides the others."""
+    by_curve: dict[str, list[str]] = {}
+    for row in rows:
+        curves = [_by_epoch(run, "test_top1", 1.0) for run in row.runs]
+        by_curve.setdefault(repr(curves), []).append(row.label)
+    return [
+        f"{names(labels)} have the same accuracies in every epoch: the last hides the others."
+        for labels in by_curve.values()
+        if len(labels) > 1
+    ]
+
+
 def _by_epoch(run: Run, key: str, scale: float) -> Points:
     return {int(row["epoch"]): scale * row[key] for row in run.history}
 
@@ -151,12 +206,6 @@ def _switch_epochs(rows: Iterable[MethodRow]) -> list[float]:
             if before["method"] != after["method"]:
                 found.add(after["epoch"] - 0.5)
     return sorted(found)
-
-
-def _limits(series: Iterable[Points]) -> tuple[float, float]:
-    values = [v for points in series for v in points.values() if math.isfinite(v)] or [0.0, 1.0]
-    margin = 0.05 * (max(values) - min(values)) or 1.0
-    return min(values) - margin, max(values) + margin
 
 
 def accuracy(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
@@ -216,22 +265,16 @@ def _dots(
             ends = [spread.low, spread.high]
             axes.plot(ends, [place, place], color=style.color, linewidth=2, solid_capstyle="butt")
         if len(values) > 1:
-            axes.plot(
-                values, [place + 0.24] * len(values), ".", color=style.color, alpha=0.7, ms=5
-            )
+            axes.plot(values, [place + 0.24] * len(values), ".", color=style.color, alpha=0.7, ms=5)
         face = colour("surface") if row.hybrid else style.color
         axes.plot(spread.mean, place, style.marker, color=style.color, mfc=face, ms=7)
-    axes.set_yticks(range(len(rows)), [clean(_short(row.label)) for row in rows])
+    axes.set_yticks(range(len(rows)), [shortened(row.label) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     if not axes.has_data():
         axes.set_xticks([])
-
-
-def _short(label: str, most: int = 26) -> str:
-    return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
 def _verdicts(setting: Setting) -> list[str]:
@@ -308,12 +351,15 @@ def smoothness(setting: Setting, styles: Styles, name: str) -> PageFigure | Miss
     """Effective β-smoothness along training, as the paper's first figure."""
     heading = "Effective β-smoothness along training"
     measured = {
-        row.label: [rows for run in row.runs if (rows := probe_rows(run, "smoothness"))]
+        row.label: [own for run in row.runs if (own := probe_rows(run, "smoothness"))]
         for row in setting.rows
     }
     rows = [row for row in setting.rows if measured[row.label]]
     if not rows:
         return Missing(title=heading, why=NO_PROBE.format(probe="smoothness"))
+
+    hybrid = any(row.hybrid for row in rows)
+    switch = ", a dotted line where the method is switched" if hybrid else ""
 
     def draw(axes: Axes) -> None:
         seen = []
@@ -333,7 +379,7 @@ def smoothness(setting: Setting, styles: Styles, name: str) -> PageFigure | Miss
                 }
                 series.append(_median_over_epoch_at_step(records))
             plot(axes, mean_by_place(series), **look, linewidth=1.9)
-        logarithmic(axes.yaxis, seen)
+        logarithmic(axes, "y", seen)
         mark_switches(axes, switches)
         whole_numbers(axes)
         title(axes, "β (low is smooth)", x="training step")
@@ -353,15 +399,15 @@ def smoothness(setting: Setting, styles: Styles, name: str) -> PageFigure | Miss
     return PageFigure(
         name=name,
         title=heading,
-        panels=[panel(f"{name}-beta", heading, draw, size=(5.6, 3.2))],
+        panels=[panel(f"{name}-beta", heading, draw, size=ALONE)],
         legend=legend(rows, styles, name),
         seen=[
             "The largest change of the loss's gradient along a step down it, relative to the "
             "length of the step. Thin: each measurement; bold: medians of each epoch, averaged "
-            "over seeds"
-            + (", a dotted line where the method is switched." if any(r.hybrid for r in rows) else "."),
+            f"over seeds{switch}.",
             "Median over all measurements: "
-            + "; ".join(f"{label} {number(value)}" for label, value in medians.items()) + ".",
+            + "; ".join(f"{label} {number(value)}" for label, value in medians.items())
+            + ".",
             *_failed(setting, "smoothness"),
         ],
         not_shown=[
@@ -389,7 +435,11 @@ QUANTILE = {"low": 1, "median": 3, "high": 5}
 """Places of the 5% quantile, the median and the 95% quantile in a record's distribution."""
 
 FIGURES = (
-    ("of_features", "condition_number_of_range", "condition number of the range, from the features"),
+    (
+        "of_features",
+        "condition_number_of_range",
+        "condition number of the features’ range",
+    ),
     ("of_covariance", "condition_number_floored", "condition number as formed, floored at EPS"),
     ("of_features", "effective_rank", "effective rank"),
     ("of_features", "smallest_relative_gap", "smallest relative gap"),
@@ -408,6 +458,8 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
     if not rows:
         return Missing(title=heading, why=NO_PROBE.format(probe="conditioning"))
 
+    banded = len(rows) <= BANDS
+
     def draw(axes: Axes, way: str, figure: str, text: str) -> None:
         seen: list[float] = []
         for row in rows:
@@ -418,17 +470,23 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
             )
             places = [epoch for epoch in middle if math.isfinite(high.get(epoch, math.nan))]
             plot(axes, middle, **look)
-            axes.fill_between(
-                places,
-                [low[p] for p in places],
-                [high[p] for p in places],
-                color=look["color"],  # type: ignore[arg-type]
-                alpha=0.13,
-                linewidth=0,
-            )
-            seen += [*low.values(), *high.values()]
+            if banded:
+                axes.fill_between(
+                    places,
+                    [low[p] for p in places],
+                    [high[p] for p in places],
+                    color=look["color"],
+                    alpha=0.12,
+                    linewidth=0,
+                )
+                seen += low.values()
+            else:
+                thin = {"linewidth": 0.8, "alpha": 0.6, "marker": None}
+                plot(axes, {p: high[p] for p in places}, **{**look, **thin})
+                seen += middle.values()
+            seen += high.values()
         if figure != "effective_rank":
-            logarithmic(axes.yaxis, seen)
+            logarithmic(axes, "y", seen)
         mark_switches(axes, _switch_epochs(rows))
         whole_numbers(axes)
         title(axes, text, x="epoch")
@@ -452,9 +510,11 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
         return Missing(title=heading, why="The records of the conditioning probe hold no figures.")
     printed = paper_tables()["table2_condition_number_mpncov"]
     cells = ", ".join(
-        f"{number(value)} in epoch {epoch.removeprefix('epoch')}" for epoch, value in printed.items()
+        f"{number(value)} in epoch {epoch.removeprefix('epoch')}"
+        for epoch, value in printed.items()
     )
-    first = next(iter(measured[rows[0].label]))
+    first = measured[rows[0].label][0]
+    spread = "bands: from the 5% to the 95% quantile" if banded else "thin: the 95% quantile"
     return PageFigure(
         name=name,
         title=heading,
@@ -463,7 +523,7 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
         seen=[
             "The covariances that the pooling layer met in training batches "
             f"({first.get('channels', '?')} channels, {first.get('positions', '?')} positions). "
-            "Lines: the median sample; bands: from the 5% to the 95% quantile.",
+            f"Lines with marks: the median sample; {spread}.",
             "The paper's Table 2, of another network on ImageNet, prints for the floored figure "
             f"{cells}.",
             *_failed(setting, "conditioning"),
@@ -506,7 +566,7 @@ def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
             largest = _largest_by_epoch(measured[row.label])
             plot(axes, largest, **look)
             seen += largest.values()
-        logarithmic(axes.yaxis, seen)
+        logarithmic(axes, "y", seen)
         whole_numbers(axes)
         title(axes, "largest |K| of the epoch", x="epoch")
 
@@ -517,12 +577,12 @@ def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
     return PageFigure(
         name=name,
         title=heading,
-        panels=[panel(f"{name}-largest", heading, draw)],
+        panels=[panel(f"{name}-largest", heading, draw, size=ALONE)],
         legend=legend(rows, styles, name),
         seen=[
             "The largest finite kernel entry over the measured samples of an epoch, all seeds.",
-            f"{ties:,} pairs of tied eigenvalues were met, {nonfinite:,} entries that are not "
-            "finite.",
+            f"{ties or 'No'} pairs of tied eigenvalues were met, {nonfinite or 'no'} entries that "
+            "are not finite.",
         ],
         not_shown=[
             "K reaches the gradient multiplied by the difference of the eigenvalues' roots, which "

@@ -26,6 +26,7 @@ from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.job import Job, check_classes, parameters, prepare
 from covpool.train.loaders import ImageDataModule
 from covpool.train.loggers import close_loggers, make_loggers
+from covpool.train.machine import describe_machine
 from covpool.train.module import ClassificationModule, TrainingDiverged
 from covpool.train.progress import ProgressReport
 from covpool.train.published import read_trained
@@ -107,6 +108,7 @@ def train(
             close_loggers(loggers, failed=summary["status"] != "finished")
             if main_process():
                 summary |= summarise(job, recorder)
+                summary["machine"] = describe_machine(trainer.strategy.root_device)
                 write_results(job, module, recorder, directory, summary)
     return summary
 
