@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import mpmath
 import pytest
@@ -112,6 +114,15 @@ def test_every_method_of_the_paper_has_its_row():
 def test_targets_are_the_papers():
     assert set(TARGETS) == {*(f"table{n}" for n in range(1, 7)), "figure1", "figure2"}
     assert [name for name, row in TARGETS.items() if not row.trained] == ["table3", "table6"]
+
+
+def test_the_documentation_has_the_targets():
+    page = Path(__file__).parents[1] / "docs" / "reproduce.md"
+    found = re.findall(r"^\| `(.+?)` \| (.+) \| (.+) \|$", page.read_text("utf-8"), re.MULTILINE)
+    assert found == [
+        (name, row.title, ", ".join(f"`{recipe}`" for recipe in row.trainings) or "computed")
+        for name, row in TARGETS.items()
+    ]
 
 
 @pytest.mark.parametrize(
