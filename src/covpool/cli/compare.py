@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     with users_input(), checking_files() as progress:
         config, cells, jobs, folder = _prepare(arguments, progress)
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    methods = len({cell.method for cell in cells})
+    methods = len({cell.label for cell in cells})
     console.print(
         f"{len(cells)} runs ({methods} methods, {len(cells) // methods} seeds), "
         f"{config.train.epochs} epochs each, {jobs} at a time, in {folder}"
@@ -202,7 +202,7 @@ def write(
         "table": comparison.rows,
         "problems": comparison.problems,
         "runs": [
-            {"method": cell.method, "seed": cell.seed, "path": cell.path.name, **cell.summary()}
+            {"method": cell.label, "seed": cell.seed, "path": cell.path.name, **cell.summary()}
             for cell in cells
         ],
     }
