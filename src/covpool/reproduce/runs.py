@@ -102,7 +102,11 @@ def plan(config: RunConfig, targets: Iterable[str], methods: Sequence[str] | Non
             if not wanted:
                 needed = ", ".join(dict.fromkeys(arm.method for arm in own))
                 left_out[name] = f"it needs one of {needed}"
-    ordered = {recipe: sorted(own, key=lambda arm: arm.hybrid) for recipe, own in arms.items()}
+    # First what hybrid runs begin from, last these.
+    ordered = {
+        recipe: sorted(own, key=lambda arm: (arm.hybrid, arm != TRUNK))
+        for recipe, own in arms.items()
+    }
     return Plan(
         small=small, arms={recipe: own for recipe, own in ordered.items() if own}, left_out=left_out
     )
