@@ -109,7 +109,7 @@ def _probe_rows(step: int, method: str) -> list[dict[str, Any]]:
     return [
         {"probe": "smoothness", **about, **(failed if step == 6 else smooth)},
         {"probe": "conditioning", **about, "channels": 32, "positions": 144}
-        | {"of_features": figures, "of_covariance": figures, "kernel": kernel},
+        | {"of_features": figures, "of_covariance": figures, "kernels": {method: kernel}},
     ]
 
 

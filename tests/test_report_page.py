@@ -14,6 +14,7 @@ from covpool.report import paper
 from covpool.report.page import render
 from covpool.report.sources import find_runs
 from covpool.report.svg import SERIES
+from covpool.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from made_up_runs import HOSTILE, make_run
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -109,6 +110,7 @@ def test_the_papers_cells_stand_beside_ours(page):
     assert svd[1:5] == ["62.00 ± 2.00", "81.00 ± 1.00", "77.07", "77.21"]
     assert svd[5:] == ["86.89 / 87.19", "83.34 / 84.24", "92.45 / 92.84"]
     assert "gap" not in {row[0] for row in rows}
+    assert "the paper, on other data sets: top-1 %" in page.text
     assert paper.accuracies("SVD-TopN") == ("77.09", "77.24", *["did not converge"] * 3)
     assert paper.accuracies("SVD-PI") is None
     assert paper.accuracies(None) is None
@@ -224,6 +226,13 @@ def test_settings_that_differ_get_tables_of_their_own(tmp_path, runs_alone):
     assert "train.epochs = 3" in found.text
 
 
+def test_on_the_papers_own_data_nothing_speaks_of_others(tmp_path, runs_alone):
+    run = make_run(tmp_path, config=RunConfig(data=DataConfig(name="birds", root="birds")))
+    text = Page(render(find_runs([run]))).text
+    assert "the paper: top-1 %" in text
+    assert "other data sets:" not in text
+
+
 def test_the_same_run_twice_counts_once(tmp_path, runs_alone):
     one = make_run(tmp_path / "one")
     assert len(find_runs([one, tmp_path])) == 1
@@ -231,6 +240,16 @@ def test_the_same_run_twice_counts_once(tmp_path, runs_alone):
     found = Page(render(find_runs([tmp_path])))
     assert "left out, as another run has the same options and seed" in found.text
     assert found.row("svd MPN-COV")[1] == "1 of 1"
+
+
+def test_a_run_without_a_summary_is_known_by_its_configuration(tmp_path):
+    optim = OptimConfig(decay="step", milestones=(1, 2))
+    config = RunConfig(model=ModelConfig(hybrid="svd-pade"), optim=optim)
+    run = make_run(tmp_path / "run", method="isqrt-cov", config=config, top1=(0.1,))
+    (run / "summary.json").unlink()
+    (found,) = find_runs([run])
+    assert (found.label, found.status, found.seed) == ("isqrt-cov → svd-pade", "unfinished", 0)
+    assert found.switches == ((0, "isqrt-cov"), (2, "svd-pade"))
 
 
 def test_many_methods_get_a_panel_each(tmp_path, runs_alone):

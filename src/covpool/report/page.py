@@ -12,12 +12,13 @@ from markupsafe import Markup
 import covpool
 from covpool.linalg.methods import METHODS
 from covpool.report import paper
+from covpool.report.curve_figures import accuracy, learning_curves
 from covpool.report.figures import Missing, PageFigure, Styles, shortened
 from covpool.report.groups import MethodRow, Setting, Spread, group
+from covpool.report.probe_figures import conditioning, kernel_sizes, smoothness
 from covpool.report.sources import Run
 from covpool.report.svg import SERIES, clean
 from covpool.report.theory_figures import theory_figures
-from covpool.report.training_figures import training_figures
 
 GENERATOR = "covpool report"
 """The page's `generator`, by which an earlier report is known."""
@@ -31,6 +32,16 @@ NAME_LENGTH = 60
 _FOLDER = Path(__file__).parent
 
 
+TRAINING_FIGURES = {
+    "curves": learning_curves,
+    "accuracy": accuracy,
+    "smoothness": smoothness,
+    "conditioning": conditioning,
+    "kernels": kernel_sizes,
+}
+"""The figures of each setting, in the page's order."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """What the page says of one setting."""
@@ -39,6 +50,7 @@ class Section:
     setting: Setting
     accuracy: Sequence[Mapping[str, Any]]
     paper: Sequence[Mapping[str, Any]]
+    papers_data: bool
     problems: Sequence[str]
     confusions: Sequence[tuple[str, Sequence[Mapping[str, str]]]]
     figures: Sequence[PageFigure]
@@ -125,12 +137,15 @@ def _title(setting: Setting, number: int | None) -> str:
 
 
 def _section(setting: Setting, styles: Styles, number: int | None) -> Section:
-    figures = training_figures(setting, styles, f"s{number or 1}-")
+    figures = [
+        draw(setting, styles, f"s{number or 1}-{name}") for name, draw in TRAINING_FIGURES.items()
+    ]
     return Section(
         title=_title(setting, number),
         setting=setting,
         accuracy=[_accuracy_row(row) for row in setting.rows],
         paper=_paper_rows(setting),
+        papers_data=setting.runs[0].config.get("data", {}).get("name") in paper.DATA,
         problems=[*_problems(setting), *_notes(setting)],
         confusions=_confusions(setting),
         figures=[figure for figure in figures if isinstance(figure, PageFigure)],

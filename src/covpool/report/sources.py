@@ -160,12 +160,16 @@ def read_run(path: Path) -> Run:
 
 def _without_summary(config: Mapping[str, Mapping[str, Any]], history: Sequence[Row]) -> Row:
     model, train = config["model"], config["train"]
+    schedule = model.get("schedule") or model.get("method")
+    if model.get("hybrid"):
+        switch = (config.get("optim", {}).get("milestones") or [0])[-1]
+        schedule = f"0:{model.get('method')},{switch}:{model['hybrid']}"
     return {
         "status": "unfinished",
         "reason": "it is still running, or was ended by force",
         "data": config.get("data", {}).get("root") or "typefaces",
         "backbone": model.get("backbone"),
-        "schedule": model.get("schedule") or model.get("method"),
+        "schedule": schedule,
         "seed": train.get("seed"),
         "epochs": len(history),
         "epochs_planned": train.get("epochs"),
