@@ -134,6 +134,7 @@ def test_the_documentation_has_the_targets():
         (["table1", "--methods", "svd-nwton"], "svd-newton"),
         (["table1", "--model.method", "svd"], "the targets say what is trained"),
         (["figure2", "--model.hybrid", "svd"], "the targets say what is trained"),
+        (["table1", "--train.devices", "2"], "train.devices 2 cannot be used here"),
         (["table1", "--methods", "gap"], "table1 cannot be made: it needs one of svd, isqrt-cov"),
         (["figure2", "--train.epochs", "5"], "train.epochs 5 ends before it"),
     ],

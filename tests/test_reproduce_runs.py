@@ -146,10 +146,14 @@ def test_the_same_command_trains_what_is_missing(output, images, tmp_path, capsy
     same_training(lost, kept)
 
 
-def test_other_options_are_refused(output, images, capsys):
+def test_other_options_are_refused(output, images, tmp_path, capsys):
     options = [*arguments(images, output, "table1"), "--optim.learning_rate", "0.1"]
     assert main(options) == 2
     assert "optim.learning_rate 0.35, not 0.1" in capsys.readouterr().err
+    folder = tmp_path / "runs" / SMALL
+    shutil.copytree(runs_of(output) / "svd-seed0", folder / "isqrt-cov-seed0")
+    assert main(arguments(images, tmp_path, "table1")) == 2
+    assert "was begun with model.method 'svd', not 'isqrt-cov'" in capsys.readouterr().err
 
 
 def test_a_dry_run_trains_nothing(images, tmp_path, capsys):

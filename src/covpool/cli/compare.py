@@ -94,6 +94,7 @@ def _prepare(
             "is compared"
         )
     _check_constants(config, methods)
+    grid.check_one_process(config, own.output or Path("FOLDER"))
     # Opening the images and building one model now meets every mistake before the long part.
     constants = grid.constants_of(config, methods[0])
     first = replace(config.model, method=methods[0], constants=constants)

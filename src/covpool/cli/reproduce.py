@@ -15,7 +15,15 @@ from covpool.reproduce.arms import NEWTON_SCHULZ
 from covpool.reproduce.estimate import seconds_of_runs
 from covpool.reproduce.observations import observations
 from covpool.reproduce.results import Results, Setting
-from covpool.reproduce.runs import RUNS, Plan, config_of, make_setting, plan, results_of
+from covpool.reproduce.runs import (
+    RUNS,
+    Plan,
+    check_earlier,
+    config_of,
+    make_setting,
+    plan,
+    results_of,
+)
 from covpool.reproduce.sheet import Sheet
 from covpool.reproduce.targets import SMALL, TARGETS
 from covpool.train import grid
@@ -123,16 +131,17 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
         config, _ = _parse(arguments, recipe)
         if recipe != SMALL:
             read_recipe(recipe).check(config)
+        grid.check_one_process(config, own.output / RUNS / recipe)
         for arm in arms:
             check_names(config_of(config, arm))
         # Opening the images and building one model now meets every mistake before the long part.
-        job = prepare(config_of(config, arms[0]), progress=progress)
+        job = prepare(_unchecked(config_of(config, arms[0]), opened), progress=progress)
         opened.append(job)
-        settings.append(
-            make_setting(
-                recipe, config, arms, seeds=own.seeds, output=own.output, jobs=jobs, job=job
-            )
+        setting = make_setting(
+            recipe, config, arms, seeds=own.seeds, output=own.output, jobs=jobs, job=job
         )
+        check_earlier(setting)
+        settings.append(setting)
     return Request(
         targets=targets,
         plan=made,
@@ -142,6 +151,13 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
         output=own.output,
         dry_run=own.dry_run,
     )
+
+
+def _unchecked(config: RunConfig, opened: Sequence[Job]) -> RunConfig:
+    """Without the check of image files where an earlier recipe's job has done it."""
+    if not opened or config.data.skip_damaged:
+        return config
+    return replace(config, data=replace(config.data, check="none"))
 
 
 def _parse(arguments: list[str], recipe: str) -> tuple[RunConfig, Any]:

@@ -23,8 +23,10 @@ def seconds_of_runs(setting: Setting, job: Job, report: Callable[[str], None]) -
         job: one of them, whose model is used up.
         report: called with each method's name before it is measured.
     """
-    config = setting.config
-    device = _device(config.train.accelerator)
+    device = _device(setting.config.train.accelerator)
+    threads = next(iter(setting.cells.values())).config.train.threads
+    if threads is not None:
+        torch.set_num_threads(threads)
     epochs = {arm: epochs_by_method(setting, arm) for arm in setting.arms}
     names = dict.fromkeys(name for own in epochs.values() for name in own)
     per_epoch = {}

@@ -18,7 +18,7 @@ from covpool.reproduce.targets import (
 )
 from covpool.train.branches import BranchPoint
 from covpool.train.config import RunConfig
-from covpool.train.grid import Cell, comparable, constants_of, threads_of
+from covpool.train.grid import MACHINE_KEYS, Cell, comparable, constants_of, threads_of
 from covpool.train.job import Job
 from covpool.train.probes import ConditioningProbe, SmoothnessProbe
 from covpool.train.recipe import read_recipe
@@ -102,7 +102,11 @@ def plan(config: RunConfig, targets: Iterable[str], methods: Sequence[str] | Non
             if not wanted:
                 needed = ", ".join(dict.fromkeys(arm.method for arm in own))
                 left_out[name] = f"it needs one of {needed}"
-    ordered = {recipe: sorted(own, key=lambda arm: arm.hybrid) for recipe, own in arms.items()}
+    # First what hybrid runs begin from, last these.
+    ordered = {
+        recipe: sorted(own, key=lambda arm: (arm.hybrid, arm != TRUNK))
+        for recipe, own in arms.items()
+    }
     return Plan(
         small=small, arms={recipe: own for recipe, own in ordered.items() if own}, left_out=left_out
     )
@@ -182,6 +186,27 @@ def config_of(config: RunConfig, arm: Arm) -> RunConfig:
         constants=constants,
     )
     return replace(config, model=model)
+
+
+def check_earlier(setting: Setting) -> None:
+    """Make sure that the runs that are there already are the setting's.
+
+    Raises:
+        ValueError: one was begun with other options, but for where it runs.
+    """
+    machine = {*MACHINE_KEYS, *(("data", name) for name in ("check", "skip_damaged"))}
+    for cell in setting.cells.values():
+        if not (cell.path / "config.yaml").is_file():
+            continue
+        before, now = RunDirectory(cell.path).read_config().to_dict(), cell.config.to_dict()
+        for group, fields in now.items():
+            for name, value in fields.items():
+                there = before[group].get(name)
+                if there != value and (group, name) not in machine:
+                    raise ValueError(
+                        f"run {cell.path} was begun with {group}.{name} {there!r}, not {value!r}; "
+                        "choose another --output, or move that run away"
+                    )
 
 
 def earlier_setting(recipe: str, arms: Sequence[Arm], output: Path) -> Setting | None:

@@ -86,8 +86,7 @@ def table4(results: Results) -> Sheet:
     """All methods by both protocols."""
     printed = paper_tables()["table4_imagenet_error"]
     networks = {"ResNet-50": "imagenet-resnet50", "ResNet-101": "imagenet-resnet101"}
-    tables, data, told = [], {}, []
-    abouts = []
+    tables, data, abouts = [], {}, []
     for network, recipe in networks.items():
         setting = results.of(recipe)
         if setting is None:
@@ -112,11 +111,7 @@ def table4(results: Results) -> Sheet:
         columns = _beside([f"{p} {m} error %" for p in ("standalone", "hybrid") for m in _TOP])
         tables.append(Table(heading=heading, columns=columns, rows=rows))
         abouts.append(setting)
-    told = _about(abouts[0], abouts[0].arms)
-    if len({setting.recipe for setting in abouts}) > 1:
-        for other in abouts[1:]:
-            told["scale"] += f" {other.about}"
-            told["problems"] += other.problems(other.arms)
+    told = _about_all(abouts, [arm for setting in abouts for arm in setting.arms])
     return Sheet(
         name="table4",
         title="Table 4: errors of ResNet-50 and ResNet-101 on ImageNet, standalone and hybrid",
@@ -163,10 +158,7 @@ def table5(results: Results) -> Sheet:
         *(f"{n.capitalize()}: paper, Final / Best" for n in FINE_GRAINED),
     ]
     columns += [f"ours, {setting.recipe}, {m}" for setting in ours for m in ("Final", "Best")]
-    told = _about(ours[0], arms)
-    for setting in ours[1:]:
-        told["scale"] += f" {setting.about}"
-        told["problems"] += setting.problems(arms)
+    told = _about_all(ours, arms)
     notes = [
         "Top-1 accuracy in percent. Final is the last epoch; Best the highest of all epochs on the "
         "test split itself, so it flatters. Mean ± standard deviation over seeds.",
@@ -256,6 +248,16 @@ def _about(setting: Setting, arms: Sequence[Arm]) -> dict[str, Any]:
         "scale": setting.about,
         "paper_scale": setting.paper_scale,
         "problems": setting.problems(arms),
+    }
+
+
+def _about_all(settings: Sequence[Setting], arms: Sequence[Arm]) -> dict[str, Any]:
+    """Of different settings, or of one that stands in for several."""
+    own = list({setting.recipe: setting for setting in settings}.values())
+    return {
+        "scale": " ".join(setting.about for setting in own),
+        "paper_scale": all(setting.paper_scale for setting in own),
+        "problems": [problem for setting in own for problem in setting.problems(arms)],
     }
 
 

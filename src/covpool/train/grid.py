@@ -139,6 +139,22 @@ def threads_of(config: RunConfig, jobs: int) -> int:
     return config.train.threads or max(1, available_cores() // jobs)
 
 
+def check_one_process(config: RunConfig, folder: Path) -> None:
+    """Refuse runs of several processes, which each would start this very command again.
+
+    Raises:
+        ValueError: more than one device or node.
+    """
+    for name in ("devices", "nodes"):
+        value = getattr(config.train, name)
+        if value > 1:
+            raise ValueError(
+                f"train.{name} {value} cannot be used here: each run of a grid is one process; "
+                "leave it at 1, or train the runs one by one with covpool train --output "
+                f"{folder / 'LABEL-seedN'}, after which the same command tabulates them"
+            )
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
