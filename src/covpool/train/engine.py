@@ -181,7 +181,13 @@ def evaluate(path: Path, config: RunConfig) -> dict[str, Any]:
     checkpoint = read_trained(path)
     check_model(config, checkpoint, path)
     one_process = replace(
-        config.train, devices=1, nodes=1, strategy="auto", sync_batchnorm=False, loggers=()
+        config.train,
+        devices=1,
+        nodes=1,
+        strategy="auto",
+        accumulate=1,
+        sync_batchnorm=False,
+        loggers=(),
     )
     # A checkpoint's weights are the average already.
     optim = replace(config.optim, weight_average=None)

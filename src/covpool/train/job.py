@@ -5,9 +5,7 @@ or OSError. After `prepare`, an exception is a fault of the program, except `Tra
 `Interrupted` and `DataError`.
 """
 
-import hashlib
 import logging
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,8 +16,7 @@ from typing import Any
 import torch
 
 import covpool
-from covpool.data import Images, ImageSplits, Preprocessing, open_images
-from covpool.data.dataset import Files
+from covpool.data import ImageSplits, Preprocessing, open_images
 from covpool.models import CovPoolModel, check_backbone, create_model
 from covpool.pooling import VECTOR_LAYOUT
 from covpool.train.checkpoint import METADATA, check_model, find_checkpoint, load_weights
@@ -77,7 +74,7 @@ class Job:
         """The number of images of each split, and a digest of which they are."""
         root = self.config.data.root
         return {
-            name: {"number": len(images), "digest": digest(images, root)}
+            name: {"number": len(images), "digest": images.digest(root)}
             for name, images in (("train", self.splits.train), ("test", self.splits.test))
         }
 
@@ -91,19 +88,6 @@ class Job:
             f"{len(splits.train)} training and {len(splits.test)} test images "
             f"{splits.channels}×{splits.image_size}×{splits.image_size}"
         )
-
-
-def digest(images: Images, root: str | None) -> str:
-    """SHA-256 of the images' order, labels and paths below the root; of an archive's, of sizes."""
-    found = hashlib.sha256()
-    source = images.source
-    if isinstance(source, Files):
-        top = Path(root or ".").expanduser()
-        for path, label in zip(source.paths, images.labels, strict=True):
-            found.update(os.fsencode(f"{label}/{Path(path).relative_to(top).as_posix()}\0"))
-    else:
-        found.update(f"{tuple(source[0].shape)}{images.labels}".encode())
-    return found.hexdigest()
 
 
 def parameters(model: torch.nn.Module) -> int:
