@@ -14,7 +14,6 @@ from covpool.data import DataError
 from covpool.data.reading import REMEDY
 from covpool.train.checkpoint import (
     METADATA,
-    StorageError,
     check_model,
     load_weights,
     read_checkpoint,
@@ -30,6 +29,7 @@ from covpool.train.progress import ProgressReport
 from covpool.train.published import read_trained
 from covpool.train.recorder import Recorder
 from covpool.train.run_directory import Row, RunDirectory, best_row
+from covpool.train.storage import StorageError
 from covpool.train.trainer import main_process, make_trainer, quiet_lightning
 
 MID_RUN_REMEDY = "start a new run with --data.skip_damaged true, or repair or restore the file"

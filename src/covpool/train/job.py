@@ -17,8 +17,9 @@ import torch
 
 import covpool
 from covpool.data import ImageSplits, Preprocessing, open_images
-from covpool.models import CovPoolModel, check_backbone, create_model
+from covpool.models import CovPoolModel, check_backbone
 from covpool.pooling import VECTOR_LAYOUT
+from covpool.train.building import build_model
 from covpool.train.checkpoint import METADATA, check_model, find_checkpoint, load_weights
 from covpool.train.config import RunConfig
 from covpool.train.loggers import check_loggers
@@ -28,7 +29,6 @@ from covpool.train.run_directory import LAST, RunDirectory
 from covpool.train.sampling import (
     EvaluationBatchSampler,
     TrainBatchSampler,
-    combine_seeds,
     steps_and_batch,
 )
 from covpool.train.schedule import MethodSchedule, method_schedule
@@ -170,46 +170,6 @@ def warn_of_milestones(config: RunConfig) -> None:
             epochs,
             " and ".join(map(str, beyond)),
         )
-
-
-def build_model(
-    config: RunConfig,
-    schedule: MethodSchedule,
-    *,
-    classes: int,
-    channels: int,
-    image_size: int,
-    pretrained: bool,
-) -> CovPoolModel:
-    """The model of a configuration, its weights drawn from the seed, tried on blank images.
-
-    Raises:
-        ValueError: the backbone cannot be built so, or cannot take images of this size.
-    """
-    choice = config.model
-    torch.manual_seed(combine_seeds(config.train.seed))
-    try:
-        model = create_model(
-            choice.backbone,
-            classes,
-            method=schedule.method_at(0) or "gap",
-            pretrained=pretrained,
-            reduced_channels=choice.reduced_channels,
-            last_stride=choice.last_stride,
-            in_chans=channels,
-            image_size=image_size,
-            drop_rate=choice.drop_rate,
-            **choice.backbone_options,
-        )
-        with torch.no_grad():
-            model.eval()(torch.zeros(2, channels, image_size, image_size))
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"backbone {choice.backbone!r} with options {choice.backbone_options} cannot take "
-            f"{image_size}×{image_size} images ({error}); choose another data.image_size, backbone "
-            "or options"
-        ) from error
-    return model.train()
 
 
 def check_batches(config: RunConfig, splits: ImageSplits) -> None:
