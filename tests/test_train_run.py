@@ -122,6 +122,14 @@ def test_evaluate_repeats_the_summary(run, capsys):
         assert f"epoch {row['epoch']}, {row['method']}, 12 images" in line
 
 
+def test_evaluate_takes_any_batch_size(images, tmp_path):
+    """Also one that the parts of a training step do not divide."""
+    path = tmp_path / "run"
+    options = [*OPTIONS, "--train.accumulate", "2", "--train.epochs", "1"]
+    assert main(["train", "--data.root", str(images), "--output", str(path), *options]) == 0
+    assert main(["evaluate", str(path), "--data.batch_size", "3"]) == 0
+
+
 def test_evaluate_on_other_images_of_the_same_classes(run, tmp_path, capsys):
     other = make_tiny_images(tmp_path / "other", train=1, test=2)
     assert main(["evaluate", "--data.root", str(other), str(run / "last.ckpt")]) == 0

@@ -7,7 +7,7 @@ where they are looked up (`covpool.train.schedule`, `covpool.models`), never lis
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from covpool.data import DataConfig
 
@@ -16,6 +16,19 @@ def require(ok: bool, option: str, requirement: str, value: object) -> None:
     """Raise a ValueError that names the option, what it must be and what it was, unless ok."""
     if not ok:
         raise ValueError(f"{option} must be {requirement}, not {value!r}")
+
+
+def require_choices(group: str, options: object) -> None:
+    """`require` of each option, or each part of a list, that it is one of its type's literals."""
+    for name, kind in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        several = get_origin(kind) is tuple
+        kind = get_args(kind)[0] if several else kind
+        if get_origin(kind) is Literal:
+            choices = ("a list out of " if several else "one of ") + ", ".join(get_args(kind))
+            given = list(value) if several else [value]
+            ok = set(given) <= set(get_args(kind))
+            require(ok, f"{group}.{name}", choices, given if several else value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +143,7 @@ class OptimConfig:
     kept; null: none. The decay rises to this value over the first steps."""
 
     def __post_init__(self) -> None:
+        require_choices("optim", self)
         rate, clip = self.learning_rate, self.clip_norm
         require(rate > 0, "optim.learning_rate", "above 0", rate)
         require(0 <= self.momentum < 1, "optim.momentum", "in [0, 1)", self.momentum)
@@ -221,23 +235,11 @@ class TrainConfig:
     """Where metrics also go, beside metrics.csv: tensorboard, wandb."""
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 1, "train.epochs", "at least 1", self.epochs)
+        require_choices("train", self)
         require(0 <= self.seed < 2**32, "train.seed", "in [0, 2**32)", self.seed)
-        require(self.devices >= 1, "train.devices", "at least 1", self.devices)
-        require(self.nodes >= 1, "train.nodes", "at least 1", self.nodes)
-        require(self.accumulate >= 1, "train.accumulate", "at least 1", self.accumulate)
-        require(
-            self.on_nonfinite in ("stop", "skip"),
-            "train.on_nonfinite",
-            "stop or skip",
-            self.on_nonfinite,
-        )
-        require(
-            set(self.loggers) <= {"tensorboard", "wandb"},
-            "train.loggers",
-            "a list out of tensorboard and wandb",
-            list(self.loggers),
-        )
+        for name in ("epochs", "devices", "nodes", "accumulate"):
+            value = getattr(self, name)
+            require(value >= 1, f"train.{name}", "at least 1", value)
         threads, steps = self.threads, self.checkpoint_steps
         require(threads is None or threads >= 1, "train.threads", "at least 1 or null", threads)
         require(steps >= 0, "train.checkpoint_steps", "at least 0", steps)

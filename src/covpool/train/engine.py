@@ -15,7 +15,6 @@ from covpool.data import DataError
 from covpool.data.reading import REMEDY
 from covpool.train.checkpoint import (
     METADATA,
-    StorageError,
     check_model,
     load_weights,
     read_checkpoint,
@@ -32,6 +31,7 @@ from covpool.train.progress import ProgressReport
 from covpool.train.published import read_trained
 from covpool.train.recorder import Recorder
 from covpool.train.run_directory import Row, RunDirectory, best_row
+from covpool.train.storage import StorageError
 from covpool.train.trainer import main_process, make_trainer, quiet_lightning
 
 MID_RUN_REMEDY = "start a new run with --data.skip_damaged true, or repair or restore the file"
@@ -190,7 +190,13 @@ def evaluate(path: Path, config: RunConfig) -> dict[str, Any]:
     checkpoint = read_trained(path)
     check_model(config, checkpoint, path)
     one_process = replace(
-        config.train, devices=1, nodes=1, strategy="auto", sync_batchnorm=False, loggers=()
+        config.train,
+        devices=1,
+        nodes=1,
+        strategy="auto",
+        accumulate=1,
+        sync_batchnorm=False,
+        loggers=(),
     )
     # A checkpoint's weights are the average already.
     optim = replace(config.optim, weight_average=None)

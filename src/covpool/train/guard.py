@@ -34,8 +34,8 @@ class Guarded(Protocol):
 class StepGuard:
     """Watches over one run's steps; every process comes to the same decision.
 
-    A step that is skipped leaves parameters, momenta and running statistics as they were. It counts
-    as a step: the order of images and the learning rate go on as planned.
+    A step that is skipped leaves parameters, their average, momenta and running statistics as they
+    were. It counts as a step: the order of images and the learning rate go on as planned.
 
     Args:
         module: whose steps.
@@ -43,6 +43,7 @@ class StepGuard:
 
     Attributes:
         skipped: steps left out in this epoch.
+        bad: whether the step at hand is to be skipped, as far as is known.
     """
 
     def __init__(self, module: Guarded, *, skip: bool) -> None:

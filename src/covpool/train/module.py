@@ -255,7 +255,7 @@ class ClassificationModule(LightningModule):
     @override
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         super().optimizer_step(*args, **options)
-        if self.average is not None:
+        if self.average is not None and not self.guard.bad:
             # The step that is being taken is not counted yet.
             self.average.update(self.model, step=self.global_step + 1)
 

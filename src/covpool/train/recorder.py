@@ -14,11 +14,11 @@ from lightning.pytorch import Callback, Trainer
 from typing_extensions import override
 
 from covpool.data import DataError
-from covpool.train.checkpoint import AtomicCheckpointIO, StorageError
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.module import ClassificationModule, TrainingDiverged
 from covpool.train.progress import ProgressReport
 from covpool.train.run_directory import Row, RunDirectory, best_row
+from covpool.train.storage import AtomicCheckpointIO, StorageError
 
 PROGRESS = "covpool_progress"
 

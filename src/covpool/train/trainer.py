@@ -16,8 +16,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import Logger
 
-from covpool.train.checkpoint import AtomicCheckpointIO
 from covpool.train.config import RunConfig, TrainConfig
+from covpool.train.storage import AtomicCheckpointIO
 
 
 def main_process() -> bool:
