@@ -1,5 +1,7 @@
 """Tables 3 and 6 beside the paper's, and the sizes of K against their definitions in mpmath."""
 
+import json
+
 import mpmath
 import numpy as np
 import pytest
