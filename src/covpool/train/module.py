@@ -138,9 +138,7 @@ class ClassificationModule(LightningModule):
         self.images = images
         failure = logits = loss = None
         try:
-            logits = self.model(images.contiguous(memory_format=self.memory_format))
-            smoothing = self.config.optim.label_smoothing
-            loss = cross_entropy(logits, labels, label_smoothing=smoothing)
+            logits, loss = self.logits_and_loss(images, labels)
             if not loss.isfinite():
                 failure = f"the loss is {loss.item()}"
         except ValueError as error:  # the pooling met features that are not finite
@@ -150,6 +148,12 @@ class ClassificationModule(LightningModule):
             return torch.zeros((), device=self.device, requires_grad=True)
         self.train_sums += self._count(loss.detach(), logits.detach(), labels)
         return loss
+
+    def logits_and_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a training batch: nothing is counted, so probes may evaluate it too."""
+        logits = self.model(images.contiguous(memory_format=self.memory_format))
+        smoothing = self.config.optim.label_smoothing
+        return logits, cross_entropy(logits, labels, label_smoothing=smoothing)
 
     @override
     def on_after_backward(self) -> None:
