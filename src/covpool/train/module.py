@@ -25,6 +25,7 @@ from covpool.train.guard import StepGuard
 from covpool.train.loaders import ImageDataModule
 from covpool.train.sampling import combine_seeds
 from covpool.train.schedule import MethodSchedule
+from covpool.train.trainer import over_processes
 from covpool.train.weight_average import join_average, make_average, split_average
 
 
@@ -179,7 +180,8 @@ class ClassificationModule(LightningModule):
 
     def names_of_batch(self) -> list[str]:
         """What to call the images of the batch at hand: their files, or their numbers."""
-        data: ImageDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        trainer: Any = self.trainer  # which does not declare where `fit` puts it
+        data: ImageDataModule = trainer.datamodule
         return data.names(self.global_step, self.part)
 
     def _logits(self, images: Tensor) -> Tensor:
@@ -245,7 +247,7 @@ class ClassificationModule(LightningModule):
 
     def over_all_processes(self, sums: Tensor) -> Tensor:
         """The total of every process's sums."""
-        return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")  # type: ignore[return-value]
+        return over_processes(self.trainer, sums.clone(), "sum")
 
     def learning_rate_at(self, epoch: int) -> float:
         """The backbone's learning rate at the start of an epoch."""
@@ -272,7 +274,7 @@ class ClassificationModule(LightningModule):
             join_average(checkpoint)
 
     @override
-    def configure_optimizers(self):  # type: ignore[override]
+    def configure_optimizers(self) -> Any:
         optim, epochs = self.config.optim, self.config.train.epochs
         groups = self.model.parameter_groups(optim.learning_rate, optim.classifier_multiplier)
         optimizer = torch.optim.SGD(
