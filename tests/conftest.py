@@ -16,6 +16,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("covpool", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("covpool")
 
+
+@pytest.fixture(scope="session")
+def report_of_made_up_runs(tmp_path_factory):
+    """One page, as drawing it takes seconds, for the tests that read it and those that look."""
+    from covpool.report.page import render
+    from covpool.report.sources import find_runs
+    from made_up_runs import make_grid
+
+    folder = tmp_path_factory.mktemp("runs") / "a <i>grid</i> & 'more'"
+    return render(find_runs([make_grid(folder)]), baseline="gap")
+
+
 _largest: dict[str, dict[str, float]] = defaultdict(dict)
 
 

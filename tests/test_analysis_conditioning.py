@@ -91,6 +91,18 @@ def test_spectrum_is_that_of_scipys_singular_values():
         np.testing.assert_allclose(spectrum, np.sort(sigma**2), rtol=1e-12)
 
 
+@pytest.mark.parametrize("positions", [10, 60])
+def test_a_large_mean_takes_no_digit_of_a_small_rest(positions):
+    # Multiples of 2^-12, so that adding 2^36 to them rounds nothing.
+    sample = np.random.default_rng(0).integers(-4096, 4096, (CHANNELS, positions)) / 4096
+    sample[:, -1] = 0.5
+    sample[0] = sample[1] + np.round(sample[2] * 4) / 4096  # nearly a dependence
+    expected = feature_spectrum(torch.from_numpy(sample))
+    found = feature_spectrum(torch.from_numpy(sample + 2.0**36))
+    assert (found > 0).sum() == min(positions - 1, CHANNELS)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
+
+
 @pytest.mark.parametrize(
     ("dtype", "blind_beyond"), [(torch.float64, 1e16), (torch.float32, 1e8)], ids=str
 )
@@ -130,6 +142,9 @@ def test_rounding_of_a_formed_singular_covariance_is_seen():
         found.of_covariance.negative_share, [(e < 0).mean() for e in raw], atol=0.2
     )
     assert found.of_covariance.rank.tolist() == found.of_features.rank.tolist() == [9] * 4
+    # Of the 31 zeros many are rounding errors far above the floor.
+    assert (found.of_features.floored_share == 31 / 40).all()
+    assert (found.of_covariance.floored_share < 25 / 40).all()
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,)])

@@ -1,7 +1,6 @@
 """Tables 3 and 6 beside the paper's, and the sizes of K against their definitions in mpmath."""
 
 import json
-from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -16,9 +15,10 @@ from covpool.linalg.algorithms import Pairwise
 from covpool.linalg.kernels import Pade, Taylor
 from covpool.linalg.pade_coefficients import SUM_RATIO
 from covpool.linalg.scalar import SQRT
+from covpool.report.paper import paper_tables
 from test_kernels import DEFINITIONS
 
-PAPER = json.loads((Path(__file__).parent / "paper_tables.json").read_text())
+PAPER = paper_tables()
 TABLE3 = PAPER["table3_approximation_error_degree100_float64"]
 TABLE6 = PAPER["table6_gradient_upper_bound"]
 PRINTED = {"SVD-Padé": "SVD-Pade", "MPN-COV": "SVD"}

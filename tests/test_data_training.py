@@ -1,6 +1,7 @@
 """Published layouts, sizes and views through the command line: train, evaluate, predict."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from covpool.train.checkpoint import read_checkpoint
 from covpool.train.config import RunConfig
 from covpool.train.engine import evaluate
 from covpool.train.job import prepare
+from covpool.train.loaders import ImageDataModule
 from covpool.train.prediction import predict
+from covpool.train.run_directory import RunDirectory
 from miniatures import Pictures, write_miniature, write_shards
 from tiny_images import OPTIONS
 
@@ -71,6 +74,27 @@ def test_the_runs_own_views_are_those_of_its_metrics_and_predictions(run):
         zip(open_images(config.data).classes, logits[0].softmax(0).tolist(), strict=True)
     )
     assert dict(prediction.likeliest) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_of_several_views_is_no_larger(run):
+    """Else ten crops of large images would need ten times the memory in every loader."""
+    config = RunDirectory(run).read_config()
+    data = ImageDataModule(open_images(config.data), config)
+    shapes = [images.shape for images, _ in data.val_dataloader()]
+    assert sum(shape[0] for shape in shapes) == 9
+    assert {shape[1] for shape in shapes} == {10}
+    assert max(shape[0] * shape[1] for shape in shapes) <= max(config.data.batch_size, 10)
+    config = replace(config, data=replace(config.data, batch_size=40))
+    data = ImageDataModule(open_images(config.data), config)
+    assert max(len(labels) for _, labels in data.val_dataloader()) == 3
+
+
+def test_images_in_shards_are_called_by_their_names(tmp_path):
+    root = write_shards(tmp_path, Pictures(classes=3, train=4, test=2, size=32))
+    data = DataConfig(name="wds/letters", root=str(root), image_size=16, batch_size=4)
+    names = ImageDataModule(open_images(data), RunConfig(data=data)).names(0)
+    assert len(names) == 4
+    assert all(name.startswith(str(root)) and ".tar:" in name for name in names)
 
 
 def test_views_that_do_not_fit_are_refused_by_evaluate(tmp_path, capsys):

@@ -1,8 +1,5 @@
 """Kernels against their definitions in mpmath, the bounds of Table 6 and the errors of Table 3."""
 
-import json
-from pathlib import Path
-
 import mpmath
 import pytest
 import torch
@@ -13,9 +10,10 @@ from covpool import KERNELS, METHODS
 from covpool.linalg.algorithms import Pairwise
 from covpool.linalg.kernels import Difference, Lorentzian, Pade, PowerIteration, Taylor, Truncated
 from covpool.linalg.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
+from covpool.report.paper import paper_tables
 
 EPS = torch.finfo(torch.float64).eps
-PAPER = json.loads((Path(__file__).parent / "paper_tables.json").read_text())
+PAPER = paper_tables()
 ONE_MINUS_RATIO = [1.0, 0.9, 0.5, 0.3, 0.1, 1e-2, 1e-3, 1e-6, 1e-9, 1e-12, 1e-15]
 
 

@@ -14,7 +14,10 @@ import covpool
 SOURCE = Path(covpool.__file__).parent
 HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "jsonargparse", "rich")
 # Each package may import those before it; `data` stands beside the layers.
-ORDER = ("linalg", "pooling", "models", "analysis", "bench", "train", "publish", "cli")
+ORDER = (
+    *("linalg", "pooling", "models", "analysis", "bench"),
+    *("train", "report", "reproduce", "publish", "cli"),
+)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +66,24 @@ def test_imports_point_one_way(path):
         pass
     elif part in ORDER:
         allowed |= set(ORDER[: ORDER.index(part)])
-        if part in ("train", "publish", "cli"):
+        if part in ("train", "reproduce", "publish", "cli"):
             allowed.add("data")
     assert imported_parts(path) <= allowed
+
+
+def test_the_report_reads_what_others_wrote():
+    """It shows training runs without being able to train: only files, statistics and tables."""
+    allowed = {"train.comparison", "train.grid", "train.run_directory"}
+    for path in (SOURCE / "report").glob("*.py"):
+        assert imported_parts(path) <= {
+            *("", "_version", "linalg", "pooling", "analysis", "report", "train")
+        }
+        modules = {
+            node.module.removeprefix("covpool.")
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("covpool.train")
+        }
+        assert modules <= allowed
 
 
 def test_public_names_exist():

@@ -21,8 +21,9 @@ from torch.nn import functional
 import covpool
 from covpool.bench.checkouts import as_published, load_module
 from covpool.cli import main
-from covpool.publish.convert import CONVERTERS, Options, check_weights, class_names, convert
+from covpool.publish.convert import CONVERTERS, Options, class_names, convert
 from covpool.publish.keys import RESNET_LAYOUTS, lite0_to_timm, lower_to_upper, renamed
+from covpool.publish.weights import check_weights
 from covpool.train.prediction import load_model
 from covpool.train.published import read_published
 from covpool.train.starting_weights import read_starting_weights

@@ -1,6 +1,8 @@
 """Published directories: written, read, evaluated, predicted with, and refused when damaged."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -86,6 +88,27 @@ def test_load_model_from_each_form(run, published, images):
             name for name, _ in loaded[0].predict(image)[0].likeliest[:2]
         ]
     assert "nowhere" in loaded[0].predict("nowhere.png")[0].error
+
+
+def test_load_model_needs_no_training_packages(run, published, images):
+    image = str(next(images.rglob("*.png")))
+    code = (
+        "import sys\n"
+        "for name in ('lightning', 'jsonargparse', 'matplotlib', 'rich', 'scipy'):\n"
+        "    sys.modules[name] = None\n"
+        "import covpool\n"
+        "for path in sys.argv[2:]:\n"
+        "    [prediction] = covpool.load_model(path).predict(sys.argv[1])\n"
+        "    print(prediction.likeliest[0][0])\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, image, str(run), str(published)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    expected = covpool.load_model(run).predict(image)[0].likeliest[0][0]
+    assert told.stdout.split() == [expected] * 2, told.stderr
 
 
 def test_first_difference_of_weights_is_named(published, images, capsys):

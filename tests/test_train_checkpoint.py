@@ -13,11 +13,11 @@ from covpool.cli import main
 from covpool.train import checkpoint as checkpoints
 from covpool.train.checkpoint import (
     METADATA,
-    AtomicCheckpointIO,
     DamagedCheckpoint,
     find_checkpoint,
     read_checkpoint,
 )
+from covpool.train.storage import AtomicCheckpointIO
 from tiny_images import OPTIONS, make_tiny_images
 
 

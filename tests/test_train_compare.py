@@ -76,6 +76,16 @@ def test_the_same_command_repeats_nothing(folder, images, capsys):
     assert "[1/4]" not in out
 
 
+def test_a_report_says_the_same(folder, capsys):
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder / "report.html")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for row in json.loads((folder / "comparison.json").read_text())["table"]:
+        assert f"{row['final_mean']:.2f} ± {row['final_deviation']:.2f}" in page
+    assert "processor" in page  # what the run noted of its machine
+    assert main(["report", str(folder)]) == 0  # over its own earlier page
+
+
 def test_other_options_are_refused(folder, images, capsys):
     options = ["--methods", "gap,exact", "--output", str(folder), *OPTIONS, "--train.epochs", "5"]
     assert main(["compare", "--data.root", images, *options]) == 2

@@ -39,6 +39,8 @@ OUT_OF_RANGE = {
         "classifier_multiplier": 0.0,
         "label_smoothing": 1.0,
         "weight_average": 1.0,
+        "decay": "linear",
+        "trained": "head",
     },
     TrainConfig: {
         "epochs": 0,
@@ -47,6 +49,10 @@ OUT_OF_RANGE = {
         "nodes": 0,
         "threads": 0,
         "checkpoint_steps": -1,
+        "accumulate": 0,
+        "precision": "8",
+        "on_nonfinite": "ignore",
+        "loggers": ("tensorboard", "mlflow"),
     },
 }
 

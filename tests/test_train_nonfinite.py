@@ -64,13 +64,13 @@ def test_a_skipped_step_changes_nothing_but_the_count(
     def note(self, *arguments):
         state = self.trainer.optimizers[0].state
         momenta = [state[p]["momentum_buffer"].clone() for p in self.model.parameters()]
-        weights = {k: v.clone() for k, v in self.model.state_dict().items()}
-        states[self.global_step] = [*weights.values(), *momenta]
+        weights = [*self.model.state_dict().values(), *self.average.state_dict().values()]
+        states[self.global_step] = [*(value.clone() for value in weights), *momenta]
         original(self, *arguments)
 
     monkeypatch.setattr(ClassificationModule, "on_train_batch_end", note)
     path = tmp_path / "run"
-    assert train(images, path, *SKIP) == 0
+    assert train(images, path, *SKIP, "--optim.weight_average", "0.8") == 0
     assert all(map(torch.equal, states[4], states[5]))
     assert not all(map(torch.equal, states[5], states[6]))
     assert "skipped epoch 2, step 2 of 3" in caplog.text

@@ -16,6 +16,7 @@ from covpool.data import Images
 from covpool.train.recorder import PROGRESS, Recorder
 from covpool.train.run_directory import RunDirectory
 from covpool.train.sampling import TrainBatchSampler
+from covpool.train.weight_average import TRAINED
 from test_train_resume import CLOCK, RUN, load
 from tiny_images import OPTIONS, make_tiny_images
 
@@ -115,9 +116,11 @@ def poison_and_kill(step, rank):
 
 
 def test_two_killed_processes_resume_bit_for_bit(images, tmp_path):
-    """With accumulation, batch norm, dropout, a switch of methods, and a skipped step."""
+    """With accumulation, batch norm, dropout, a switch of methods, an average of the weights, and a
+    skipped step."""
     options = (*RUN, *TWO, "--train.accumulate", "2", "--train.checkpoint_steps", "2")
     options += ("--data.workers", "1", "--resume", "auto", "--on-nonfinite", "skip")
+    options += ("--optim.weight_average", "0.8")
     whole, path, log = tmp_path / "whole", tmp_path / "run", tmp_path / "log"
     status, told = processes.run(command(images, whole, *options), log, prepare=poison)
     assert status == [0, 0], told
@@ -131,8 +134,9 @@ def test_two_killed_processes_resume_bit_for_bit(images, tmp_path):
     assert status == [0, 0], told
     ends = [load(p) for p in (whole, path)]
     assert ends[0]["global_step"] == ends[1]["global_step"] == 9
-    for key, value in ends[0]["state_dict"].items():
-        assert torch.equal(ends[1]["state_dict"][key], value), key
+    for weights in ("state_dict", TRAINED):
+        for key, value in ends[0][weights].items():
+            assert torch.equal(ends[1][weights][key], value), f"{weights} {key}"
     rows = [without_clock(RunDirectory(p).read_metrics()) for p in (whole, path)]
     assert rows[0] == rows[1]
     assert [row["skipped_steps"] for row in rows[0]] == [0, 1, 0]

@@ -164,6 +164,14 @@ def test_the_lines_of_epochs_fit_a_terminal_under_their_header():
         assert line[header.index(name) - 1] == " " != line[header.index(name)]
 
 
+def test_evaluate_takes_any_batch_size(images, tmp_path):
+    """Also one that the parts of a training step do not divide."""
+    path = tmp_path / "run"
+    options = [*OPTIONS, "--train.accumulate", "2", "--train.epochs", "1"]
+    assert main(["train", "--data.root", str(images), "--output", str(path), *options]) == 0
+    assert main(["evaluate", str(path), "--data.batch_size", "3"]) == 0
+
+
 def test_evaluate_on_other_images_of_the_same_classes(run, tmp_path, capsys):
     other = make_tiny_images(tmp_path / "other", train=1, test=2)
     assert main(["evaluate", "--data.root", str(other), str(run / "last.ckpt")]) == 0

@@ -129,9 +129,11 @@ def _spectrum(caller: str, x: Tensor) -> Tensor:
     checks.finite(caller, x, sample_dims=2)
     channels, positions = x.shape[-2:]
     centred = x.double()
-    centred = centred - centred.mean(-1, keepdim=True)
+    for _ in range(2):  # the first mean is rounded to its own digits, few beside a small rest
+        centred = centred - centred.mean(-1, keepdim=True)
     singular = torch.linalg.svdvals(centred).flip(-1) * positions**-0.5
-    singular = singular[..., max(0, min(channels, positions) - (positions - 1)) :]
+    if positions <= channels:
+        singular = singular[..., 1:]  # the direction that centring has taken away
     if singular.shape[-1]:
         least = max(channels, positions) * EPS * singular[..., -1:]
         singular = torch.where(singular <= least, 0, singular)

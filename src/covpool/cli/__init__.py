@@ -39,6 +39,8 @@ COMMANDS = {
     "pull": Command("pull", "get a published model from a hub, or from a folder"),
     "convert": Command("convert", "a checkpoint of another project as a published model"),
     "compare": Command("compare", "train a grid of pooling methods and seeds, and tabulate it"),
+    "report": Command("report", "an HTML page of runs: tables, figures and what they show"),
+    "reproduce": Command("reproduce", "the paper's tables and figures anew, beside its own cells"),
     "bench": Command(
         "bench",
         "time, memory and errors of the methods, beside their peers",

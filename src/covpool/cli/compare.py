@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     with users_input(), checking_files() as progress:
         config, cells, jobs, folder = _prepare(arguments, progress)
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    methods = len({cell.method for cell in cells})
+    methods = len({cell.label for cell in cells})
     console.print(
         f"{len(cells)} runs ({methods} methods, {len(cells) // methods} seeds), "
         f"{config.train.epochs} epochs each, {jobs} at a time, in {folder}"
@@ -94,6 +94,7 @@ def _prepare(
             "is compared"
         )
     _check_constants(config, methods)
+    grid.check_one_process(config, own.output or Path("FOLDER"))
     # Opening the images and building one model now meets every mistake before the long part.
     constants = grid.constants_of(config, methods[0])
     first = replace(config.model, method=methods[0], constants=constants)
@@ -202,7 +203,7 @@ def write(
         "table": comparison.rows,
         "problems": comparison.problems,
         "runs": [
-            {"method": cell.method, "seed": cell.seed, "path": cell.path.name, **cell.summary()}
+            {"method": cell.label, "seed": cell.seed, "path": cell.path.name, **cell.summary()}
             for cell in cells
         ],
     }

@@ -14,13 +14,13 @@ from covpool.cli.parsing import (
     users_input,
 )
 from covpool.data import DataError
-from covpool.train.checkpoint import StorageError
 from covpool.train.config import RunConfig
 from covpool.train.engine import train
 from covpool.train.interruption import Interrupted
 from covpool.train.job import Job, RunFinished, check_names, prepare, prepare_resume
 from covpool.train.module import TrainingDiverged
 from covpool.train.run_directory import RunDirectory, free_path, refuse_existing
+from covpool.train.storage import StorageError
 from covpool.train.trainer import main_process
 
 RUNS = Path("runs")

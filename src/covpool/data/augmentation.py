@@ -133,7 +133,8 @@ class Timm:
         size = preprocessing.image_size
         sizes = {name: _as_tuple(value) for name, value in options.items()}
         try:
-            self.transform = create_transform(
+            # A pair of transforms with the option `separate` alone, which is not for the user.
+            self.transform: Any = create_transform(
                 (3, size, size),
                 is_training=True,
                 mean=preprocessing.mean,
@@ -152,7 +153,7 @@ class Timm:
         from torchvision.transforms.v2.functional import to_pil_image
 
         with seeded(*position):
-            return self.transform(to_pil_image(image))  # type: ignore[operator]
+            return self.transform(to_pil_image(image))
 
 
 def _as_tuple(value: Any) -> Any:

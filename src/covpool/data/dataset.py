@@ -1,7 +1,10 @@
 """Labelled images as the network's input, and where their pixels come from."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
 from torch import Tensor
@@ -21,13 +24,17 @@ class Source(Protocol):
         """(channels, H, W) uint8."""
         ...
 
-
-class EncodedSource(Source, Protocol):
-    """Raw images that are decoded when they are asked for."""
-
     def name(self, index: int) -> str:
         """What to call an image in messages: its path, where it is a file."""
         ...
+
+    def marks(self, root: Path) -> Iterator[bytes]:
+        """For each image, what tells it from others, wherever the root lies; cheap to find."""
+        ...
+
+
+class EncodedSource(Source, Protocol):
+    """Raw images that are decoded when they are asked for."""
 
     def open(self, index: int) -> IO[bytes]:
         """The image as it is stored."""
@@ -61,6 +68,10 @@ class Files(EncodedSource):
     def open(self, index: int) -> IO[bytes]:
         return open(self.paths[index], "rb")
 
+    def marks(self, root: Path) -> Iterator[bytes]:
+        for path in self.paths:
+            yield os.fsencode(Path(path).relative_to(root).as_posix())
+
     def select(self, indices: Sequence[int]) -> Self:
         return replace(self, paths=[self.paths[index] for index in indices])
 
@@ -79,6 +90,12 @@ class Arrays(Source):
 
     def __getitem__(self, index: int) -> Tensor:
         return self.images[index]
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+    def marks(self, root: Path) -> Iterator[bytes]:
+        yield from (hashlib.sha256(image.numpy().tobytes()).digest() for image in self.images)
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -121,6 +138,17 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def digest(self, root: str | None) -> str:
+        """SHA-256 of labels and marks in order; the same where the root was moved as a whole.
+
+        It does not read files through: one that was changed in its place goes unnoticed.
+        """
+        found = hashlib.sha256()
+        marks = self.source.marks(Path(root or ".").expanduser())
+        for label, mark in zip(self.labels, marks, strict=True):
+            found.update(f"{label}/".encode() + mark + b"\0")
+        return found.hexdigest()
 
     def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, int]:
         epoch, number = index if isinstance(index, tuple) else (0, index)

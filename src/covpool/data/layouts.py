@@ -137,6 +137,24 @@ def read_layout(config: DataConfig, progress: Progress | None = None) -> tuple[s
     return name, layout.read(base or path)
 
 
+def layout_name(config: DataConfig) -> str:
+    """The name of the configuration's layout, by the signs of its root alone: folder or archive
+    where there are none.
+
+    Raises:
+        DataError: an unknown layout, or a root that does not exist.
+    """
+    check_name(config.name)
+    if config.root is None:
+        return "typefaces" if config.name == "auto" else config.name
+    path = Path(config.root).expanduser()
+    if not path.exists():
+        raise DataError(f"data.root {config.root!r} does not exist; {_remedy(path)}")
+    if config.name != "auto":
+        return config.name
+    return "archive" if path.is_file() else next(iter(_candidates(path)), "folder")
+
+
 def check_name(name: str) -> None:
     """Raise a DataError unless this is what data.name may be."""
     prefix, slash, _ = name.partition("/")

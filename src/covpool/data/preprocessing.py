@@ -98,7 +98,7 @@ class Preprocessing:
             float32, (channels, image_size, image_size); with several views, which
             `average_over_views` takes, (views, channels, image_size, image_size).
         """
-        return self.normalise(VIEWS[self.views](self, image))
+        return self.normalise(VIEWS[self.views].cut(self, image))
 
 
 def _plain(resize: int | tuple[int, int]) -> str:
@@ -117,18 +117,24 @@ def _ten_crop(preprocessing: Preprocessing, image: Tensor) -> Tensor:
     return torch.stack(transforms.ten_crop(preprocessing.resized(image), [size, size]))
 
 
-VIEWS: Mapping[str, Callable[[Preprocessing, Tensor], Tensor]] = {
-    "center": Preprocessing.centre,
-    "mirror": _mirror,
-    "ten-crop": _ten_crop,
+@dataclass(frozen=True)
+class Cut:
+    """How many views an image gives, and what takes them: (channels, H, W) → the views."""
+
+    number: int
+    cut: Callable[[Preprocessing, Tensor], Tensor]
+
+
+VIEWS: Mapping[str, Cut] = {
+    "center": Cut(1, Preprocessing.centre),
+    "mirror": Cut(2, _mirror),
+    "ten-crop": Cut(10, _ten_crop),
 }
 """The parts of a picture that an evaluation sees, by the name that `data.views` takes."""
 
 
 def average_over_views(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """A model's logits, averaged over the views of each image.
-
-    One view goes through the model at a time, so that several need no more memory than one.
+    """A model's logits, averaged over the views of each image, which go through it together.
 
     Args:
         model: (batch, channels, H, W) → (batch, classes).
@@ -136,7 +142,4 @@ def average_over_views(model: Callable[[Tensor], Tensor], images: Tensor) -> Ten
     """
     if images.ndim == 4:
         return model(images)
-    total = model(images[:, 0])
-    for view in range(1, images.shape[1]):
-        total = total + model(images[:, view])
-    return total / images.shape[1]
+    return model(images.flatten(0, 1)).unflatten(0, images.shape[:2]).mean(1)

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Self
@@ -49,6 +49,11 @@ class TarImages(EncodedSource):
         with open(self.shards[shard], "rb") as file:
             file.seek(offset)
             return io.BytesIO(file.read(size))
+
+    def marks(self, root: Path) -> Iterator[bytes]:
+        for shard, offset, size, key in self.places:
+            inner = os.path.relpath(self.shards[shard], root)
+            yield os.fsencode(f"{inner}:{key}:{offset}:{size}")
 
     def select(self, indices: Sequence[int]) -> Self:
         return replace(self, places=[self.places[index] for index in indices])

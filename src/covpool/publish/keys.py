@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-Weights = dict[str, Tensor]
+from covpool.publish.weights import Weights
 
 _NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 _STEM_AND_STAGES = {0: "conv1", 1: "bn1", 4: "layer1", 5: "layer2", 6: "layer3", 7: "layer4"}

@@ -25,8 +25,8 @@ def tabulate(cells: Sequence[Cell], failures: dict[str, str]) -> Comparison:
 
     Means are over the runs that finished; `runs` and `problems` say where some did not.
     """
-    methods = list(dict.fromkeys(cell.method for cell in cells))
-    summaries = {(cell.method, cell.seed): cell.summary() for cell in cells}
+    methods = list(dict.fromkeys(cell.label for cell in cells))
+    summaries = {(cell.label, cell.seed): cell.summary() for cell in cells}
     seeds = sorted({cell.seed for cell in cells})
     rows = []
     for method in methods:
@@ -50,7 +50,7 @@ def tabulate(cells: Sequence[Cell], failures: dict[str, str]) -> Comparison:
         times = [
             epoch["seconds"]
             for cell in cells
-            if cell.method == method and cell.seed in own
+            if cell.label == method and cell.seed in own
             for epoch in RunDirectory(cell.path).read_metrics()
         ]
         row["seconds_per_epoch"] = statistics.median(times) if times else None

@@ -1,6 +1,7 @@
 """Training and evaluation of a prepared job."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from covpool.data import DataError
 from covpool.data.reading import REMEDY
 from covpool.train.checkpoint import (
     METADATA,
-    StorageError,
     check_model,
     load_weights,
     read_checkpoint,
@@ -25,11 +25,13 @@ from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.job import Job, check_classes, parameters, prepare
 from covpool.train.loaders import ImageDataModule
 from covpool.train.loggers import close_loggers, make_loggers
+from covpool.train.machine import describe_machine
 from covpool.train.module import ClassificationModule, TrainingDiverged
 from covpool.train.progress import EvaluationProgress, ProgressReport
 from covpool.train.published import read_trained
 from covpool.train.recorder import Recorder
 from covpool.train.run_directory import Row, RunDirectory, best_row
+from covpool.train.storage import StorageError
 from covpool.train.trainer import main_process, make_trainer, quiet_lightning
 
 MID_RUN_REMEDY = "start a new run with --data.skip_damaged true, or repair or restore the file"
@@ -38,7 +40,12 @@ logger = logging.getLogger("covpool")
 
 
 def train(
-    job: Job, directory: RunDirectory, *, checkpoint: Path | None = None, report: bool = True
+    job: Job,
+    directory: RunDirectory,
+    *,
+    checkpoint: Path | None = None,
+    report: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> Row:
     """Train to the end of the schedule and write the run directory.
 
@@ -47,6 +54,7 @@ def train(
         directory: where to write.
         checkpoint: where to go on from.
         report: whether to show progress.
+        callbacks: further ones, such as those of `covpool.train.probes`.
 
     Returns:
         The summary, as in summary.json.
@@ -71,12 +79,12 @@ def train(
     summary: dict[str, Any] = {"status": "finished"}
     with StopRequest(announce=progress is not None) as request, quiet_lightning():
         recorder = Recorder(directory, request, progress)
-        callbacks: list[Callback] = [progress, recorder] if progress else [recorder]
+        own: list[Callback] = [progress, recorder] if progress else [recorder]
         step = read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
         loggers = make_loggers(config, directory, step) if main_process() else []
         if loggers:  # it refuses a process that has none
-            callbacks.append(LearningRateMonitor("step"))
-        trainer = make_trainer(config, callbacks, loggers)
+            own.append(LearningRateMonitor("step"))
+        trainer = make_trainer(config, [*own, *callbacks], loggers)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except Interrupted as error:
@@ -100,6 +108,7 @@ def train(
             close_loggers(loggers, failed=summary["status"] != "finished")
             if main_process():
                 summary |= summarise(job, recorder)
+                summary["machine"] = describe_machine(trainer.strategy.root_device)
                 write_results(job, module, recorder, directory, summary)
     return summary
 
@@ -182,7 +191,13 @@ def evaluate(path: Path, config: RunConfig, *, report: bool = False) -> dict[str
     checkpoint = read_trained(path)
     check_model(config, checkpoint, path)
     one_process = replace(
-        config.train, devices=1, nodes=1, strategy="auto", sync_batchnorm=False, loggers=()
+        config.train,
+        devices=1,
+        nodes=1,
+        strategy="auto",
+        accumulate=1,
+        sync_batchnorm=False,
+        loggers=(),
     )
     # A checkpoint's weights are the average already.
     optim = replace(config.optim, weight_average=None)

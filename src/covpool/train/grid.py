@@ -12,13 +12,19 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.run_directory import RunDirectory
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
 POLL_SECONDS = 0.5
+
+BRANCH = "branch"
+"""The folder in a run directory where the state is kept that other runs begin from."""
 
 GRACE_SECONDS = 10.0
 """How long a process that must end may take for its present step."""
@@ -40,17 +46,32 @@ GRID_KEYS = (("model", "method"), ("train", "seed"))
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run of the grid."""
+    """One run of the grid.
 
-    method: str
+    Attributes:
+        label: what it trains, as the method; runs of one label differ in their seed.
+        seed: the run's.
+        config: of the whole run.
+        path: its directory.
+        callbacks: makers of further callbacks from the run's directory, which leave the training
+            as it is.
+        trunk: directory of another run of the grid that this one is equal to in its first
+            `inherited` epochs, and that keeps its state there (`covpool.train.branches`).
+        inherited: how many.
+    """
+
+    label: str
     seed: int
     config: RunConfig
     path: Path
+    callbacks: "tuple[Callable[[Path], Callback], ...]" = ()
+    trunk: Path | None = None
+    inherited: int = 0
 
     @property
     def name(self) -> str:
         """For people."""
-        return f"{self.method} seed {self.seed}"
+        return f"{self.label} seed {self.seed}"
 
     def summary(self) -> dict[str, Any]:
         """The run's summary; its status is "missing" where it has come to none."""
@@ -63,11 +84,16 @@ class Cell:
             return summary["epochs"] >= self.config.train.epochs
         return summary["status"] == "diverged"
 
+    @property
+    def epochs(self) -> int:
+        """The epochs that it has to train itself."""
+        return self.config.train.epochs - self.inherited
+
     def epochs_done(self) -> int:
-        """Finished epochs; all of them where the cell is settled."""
+        """Those of them that are finished; all of them where the cell is settled."""
         if self.settled():
-            return self.config.train.epochs
-        return len(RunDirectory(self.path).read_metrics())
+            return self.epochs
+        return max(0, len(RunDirectory(self.path).read_metrics()) - self.inherited)
 
 
 def make_grid(
@@ -82,11 +108,11 @@ def make_grid(
         folder: the comparison's folder.
         jobs: runs at a time, among which the cores are divided.
     """
-    threads = config.train.threads or max(1, available_cores() // jobs)
+    threads = threads_of(config, jobs)
     first = config.train.seed
     return [
         Cell(
-            method=method,
+            label=method,
             seed=seed,
             config=replace(
                 config,
@@ -106,6 +132,27 @@ def constants_of(config: RunConfig, method: str) -> dict[str, Any]:
 
     row = METHODS.get(method)
     return {k: v for k, v in config.model.constants.items() if row and k in row.constants}
+
+
+def threads_of(config: RunConfig, jobs: int) -> int:
+    """Threads of each of so many runs at a time: the configuration's, or a share of the cores."""
+    return config.train.threads or max(1, available_cores() // jobs)
+
+
+def check_one_process(config: RunConfig, folder: Path) -> None:
+    """Refuse runs of several processes, which each would start this very command again.
+
+    Raises:
+        ValueError: more than one device or node.
+    """
+    for name in ("devices", "nodes"):
+        value = getattr(config.train, name)
+        if value > 1:
+            raise ValueError(
+                f"train.{name} {value} cannot be used here: each run of a grid is one process; "
+                "leave it at 1, or train the runs one by one with covpool train --output "
+                f"{folder / 'LABEL-seedN'}, after which the same command tabulates them"
+            )
 
 
 def available_cores() -> int:
@@ -154,10 +201,13 @@ def run_cell(cell: Cell) -> None:
     Raises:
         Interrupted: the comparison was asked to stop.
     """
+    from covpool.train.branches import begin_at_branch
     from covpool.train.engine import train
     from covpool.train.job import prepare, prepare_resume
     from covpool.train.module import TrainingDiverged
 
+    if cell.trunk is not None and not cell.path.exists():
+        begin_at_branch(cell.trunk, RunDirectory.create(cell.path, cell.config), cell.config)
     if (cell.path / "config.yaml").is_file():
         directory = RunDirectory.open(cell.path)
         job, checkpoint = prepare_resume(cell.config, directory)
@@ -166,7 +216,8 @@ def run_cell(cell: Cell) -> None:
         job, checkpoint = prepare(cell.config), None
         directory = RunDirectory.create(cell.path, cell.config)
     with suppress(TrainingDiverged):  # noted in the summary, which the table reads
-        train(job, directory, checkpoint=checkpoint, report=False)
+        callbacks = [make(cell.path) for make in cell.callbacks]
+        train(job, directory, checkpoint=checkpoint, report=False, callbacks=callbacks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +252,7 @@ def run_grid(
     failures: dict[str, str] = {}
     pending = [cell for cell in cells if not cell.settled()]
     running: dict[Future[None], Cell] = {}
-    epochs_total = sum(cell.config.train.epochs for cell in cells)
+    epochs_total = sum(cell.epochs for cell in cells)
     epochs_at_start = sum(cell.epochs_done() for cell in cells)
     began = time.monotonic()
 
@@ -222,8 +273,11 @@ def run_grid(
         pool = _pool(jobs)
         try:
             while pending or running:
-                while pending and len(running) < jobs:
-                    cell = pending.pop(0)
+                while len(running) < jobs:
+                    cell = _next(pending, [*pending, *running.values()])
+                    if cell is None:
+                        break
+                    pending.remove(cell)
                     running[pool.submit(run_cell, cell)] = cell
                 report(state(), None)
                 ended, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
@@ -246,6 +300,15 @@ def run_grid(
         finally:
             pool.shutdown(cancel_futures=True)
     return failures
+
+
+def _next(pending: Sequence[Cell], unfinished: Sequence[Cell]) -> Cell | None:
+    """The first cell that need not wait for the state that it begins from."""
+    paths = {cell.path for cell in unfinished}
+    for cell in pending:
+        if cell.trunk not in paths or (cell.trunk / BRANCH).is_dir():
+            return cell
+    return None
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:

@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from covpool.models import CovPoolModel
 from covpool.train.divergence import TrainingDiverged, explain_forward, explain_gradient
+from covpool.train.trainer import over_processes
 
 EXPLAINED = 3
 """How many skipped steps are explained in full; further ones are counted."""
@@ -34,8 +35,8 @@ class Guarded(Protocol):
 class StepGuard:
     """Watches over one run's steps; every process comes to the same decision.
 
-    A step that is skipped leaves parameters, momenta and running statistics as they were. It counts
-    as a step: the order of images and the learning rate go on as planned.
+    A step that is skipped leaves parameters, their average, momenta and running statistics as they
+    were. It counts as a step: the order of images and the learning rate go on as planned.
 
     Args:
         module: whose steps.
@@ -43,6 +44,7 @@ class StepGuard:
 
     Attributes:
         skipped: steps left out in this epoch.
+        bad: whether the step at hand is to be skipped, as far as is known.
     """
 
     def __init__(self, module: Guarded, *, skip: bool) -> None:
@@ -111,7 +113,8 @@ class StepGuard:
 
     def _clip(self, optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
         if clip is not None and self._sharded:  # the norm over all shards
-            return self.module.trainer.model.clip_grad_norm_(clip)  # type: ignore[union-attr,operator]
+            sharded: Any = self.module.trainer.model
+            return sharded.clip_grad_norm_(clip)
         parameters = [p for p in _parameters(optimizer) if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         if clip is not None:
@@ -123,7 +126,7 @@ class StepGuard:
         if trainer.world_size == 1:
             return here
         flag = torch.tensor(int(here), device=trainer.strategy.root_device)
-        return bool(trainer.strategy.reduce(flag, reduce_op="max"))  # type: ignore[arg-type]
+        return bool(over_processes(trainer, flag, "max"))
 
     def _refuse(self, where: str, failure: str | None, explain: Callable[[], str | None]) -> None:
         """Raise, or note that the step is to be skipped; every process calls this together."""
@@ -153,12 +156,9 @@ class StepGuard:
         if trainer.world_size == 1:
             return reason
         owner = trainer.world_size if reason is None else trainer.global_rank
-        lowest = trainer.strategy.reduce(
-            torch.tensor(owner, device=trainer.strategy.root_device),
-            reduce_op="min",  # type: ignore[arg-type]
-        )
-        told = trainer.strategy.broadcast(reason, src=int(lowest))
-        return f"process {int(lowest)}: {told}"
+        number = torch.tensor(owner, device=trainer.strategy.root_device)
+        lowest = int(over_processes(trainer, number, "min"))
+        return f"process {lowest}: {trainer.strategy.broadcast(reason, src=lowest)}"
 
 
 def _parameters(optimizer: Any) -> Iterable[nn.Parameter]:

@@ -5,9 +5,7 @@ or OSError. After `prepare`, an exception is a fault of the program, except `Tra
 `Interrupted` and `DataError`.
 """
 
-import hashlib
 import logging
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,10 +16,10 @@ from typing import Any
 import torch
 
 import covpool
-from covpool.data import Images, ImageSplits, Preprocessing, open_images
-from covpool.data.dataset import Files
-from covpool.models import CovPoolModel, check_backbone, create_model
+from covpool.data import ImageSplits, Preprocessing, open_images
+from covpool.models import CovPoolModel, check_backbone
 from covpool.pooling import VECTOR_LAYOUT
+from covpool.train.building import build_model
 from covpool.train.checkpoint import METADATA, check_model, find_checkpoint, load_weights
 from covpool.train.config import RunConfig
 from covpool.train.loggers import check_loggers
@@ -31,7 +29,6 @@ from covpool.train.run_directory import LAST, RunDirectory
 from covpool.train.sampling import (
     EvaluationBatchSampler,
     TrainBatchSampler,
-    combine_seeds,
     steps_and_batch,
 )
 from covpool.train.schedule import MethodSchedule, method_schedule
@@ -77,7 +74,7 @@ class Job:
         """The number of images of each split, and a digest of which they are."""
         root = self.config.data.root
         return {
-            name: {"number": len(images), "digest": digest(images, root)}
+            name: {"number": len(images), "digest": images.digest(root)}
             for name, images in (("train", self.splits.train), ("test", self.splits.test))
         }
 
@@ -91,19 +88,6 @@ class Job:
             f"{len(splits.train)} training and {len(splits.test)} test images "
             f"{splits.channels}×{splits.image_size}×{splits.image_size}"
         )
-
-
-def digest(images: Images, root: str | None) -> str:
-    """SHA-256 of the images' order, labels and paths below the root; of an archive's, of sizes."""
-    found = hashlib.sha256()
-    source = images.source
-    if isinstance(source, Files):
-        top = Path(root or ".").expanduser()
-        for path, label in zip(source.paths, images.labels, strict=True):
-            found.update(os.fsencode(f"{label}/{Path(path).relative_to(top).as_posix()}\0"))
-    else:
-        found.update(f"{tuple(source[0].shape)}{images.labels}".encode())
-    return found.hexdigest()
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -186,46 +170,6 @@ def warn_of_milestones(config: RunConfig) -> None:
             epochs,
             " and ".join(map(str, beyond)),
         )
-
-
-def build_model(
-    config: RunConfig,
-    schedule: MethodSchedule,
-    *,
-    classes: int,
-    channels: int,
-    image_size: int,
-    pretrained: bool,
-) -> CovPoolModel:
-    """The model of a configuration, its weights drawn from the seed, tried on blank images.
-
-    Raises:
-        ValueError: the backbone cannot be built so, or cannot take images of this size.
-    """
-    choice = config.model
-    torch.manual_seed(combine_seeds(config.train.seed))
-    try:
-        model = create_model(
-            choice.backbone,
-            classes,
-            method=schedule.method_at(0) or "gap",
-            pretrained=pretrained,
-            reduced_channels=choice.reduced_channels,
-            last_stride=choice.last_stride,
-            in_chans=channels,
-            image_size=image_size,
-            drop_rate=choice.drop_rate,
-            **choice.backbone_options,
-        )
-        with torch.no_grad():
-            model.eval()(torch.zeros(2, channels, image_size, image_size))
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"backbone {choice.backbone!r} with options {choice.backbone_options} cannot take "
-            f"{image_size}×{image_size} images ({error}); choose another data.image_size, backbone "
-            "or options"
-        ) from error
-    return model.train()
 
 
 def check_batches(config: RunConfig, splits: ImageSplits) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from typing_extensions import override
 
 from covpool.data import Images, ImageSplits
-from covpool.data.dataset import Files
+from covpool.data.preprocessing import VIEWS
 from covpool.train.config import RunConfig
 from covpool.train.sampling import EvaluationBatchSampler, TrainBatchSampler
 
@@ -57,17 +57,16 @@ class ImageDataModule(LightningDataModule):
         )
 
     def names(self, step: int, part: int = 0) -> list[str]:
-        """What to call this process's images of a step: their files, or their numbers."""
+        """What to call this process's images of a step."""
         batch = next(islice(self._train_batches(lambda: step), part, None))
-        source = self.splits.train.source
-        if isinstance(source, Files):
-            return [source.paths[index] for _, index in batch]
-        return [f"training image {index}" for _, index in batch]
+        return [self.splits.train.source.name(index) for _, index in batch]
 
     @override
     def val_dataloader(self) -> DataLoader:
         size = len(self.splits.test)
-        batch_size = self.config.data.batch_size // self.config.train.accumulate
+        # As many views in a batch as training has images in one.
+        views = VIEWS[self.splits.preprocessing.views].number
+        batch_size = self.config.data.batch_size // (self.config.train.accumulate * views)
         return self._loader(
             self.splits.test, EvaluationBatchSampler(size, batch_size, **self._process)
         )

@@ -25,6 +25,7 @@ from covpool.train.guard import StepGuard
 from covpool.train.loaders import ImageDataModule
 from covpool.train.sampling import combine_seeds
 from covpool.train.schedule import MethodSchedule
+from covpool.train.trainer import over_processes
 from covpool.train.weight_average import join_average, make_average, split_average
 
 
@@ -137,9 +138,7 @@ class ClassificationModule(LightningModule):
         self.images = images
         failure = logits = loss = None
         try:
-            logits = self.model(images.contiguous(memory_format=self.memory_format))
-            smoothing = self.config.optim.label_smoothing
-            loss = cross_entropy(logits, labels, label_smoothing=smoothing)
+            logits, loss = self.logits_and_loss(images, labels)
             if not loss.isfinite():
                 failure = f"the loss is {loss.item()}"
         except ValueError as error:  # the pooling met features that are not finite
@@ -149,6 +148,12 @@ class ClassificationModule(LightningModule):
             return torch.zeros((), device=self.device, requires_grad=True)
         self.train_sums += self._count(loss.detach(), logits.detach(), labels)
         return loss
+
+    def logits_and_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a training batch: nothing is counted, so probes may evaluate it too."""
+        logits = self.model(images.contiguous(memory_format=self.memory_format))
+        smoothing = self.config.optim.label_smoothing
+        return logits, cross_entropy(logits, labels, label_smoothing=smoothing)
 
     @override
     def on_after_backward(self) -> None:
@@ -175,7 +180,8 @@ class ClassificationModule(LightningModule):
 
     def names_of_batch(self) -> list[str]:
         """What to call the images of the batch at hand: their files, or their numbers."""
-        data: ImageDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        trainer: Any = self.trainer  # which does not declare where `fit` puts it
+        data: ImageDataModule = trainer.datamodule
         return data.names(self.global_step, self.part)
 
     def _logits(self, images: Tensor) -> Tensor:
@@ -241,7 +247,7 @@ class ClassificationModule(LightningModule):
 
     def over_all_processes(self, sums: Tensor) -> Tensor:
         """The total of every process's sums."""
-        return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")  # type: ignore[return-value]
+        return over_processes(self.trainer, sums.clone(), "sum")
 
     def learning_rate_at(self, epoch: int) -> float:
         """The backbone's learning rate at the start of an epoch."""
@@ -251,7 +257,7 @@ class ClassificationModule(LightningModule):
     @override
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         super().optimizer_step(*args, **options)
-        if self.average is not None:
+        if self.average is not None and not self.guard.bad:
             # The step that is being taken is not counted yet.
             self.average.update(self.model, step=self.global_step + 1)
 
@@ -268,7 +274,7 @@ class ClassificationModule(LightningModule):
             join_average(checkpoint)
 
     @override
-    def configure_optimizers(self):  # type: ignore[override]
+    def configure_optimizers(self) -> Any:
         optim, epochs = self.config.optim, self.config.train.epochs
         groups = self.model.parameter_groups(optim.learning_rate, optim.classifier_multiplier)
         optimizer = torch.optim.SGD(

@@ -10,9 +10,9 @@ import torch
 from covpool.data import Preprocessing, average_over_views, load_image
 from covpool.data.reading import REMEDY
 from covpool.models import CovPoolModel
+from covpool.train.building import build_model
 from covpool.train.checkpoint import METADATA, load_weights
 from covpool.train.config import RunConfig
-from covpool.train.job import build_model
 from covpool.train.published import PublishedDirectory, model_weights, read_trained
 from covpool.train.run_directory import RunDirectory
 from covpool.train.schedule import method_schedule

@@ -130,10 +130,11 @@ def _layer(module: nn.Module) -> Any:
 class SmoothnessProbe(Probe):
     """The effective β-smoothness of the training loss, every so many steps.
 
-    At a step to be measured, after its backward pass and before the weights move: the loss of
-    `training_step` on the step's own batch (in a distributed run the first process's part of it),
-    in the training's precision, at the weights and at steps along the negative gradient. The
-    gradient is the loss's own: without clipping, momentum and weight decay.
+    At a step to be measured, after its backward pass and before the weights move: the training loss
+    (of another module than this package's, `training_step`) on the step's own batch, in a
+    distributed run the first process's part of it, in the training's precision, at the weights and
+    at steps along the negative gradient. The gradient is the loss's own: without clipping, momentum
+    and weight decay.
 
     Args:
         directory: the run directory, where analysis.jsonl is written.
@@ -144,8 +145,8 @@ class SmoothnessProbe(Probe):
     The rows hold the fields of `covpool.analysis.Smoothness`, or an `error` where the loss could
     not be computed. Cost: 1 + len(multiples) forward and backward passes for each measurement, so
     that every=100 with 4 multiples adds about 5% to the training; `seconds` in each row says what
-    it was. The training is the same bit for bit with and without it, unless `training_step` has
-    effects beyond buffers and torch's random generators, such as logging.
+    it was. The training is the same bit for bit with and without it, unless another module's
+    `training_step` has effects beyond buffers and torch's random generators, such as logging.
 
     Raises:
         ValueError: `every` or `multiples` out of range; in `setup`, a strategy that shards
@@ -195,6 +196,8 @@ class SmoothnessProbe(Probe):
 
         def closure() -> Tensor:
             with trainer.precision_plugin.forward_context():
+                if isinstance(pl_module, ClassificationModule):
+                    return pl_module.logits_and_loss(*batch)[1]
                 result: Any = pl_module.training_step(batch, index)
             return result["loss"] if isinstance(result, dict) else result
 

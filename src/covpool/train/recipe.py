@@ -16,7 +16,7 @@ from covpool.linalg.methods import choose
 from covpool.train.config import RunConfig
 
 EMBEDDED = "typefaces"
-"""The recipe of the embedded images, which holds where no others are named."""
+"""The recipe that holds where neither it nor other images are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class Recipe:
         reproduces: which figures of the paper.
         data: the data set it is for.
         starts_from: the weights that it needs; None: it trains from scratch.
+        embedded: whether its images are in the package.
         config: the configuration.
         text: the file without its block `recipe`: what --config takes.
     """
@@ -38,6 +39,7 @@ class Recipe:
     reproduces: str
     data: str
     starts_from: str | None = None
+    embedded: bool = False
     config: RunConfig
     text: str
 
@@ -47,7 +49,7 @@ class Recipe:
         Raises:
             ValueError: no images, or no weights to start from.
         """
-        if config.data.root is None and self.name != EMBEDDED:
+        if config.data.root is None and not self.embedded:
             raise ValueError(
                 f"recipe {self.name!r} trains on {self.data}: give its place as --data.root PATH"
             )

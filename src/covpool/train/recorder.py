@@ -14,11 +14,12 @@ from lightning.pytorch import Callback, Trainer
 from typing_extensions import override
 
 from covpool.data import DataError
-from covpool.train.checkpoint import AtomicCheckpointIO, StorageError
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.module import ClassificationModule, TrainingDiverged
 from covpool.train.progress import ProgressReport
 from covpool.train.run_directory import Row, RunDirectory, best_row
+from covpool.train.storage import AtomicCheckpointIO, StorageError
+from covpool.train.trainer import over_processes
 
 PROGRESS = "covpool_progress"
 
@@ -177,7 +178,7 @@ class Recorder(Callback):
         asked = self.request.signal_number or 0
         if trainer.world_size > 1:
             flag = torch.tensor(asked, device=trainer.strategy.root_device)
-            asked = int(trainer.strategy.reduce(flag, reduce_op="max"))  # type: ignore[arg-type]
+            asked = int(over_processes(trainer, flag, "max"))
         return asked
 
     @override

@@ -15,9 +15,10 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
 
-from covpool.train.checkpoint import AtomicCheckpointIO
 from covpool.train.config import RunConfig, TrainConfig
+from covpool.train.storage import AtomicCheckpointIO
 
 
 def main_process() -> bool:
@@ -59,6 +60,12 @@ def make_trainer(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+
+
+def over_processes(trainer: Trainer, value: Tensor, operation: str) -> Tensor:
+    """The value's sum, min or max over all processes."""
+    strategy: Any = trainer.strategy  # its annotations lack the operations' names, which it takes
+    return strategy.reduce(value, reduce_op=operation)
 
 
 def strategy_of(run: TrainConfig) -> str:

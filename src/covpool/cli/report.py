@@ -1,0 +1,54 @@
+"""`covpool report`."""
+
+import sys
+from pathlib import Path
+
+from covpool.cli import ArgumentParser, UserError
+from covpool.cli.parsing import users_input
+from covpool.report.page import GENERATOR, render
+from covpool.report.sources import find_runs
+from covpool.train.run_directory import replace_text
+
+NAME = "report.html"
+
+
+def run(arguments: list[str]) -> int:
+    """Write the page, and return the exit status."""
+    parser = ArgumentParser(
+        prog="covpool report",
+        description="One HTML page of tables and figures of runs, or of a comparison's folder.",
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="RUN|FOLDER", help="what to report")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help=f"file to write (default: {NAME} in the directory named, or here where several are)",
+    )
+    parser.add_argument("--baseline", help="method that differences are taken to (default: first)")
+    own = parser.parse_args(arguments)
+    output = own.output or (own.paths[0] / NAME if len(own.paths) == 1 else Path(NAME))
+    with users_input():
+        check_output(output)
+        runs = find_runs(own.paths)
+        print(f"{len(runs)} runs; drawing", file=sys.stderr, flush=True)
+        replace_text(output, render(runs, baseline=own.baseline))
+    print(output)
+    return 0
+
+
+def check_output(path: Path) -> None:
+    """Refuse to write over anything but an earlier report.
+
+    Raises:
+        UserError: the path is taken, or its folder is not there.
+    """
+    if path.is_dir():
+        raise UserError(f"--output {path} is a directory; name a file in it, such as {path / NAME}")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {path}: there is no directory {path.parent}; make it first")
+    if path.exists():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            if f'content="{GENERATOR} ' not in file.read(2000):
+                raise UserError(
+                    f"--output {path} exists and is no report of covpool; choose another name"
+                )

@@ -1,0 +1,225 @@
+"""Runs grouped into what may be compared, with means, deviations and paired differences."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from covpool.linalg.methods import METHODS
+from covpool.report.sources import Run
+from covpool.train.comparison import mean_and_deviation, mean_and_interval
+from covpool.train.grid import GRID_KEYS, MACHINE_KEYS
+
+METHOD_KEYS = (*GRID_KEYS, ("model", "schedule"), ("model", "hybrid"), ("model", "constants"))
+"""Options that tell a table's rows and seeds apart; all others must be equal within a table."""
+
+MEASURES = ("final", "best")
+SCORES = ("test_top1", "test_top5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Values by seed in percent, their mean, and the interval of the mean."""
+
+    values: Mapping[int, float]
+    mean: float | None
+    deviation: float | None
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, values: Mapping[int, float]) -> "Spread":
+        """Of values by seed; what too few values do not give is None."""
+        mean, deviation = mean_and_deviation([*values.values()])
+        _, low, high = mean_and_interval([*values.values()])
+        return cls(values=values, mean=mean, deviation=deviation, low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """The runs of one method, or of one schedule of methods, in one setting.
+
+    Attributes:
+        label: for people; unique in the setting.
+        runs: all of them, seed by seed.
+        spreads: by measure ("final", "best") and score, of the finished runs.
+        differences: by measure, of top-1, paired by seed against the setting's baseline; None for
+            the baseline itself.
+        seconds: the median training time of an epoch, or None where it is not known.
+    """
+
+    label: str
+    runs: Sequence[Run]
+    spreads: Mapping[tuple[str, str], Spread]
+    differences: Mapping[str, Spread] | None
+    seconds: float | None
+
+    @property
+    def method(self) -> str:
+        """The pooling that ends the schedule."""
+        return self.runs[0].method
+
+    @property
+    def hybrid(self) -> bool:
+        """Whether the pooling is switched during training."""
+        return self.runs[0].hybrid
+
+    @property
+    def paper_name(self) -> str | None:
+        """What the paper calls the method."""
+        row = METHODS.get(self.method)
+        return row.paper_name if row else None
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs that enter the means."""
+        return [run for run in self.runs if run.finished]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Runs that differ in method and seed alone.
+
+    Attributes:
+        title: data, network and epochs.
+        options: what distinguishes it from the report's other settings, option by option.
+        rows: one for each method.
+        baseline: the label of the row that differences are to.
+        duplicates: runs left out because another has the same method and seed.
+    """
+
+    title: str
+    options: Sequence[tuple[str, Any]]
+    rows: Sequence[MethodRow]
+    baseline: str
+    duplicates: Sequence[Run]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs of its rows."""
+        return [run for row in self.rows for run in row.runs]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of finished runs."""
+        return sorted({run.seed for run in self.runs if run.finished})
+
+
+def group(runs: Iterable[Run], baseline: str | None = None) -> list[Setting]:
+    """The runs by setting, in the order met; within it by method.
+
+    Args:
+        runs: of any kind.
+        baseline: label of the row to take differences to; None: the first row of each setting.
+
+    Raises:
+        ValueError: no setting has a row of that label.
+    """
+    by_setting: dict[str, list[Run]] = {}
+    for run in runs:
+        by_setting.setdefault(repr(sorted(_shared(run).items())), []).append(run)
+    members = list(by_setting.values())
+    labels = dict.fromkeys(label for own in members for label in _by_label(own)[0])
+    if baseline is not None and baseline not in labels:
+        raise ValueError(
+            f"--baseline {baseline!r} is none of the methods found; choose from {', '.join(labels)}"
+        )
+    different = _different([_shared(own[0]) for own in members])
+    return [_setting(own, baseline, different) for own in members]
+
+
+def _shared(run: Run) -> dict[str, Any]:
+    """The options that the runs of one setting share, and what the data set calls itself."""
+    apart = {*MACHINE_KEYS, *METHOD_KEYS}
+    options = {
+        f"{name}.{key}": value
+        for name, fields in run.config.items()
+        for key, value in fields.items()
+        if (name, key) not in apart
+    }
+    return {**options, "data set": run.summary["data"], "backbone": run.summary["backbone"]}
+
+
+def _different(shared: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = dict.fromkeys(name for options in shared for name in options)
+    return [name for name in names if len({repr(options.get(name)) for options in shared}) > 1]
+
+
+def _by_label(runs: Iterable[Run]) -> tuple[dict[str, dict[int, Run]], list[Run]]:
+    """Runs by label and seed in the order of the table, and those that have both in common."""
+    found: dict[str, dict[int, Run]] = {}
+    duplicates = []
+    for run in runs:
+        seeds = found.setdefault(label_of(run), {})
+        if run.seed in seeds:
+            duplicates.append(run)
+        else:
+            seeds[run.seed] = run
+    return found, duplicates
+
+
+def label_of(run: Run) -> str:
+    """The schedule's methods, with the constants that were set."""
+    constants = run.config["model"].get("constants") or {}
+    text = ", ".join(f"{name}={value}" for name, value in constants.items())
+    return f"{run.label} ({text})" if text else run.label
+
+
+def _setting(runs: list[Run], baseline: str | None, different: Sequence[str]) -> Setting:
+    by_label, duplicates = _by_label(runs)
+    first = baseline if baseline in by_label else next(iter(by_label))
+    base = _values(by_label[first].values())
+    about = runs[0].summary
+    epochs = runs[0].config["train"].get("epochs", about.get("epochs_planned", "?"))
+    shared = _shared(runs[0])
+    return Setting(
+        title=f"{about['data']}, {about['backbone']}, {epochs} epochs",
+        options=[(name, shared.get(name)) for name in different],
+        rows=[
+            _row(label, [*seeds.values()], None if label == first else base)
+            for label, seeds in by_label.items()
+        ],
+        baseline=first,
+        duplicates=duplicates,
+    )
+
+
+Values = dict[tuple[str, str], dict[int, float]]
+
+
+def _values(runs: Iterable[Run]) -> Values:
+    """By measure and score, percent by seed, of the finished runs."""
+    finished = [run for run in runs if run.finished]
+    return {
+        (measure, score): {run.seed: 100 * run.summary[measure][score] for run in finished}
+        for measure in MEASURES
+        for score in SCORES
+    }
+
+
+def _row(label: str, runs: list[Run], base: Values | None) -> MethodRow:
+    values = _values(runs)
+    differences = None
+    if base is not None:
+        differences = {
+            measure: Spread.of(_paired(values[measure, SCORES[0]], base[measure, SCORES[0]]))
+            for measure in MEASURES
+        }
+    times = [
+        float(epoch["seconds"])
+        for run in runs
+        if run.finished
+        for epoch in run.history
+        if "seconds" in epoch
+    ]
+    return MethodRow(
+        label=label,
+        runs=sorted(runs, key=lambda run: run.seed),
+        spreads={name: Spread.of(own) for name, own in values.items()},
+        differences=differences,
+        seconds=statistics.median(times) if times else None,
+    )
+
+
+def _paired(values: Mapping[int, float], base: Mapping[int, float]) -> dict[int, float]:
+    return {seed: value - base[seed] for seed, value in values.items() if seed in base}

@@ -1,0 +1,317 @@
+"""The page itself: what the template is filled with."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import covpool
+from covpool.linalg.methods import METHODS
+from covpool.report import paper
+from covpool.report.curve_figures import accuracy, learning_curves
+from covpool.report.figures import Missing, PageFigure, Styles, shortened
+from covpool.report.groups import MethodRow, Setting, Spread, group
+from covpool.report.probe_figures import conditioning, kernel_sizes, smoothness
+from covpool.report.sources import Run
+from covpool.report.svg import SERIES, clean
+from covpool.report.theory_figures import theory_figures
+
+GENERATOR = "covpool report"
+"""The page's `generator`, by which an earlier report is known."""
+
+CONFUSIONS = 24
+"""As many of the most frequent confusions are listed, at least 3 and at most 8 for a method."""
+
+NAME_LENGTH = 60
+"""As much of a class's name is shown."""
+
+_FOLDER = Path(__file__).parent
+
+
+TRAINING_FIGURES = {
+    "curves": learning_curves,
+    "accuracy": accuracy,
+    "smoothness": smoothness,
+    "conditioning": conditioning,
+    "kernels": kernel_sizes,
+}
+"""The figures of each setting, in the page's order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """What the page says of one setting."""
+
+    title: str
+    setting: Setting
+    accuracy: Sequence[Mapping[str, Any]]
+    paper: Sequence[Mapping[str, Any]]
+    papers_data: bool
+    problems: Sequence[str]
+    confusions: Sequence[tuple[str, Sequence[Mapping[str, str]]]]
+    figures: Sequence[PageFigure]
+    missing: Sequence[Missing]
+    facts: Sequence[tuple[str, str]]
+    options: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+
+
+def render(runs: Sequence[Run], *, baseline: str | None = None) -> str:
+    """The report as one page of HTML.
+
+    Args:
+        runs: what `find_runs` found.
+        baseline: the label of the row that differences are taken to; None: each setting's first.
+
+    Raises:
+        ValueError: an unknown baseline.
+    """
+    settings = group(runs, baseline)
+    styles = Styles(run.method for run in runs)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.jinja").render(
+        generator=GENERATOR,
+        version=covpool.__version__,
+        date=datetime.date.today().isoformat(),
+        style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
+        source=paper.SOURCE,
+        paper_columns=paper.COLUMNS,
+        runs=runs,
+        sections=[
+            _section(own, styles, number if len(settings) > 1 else None)
+            for number, own in enumerate(settings, start=1)
+        ],
+        theory=theory_figures(styles),
+        headline=headline(settings),
+        series=SERIES,
+    )
+
+
+def _finalize(value: object) -> object:
+    """Nothing of the data can break the encoding; markup of ours stays what it is."""
+    return clean(value) if type(value) is str else value
+
+
+def headline(settings: Sequence[Setting]) -> list[str]:
+    """What was found, in a sentence or two for each setting."""
+    texts = []
+    for number, setting in enumerate(settings, start=1):
+        where = f"{_title(setting, number)}: " if len(settings) > 1 else ""
+        most = max(len(row.finished) for row in setting.rows)
+        rows = [row for row in setting.rows if len(row.finished) == most]
+        if most:
+            seeds = f"{most} seeds" if most > 1 else "1 seed"
+            best = max(rows, key=lambda row: row.spreads["final", "test_top1"].mean or 0.0)
+            score = f"{_spread(best.spreads['final', 'test_top1'])}%"
+            if len(rows) == 1:
+                text = f"{best.label} reaches {score} top-1 in the last epoch ({seeds})."
+            else:
+                text = (
+                    f"Of the {len(rows)} methods with {seeds}, {best.label} has the highest top-1 "
+                    f"in the last epoch, {score}."
+                )
+            texts.append(where + text)
+        unfinished = [run for run in setting.runs if not run.finished]
+        if unfinished:
+            found = dict.fromkeys(dict.fromkeys(run.status for run in unfinished), 0)
+            for run in unfinished:
+                found[run.status] += 1
+            counts = ", ".join(f"{count} {status}" for status, count in found.items())
+            texts.append(f"{where}{counts}, of {len(setting.runs)} runs.")
+    return texts
+
+
+def _title(setting: Setting, number: int | None) -> str:
+    """The setting's title, numbered where there are several, as titles may be alike."""
+    return setting.title if number is None else f"{number}. {setting.title}"
+
+
+def _section(setting: Setting, styles: Styles, number: int | None) -> Section:
+    figures = [
+        draw(setting, styles, f"s{number or 1}-{name}") for name, draw in TRAINING_FIGURES.items()
+    ]
+    return Section(
+        title=_title(setting, number),
+        setting=setting,
+        accuracy=[_accuracy_row(row) for row in setting.rows],
+        paper=_paper_rows(setting),
+        papers_data=setting.runs[0].config.get("data", {}).get("name") in paper.DATA,
+        problems=[*_problems(setting), *_notes(setting)],
+        confusions=_confusions(setting),
+        figures=[figure for figure in figures if isinstance(figure, PageFigure)],
+        missing=[figure for figure in figures if isinstance(figure, Missing)],
+        facts=_facts(setting),
+        options=_options(setting),
+    )
+
+
+def _accuracy_row(row: MethodRow) -> dict[str, Any]:
+    difference = row.differences["final"] if row.differences else None
+    return {
+        "method": row.label,
+        "paper_name": row.paper_name or "",
+        "runs": f"{len(row.finished)} of {len(row.runs)}",
+        "final": _spread(row.spreads["final", "test_top1"]),
+        "best": _spread(row.spreads["best", "test_top1"]),
+        "final5": _spread(row.spreads["final", "test_top5"]),
+        "difference": ("baseline",) if difference is None else _interval(difference),
+        "seconds": "–" if row.seconds is None else f"{row.seconds:.2f}",
+    }
+
+
+def _spread(spread: Spread) -> str:
+    if spread.mean is None:
+        return "–"
+    if spread.deviation is None:
+        return f"{spread.mean:.2f}"
+    return f"{spread.mean:.2f} ± {spread.deviation:.2f}"
+
+
+def _interval(spread: Spread) -> tuple[str, ...]:
+    """The mean and, with enough seeds, its interval: a line may break between them."""
+    if spread.mean is None:
+        return ("–",)
+    if spread.low is None or spread.high is None:
+        return (_signed(spread.mean),)
+    return _signed(spread.mean), f"[{_signed(spread.low)}, {_signed(spread.high)}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _paper_rows(setting: Setting) -> list[dict[str, Any]]:
+    """The paper's cells of the methods that the setting has, and ours, standalone and hybrid."""
+    rows = []
+    for method in dict.fromkeys(row.method for row in setting.rows):
+        known = METHODS.get(method)
+        cells = paper.accuracies(known.paper_name) if known else None
+        if cells is None:
+            continue
+        ours = {
+            hybrid: next(
+                (
+                    _spread(row.spreads["final", "test_top1"])
+                    for row in setting.rows
+                    if row.method == method and row.hybrid == hybrid
+                ),
+                "–",
+            )
+            for hybrid in (False, True)
+        }
+        scores = {"standalone": ours[False], "hybrid": ours[True]}
+        rows.append({"method": method, **scores, "cells": cells})
+    return rows
+
+
+def _problems(setting: Setting) -> list[str]:
+    """The runs that are not in the means, and why."""
+    found = [
+        f"{row.label}, seed {run.seed}: {run.status}, after {run.summary['epochs']} epochs. "
+        f"{run.summary.get('reason', '')}"
+        for row in setting.rows
+        for run in row.runs
+        if not run.finished
+    ]
+    again = [
+        f"{run.label}, seed {run.seed} in {run.path}: left out, as another run has the same "
+        "options and seed."
+        for run in setting.duplicates
+    ]
+    return [*found, *again]
+
+
+def _notes(setting: Setting) -> list[str]:
+    """What the runs noted of themselves, each text once."""
+    skipped = sum(int(run.summary.get("skipped_steps", 0)) for run in setting.runs)
+    notes = [str(note) for run in setting.runs for note in run.summary.get("notes", ())]
+    if skipped:
+        notes.append(f"{skipped:,} steps with a loss or gradient that was not finite were skipped.")
+    return list(dict.fromkeys(notes))
+
+
+def _confusions(setting: Setting) -> list[tuple[str, list[dict[str, str]]]]:
+    """By method, the pairs of classes confused most often, over all seeds."""
+    found = []
+    listed = min(8, max(3, CONFUSIONS // len(setting.rows)))
+    for row in setting.rows:
+        counts: dict[tuple[str, str], int] = {}
+        for run in row.runs:
+            for each in run.confusions:
+                pair = (str(each["class"]), str(each["called"]))
+                counts[pair] = counts.get(pair, 0) + each["images"]
+        most = sorted(counts.items(), key=lambda item: -item[1])[:listed]
+        if most:
+            pairs = [
+                {
+                    "class": shortened(pair[0], 60),
+                    "called": shortened(pair[1], 60),
+                    "images": f"{count:,}",
+                }
+                for pair, count in most
+            ]
+            found.append((row.label, pairs))
+    return found
+
+
+def _facts(setting: Setting) -> list[tuple[str, str]]:
+    """Data, network, machine and versions, each with all values that occur."""
+    summaries = [run.summary for run in setting.runs]
+    machines = [summary.get("machine") or {} for summary in summaries]
+
+    def values(name: str, of: Sequence[Mapping[str, Any]] = summaries, form: str = "") -> str:
+        found = [format(each[name], form) for each in of if each.get(name) is not None]
+        return ", ".join(dict.fromkeys(found))
+
+    facts = [
+        ("data", values("data")),
+        ("network", values("backbone")),
+        ("parameters", values("parameters", form=",")),
+        ("epochs planned", values("epochs_planned")),
+        ("seeds", ", ".join(str(seed) for seed in sorted({run.seed for run in setting.runs}))),
+        ("covpool", values("covpool")),
+        ("torch", values("torch")),
+        *((name, values(name, machines)) for name in dict.fromkeys(n for m in machines for n in m)),
+        ("training time", _time(summaries)),
+    ]
+    known = [(name, text) for name, text in facts if text]
+    return known if any(machines) else [*known, ("machine", "not recorded by these runs")]
+
+
+def _time(summaries: Sequence[Mapping[str, Any]]) -> str:
+    seconds = sum(float(summary.get("seconds", 0)) for summary in summaries)
+    if not seconds:
+        return ""
+    text = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.2g} h"
+    return f"{text} over {len(summaries)} runs, evaluation not counted"
+
+
+def _options(setting: Setting) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The configuration by group; an option that differs between runs has all its values."""
+    groups: dict[str, dict[str, dict[str, None]]] = {}
+    for run in setting.runs:
+        for name, options in run.config.items():
+            for key, value in options.items():
+                groups.setdefault(name, {}).setdefault(key, {})[_plain(value)] = None
+    return [
+        (name, [(key, "; ".join(values)) for key, values in options.items()])
+        for name, options in groups.items()
+    ]
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "–" if value in ([], {}, "") else str(value)

@@ -1,0 +1,251 @@
+"""Finding runs in what the user names, and reading what they wrote.
+
+Configurations are read as plain YAML, not as `RunConfig`: a report may show runs of an earlier
+version, whose options were others.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from covpool.pooling import POOLINGS
+from covpool.train.run_directory import Row, RunDirectory
+
+METRICS = ("epoch", "method", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
+"""What a row of metrics.jsonl must have to be drawn."""
+
+DEPTH = 3
+"""How many folders deep runs are looked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one training run wrote.
+
+    Attributes:
+        path: its directory, as found.
+        config: option by group and name.
+        summary: as in summary.json; of a run that has come to none, what its configuration says.
+        history: a row for each epoch; empty where only the summary is known.
+        confusions: classes called by another's name, most frequent first.
+        analysis: records of the probes, in the order written.
+    """
+
+    path: Path
+    config: Mapping[str, Mapping[str, Any]]
+    summary: Mapping[str, Any]
+    history: Sequence[Row] = ()
+    confusions: Sequence[Row] = ()
+    analysis: Sequence[Row] = field(default=(), repr=False)
+
+    @property
+    def status(self) -> str:
+        """finished, diverged, interrupted, failed, missing, or unfinished without a summary."""
+        return str(self.summary["status"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether its accuracies enter means."""
+        return self.status == "finished" and "final" in self.summary
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.summary["seed"]
+
+    @cached_property
+    def switches(self) -> tuple[tuple[int, str], ...]:
+        """(first epoch, counted from 0, method), rising from epoch 0."""
+        found = []
+        for entry in str(self.summary["schedule"]).split(","):
+            epoch, colon, name = entry.partition(":")
+            found.append((int(epoch), name) if colon and epoch.isdecimal() else (0, entry))
+        return tuple(found)
+
+    @property
+    def method(self) -> str:
+        """The pooling that ends the schedule."""
+        return self.switches[-1][1]
+
+    @property
+    def hybrid(self) -> bool:
+        """Whether the pooling is switched during training."""
+        return len(self.switches) > 1
+
+    @property
+    def label(self) -> str:
+        """The poolings in their order."""
+        return " → ".join(name for _, name in self.switches)
+
+
+def find_runs(paths: Iterable[Path]) -> list[Run]:
+    """The runs in the directories named: runs, or folders of them, such as comparisons.
+
+    Raises:
+        ValueError: there is no such directory, it holds no run, or one of a run's files is not
+            what `covpool train` writes.
+    """
+    runs: dict[Path, Run] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise ValueError(f"no directory {path}; name a run, or the folder of a comparison")
+        found = list(_runs_below(path, DEPTH))
+        if not found:
+            raise ValueError(
+                f"{path} holds no run of covpool train and no comparison (no summary.json, "
+                "metrics.jsonl or comparison.json in it)"
+            )
+        for run in found:
+            runs.setdefault(run.path.resolve(), run)
+    return list(runs.values())
+
+
+def _runs_below(path: Path, depth: int) -> Iterator[Run]:
+    if _is_run(path):
+        yield read_run(path)
+        return
+    listed = _compared_runs(path)
+    places = {run.path.name: place for place, run in enumerate(listed)}
+    children = sorted(child for child in path.iterdir() if child.is_dir() and child.name[0] != ".")
+    found = [run for child in children if depth for run in _runs_below(child, depth - 1)]
+    names = {run.path.name for run in found}
+    found += [run for run in listed if run.path.name not in names]
+
+    def place(run: Run) -> tuple[int, bool, int]:
+        """A comparison's own order, else that of the table of methods."""
+        known = POOLINGS.index(run.method) if run.method in POOLINGS else len(POOLINGS)
+        return places.get(run.path.name, len(places)), run.hybrid, known
+
+    yield from sorted(found, key=place)
+
+
+def _is_run(path: Path) -> bool:
+    written = ("summary.json", "metrics.jsonl", "last.ckpt")
+    return (path / "config.yaml").is_file() and any((path / name).is_file() for name in written)
+
+
+def read_run(path: Path) -> Run:
+    """The run in a directory.
+
+    Raises:
+        ValueError: a file is not what `covpool train` writes.
+    """
+    directory = RunDirectory(path)
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        config = {str(group): dict(options) for group, options in config.items()}
+        if not {"model", "train"} <= set(config):
+            raise ValueError("it has no model or no train")
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path / 'config.yaml'} is not a run's configuration: {error}") from error
+    history = _checked(path / "metrics.jsonl", _json_lines(path / "metrics.jsonl"))
+    summary = directory.read_summary()
+    if summary is None:
+        summary = _without_summary(config, history)
+    return Run(
+        path=path,
+        config=config,
+        summary=_checked_summary(path / "summary.json", summary),
+        history=history,
+        confusions=_confusions(path / "confusions.csv"),
+        analysis=_json_lines(path / "analysis.jsonl"),
+    )
+
+
+def _without_summary(config: Mapping[str, Mapping[str, Any]], history: Sequence[Row]) -> Row:
+    model, train = config["model"], config["train"]
+    schedule = model.get("schedule") or model.get("method")
+    if model.get("hybrid"):
+        switch = (config.get("optim", {}).get("milestones") or [0])[-1]
+        schedule = f"0:{model.get('method')},{switch}:{model['hybrid']}"
+    return {
+        "status": "unfinished",
+        "reason": "it is still running, or was ended by force",
+        "data": config.get("data", {}).get("root") or "typefaces",
+        "backbone": model.get("backbone"),
+        "schedule": schedule,
+        "seed": train.get("seed"),
+        "epochs": len(history),
+        "epochs_planned": train.get("epochs"),
+    }
+
+
+def _compared_runs(path: Path) -> list[Run]:
+    """The runs that comparison.json lists, of which the directories may be elsewhere by now."""
+    file = path / "comparison.json"
+    if not file.is_file():
+        return []
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return [_compared_run(path, content, entry) for entry in content["runs"]]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is not what covpool compare writes: {error!r}") from error
+
+
+def _compared_run(path: Path, content: Row, entry: Row) -> Run:
+    config = {group: dict(options) for group, options in content["config"].items()}
+    config["model"]["method"] = entry["method"]
+    config["train"]["seed"] = entry["seed"]
+    if entry["status"] == "missing":
+        entry = {"reason": "it has not run", **_without_summary(config, []), **entry}
+    summary = {"schedule": entry["method"], **entry}
+    checked = _checked_summary(path / "comparison.json", summary)
+    return Run(path=path / entry["path"], config=config, summary=checked)
+
+
+def _json_lines(file: Path) -> list[Row]:
+    if not file.is_file():
+        return []
+    rows = []
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break  # a line that was being written when the run was ended
+            raise ValueError(f"{file}: line {number} cannot be read: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}: line {number} is no record: {line[:60]!r}")
+        rows.append(row)
+    return rows
+
+
+def _checked(file: Path, rows: list[Row]) -> list[Row]:
+    for number, row in enumerate(rows, start=1):
+        for name in METRICS:
+            kind = str if name == "method" else int | float
+            if not isinstance(row.get(name), kind):
+                raise ValueError(
+                    f"{file}: line {number} has {name} {row.get(name)!r}; covpool train writes a "
+                    f"{'name' if kind is str else 'number'} there"
+                )
+    return rows
+
+
+def _checked_summary(file: Path, summary: Any) -> Row:
+    needed = ("status", "data", "backbone", "schedule", "seed", "epochs")
+    missing = [name for name in needed if not isinstance(summary, dict) or name not in summary]
+    if missing:
+        raise ValueError(f"{file} is not a run's summary: it has no {missing[0]}")
+    for name in ("final", "best"):
+        if name in summary:
+            _checked(file, [summary[name]])
+    return summary
+
+
+def _confusions(file: Path) -> list[Row]:
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
+        rows: list[Row] = list(csv.DictReader(lines))
+    try:
+        return [{**row, "images": int(row["images"]), "share": float(row["share"])} for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is not what covpool train writes: {error!r}") from error

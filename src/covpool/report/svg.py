@@ -1,0 +1,163 @@
+"""From a Matplotlib figure to SVG that stands in the page itself and takes its colours and fonts.
+
+Figures are drawn with the sentinel colours of `COLOURS`, which become the page's CSS variables, so
+that one drawing serves light, dark and print. Text stays text.
+"""
+
+import io
+import re
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+SERIES = 7
+"""Colours for series; the style sheet defines --series-0 and so on, for light and dark."""
+
+COLOURS = {
+    "ink": ("#010203", "currentColor"),
+    "muted": ("#010204", "var(--muted)"),
+    "grid": ("#010205", "var(--grid)"),
+    "surface": ("#010206", "var(--surface)"),
+    **{f"series-{i}": (f"#0102{0x10 + i:02x}", f"var(--series-{i})") for i in range(SERIES)},
+}
+"""By name: what a figure is drawn with, and what the page shows instead."""
+
+SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "covpool",
+    "text.parse_math": False,  # dollar signs in names are no mathematics
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "text.color": COLOURS["ink"][0],
+    "axes.edgecolor": COLOURS["muted"][0],
+    "axes.labelcolor": COLOURS["ink"][0],
+    "xtick.color": COLOURS["muted"][0],
+    "ytick.color": COLOURS["muted"][0],
+    "xtick.labelcolor": COLOURS["ink"][0],
+    "ytick.labelcolor": COLOURS["ink"][0],
+    "grid.color": COLOURS["grid"][0],
+}
+
+_SVG = "{http://www.w3.org/2000/svg}"
+_XLINK = "{http://www.w3.org/1999/xlink}href"
+_SHOWN = dict(COLOURS.values())
+
+
+def colour(name: str) -> str:
+    """The sentinel to draw with for a name of `COLOURS`."""
+    return COLOURS[name][0]
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Within it, Matplotlib draws as the report needs it, whatever the user's own settings are."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        # Its font is only measured with; the browser draws in one that has the glyph.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def clean(text: str) -> str:
+    """The text with what neither XML nor UTF-8 can hold shown as �."""
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
+
+
+def inline(figure: Figure, prefix: str, label: str) -> Markup:
+    """The figure as an `<svg>` element for a page of HTML.
+
+    Args:
+        figure: drawn within `drawing()`.
+        prefix: of its ids, unique in the page.
+        label: what assistive technology reads.
+    """
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    root = ElementTree.fromstring(file.getvalue())
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if (child.tag not in _DRAWN and child.tag.startswith(_SVG)) or "metadata" in child.tag:
+                parent.remove(child)
+    _rename_ids(root, prefix)
+    _flatten(root)
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(_SVG)
+        style = element.get("style")
+        if style is not None:
+            element.set("style", _page_style(style))
+        for name in ("d", "x", "y", "transform"):
+            if name in element.attrib:
+                element.set(name, _rounded(" ".join(element.attrib[name].split())))
+        element.tail = None
+        if element.tag != "text":
+            element.text = None
+    box = root.get("viewBox", "")
+    root.attrib.clear()
+    root.attrib.update({"viewBox": box, "role": "img", "aria-label": clean(label)})
+    return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=False))
+
+
+_DRAWN = {_SVG + tag for tag in ("g", "defs", "path", "use", "clipPath", "rect", "text", "image")}
+
+
+def _rename_ids(root: ElementTree.Element, prefix: str) -> None:
+    """Ids that nothing refers to go; the others begin with the figure's name."""
+    used: dict[str, str] = {}
+
+    def renamed(identifier: str) -> str:
+        return used.setdefault(identifier, f"{prefix}-{len(used)}")
+
+    for element in root.iter():
+        reference = element.attrib.pop(_XLINK, None)
+        if reference is not None:
+            element.set("href", f"#{renamed(reference.removeprefix('#'))}")
+        clip = element.get("clip-path")
+        if clip is not None:
+            element.set("clip-path", re.sub(r"#([^)]+)", lambda m: f"#{renamed(m[1])}", clip))
+    for element in root.iter():
+        identifier = element.attrib.pop("id", None)
+        if identifier in used:
+            element.set("id", used[identifier])
+
+
+def _flatten(parent: ElementTree.Element) -> None:
+    """Groups that say nothing give their place to what is in them; what draws nothing goes."""
+    children = list(parent)
+    for child in children:
+        _flatten(child)
+        if child.get("transform", "").startswith("rotate(-0 "):
+            del child.attrib["transform"]
+    kept = []
+    for child in children:
+        if child.tag == f"{_SVG}g" and not child.attrib:
+            kept += list(child)
+        elif not (child.tag == f"{_SVG}path" and child.get("style") == "fill: none"):
+            kept.append(child)
+    parent[:] = kept
+
+
+def _rounded(numbers: str) -> str:
+    """With two decimals, a fiftieth of a pixel or less: half the size of a page is numbers."""
+    return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", numbers)
+
+
+def _page_style(style: str) -> str:
+    kept = [each for each in style.split("; ") if not each.startswith("font-family")]
+    return re.sub("#[0-9a-f]{6}", lambda found: _SHOWN.get(found[0], found[0]), "; ".join(kept))

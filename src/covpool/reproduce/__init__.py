@@ -1,0 +1,1 @@
+"""The paper's tables and figures, trained or computed anew, beside its own cells."""

@@ -1,0 +1,93 @@
+"""What a target comes to: tables for people, figures for programs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from covpool.analysis.records import plain
+from covpool.reproduce.pictures import save_svg
+from covpool.train.run_directory import replace_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Cells as text.
+
+    Attributes:
+        columns: the header.
+        rows: as many cells each.
+        heading: where a sheet has several tables.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    heading: str = ""
+
+    def markdown(self) -> str:
+        """As a Markdown table."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        text = "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
+        return f"## {self.heading}\n\n{text}" if self.heading else text
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("|", "\\|")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """One table or figure of the paper, ours beside it.
+
+    Attributes:
+        name: the target's.
+        title: what it is in the paper.
+        scale: how ours was computed, in a sentence.
+        paper_scale: whether that is the paper's own way.
+        tables: for people.
+        data: the same as numbers, the paper's cells included.
+        notes: what is to be known beside the tables.
+        problems: runs that are not in the figures, and why.
+        figure: drawn, where the target is a figure.
+    """
+
+    name: str
+    title: str
+    scale: str
+    paper_scale: bool
+    tables: Sequence[Table]
+    data: Mapping[str, Any]
+    notes: Sequence[str] = ()
+    problems: Sequence[str] = ()
+    figure: Figure | None = field(default=None, repr=False)
+
+    def markdown(self) -> str:
+        """The sheet for people."""
+        parts = [f"# {self.title}", self.scale]
+        if self.figure is not None:
+            parts.append(f"![{self.title}]({self.name}.svg)")
+        parts += [table.markdown() for table in self.tables]
+        parts += self.notes
+        parts += [f"Not in the figures: {problem}" for problem in self.problems]
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Write NAME.md, NAME.json and, of a figure, NAME.svg."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "name": self.name,
+            "title": self.title,
+            "scale": self.scale,
+            "paper_scale": self.paper_scale,
+            **self.data,
+            "notes": list(self.notes),
+            "problems": list(self.problems),
+        }
+        text = json.dumps(plain(content), indent=2, allow_nan=False, ensure_ascii=False)
+        replace_text(folder / f"{self.name}.json", text + "\n")
+        replace_text(folder / f"{self.name}.md", self.markdown())
+        if self.figure is not None:
+            save_svg(self.figure, folder / f"{self.name}.svg")

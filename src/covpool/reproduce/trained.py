@@ -1,0 +1,290 @@
+"""The targets that need training: from finished runs to ours beside the paper's."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from covpool.report.paper import paper_tables
+from covpool.reproduce import measured
+from covpool.reproduce.arms import ACCURATE, NEWTON_SCHULZ, Arm, printed_name
+from covpool.reproduce.curves import last_stage, smoothness_curves
+from covpool.reproduce.results import METRICS, Results, Setting, differences
+from covpool.reproduce.sheet import Sheet, Table
+from covpool.train.comparison import mean_and_interval
+
+FINE_GRAINED = ("birds", "dogs", "cars")
+
+Numbers = dict[str, Any]
+
+
+def table1(results: Results) -> Sheet:
+    """Accurate SVD against Newton-Schulz."""
+    printed = paper_tables()["table1_resnet50_imagenet_error"]
+    cells = {
+        ACCURATE: printed["MPN-COV (SVD)"],
+        NEWTON_SCHULZ: printed["iSQRT-COV (Newton-Schulz)"],
+    }
+    setting = _setting(results, "imagenet-resnet50-fast-mpn-cov")
+    arms = [Arm(method) for method in cells]
+    rows, data = [], []
+    for arm in arms:
+        ours = [setting.errors(arm, metric) for metric in METRICS]
+        row = [arm.method, printed_name(arm.method) or "–"]
+        for cell, values in zip(cells[arm.method], ours, strict=True):
+            row += [f"{cell:.2f}", setting.spread(arm, values)]
+        rows.append(row)
+        data.append(_numbers(arm, cells[arm.method], dict(zip(METRICS, ours, strict=True))))
+    gap = [one - other for one, other in zip(cells[ACCURATE], cells[NEWTON_SCHULZ], strict=True)]
+    row = ["difference, paired by seed", ""]
+    for cell, metric in zip(gap, METRICS, strict=True):
+        one, other = (setting.errors(arm, metric) for arm in arms)
+        pairs = differences(one, other)
+        row += [f"{cell:+.2f}", interval(pairs)]
+    rows.append(row)
+    return Sheet(
+        name="table1",
+        title="Table 1: error of ResNet-50 on ImageNet",
+        **_about(setting, arms),
+        tables=[Table(columns=_beside(["top-1 error %", "top-5 error %"]), rows=rows)],
+        data={"rows": data},
+    )
+
+
+def table2(results: Results) -> Sheet:
+    """Condition numbers at the first epoch of each stage."""
+    printed = list(paper_tables()["table2_condition_number_mpncov"].values())
+    setting = _setting(results, "imagenet-alexnet")
+    arm = Arm(ACCURATE)
+    epochs = setting.first_epochs
+    rows = [["the paper, epochs 1, 11, 21", *(f"{cell:.2e}" for cell in printed[: len(epochs)])]]
+    rows[0] += ["–"] * (len(epochs) - len(printed))
+    data: list[Numbers] = []
+    for title, way, figure in measured.CONDITION_NUMBERS:
+        by_epoch = [
+            measured.condition_numbers(setting, arm, epoch, way, figure) for epoch in epochs
+        ]
+        rows.append([title, *(measured.spread(values) for values in by_epoch)])
+        data.append({"way": way, "figure": figure, "by_seed": by_epoch})
+    return Sheet(
+        name="table2",
+        title="Table 2: condition number of the covariances by epoch, accurate SVD",
+        **_about(setting, [arm]),
+        tables=[Table(columns=["", *(f"epoch {epoch}" for epoch in epochs)], rows=rows)],
+        data={"paper": printed, "epochs": epochs, "rows": data},
+        notes=[
+            "Ours is at the first epoch of each stage of the rate, as the paper's epochs 1, 11 and "
+            "21 are: the median over the samples of each batch measured, the geometric mean over "
+            "the batches of that epoch and over seeds, and in brackets the least and largest seed. "
+            "The floored figure, with eigenvalues below EPS = 2.2e-16 counted as EPS, is the "
+            "paper's; where its smallest eigenvalue is below the floor, it is λmax/EPS. That of "
+            "the features' range leaves out what is zero, and does not see the rounding of the "
+            "covariance.",
+        ],
+    )
+
+
+def table4(results: Results) -> Sheet:
+    """All methods by both protocols."""
+    printed = paper_tables()["table4_imagenet_error"]
+    networks = {"ResNet-50": "imagenet-resnet50", "ResNet-101": "imagenet-resnet101"}
+    tables, data, abouts = [], {}, []
+    for network, recipe in networks.items():
+        setting = results.of(recipe)
+        if setting is None:
+            continue
+        rows = []
+        data[network] = []
+        for method in dict.fromkeys(arm.method for arm in setting.arms):
+            cells = printed[network].get(_row_of_table_4(method, network))
+            if cells is None and network == "ResNet-101":
+                continue
+            row = [method, "–" if cells is None else _row_of_table_4(method, network)]
+            for arm, printed_cells in zip(
+                _both_protocols(method, setting), _halves(cells), strict=True
+            ):
+                ours = {metric: setting.errors(arm, metric) for metric in METRICS}
+                for place, metric in enumerate(METRICS):
+                    row.append("–" if printed_cells is None else f"{printed_cells[place]:.2f}")
+                    row.append(setting.spread(arm, ours[metric]))
+                data[network].append(_numbers(arm, printed_cells, ours))
+            rows.append(row)
+        heading = f"{network} in the paper"
+        columns = _beside([f"{p} {m} error %" for p in ("standalone", "hybrid") for m in _TOP])
+        tables.append(Table(heading=heading, columns=columns, rows=rows))
+        abouts.append(setting)
+    told = _about_all(abouts, [arm for setting in abouts for arm in setting.arms])
+    return Sheet(
+        name="table4",
+        title="Table 4: errors of ResNet-50 and ResNet-101 on ImageNet, standalone and hybrid",
+        **told,
+        tables=tables,
+        data=data,
+        notes=[
+            "Error of the last epoch, mean ± standard deviation over seeds. Hybrid training is "
+            "Newton-Schulz until the last decay of the rate, then the method of the row; "
+            "Newton-Schulz and gap (the vanilla network) are the same runs in both columns.",
+        ],
+    )
+
+
+def table5(results: Results) -> Sheet:
+    """Accuracies of fine-tuning."""
+    printed = paper_tables()["table5_fine_grained_accuracy"]
+    settings = {name: results.of(name) for name in FINE_GRAINED}
+    ours = list({found.recipe: found for found in settings.values() if found}.values())
+    arms = list(dict.fromkeys(arm for setting in ours for arm in setting.arms if not arm.hybrid))
+    arms = [arm for arm in arms if arm.method != "gap"]
+    rows, data = [], []
+    for arm in arms:
+        cells = printed.get(printed_name(arm.method))
+        row = [arm.method, printed_name(arm.method) if cells else "–"]
+        for place in range(0, 6, 2):
+            pair = cells and cells[place : place + 2]
+            row.append(
+                "–"
+                if not pair
+                else " / ".join("no convergence" if c is None else f"{c:.2f}" for c in pair)
+            )
+        numbers: Numbers = {"method": arm.method, "paper": cells}
+        for setting in ours:
+            for measure in ("final", "best"):
+                values = setting.accuracies(arm, measure)
+                row.append(setting.spread(arm, values))
+                numbers[f"{setting.recipe} {measure}"] = values
+        rows.append(row)
+        data.append(numbers)
+    columns = [
+        "method",
+        "paper's name",
+        *(f"{n.capitalize()}: paper, Final / Best" for n in FINE_GRAINED),
+    ]
+    columns += [f"ours, {setting.recipe}, {m}" for setting in ours for m in ("Final", "Best")]
+    told = _about_all(ours, arms)
+    notes = [
+        "Top-1 accuracy in percent. Final is the last epoch; Best the highest of all epochs on the "
+        "test split itself, so it flatters. Mean ± standard deviation over seeds.",
+    ]
+    if results.small is not None:
+        notes.append(
+            "The paper's networks are fine-tuned from an ImageNet model; ours here are trained "
+            "from scratch, unless --model.init_from said otherwise."
+        )
+    return Sheet(
+        name="table5",
+        title="Table 5: accuracy on Birds, Dogs and Cars",
+        **told,
+        tables=[Table(columns=columns, rows=rows)],
+        data={"rows": data},
+        notes=notes,
+    )
+
+
+def figure1(results: Results) -> Sheet:
+    """Smoothness along training."""
+    setting = _setting(results, "imagenet-alexnet")
+    arms = [Arm(ACCURATE), Arm(NEWTON_SCHULZ)]
+    stages = measured.stages(setting)
+    rows, data = [], []
+    for arm in arms:
+        by_stage = [measured.smoothness(setting, arm, stage) for stage in stages]
+        rows.append([arm.method, *(measured.spread(values) for values in by_stage)])
+        data.append({"method": arm.method, "by_stage": by_stage})
+    one, other = arms
+    ratios = [measured.smoothness_ratio(setting, one, other, stage) for stage in stages]
+    rows.append([f"{ACCURATE} / {NEWTON_SCHULZ}", *(measured.spread(values) for values in ratios)])
+    columns = ["", *(f"epochs {first} to {last}" for first, last in stages)]
+    return Sheet(
+        name="figure1",
+        title="Figure 1: effective β-smoothness of accurate SVD and of Newton-Schulz",
+        **_about(setting, arms),
+        tables=[Table(columns=columns, rows=rows)],
+        data={"stages": stages, "rows": data, "ratio_by_stage": ratios},
+        notes=[
+            "Low is smooth. β is the largest change of the gradient over the length of the step, "
+            "at steps of 1/2 to 4 times the learning rate along the gradient (Santurkar et al., "
+            "2018), on the training's own batch. Geometric means over the steps measured and over "
+            "seeds, in brackets the least and largest seed. Steps shrink with the rate, so stages "
+            "are not comparable with each other, methods within a stage are. The paper prints no "
+            "numbers: its curve of SVD lies far above that of Newton-Schulz.",
+        ],
+        figure=smoothness_curves(setting, arms),
+    )
+
+
+def figure2(results: Results) -> Sheet:
+    """The last stage of hybrid training."""
+    setting = _setting(results, "imagenet-alexnet")
+    arms = [arm for arm in setting.arms if arm.hybrid or arm.method == NEWTON_SCHULZ]
+    rows, data = [], []
+    for arm in arms:
+        ours = {metric: setting.errors(arm, metric) for metric in METRICS}
+        rows.append([arm.method, *(setting.spread(arm, ours[metric]) for metric in METRICS)])
+        data.append(_numbers(arm, None, ours))
+    columns = ["method", "top-1 error %", "top-5 error %"]
+    return Sheet(
+        name="figure2",
+        title="Figure 2: errors in the last stage of hybrid training",
+        **_about(setting, arms),
+        tables=[Table(columns=columns, rows=rows)],
+        data={"rows": data},
+        notes=[
+            "Errors of the last epoch, mean ± standard deviation over seeds; the figure has the "
+            "mean by epoch. The paper prints no numbers: its curves lie close to each other.",
+        ],
+        figure=last_stage(setting, arms),
+    )
+
+
+_TOP = ("top-1", "top-5")
+
+
+def _setting(results: Results, recipe: str) -> Setting:
+    setting = results.of(recipe)
+    assert setting is not None, recipe
+    return setting
+
+
+def _about(setting: Setting, arms: Sequence[Arm]) -> dict[str, Any]:
+    return {
+        "scale": setting.about,
+        "paper_scale": setting.paper_scale,
+        "problems": setting.problems(arms),
+    }
+
+
+def _about_all(settings: Sequence[Setting], arms: Sequence[Arm]) -> dict[str, Any]:
+    """Of different settings, or of one that stands in for several."""
+    own = list({setting.recipe: setting for setting in settings}.values())
+    return {
+        "scale": " ".join(setting.about for setting in own),
+        "paper_scale": all(setting.paper_scale for setting in own),
+        "problems": [problem for setting in own for problem in setting.problems(arms)],
+    }
+
+
+def _beside(names: Sequence[str]) -> list[str]:
+    return ["method", "paper's name", *(c for n in names for c in (f"{n}: paper", "ours"))]
+
+
+def _row_of_table_4(method: str, network: str) -> str:
+    return f"Vanilla {network}" if method == "gap" else printed_name(method) or "–"
+
+
+def _both_protocols(method: str, setting: Setting) -> tuple[Arm, Arm]:
+    alone, after = Arm(method), Arm(method, hybrid=True)
+    return alone, alone if method in ("gap", NEWTON_SCHULZ) else after
+
+
+def _halves(cells: Sequence[float] | None) -> tuple[Sequence[float] | None, ...]:
+    return (None, None) if cells is None else (cells[:2], cells[2:])
+
+
+def _numbers(arm: Arm, cells: Sequence[float] | None, ours: Mapping[str, object]) -> Numbers:
+    return {"method": arm.method, "protocol": arm.protocol, "paper": cells, "errors": ours}
+
+
+def interval(pairs: Mapping[int, float]) -> str:
+    """Mean and 95% interval of paired differences."""
+    mean, low, high = mean_and_interval([*pairs.values()])
+    if mean is None:
+        return "–"
+    return f"{mean:+.2f}" if low is None else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"

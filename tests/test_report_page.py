@@ -1,0 +1,312 @@
+"""The report as a page: what it says, that all of it is inside, that names from data are text."""
+
+import html.parser
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from covpool.cli import main
+from covpool.report import paper
+from covpool.report.page import render
+from covpool.report.sources import find_runs
+from covpool.report.svg import SERIES
+from covpool.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from made_up_runs import HOSTILE, make_run
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Page(html.parser.HTMLParser):
+    """Elements, attributes, and text by element of a page; nesting checked."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.rows: list[list[str]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.texts.append(data)
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] = " ".join(f"{self.rows[-1][-1]} {data}".split())
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def row(self, first: str) -> list[str]:
+        """The first row of a table whose first cell begins so."""
+        return next(row for row in self.rows if row[0].startswith(first))
+
+
+@pytest.fixture(scope="module")
+def text(report_of_made_up_runs):
+    return report_of_made_up_runs
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+@pytest.fixture
+def runs_alone(monkeypatch):
+    """A page without the figures of the methods themselves, which are always the same."""
+    monkeypatch.setattr("covpool.report.page.theory_figures", lambda styles: [])
+
+
+def test_accuracies_and_differences_are_those_of_scipy(page):
+    gap, svd = (50.0, 51.0, 52.0), (60.0, 62.0, 64.0)
+    row = page.row("svd MPN-COV")
+    assert row[1] == "3 of 3"
+    assert row[2] == f"{sum(svd) / 3:.2f} ± {stats.tstd(svd):.2f}"
+    assert row[3] == "66.00 ± 1.00"  # its second epoch: 65, 66, 67
+    pairs = [own - base for own, base in zip(svd, gap, strict=True)]
+    interval = stats.ttest_1samp(pairs, 0).confidence_interval(0.95)
+    assert row[5] == f"+{sum(pairs) / 3:.2f} [+{interval.low:.2f}, +{interval.high:.2f}]"
+    assert page.row("gap")[5] == "baseline"
+    assert page.row("svd MPN-COV")[6] == "2.20"
+
+
+def test_the_headline_names_the_best_and_what_went_wrong(page):
+    assert "Of the 4 methods with 3 seeds, isqrt-cov → svd has the highest top-1" in page.text
+    assert "1 diverged, 1 unfinished, of 14 runs" in page.text
+
+
+def test_runs_without_an_end_are_named_with_the_reason_and_enter_no_mean(page):
+    assert "svd-taylor, seed 0: diverged, after 1 epochs. Training diverged in epoch 2" in page.text
+    assert "svd-pade, seed 0: unfinished, after 2 epochs. it is still running" in page.text
+    assert page.row("svd-taylor")[1:4] == ["0 of 1", "–", "–"]
+
+
+def test_the_papers_cells_stand_beside_ours(page):
+    rows = [row for row in page.rows if len(row) == 3 + len(paper.COLUMNS)]
+    svd = next(row for row in rows if row[0] == "svd")
+    # Printed errors 22.93 and 22.79 (Table 4); Table 5.
+    assert svd[1:5] == ["62.00 ± 2.00", "81.00 ± 1.00", "77.07", "77.21"]
+    assert svd[5:] == ["86.89 / 87.19", "83.34 / 84.24", "92.45 / 92.84"]
+    assert "gap" not in {row[0] for row in rows}
+    assert "the paper, on other data sets: top-1 %" in page.text
+    assert paper.accuracies("SVD-TopN") == ("77.09", "77.24", *["did not converge"] * 3)
+    assert paper.accuracies("SVD-PI") is None
+    assert paper.accuracies(None) is None
+
+
+def test_every_figure_that_has_data_is_drawn(page, text):
+    titles = re.findall(r'<figure id="([^"]+)"', text)
+    training = ("curves", "accuracy", "smoothness", "conditioning", "kernels")
+    assert titles == [
+        *(f"s1-{name}" for name in training),
+        *("kernel-error", "bounds", "fidelity"),
+    ]
+    assert "No data for" not in page.text
+    assert page.text.count("Not shown.") == len(titles)
+    assert "3 measurements failed" not in page.text
+    assert "9 measurements failed and are left out; the first: <script>alert" in page.text
+
+
+def test_switches_are_marked(text):
+    """A dotted line in the panels of curves, smoothness and conditioning; none in the others."""
+    count = {
+        name: figure.split("</figure>")[0].count("stroke-dasharray: 1.2")
+        for name, figure in re.findall(r'<figure id="([^"]+)"(.*?</figure>)', text, re.DOTALL)
+    }
+    dotted = {"s1-curves": 2, "s1-conditioning": 4}
+    assert {name: found for name, found in count.items() if found} == dotted
+
+
+def test_what_has_no_data_is_said(tmp_path, runs_alone):
+    make_run(tmp_path / "run", method="svd")
+    found = Page(render(find_runs([tmp_path / "run"])))
+    assert "No data for" in found.text
+    assert "trained without the smoothness probe" in found.text
+    assert "svd reaches 50.00% top-1 in the last epoch (1 seed)." in found.text
+    assert "one seed gives no interval" in found.text
+
+
+def test_names_from_data_are_text(page):
+    assert "script" not in page.tags
+    assert "b" in page.tags  # of ours: "Not shown."
+    assert not {"i", "img", "iframe", "object"} & set(page.tags)
+    for name in HOSTILE[:2]:
+        assert name in page.text
+    assert "{{ 7 * 7 }} $a_$ \ufffd[31m\ufffd 中文" in page.text
+    assert "a <i>grid</i> & 'more'" in page.text
+    assert "\x00" not in page.text
+
+
+def test_nothing_comes_from_outside(page, text):
+    outside = [
+        (name, value)
+        for name, value in page.attributes
+        if name in ("src", "href", "action", "data", "srcset") and not value.startswith("#")
+    ]
+    assert outside == []
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert "@import" not in text
+    assert re.findall(r"url\((?!#)", text) == []
+    assert len(text) < 600_000
+
+
+def test_ids_are_unique_and_references_meet(page):
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    named = [value for name, value in page.attributes if name == "href"]
+    named += [value[4:-1] for name, value in page.attributes if name == "clip-path"]
+    assert {value.removeprefix("#") for value in named} <= set(ids)
+
+
+def test_drawings_are_well_formed_and_have_names(text):
+    drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    labels = []
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing)
+        assert root.get("viewBox")
+        labels.append(root.get("aria-label"))
+    assert len([label for label in labels if label]) == len({label for label in labels if label})
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_can_be_told_from_the_ground_in_light_dark_and_print(text):
+    """WCAG 2.1: 4.5 for text, 3 for lines."""
+    assert not re.search("#0102[0-9a-f]{2}", text)  # a sentinel that the page does not replace
+    themes = [
+        dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", block))
+        for block in re.findall(r":root \{(.*?)\}", text, re.DOTALL)
+    ]
+    assert len(themes) == 3
+    used = set(re.findall(r"var\(--([a-z0-9-]+)\)", text))
+    for theme in themes:
+        assert used <= set(theme)
+        ground = luminance(theme["surface"])
+
+        def contrast(name: str, theme: dict = theme, ground: float = ground) -> float:
+            low, high = sorted([ground, luminance(theme[name])])
+            return (high + 0.05) / (low + 0.05)
+
+        assert all(contrast(name) >= 4.5 for name in ("ink", "muted", "link", "warn"))
+        assert all(contrast(f"series-{i}") >= 3 for i in range(SERIES))
+
+
+def test_settings_that_differ_get_tables_of_their_own(tmp_path, runs_alone):
+    make_run(tmp_path / "short", epochs=3)
+    make_run(tmp_path / "long", epochs=4, top1=(0.1, 0.2, 0.3, 0.4))
+    found = Page(render(find_runs([tmp_path])))
+    assert "1. typefaces, small-convnet, 4 epochs" in found.text
+    assert "2. typefaces, small-convnet, 3 epochs" in found.text
+    assert "train.epochs = 3" in found.text
+
+
+def test_on_the_papers_own_data_nothing_speaks_of_others(tmp_path, runs_alone):
+    run = make_run(tmp_path, config=RunConfig(data=DataConfig(name="birds", root="birds")))
+    text = Page(render(find_runs([run]))).text
+    assert "the paper: top-1 %" in text
+    assert "other data sets:" not in text
+
+
+def test_the_same_run_twice_counts_once(tmp_path, runs_alone):
+    one = make_run(tmp_path / "one")
+    assert len(find_runs([one, tmp_path])) == 1
+    make_run(tmp_path / "two")
+    found = Page(render(find_runs([tmp_path])))
+    assert "left out, as another run has the same options and seed" in found.text
+    assert found.row("svd MPN-COV")[1] == "1 of 1"
+
+
+def test_a_run_without_a_summary_is_known_by_its_configuration(tmp_path):
+    optim = OptimConfig(decay="step", milestones=(1, 2))
+    config = RunConfig(model=ModelConfig(hybrid="svd-pade"), optim=optim)
+    run = make_run(tmp_path / "run", method="isqrt-cov", config=config, top1=(0.1,))
+    (run / "summary.json").unlink()
+    (found,) = find_runs([run])
+    assert (found.label, found.status, found.seed) == ("isqrt-cov → svd-pade", "unfinished", 0)
+    assert found.switches == ((0, "isqrt-cov"), (2, "svd-pade"))
+
+
+def test_many_methods_get_a_panel_each(tmp_path, runs_alone):
+    methods = ["exact", "svd", "svd-topn", "svd-trunc", "svd-pi", "svd-newton", "svd-taylor"]
+    for method in methods:
+        make_run(tmp_path / method, method=method)
+    found = render(find_runs([tmp_path]))
+    figure = found.split('id="s1-curves"')[1].split("</figure>")[0]
+    assert figure.count("<svg") == len(methods)
+
+
+def test_a_comparison_without_its_runs_has_its_figures(runs_alone):
+    """As results/typefaces-compare of this repository, whose runs are not kept."""
+    folder = Path(__file__).parents[1] / "results" / "typefaces-compare"
+    found = Page(render(find_runs([folder])))
+    content = json.loads((folder / "comparison.json").read_text())
+    for row in content["table"]:
+        cell = f"{row['final_mean']:.2f} ± {row['final_deviation']:.2f}"
+        assert found.row(row["method"])[2] == cell
+    assert "metrics.jsonl are not there" in found.text
+
+
+@pytest.mark.parametrize(
+    ("prepare", "options", "message"),
+    [
+        (None, ["{}/none"], "no directory {}/none"),
+        (None, ["{}"], "holds no run of covpool train"),
+        (make_run, ["{}/run", "--baseline", "svd-pade"], "none of the methods found; choose from"),
+        (make_run, ["{}/run", "--output", "{}"], "is a directory"),
+        (make_run, ["{}/run", "--output", "{}/no/page.html"], "no directory {}/no; make it first"),
+        (make_run, ["{}/run", "--output", "{}/run/config.yaml"], "is no report of covpool"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tmp_path, capsys, prepare, options, message):
+    if prepare is not None:
+        prepare(tmp_path / "run")
+    assert main(["report", *(option.format(tmp_path) for option in options)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("covpool: error: ")
+    assert message.format(tmp_path) in error
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.yaml", "- 1", "is not a run's configuration"),
+        ("config.yaml", "model: {}", "is not a run's configuration"),
+        ("metrics.jsonl", '{"epoch": 1}\n', "line 1 has method None"),
+        ("metrics.jsonl", "no\n{}\n", "line 1 cannot be read"),
+        ("summary.json", '{"status": "finished"}', "it has no data"),
+        ("confusions.csv", "class,called,images,share\na,b,many,1\n", "is not what covpool train"),
+        ("analysis.jsonl", "[]\n{}\n", "line 1 is no record"),
+    ],
+)
+def test_files_that_are_damaged_are_named(tmp_path, file, content, message):
+    run = make_run(tmp_path / "run")
+    (run / file).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        find_runs([run])
+    assert str(run / file) in str(caught.value)
