@@ -93,6 +93,21 @@ def test_long_tables_are_cut(capsys):
     assert "1920" in out
 
 
+def test_contact_sheet_names_classes_with_accents(tmp_path):
+    """Letters that the font lacks would all be the same box."""
+    sheets = []
+    for name in ("É", "Ü", "Ж"):
+        root = tmp_path / f"data {ord(name)}"
+        for folder in (name, "other"):
+            (root / folder).mkdir(parents=True)
+            for number in range(2):
+                Image.new("L", (8, 8), number).save(root / folder / f"{number}.png")
+        file = tmp_path / f"{ord(name)}.png"
+        main(["data", "check", str(root), "--contact-sheet", str(file)])
+        sheets.append(file.read_bytes())
+    assert len(set(sheets)) == 3
+
+
 def test_contact_sheet_shows_the_images(tmp_path):
     """A class of one colour gives a row of that colour; what cannot be read a red cross."""
     colours = {"green": (0, 128, 0), "blue": (0, 0, 255)}

@@ -38,6 +38,7 @@ def draw_contact_sheet(
         images: how many of each class.
         progress: called with (classes drawn, classes in all).
     """
+    import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
     width, height = images * (SIDE + GAP) + 3 * GAP, TITLE + SIDE + 3 * GAP
@@ -45,7 +46,10 @@ def draw_contact_sheet(
     rows = math.ceil(len(classes) / columns)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(11)
+    # Pillow's own has no letters with accents.
+    font = ImageFont.truetype(
+        Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11
+    )
     of_class: dict[int, list[int]] = {label: [] for label in range(len(classes))}
     for index, label in enumerate(labels):
         of_class[label].append(index)
