@@ -288,6 +288,17 @@ def test_bad_folders(tmp_path, case):
     assert "\n" not in str(caught.value)
 
 
+def test_other_layouts_are_spoken_of_where_no_folder_holds_images(tmp_path):
+    """An empty class among others is not a sign of another layout."""
+    with pytest.raises(DataError) as one_empty:
+        open_folder(empty_class("train/ant")(tmp_path / "one"))
+    assert "published layout" not in str(one_empty.value)
+    for name in ("ant", "bee"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+    with pytest.raises(DataError, match="no published layout was recognised"):
+        open_folder(tmp_path / "all")
+
+
 def test_missing_root(tmp_path):
     add(tmp_path, "flowers/rose/0.png")
     with pytest.raises(DataError, match=r"flower' does not exist; did you mean '.*flowers'\?"):

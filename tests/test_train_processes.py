@@ -65,10 +65,12 @@ def alone(images, tmp_path_factory):
 def test_two_processes_end_as_one(images, alone, tmp_path):
     """To 1e-10: sums over the batch are taken in another order, in float64."""
     path = tmp_path / "run"
+    options = (*EXACT, *TWO, "--train.loggers", "[tensorboard]")
     status, told = processes.run(
-        command(images, path, *EXACT, *TWO), tmp_path / "log", variables=processes.slurm_variables
+        command(images, path, *options), tmp_path / "log", variables=processes.slurm_variables
     )
     assert status == [0, 0], told
+    assert len(list(path.rglob("events.out.tfevents.*"))) == 1  # the first process's
     one, two = load(alone), load(path)
     assert largest_difference(one["state_dict"], two["state_dict"]) < 1e-10
     for row, other in zip(one[PROGRESS]["history"], two[PROGRESS]["history"], strict=True):

@@ -102,7 +102,9 @@ def class_files(folder: Path) -> tuple[dict[str, list[str]], int]:
     empty = [str(folder / name) for name, images in classes.items() if not images]
     if empty:
         holds = "class folder {} holds" if len(empty) == 1 else "class folders {} hold"
-        raise NotClassFolders(
+        # Where others hold images these are class folders, and no other layout comes into question.
+        kind = NotClassFolders if len(empty) == len(classes) else DataError
+        raise kind(
             f"{holds.format(shorten(empty))} no images ({', '.join(IMAGE_ENDINGS)}); add some "
             "or remove the folder"
         )

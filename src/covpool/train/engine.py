@@ -82,7 +82,7 @@ def train(
         own: list[Callback] = [progress, recorder] if progress else [recorder]
         step = read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
         loggers = make_loggers(config, directory, step) if main_process() else []
-        if config.train.loggers:
+        if loggers:  # it refuses a process that has none
             own.append(LearningRateMonitor("step"))
         trainer = make_trainer(config, [*own, *callbacks], loggers)
         try:
