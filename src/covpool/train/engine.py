@@ -208,11 +208,12 @@ def evaluate(path: Path, config: RunConfig, *, report: bool = False) -> dict[str
     own_root = config.data.root == about["config"]["data"]["root"]
     known = about["images"].get("test")
     if own_root and known and job.images["test"] != known:
+        then, now = known["number"], job.images["test"]["number"]
         logger.warning(
-            "the test images of %s (%d) are not those that the run was trained with (%d)",
+            "the test images of %s (%s) are not those that the run was trained with (%d)",
             job.splits.name,
-            job.images["test"]["number"],
-            known["number"],
+            "as many, but other files or labels" if then == now else now,
+            then,
         )
     module = job.module()
     load_weights(module, checkpoint, path)
