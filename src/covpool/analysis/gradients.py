@@ -412,7 +412,7 @@ def _check_dtype(caller: str, dtype: object) -> None:
     choose(f"dtype of {caller}", str(dtype), choices)
 
 
-def _check_floor(caller: str, floor: object) -> None:
+def _check_floor(caller: str, floor: Any) -> None:
     number = isinstance(floor, int | float) and not isinstance(floor, bool)
-    if not number or not 0 < floor < float("inf"):  # type: ignore[operator]
+    if not (number and 0 < floor < float("inf")):
         raise ValueError(f"{caller}: the floor must be a positive number, got {floor!r}")

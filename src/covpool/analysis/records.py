@@ -23,7 +23,8 @@ class Record:
         Infinities and NaN, for which JSON has no number, are "inf", "-inf" and "nan", which
         `float` reads.
         """
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        record: Any = self  # a dataclass in each subclass, which this base cannot declare
+        fields = dataclasses.fields(record)
         return {field.name: plain(getattr(self, field.name)) for field in fields}
 
 

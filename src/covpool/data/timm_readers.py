@@ -124,7 +124,8 @@ def _open(name: str, split: str, root: str | None) -> tuple[Labelled, tuple[str,
     from timm.data.dataset_factory import create_dataset
 
     try:
-        reader: Any = getattr(create_dataset(name, root=root, split=split), "reader")  # noqa: B009
+        dataset: Any = create_dataset(name, root=root, split=split)
+        reader = dataset.reader
     except ImportError as error:
         raise DataError(
             f"data.name {name!r} needs {error.name}; install it with: pip install {error.name}"

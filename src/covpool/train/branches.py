@@ -3,6 +3,8 @@ there.
 
 Hybrid training with one seed is the same for every method until the switch, bit for bit, so that it
 need be done once.
+
+Hooks name our module's class where Lightning's name its base: `type: ignore[override]`.
 """
 
 import os
