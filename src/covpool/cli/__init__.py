@@ -41,6 +41,7 @@ COMMANDS = {
     "compare": Command("compare", "train a grid of pooling methods and seeds, and tabulate it"),
     "report": Command("report", "an HTML page of runs: tables, figures and what they show"),
     "reproduce": Command("reproduce", "the paper's tables and figures anew, beside its own cells"),
+    "study": Command("study", "ways to train compared, rates chosen on validation images"),
     "bench": Command(
         "bench",
         "time, memory and errors of the methods, beside their peers",

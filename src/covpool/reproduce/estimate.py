@@ -23,7 +23,7 @@ def seconds_of_runs(setting: Setting, job: Job, report: Callable[[str], None]) -
         job: one of them, whose model is used up.
         report: called with each method's name before it is measured.
     """
-    device = _device(setting.config.train.accelerator)
+    device = device_of(setting.config.train.accelerator)
     threads = next(iter(setting.cells.values())).config.train.threads
     if threads is not None:
         torch.set_num_threads(threads)
@@ -32,7 +32,7 @@ def seconds_of_runs(setting: Setting, job: Job, report: Callable[[str], None]) -
     per_epoch = {}
     for name in names:
         report(name)
-        per_epoch[name] = _seconds_per_epoch(job, name, device)
+        per_epoch[name] = seconds_per_epoch(job, name, device)
     return sum(
         per_epoch[name] * number for arm, _ in setting.cells for name, number in epochs[arm].items()
     )
@@ -48,12 +48,20 @@ def epochs_by_method(setting: Setting, arm: Arm) -> dict[str, int]:
     return {NEWTON_SCHULZ: switch - cell.inherited, arm.method: last}
 
 
-def _device(accelerator: str) -> torch.device:
+def device_of(accelerator: str) -> torch.device:
+    """Where Lightning's accelerator of that name computes."""
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return torch.device("cuda" if gpu else "cpu")
 
 
-def _seconds_per_epoch(job: Job, name: str, device: torch.device) -> float:
+def seconds_per_epoch(job: Job, name: str, device: torch.device) -> float:
+    """Training and evaluation of one epoch with a pooling, from a few steps measured.
+
+    Args:
+        job: whose model is used up; one with gap for gap, else one with a covariance.
+        name: the pooling.
+        device: where.
+    """
     data, splits = job.config.data, job.splits
     steps, size = steps_and_batch(len(splits.train), data.batch_size)
     model = job.model.to(device).train()

@@ -18,7 +18,7 @@ from covpool.reproduce.targets import (
 )
 from covpool.train.branches import BranchPoint
 from covpool.train.config import RunConfig
-from covpool.train.grid import MACHINE_KEYS, Cell, comparable, constants_of, threads_of
+from covpool.train.grid import Cell, check_same_options, comparable, constants_of, threads_of
 from covpool.train.job import Job
 from covpool.train.probes import ConditioningProbe, SmoothnessProbe
 from covpool.train.recipe import read_recipe
@@ -43,6 +43,10 @@ FREE_KEYS = frozenset(
     }
 )
 """Options that a recipe leaves to the user."""
+
+
+CHECKS = frozenset({("data", "check"), ("data", "skip_damaged")})
+"""Options that say how the images are checked before training."""
 
 
 def paper_layouts() -> set[str]:
@@ -195,19 +199,8 @@ def check_earlier(setting: Setting) -> None:
     Raises:
         ValueError: one was begun with other options, but for where it runs.
     """
-    machine = {*MACHINE_KEYS, *(("data", name) for name in ("check", "skip_damaged"))}
     for cell in setting.cells.values():
-        if not (cell.path / "config.yaml").is_file():
-            continue
-        before, now = RunDirectory(cell.path).read_config().to_dict(), cell.config.to_dict()
-        for group, fields in now.items():
-            for name, value in fields.items():
-                there = before[group].get(name)
-                if there != value and (group, name) not in machine:
-                    raise ValueError(
-                        f"run {cell.path} was begun with {group}.{name} {there!r}, not {value!r}; "
-                        "choose another --output, or move that run away"
-                    )
+        check_same_options(cell, CHECKS)
 
 
 def earlier_setting(recipe: str, arms: Sequence[Arm], output: Path) -> Setting | None:

@@ -185,6 +185,29 @@ def open_folder(folder: Path, config: RunConfig) -> None:
         )
 
 
+def check_same_options(cell: Cell, free: frozenset[tuple[str, str]] = frozenset()) -> None:
+    """Make sure that an earlier run of the cell, where there is one, is the cell's.
+
+    Args:
+        cell: the run.
+        free: options that may differ, beside `MACHINE_KEYS`.
+
+    Raises:
+        ValueError: it was begun with other options, but for where it runs.
+    """
+    if not (cell.path / "config.yaml").is_file():
+        return
+    before, now = RunDirectory(cell.path).read_config().to_dict(), cell.config.to_dict()
+    for group, fields in now.items():
+        for name, value in fields.items():
+            there = before[group].get(name)
+            if there != value and (group, name) not in (*MACHINE_KEYS, *free):
+                raise ValueError(
+                    f"run {cell.path} was begun with {group}.{name} {there!r}, not {value!r}; "
+                    "choose another --output, or move that run away"
+                )
+
+
 def comparable(config: RunConfig) -> dict[tuple[str, str], Any]:
     """The options that all runs of a comparison share."""
     return {
