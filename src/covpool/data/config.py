@@ -92,6 +92,11 @@ class DataConfig:
     drop_duplicates: bool = False
     """Leave out of what is evaluated each image that equals a training image, of whatever class."""
 
+    @property
+    def evaluated_split(self) -> str:
+        """What figures called "test" are of, for people."""
+        return f"{self.evaluate} split"
+
     def __post_init__(self) -> None:
         kinds = {
             "channels": Channels,

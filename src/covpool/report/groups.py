@@ -8,6 +8,7 @@ from typing import Any
 from covpool.linalg.methods import METHODS
 from covpool.report.sources import Run
 from covpool.train.comparison import mean_and_deviation, mean_and_interval
+from covpool.train.config import RunConfig
 from covpool.train.grid import GRID_KEYS, MACHINE_KEYS
 
 METHOD_KEYS = (*GRID_KEYS, ("model", "schedule"), ("model", "hybrid"), ("model", "constants"))
@@ -100,6 +101,11 @@ class Setting:
         return [run for row in self.rows for run in row.runs]
 
     @property
+    def split(self) -> str:
+        """What the figures called "test" are of: the test split, or the validation split."""
+        return f"{self.runs[0].config.get('data', {}).get('evaluate', 'test')} split"
+
+    @property
     def seeds(self) -> list[int]:
         """The seeds of finished runs."""
         return sorted({run.seed for run in self.runs if run.finished})
@@ -131,10 +137,12 @@ def group(runs: Iterable[Run], baseline: str | None = None) -> list[Setting]:
 def _shared(run: Run) -> dict[str, Any]:
     """The options that the runs of one setting share, and what the data set calls itself."""
     apart = {*MACHINE_KEYS, *METHOD_KEYS}
+    # What a run of an older version lacks was at its default.
+    defaults = RunConfig().to_dict()
     options = {
         f"{name}.{key}": value
         for name, fields in run.config.items()
-        for key, value in fields.items()
+        for key, value in {**defaults.get(name, {}), **fields}.items()
         if (name, key) not in apart
     }
     return {**options, "data set": run.summary["data"], "backbone": run.summary["backbone"]}
