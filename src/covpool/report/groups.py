@@ -8,8 +8,7 @@ from typing import Any
 from covpool.linalg.methods import METHODS
 from covpool.report.sources import Run
 from covpool.train.comparison import mean_and_deviation, mean_and_interval
-from covpool.train.config import RunConfig
-from covpool.train.grid import GRID_KEYS, MACHINE_KEYS
+from covpool.train.grid import GRID_KEYS, MACHINE_KEYS, with_defaults
 
 METHOD_KEYS = (*GRID_KEYS, ("model", "schedule"), ("model", "hybrid"), ("model", "constants"))
 """Options that tell a table's rows and seeds apart; all others must be equal within a table."""
@@ -137,12 +136,10 @@ def group(runs: Iterable[Run], baseline: str | None = None) -> list[Setting]:
 def _shared(run: Run) -> dict[str, Any]:
     """The options that the runs of one setting share, and what the data set calls itself."""
     apart = {*MACHINE_KEYS, *METHOD_KEYS}
-    # What a run of an older version lacks was at its default.
-    defaults = RunConfig().to_dict()
     options = {
         f"{name}.{key}": value
-        for name, fields in run.config.items()
-        for key, value in {**defaults.get(name, {}), **fields}.items()
+        for name, fields in with_defaults(run.config).items()
+        for key, value in fields.items()
         if (name, key) not in apart
     }
     return {**options, "data set": run.summary["data"], "backbone": run.summary["backbone"]}
