@@ -26,6 +26,7 @@ from covpool.train.job import Job, check_classes, parameters, prepare
 from covpool.train.loaders import ImageDataModule
 from covpool.train.loggers import close_loggers, make_loggers
 from covpool.train.machine import describe_machine
+from covpool.train.memory import peak_bytes, reset_peak
 from covpool.train.module import ClassificationModule, TrainingDiverged
 from covpool.train.progress import EvaluationProgress, ProgressReport
 from covpool.train.published import read_trained
@@ -85,6 +86,7 @@ def train(
         if loggers:  # it refuses a process that has none
             own.append(LearningRateMonitor("step"))
         trainer = make_trainer(config, [*own, *callbacks], loggers)
+        reset_peak(trainer.strategy.root_device)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except Interrupted as error:
@@ -109,6 +111,7 @@ def train(
             if main_process():
                 summary |= summarise(job, recorder)
                 summary["machine"] = describe_machine(trainer.strategy.root_device)
+                summary["peak_memory_bytes"] = peak_bytes(trainer.strategy.root_device)
                 write_results(job, module, recorder, directory, summary)
     return summary
 
