@@ -226,6 +226,24 @@ def test_settings_that_differ_get_tables_of_their_own(tmp_path, runs_alone):
     assert "train.epochs = 3" in found.text
 
 
+def test_options_that_an_older_version_lacked_make_no_setting_of_their_own(tmp_path, runs_alone):
+    older = make_run(tmp_path / "older", method="svd")
+    make_run(tmp_path / "newer", method="exact")
+    lines = (older / "config.yaml").read_text().splitlines(keepends=True)
+    left = [line for line in lines if not line.startswith("  drop_duplicates:")]
+    assert len(left) == len(lines) - 1
+    (older / "config.yaml").write_text("".join(left))
+    found = Page(render(find_runs([tmp_path])))
+    assert "2. typefaces" not in found.text
+
+
+def test_figures_of_held_out_training_images_are_not_called_test_figures(tmp_path, runs_alone):
+    make_run(tmp_path / "run", config=RunConfig(data=DataConfig(evaluate="validation")))
+    text = Page(render(find_runs([tmp_path]))).text
+    assert "on the validation split" in text
+    assert "on the test split" not in text
+
+
 def test_on_the_papers_own_data_nothing_speaks_of_others(tmp_path, runs_alone):
     run = make_run(tmp_path, config=RunConfig(data=DataConfig(name="birds", root="birds")))
     text = Page(render(find_runs([run]))).text

@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
     methods = len({cell.label for cell in cells})
     console.print(
         f"{len(cells)} runs ({methods} methods, {len(cells) // methods} seeds), "
-        f"{config.train.epochs} epochs each, {jobs} at a time, in {folder}"
+        f"{config.train.epochs} epochs each, {jobs} at a time, in {folder}{_on(config)}"
     )
     try:
         with GridReport(console) as report:
@@ -52,6 +52,13 @@ def run(arguments: list[str]) -> int:
     show(comparison, console)
     console.print(f"table and runs: {folder}")
     return 1 if comparison.problems else 0
+
+
+def _on(config: RunConfig) -> str:
+    """What is evaluated, where it is not the test split."""
+    if config.data.evaluate == "test":
+        return ""
+    return ", evaluated on held-out training images, not on the test split"
 
 
 def _prepare(
@@ -210,13 +217,14 @@ def write(
     replace_text(folder / "comparison.json", json.dumps(content, indent=2) + "\n")
     seeds = sorted({cell.seed for cell in cells})
     threads = cells[0].config.train.threads
+    split = config.data.evaluated_split
     text = [
         f"# Pooling methods compared: {config.model.backbone}, {config.train.epochs} epochs",
         "",
         markdown_table([table.cells_of_row(row) for row in comparison.rows]),
         "",
-        f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}, test split. Final is "
-        "the last epoch; Best the highest of all epochs on the test split itself, so it flatters. "
+        f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}, {split}. Final is "
+        f"the last epoch; Best the highest of all epochs on the {split} itself, so it flatters. "
         "s/epoch is the median over epochs of training without evaluation, "
         f"{jobs} run(s) at a time with {threads} thread(s) each. The difference is paired by seed "
         "against the first method, with its 95% interval by Student's t.",

@@ -12,6 +12,10 @@ from covpool.train.run_directory import RunDirectory
 ALLOWED = (
     "data.name",
     "data.root",
+    "data.evaluate",
+    "data.exclude_classes",
+    "data.class_limit",
+    "data.drop_duplicates",
     "data.views",
     "data.batch_size",
     "data.workers",
@@ -30,6 +34,8 @@ def run(arguments: list[str]) -> int:
         _, own = _parser().parse(arguments)
         directory, checkpoints = find_checkpoints(own.run)
         config, _ = _parser(defaults=directory.read_config()).parse(arguments)
+        if config.data.evaluate == "validation":
+            print("on held-out training images (data.evaluate validation), not on the test split")
         results: dict[int | None, dict[str, Any]] = {}
         for label, path in checkpoints:
             # Where the last epoch was the best, both are the weights of one step.
@@ -49,7 +55,8 @@ def run(arguments: list[str]) -> int:
 def _parser(**options: Any) -> RunParser:
     parser = RunParser(
         "evaluate",
-        "Top-1 and top-5 of a run's checkpoints on the test split.",
+        "Top-1 and top-5 of a run's checkpoints on the split that the run was evaluated on: the "
+        "test split, or what --data.evaluate says.",
         allowed=ALLOWED,
         **options,
     )

@@ -13,6 +13,7 @@ Channels = Literal["auto", 1, 3]
 Augment = Literal["auto", "crop", "flip", "shift", "timm", "none"]
 Views = Literal["center", "mirror", "ten-crop"]
 Check = Literal["auto", "full", "headers", "none"]
+Evaluate = Literal["test", "validation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +74,37 @@ class DataConfig:
     """Share of each class that is held out where the folder has no test split."""
 
     split_seed: int = 0
-    """Seed of that split; not the training's, so that runs share their test images."""
+    """Seed of what is held out; not the training's, so that runs share their test images."""
+
+    evaluate: Evaluate = "test"
+    """What is evaluated: test, or validation: training images that are held out in place of the
+    test split, which is left alone, as for the choice of a learning rate."""
+
+    validation_fraction: float = 0.2
+    """Share of each class's training images that is held out with evaluate validation."""
+
+    exclude_classes: tuple[str, ...] = ()
+    """Classes to leave out of both splits: names, or patterns as in fa-*."""
+
+    class_limit: int | None = None
+    """Only the first so many of the classes, in the data set's order; null: all."""
+
+    drop_duplicates: bool = False
+    """Leave out of what is evaluated each image that equals a training image, of whatever class."""
+
+    @property
+    def evaluated_split(self) -> str:
+        """What figures called "test" are of, for people."""
+        return f"{self.evaluate} split"
 
     def __post_init__(self) -> None:
-        kinds = {"channels": Channels, "augment": Augment, "views": Views, "check": Check}
+        kinds = {
+            "channels": Channels,
+            "augment": Augment,
+            "views": Views,
+            "check": Check,
+            "evaluate": Evaluate,
+        }
         for name, kind in kinds.items():
             value = getattr(self, name)
             if value not in get_args(kind):
@@ -115,5 +143,11 @@ class DataConfig:
                 f"data.augment_options {self.augment_options} are timm's; they need data.augment "
                 f"timm, not {self.augment!r}"
             )
-        if not 0 < self.test_fraction < 1:
-            raise ValueError(f"data.test_fraction must lie in (0, 1), not {self.test_fraction!r}")
+        for name in ("test_fraction", "validation_fraction"):
+            value = getattr(self, name)
+            if not 0 < value < 1:
+                raise ValueError(f"data.{name} must lie in (0, 1), not {value!r}")
+        if self.class_limit is not None and self.class_limit < 2:
+            raise ValueError(
+                f"data.class_limit must be null or at least 2, not {self.class_limit!r}"
+            )

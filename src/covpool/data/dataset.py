@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -32,6 +33,22 @@ class Source(Protocol):
         """For each image, what tells it from others, wherever the root lies; cheap to find."""
         ...
 
+    def content(self, index: int) -> bytes:
+        """The image as it is stored: a file's bytes, or pixels."""
+        ...
+
+    def length(self, index: int) -> int | None:
+        """How long its content is, where that is known without reading it."""
+        ...
+
+    def select(self, indices: Sequence[int]) -> Self:
+        """Some of the images."""
+        ...
+
+    def with_channels(self, channels: int) -> Self:
+        """The same images with 1 channel or with 3."""
+        ...
+
 
 class EncodedSource(Source, Protocol):
     """Raw images that are decoded when they are asked for."""
@@ -40,13 +57,9 @@ class EncodedSource(Source, Protocol):
         """The image as it is stored."""
         ...
 
-    def select(self, indices: Sequence[int]) -> Self:
-        """Some of the images."""
-        ...
-
-    def with_channels(self, channels: int) -> Self:
-        """The same images, decoded to 1 channel or to 3."""
-        ...
+    def content(self, index: int) -> bytes:
+        with self.open(index) as file:
+            return file.read()
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,9 @@ class Files(EncodedSource):
         for path in self.paths:
             yield os.fsencode(Path(path).relative_to(root).as_posix())
 
+    def length(self, index: int) -> int | None:
+        return os.path.getsize(self.paths[index])
+
     def select(self, indices: Sequence[int]) -> Self:
         return replace(self, paths=[self.paths[index] for index in indices])
 
@@ -81,21 +97,57 @@ class Files(EncodedSource):
 
 @dataclass(frozen=True)
 class Arrays(Source):
-    """Images in memory, (n, channels, H, W) uint8."""
+    """Images in memory, (n, channels, H, W) uint8: all, or those of some numbers."""
 
     images: Tensor
+    numbers: Sequence[int] | None = None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.images if self.numbers is None else self.numbers)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
+        return self.images[self._number(index)]
+
+    def _number(self, index: int) -> int:
+        return index if self.numbers is None else self.numbers[index]
 
     def name(self, index: int) -> str:
-        return f"image {index}"
+        return f"image {self._number(index)}"
 
     def marks(self, root: Path) -> Iterator[bytes]:
-        yield from (hashlib.sha256(image.numpy().tobytes()).digest() for image in self.images)
+        for index in range(len(self)):
+            yield content_digest(self.content(index))
+
+    def content(self, index: int) -> bytes:
+        return self[index].numpy().tobytes()
+
+    def length(self, index: int) -> int | None:
+        return self.images.shape[1:].numel()
+
+    def select(self, indices: Sequence[int]) -> Self:
+        return replace(self, numbers=[self._number(index) for index in indices])
+
+    def with_channels(self, channels: int) -> Self:
+        if self.images.shape[1] == channels:
+            return self
+        if channels == 3:
+            return replace(self, images=self.images.expand(-1, 3, -1, -1))
+        # ITU-R 601-2 luma, as Pillow's conversion to grey.
+        weights = torch.tensor([299.0, 587.0, 114.0])[None, :, None, None] / 1000
+        grey = (self.images * weights).sum(1, keepdim=True).round().to(torch.uint8)
+        return replace(self, images=grey)
+
+    def statistics(self, about: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each channel's values in [0, 1], over about so many images."""
+        chosen = list(range(0, len(self), max(1, len(self) // about)))
+        sample = self.images[[self._number(index) for index in chosen]].to(torch.float32) / 255
+        std, mean = torch.std_mean(sample, dim=(0, 2, 3))
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def content_digest(content: bytes) -> bytes:
+    """What stands for an image's content where equal ones are looked for."""
+    return hashlib.sha256(content).digest()
 
 
 class Images(Dataset[tuple[Tensor, int]]):

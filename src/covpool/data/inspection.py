@@ -1,15 +1,14 @@
 """A report on a data set: its classes, sizes of images, unreadable ones and duplicates."""
 
-import hashlib
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 from covpool.data.archives import ArchiveContents
-from covpool.data.dataset import Arrays, EncodedSource, Source
+from covpool.data.dataset import Arrays, Source, content_digest
 from covpool.data.layouts import Contents
 from covpool.data.listing import SPLITS, Listing, Progress, in_threads, shorten
 from covpool.data.reading import cause, to_tensor
@@ -175,21 +174,20 @@ def inspect_images(layout: str, contents: Contents, progress: Progress | None = 
 
 def _examine(split: str, source: Source, index: int, label: int) -> Facts:
     if isinstance(source, Arrays):
-        content = source[index]
+        content = source.content(index)
+        _, height, width = source[index].shape
         return Facts(
             split=split,
             index=index,
             label=label,
             name=f"{split}_images[{index}]",
-            size=(content.shape[2], content.shape[1]),
-            digest=hashlib.sha256(content.numpy().tobytes()).digest(),
+            size=(width, height),
+            digest=content_digest(content),
         )
-    encoded = cast(EncodedSource, source)
     size = digest = error = None
     try:
-        with encoded.open(index) as file:
-            stored = file.read()
-        digest = hashlib.sha256(stored).digest()
+        stored = source.content(index)
+        digest = content_digest(stored)
         size = _decode(stored)
     except MemoryError:
         raise
@@ -199,7 +197,7 @@ def _examine(split: str, source: Source, index: int, label: int) -> Facts:
         split=split,
         index=index,
         label=label,
-        name=encoded.name(index),
+        name=source.name(index),
         size=size,
         digest=digest,
         error=error,

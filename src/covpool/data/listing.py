@@ -1,11 +1,10 @@
 """What a data set holds by its annotations, and the check that its images can be read."""
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -59,20 +58,18 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A listing whose images can be read, with both splits.
+    """The images of a listing that can be read.
 
     Attributes:
         skipped: a line for each damaged image that was left out.
         grey: whether every image is; False where headers were not read.
-        note: what was decided on the user's behalf, or "".
     """
 
     classes: tuple[str, ...]
     train: Labelled
-    test: Labelled
+    test: Labelled | None
     skipped: tuple[str, ...]
     grey: bool
-    note: str
 
 
 def shorten(names: list[str]) -> str:
@@ -82,7 +79,7 @@ def shorten(names: list[str]) -> str:
 
 
 def check_listing(listing: Listing, config: DataConfig, progress: Progress | None) -> Checked:
-    """Read the images as the configuration says, leave out damaged ones, and make both splits.
+    """Read the images as the configuration says, and leave out damaged ones.
 
     Raises:
         DataError: images that cannot be read, or a class without any.
@@ -119,18 +116,12 @@ def check_listing(listing: Listing, config: DataConfig, progress: Progress | Non
                 f"every {what}image of class {listing.classes[label]!r} is damaged, such as "
                 f"{first}; repair them or remove the class"
             )
-    note = ""
-    if listing.test is None:
-        (train, test), note = _hold_out(replace(listing, train=readable["train"]), config)
-    else:
-        train, test = readable["train"], readable["test"]
     return Checked(
         classes=listing.classes,
-        train=train,
-        test=test,
+        train=readable["train"],
+        test=readable.get("test"),
         skipped=tuple(f"{path}: {reason}" for path, reason in named),
         grey=grey,
-        note=note,
     )
 
 
@@ -212,45 +203,3 @@ def in_threads(function: Callable[[Entry], Result], entries: Sequence[Entry]) ->
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for start in range(0, len(entries), block):
             yield from pool.map(function, entries[start : start + block])
-
-
-def _hold_out(listing: Listing, config: DataConfig) -> tuple[tuple[Labelled, Labelled], str]:
-    """Hold out the same share of every class, and say so.
-
-    Each file's rank follows from its own name and the seed, so that files which come or go leave
-    the others where they are, except at the boundary.
-    """
-    source, labels = listing.train
-    root = listing.root
-    assert root is not None
-
-    def rank(index: int) -> bytes:
-        name = listing.classes[labels[index]]
-        inner = Path(source.name(index)).relative_to(root / name).as_posix()
-        return hashlib.sha256(os.fsencode(f"{config.split_seed}/{name}/{inner}")).digest()
-
-    of_class: dict[int, list[int]] = {label: [] for label in range(len(listing.classes))}
-    for index, label in enumerate(labels):
-        of_class[label].append(index)
-    kept: list[int] = []
-    held: list[int] = []
-    for label, indices in of_class.items():
-        if len(indices) < 2:
-            raise DataError(
-                f"class {listing.classes[label]!r} has one image ({source.name(indices[0])}); two "
-                "are needed to hold one out for testing: add images, or make train/ and test/ "
-                "folders"
-            )
-        ranked = sorted(indices, key=rank)
-        count = min(len(ranked) - 1, max(1, round(config.test_fraction * len(ranked))))
-        held += sorted(ranked[:count])
-        kept += sorted(ranked[count:])
-    train, test = (
-        (source.select(chosen), [labels[index] for index in chosen]) for chosen in (kept, held)
-    )
-    note = (
-        f"{root} has no test split: held out {len(held)} of {len(labels)} images, "
-        f"{config.test_fraction:.0%} of each class (data.test_fraction, data.split_seed "
-        f"{config.split_seed})"
-    )
-    return (train, test), note

@@ -1,26 +1,34 @@
 """`open_images`: from a configuration to the two splits, whatever the layout."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from covpool.data.archives import ArchiveContents
 from covpool.data.augmentation import AUGMENTATIONS
-from covpool.data.config import DataConfig, DataError
+from covpool.data.config import DataConfig, DataError, Evaluate
 from covpool.data.dataset import Arrays, Images, Source
 from covpool.data.layouts import read_layout
 from covpool.data.listing import Listing, check_listing
 from covpool.data.preprocessing import RESIZE_RATIO, Preprocessing
+from covpool.data.selection import (
+    AnySource,
+    Labelled,
+    drop_duplicates,
+    hold_out_test,
+    hold_out_validation,
+    select_classes,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Mean and deviation of ImageNet's channels, which pretrained networks expect (torchvision)."""
 
 DEFAULT_SIZE = 224
+
+STATISTICS_IMAGES = 2000
+"""How many images an archive's mean and deviation are of, about."""
 
 logger = logging.getLogger("covpool")
 
@@ -33,8 +41,9 @@ class ImageSplits:
         name: for messages and file names.
         classes: class names; a label is an index into them.
         train: indexed by (epoch, number), augmented.
-        test: indexed by number.
+        test: what is evaluated, indexed by number.
         preprocessing: how an image becomes the network's input.
+        evaluated: test, or validation where `test` holds images held out of the training split.
         skipped: a line for each damaged file that was left out.
         notes: lines that the user should see (a split that was made, files that were left out).
     """
@@ -44,6 +53,7 @@ class ImageSplits:
     train: Images
     test: Images
     preprocessing: Preprocessing
+    evaluated: Evaluate = "test"
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -79,7 +89,7 @@ def open_images(
     if isinstance(contents, Listing):
         return _from_listing(contents, config, seed, preprocessing, progress)
     title = name if config.root is None else Path(config.root).stem
-    return _from_archive(title, contents, config, seed, preprocessing)
+    return _from_archive(title, contents, config, seed, preprocessing, progress)
 
 
 def _from_archive(
@@ -88,44 +98,59 @@ def _from_archive(
     config: DataConfig,
     seed: int,
     preprocessing: Preprocessing | None,
+    progress: Callable[[int, int], None] | None,
 ) -> ImageSplits:
-    train, test = contents.train[0], contents.test[0]
-    if preprocessing is None:
-        channels = _channels(config, grey=train.shape[1] == 1)
-    else:
-        channels = preprocessing.channels
+    train, test = ((Arrays(images), labels) for images, labels in (contents.train, contents.test))
+    classes, train, test, notes = select_classes(contents.classes, train, test, config)
+    assert test is not None
+    train, test, more = _evaluated(classes, train, test, config, progress)
+    grey = contents.train[0].shape[1] == 1
+    channels = _channels(config, grey) if preprocessing is None else preprocessing.channels
     train, test = _with_channels(train, channels), _with_channels(test, channels)
     if preprocessing is None:
-        sample = train[:: max(1, len(train) // 2000)].to(torch.float32) / 255
-        std, mean = torch.std_mean(sample, dim=(0, 2, 3))
+        mean, std = train[0].statistics(about=STATISTICS_IMAGES)
         preprocessing = _preprocessing(
             config,
             channels,
-            config.image_size or min(train.shape[-2:]),
+            config.image_size or min(train[0].images.shape[-2:]),
             resize_ratio=1,
-            mean=tuple(round(value, 4) for value in mean.tolist()),
-            std=tuple(round(max(value, 1 / 255), 4) for value in std.tolist()),
+            mean=tuple(round(value, 4) for value in mean),
+            std=tuple(round(max(value, 1 / 255), 4) for value in std),
         )
     return _splits(
         title,
-        contents.classes,
-        (Arrays(train), contents.train[1]),
-        (Arrays(test), contents.test[1]),
+        classes,
+        train,
+        test,
         replace(preprocessing, views=config.views),
         config,
         seed,
         augment="shift",
+        notes=[*notes, *more],
     )
 
 
-def _with_channels(images: Tensor, channels: int) -> Tensor:
-    if images.shape[1] == channels:
-        return images
-    if channels == 3:
-        return images.expand(-1, 3, -1, -1)
-    # ITU-R 601-2 luma, as Pillow's conversion to grey.
-    weights = torch.tensor([299.0, 587.0, 114.0])[None, :, None, None] / 1000
-    return (images * weights).sum(1, keepdim=True).round().to(torch.uint8)
+def _evaluated(
+    classes: tuple[str, ...],
+    train: Labelled[AnySource],
+    test: Labelled[AnySource],
+    config: DataConfig,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Labelled[AnySource], Labelled[AnySource], list[str]]:
+    """Training images, those that the configuration has evaluated, and notes."""
+    notes = []
+    if config.evaluate == "validation":
+        train, test, note = hold_out_validation(classes, train, config)
+        notes.append(note)
+    if config.drop_duplicates:
+        test, note = drop_duplicates(classes, train, test, config, progress)
+        notes.append(note)
+    return train, test, notes
+
+
+def _with_channels(labelled: Labelled[AnySource], channels: int) -> Labelled[AnySource]:
+    source, labels = labelled
+    return source.with_channels(channels), labels
 
 
 def _from_listing(
@@ -146,26 +171,38 @@ def _from_listing(
         return _preprocessing(config, channels, size, RESIZE_RATIO, mean, std)
 
     # Options that do not fit are refused before files are read, which may take long.
+    classes, train, test, notes = select_classes(
+        listing.classes, listing.train, listing.test, config
+    )
+    listing = replace(listing, classes=classes, train=train, test=test)
     augment = "crop" if config.augment == "auto" else config.augment
     AUGMENTATIONS[augment](choose(grey=False), config.augment_options)
     checked = check_listing(listing, config, progress)
     chosen = choose(checked.grey)
-    notes = [checked.note] if checked.note else []
+    train, test = checked.train, checked.test
+    if test is None:
+        assert listing.root is not None
+        train, test, note = hold_out_test(classes, train, listing.root, config)
+        notes.append(note)
+    train, test, more = _evaluated(classes, train, test, config, progress)
+    notes += more
     if checked.skipped:
         notes.append(f"left out {len(checked.skipped)} damaged file(s):")
         notes += [f"  {line}" for line in checked.skipped]
     if listing.ignored:
         notes.append(f"passed over {listing.ignored} file(s) that are no images by their ending")
-    for note in notes:
-        logger.warning("%s", note)
-    train, test = (
-        (source.with_channels(chosen.channels), labels)
-        for source, labels in (checked.train, checked.test)
-    )
     splits = _splits(
-        listing.name, checked.classes, train, test, chosen, config, seed, augment="crop"
+        listing.name,
+        classes,
+        _with_channels(train, chosen.channels),
+        _with_channels(test, chosen.channels),
+        chosen,
+        config,
+        seed,
+        augment="crop",
+        notes=notes,
     )
-    return replace(splits, skipped=checked.skipped, notes=tuple(notes))
+    return replace(splits, skipped=checked.skipped)
 
 
 def _channels(config: DataConfig, grey: bool) -> int:
@@ -222,8 +259,11 @@ def _splits(
     seed: int,
     *,
     augment: str,
+    notes: Sequence[str],
 ) -> ImageSplits:
     """Both splits as inputs; the augmentation is what is given here where the options leave it."""
+    for note in notes:
+        logger.warning("%s", note)
     return ImageSplits(
         name=name,
         classes=classes,
@@ -236,4 +276,6 @@ def _splits(
         ),
         test=Images(*test, preprocessing),
         preprocessing=preprocessing,
+        evaluated=config.evaluate,
+        notes=tuple(notes),
     )

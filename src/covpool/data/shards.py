@@ -50,6 +50,9 @@ class TarImages(EncodedSource):
             file.seek(offset)
             return io.BytesIO(file.read(size))
 
+    def length(self, index: int) -> int | None:
+        return self.places[index][2]
+
     def marks(self, root: Path) -> Iterator[bytes]:
         for shard, offset, size, key in self.places:
             inner = os.path.relpath(self.shards[shard], root)

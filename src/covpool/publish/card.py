@@ -83,7 +83,8 @@ def _data(metadata: Mapping[str, Any]) -> str:
         lines.append(f"Trained on: {metadata['data']}.")
     if images:
         lines.append(
-            f"{images['train']['number']:,} training and {images['test']['number']:,} test images."
+            f"{images['train']['number']:,} training and {images['test']['number']:,} "
+            f"{_evaluated(metadata)} images."
         )
     colour = "grey" if preprocessing["channels"] == 1 else "colour"
     size, resize = preprocessing["image_size"], preprocessing["resize"]
@@ -97,6 +98,11 @@ def _data(metadata: Mapping[str, Any]) -> str:
         f"values in [0, 1] minus {preprocessing['mean']}, divided by {preprocessing['std']}."
     )
     return " ".join(lines)
+
+
+def _evaluated(metadata: Mapping[str, Any]) -> str:
+    """test or validation."""
+    return metadata["config"].get("data", {}).get("evaluate", "test")
 
 
 def _method(metadata: Mapping[str, Any]) -> str:
@@ -137,16 +143,17 @@ def _scores(metadata: Mapping[str, Any]) -> str:
         f"| {100 * row['test_top5']:.2f} | {row['test_loss']:.4f} |"
         for name, row in scores.items()
     ]
+    split = f"{_evaluated(metadata)} split"
     weights = metadata.get("checkpoint")
     which = f" The weights here are those of {weights.capitalize()}." if weights else ""
     views = metadata["preprocessing"].get("views", "center")
     if views != "center":
         which += f" Logits are averaged over views of each image ({views})."
     return (
-        "| test split | epoch | top-1 % | top-5 % | loss |\n|---|---|---|---|---|\n"
+        f"| {split} | epoch | top-1 % | top-5 % | loss |\n|---|---|---|---|---|\n"
         + "\n".join(rows)
         + f"\n\nFinal is the last epoch; Best is the epoch of the highest top-1.{which}\n\n"
-        "What they are not: Best was chosen on the test split itself, so it flatters. Both are of "
+        f"What they are not: Best was chosen on the {split} itself, so it flatters. Both are of "
         f"one run (seed {metadata['config']['train']['seed']}); the spread over seeds is not "
         "known from it. They say nothing of images that were collected in another way than these."
     )

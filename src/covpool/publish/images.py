@@ -59,7 +59,7 @@ def sample_of_run(config: RunConfig, preprocessing: Preprocessing, number: int) 
         ) from error
     chosen = _spread(len(splits.test), number)
     images = torch.stack([splits.test[index][0] for index in chosen])
-    return Sample(images=images, source=f"test split of {splits.name}")
+    return Sample(images=images, source=f"{config.data.evaluated_split} of {splits.name}")
 
 
 def _spread(available: int, number: int) -> list[int]:

@@ -70,7 +70,7 @@ class Curves:
 
 
 def learning_curves(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
-    """Top-1 on the test split and training loss by epoch."""
+    """Top-1 on the split that was evaluated and training loss by epoch."""
     heading = "Learning curves"
     rows = [row for row in setting.rows if any(run.history for run in row.runs)]
     if not rows:
@@ -82,7 +82,7 @@ def learning_curves(setting: Setting, styles: Styles, name: str) -> PageFigure |
             if finished
             else "No run has come to the end of an epoch.",
         )
-    top1 = Curves.of(rows, "test_top1", 100.0, "top-1 on the test split (%)")
+    top1 = Curves.of(rows, "test_top1", 100.0, f"top-1 on the {setting.split} (%)")
     few = len(rows) <= TOGETHER
     if few:
         loss = Curves.of(rows, "train_loss", 1.0, "training loss")
@@ -96,8 +96,8 @@ def learning_curves(setting: Setting, styles: Styles, name: str) -> PageFigure |
     else:
         panels = [_curve_alone(top1, row, styles, f"{name}-{i}") for i, row in enumerate(rows)]
         seen = [
-            "Top-1 on the test split (%) by epoch, one panel a method: the mean over seeds, thin "
-            "each seed, and in grey the other methods' means."
+            f"Top-1 on the {setting.split} (%) by epoch, one panel a method: the mean over seeds, "
+            "thin each seed, and in grey the other methods' means."
         ]
     seen += _coinciding(rows)
     if any(row.hybrid for row in rows):
@@ -162,7 +162,7 @@ def accuracy(setting: Setting, styles: Styles, name: str) -> PageFigure | Missin
 
     def absolute(axes: Axes) -> None:
         _dots(axes, setting.rows, finals, styles)
-        title(axes, "Final top-1 on the test split (%)")
+        title(axes, f"Final top-1 on the {setting.split} (%)")
 
     panels = [panel(f"{name}-final", f"{heading}: Final top-1", absolute, size=size)]
     others = [row for row in setting.rows if row.differences and row.differences["final"].values]

@@ -8,7 +8,7 @@ from typing import Any
 from covpool.linalg.methods import METHODS
 from covpool.report.sources import Run
 from covpool.train.comparison import mean_and_deviation, mean_and_interval
-from covpool.train.grid import GRID_KEYS, MACHINE_KEYS
+from covpool.train.grid import GRID_KEYS, MACHINE_KEYS, with_defaults
 
 METHOD_KEYS = (*GRID_KEYS, ("model", "schedule"), ("model", "hybrid"), ("model", "constants"))
 """Options that tell a table's rows and seeds apart; all others must be equal within a table."""
@@ -100,6 +100,11 @@ class Setting:
         return [run for row in self.rows for run in row.runs]
 
     @property
+    def split(self) -> str:
+        """What the figures called "test" are of: the test split, or the validation split."""
+        return f"{self.runs[0].config.get('data', {}).get('evaluate', 'test')} split"
+
+    @property
     def seeds(self) -> list[int]:
         """The seeds of finished runs."""
         return sorted({run.seed for run in self.runs if run.finished})
@@ -133,7 +138,7 @@ def _shared(run: Run) -> dict[str, Any]:
     apart = {*MACHINE_KEYS, *METHOD_KEYS}
     options = {
         f"{name}.{key}": value
-        for name, fields in run.config.items()
+        for name, fields in with_defaults(run.config).items()
         for key, value in fields.items()
         if (name, key) not in apart
     }

@@ -148,6 +148,7 @@ def summarise(job: Job, recorder: Recorder) -> dict[str, Any]:
     config, history = job.config, recorder.history
     summary: dict[str, Any] = {
         "data": job.splits.name,
+        "evaluated": job.splits.evaluated,
         "backbone": config.model.backbone,
         "schedule": str(job.schedule),
         "seed": config.train.seed,
@@ -180,7 +181,7 @@ def write_pictures(
 
 
 def evaluate(path: Path, config: RunConfig, *, report: bool = False) -> dict[str, Any]:
-    """Top-1, top-5 and loss of a checkpoint on the test split of the configuration's images.
+    """Top-1, top-5 and loss of a checkpoint on what the configuration has evaluated of its images.
 
     Args:
         path: the checkpoint, or a published model's directory.
@@ -208,9 +209,13 @@ def evaluate(path: Path, config: RunConfig, *, report: bool = False) -> dict[str
     job = prepare(config, checkpoint=checkpoint)
     check_classes(job.splits, checkpoint, path)
     about = checkpoint[METADATA]
-    own_root = config.data.root == about["config"]["data"]["root"]
+    trained = RunConfig.from_dict(about["config"]).data
+    same = all(
+        getattr(config.data, name) == getattr(trained, name)
+        for name in ("root", "evaluate", "drop_duplicates")
+    )
     known = about["images"].get("test")
-    if own_root and known and job.images["test"] != known:
+    if same and known and job.images["test"] != known:
         then, now = known["number"], job.images["test"]["number"]
         logger.warning(
             "the test images of %s (%s) are not those that the run was trained with (%d)",
@@ -240,6 +245,7 @@ def evaluate(path: Path, config: RunConfig, *, report: bool = False) -> dict[str
         "epoch": epoch + 1,
         "method": job.schedule.name_at(epoch),
         "images": int(images),
+        "evaluated": job.splits.evaluated,
         "test_loss": loss / images,
         "test_top1": top1 / images,
         "test_top5": top5 / images,

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -216,6 +216,12 @@ def comparable(config: RunConfig) -> dict[tuple[str, str], Any]:
         for name, value in fields.items()
         if (group, name) not in (*MACHINE_KEYS, *GRID_KEYS)
     }
+
+
+def with_defaults(options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The groups of options of a config.yaml; what an older version lacked was at its default."""
+    defaults = RunConfig().to_dict()
+    return {group: {**defaults.get(group, {}), **fields} for group, fields in options.items()}
 
 
 def run_cell(cell: Cell) -> None:

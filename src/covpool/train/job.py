@@ -81,12 +81,18 @@ class Job:
     def describe(self) -> str:
         """One line for people."""
         splits, model = self.splits, self.model
+        counts = f"{len(splits.train)} training and {len(splits.test)} test images"
+        ending = ""
+        if splits.evaluated == "validation":
+            counts = f"{len(splits.train)} training images"
+            ending = (
+                f", evaluated on {len(splits.test)} held-out training images, not on the test split"
+            )
         frozen = ", all but the classifier's frozen" * (self.config.optim.trained != "all")
         return (
             f"{self.config.model.backbone}, {self.schedule}, {parameters(model) / 1e6:.2f} M "
             f"parameters{frozen}; {splits.name}: {len(splits.classes)} classes, "
-            f"{len(splits.train)} training and {len(splits.test)} test images "
-            f"{splits.channels}×{splits.image_size}×{splits.image_size}"
+            f"{counts} {splits.channels}×{splits.image_size}×{splits.image_size}{ending}"
         )
 
 

@@ -172,7 +172,8 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     if "reason" in summary:
         lines += ["", summary["reason"]]
     if "final" in summary:
-        lines += ["", "| test split | epoch | top-1 % | top-5 % | loss |", "|---|---|---|---|---|"]
+        split = f"{summary.get('evaluated', 'test')} split"
+        lines += ["", f"| {split} | epoch | top-1 % | top-5 % | loss |", "|---|---|---|---|---|"]
         for name in ("final", "best"):
             row = summary[name]
             lines.append(
@@ -181,7 +182,7 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
             )
         lines += [
             "",
-            "Final is the last epoch. Best is the epoch of the highest top-1 on the test split "
+            f"Final is the last epoch. Best is the epoch of the highest top-1 on the {split} "
             "itself, so it flatters.",
         ]
     return "\n".join(lines) + "\n"
