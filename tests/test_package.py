@@ -16,7 +16,7 @@ HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "jso
 # Each package may import those before it; `data` stands beside the layers.
 ORDER = (
     *("linalg", "pooling", "models", "analysis", "bench"),
-    *("train", "report", "reproduce", "publish", "cli"),
+    *("train", "report", "reproduce", "study", "publish", "cli"),
 )
 
 
