@@ -101,7 +101,7 @@ def test_figures_follow_from_the_runs(output):
 def test_probes_measured_along_the_runs_of_table_1(output):
     for label in ("svd", "isqrt-cov"):
         rows = read_analysis(runs_of(output) / f"{label}-seed0")
-        assert {row["probe"] for row in rows} == {"smoothness", "conditioning"}
+        assert {row["probe"] for row in rows} == {"smoothness", "conditioning", "fidelity"}
         assert {row["epoch"] for row in rows} == {1, 2}
         assert not any("error" in row for row in rows)
     assert read_analysis(runs_of(output) / "hybrid-svd-seed0") == []
