@@ -136,7 +136,7 @@ def real_fidelity(setting: Setting, styles: Styles, name: str) -> PageFigure | M
         axes.set_ylim(*limits)
         mark_switches(axes, switch_epochs(own.rows))
         whole_numbers(axes)
-        title(axes, shortened(f"trained with {own.label}", 44), x="epoch")
+        title(axes, shortened(f"relative distance, trained with {own.label}", 52), x="epoch")
 
     values = [
         max(value, LEAST_DISTANCE)

@@ -113,7 +113,9 @@ def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
             places = range(bins[0], bins[-1] + 2)
             heights = [sizes.histogram.get(place, 0.0) for place in places]
             axes.step([10.0**place for place in places], heights, where="post", **look)
-        axes.set_ylim(0, None)
+        least = min(share for s in measured.values() for share in s.histogram.values())
+        logarithmic(axes, "y", [least, 1.0])
+        axes.set_ylim(least / 2, 2)
         logarithmic(axes, "x", [10.0**p for s in measured.values() for p in s.histogram] + [1.0])
         title(axes, "share of pairs by |K|", x="|K|")
 
@@ -136,7 +138,7 @@ def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
         panels=[*panels, bounds],
         legend=[
             *((styles.sample(f"{name}-key{i}", each), each) for i, each in enumerate(measured)),
-            (sample(f"{name}-key-bound", **ring), "bound (the paper’s Table 6; at the edge: none)"),
+            (sample(f"{name}-key-bound", **ring), "bound (the paper’s Table 6), a triangle where there is none"),
         ],
         seen=[
             "The entries of K ≈ 1/(λᵢ − λⱼ) on the covariances measured, of all seeds and of all "

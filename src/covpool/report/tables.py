@@ -85,9 +85,10 @@ def table1_rows(setting: Setting) -> list[dict[str, Any]]:
         return {seed: 100 - value for seed, value in values.items()}
 
     found: list[dict[str, Any]] = [
-        {"name": f"{method} ({printed_name})", "cells": []} for method, printed_name in TABLE_1
+        {"name": method, "paper_name": printed_name, "cells": []}
+        for method, printed_name in TABLE_1
     ]
-    found.append({"name": "difference", "cells": []})
+    found.append({"name": "difference", "paper_name": "", "cells": []})
     for place, (score, name) in enumerate(zip(SCORES, ("top-1", "top-5"), strict=True)):
         ours = [errors(method, score) for method, _ in TABLE_1]
         papers = [printed[printed_name][place] for _, printed_name in TABLE_1]
