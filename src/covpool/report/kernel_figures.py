@@ -138,7 +138,10 @@ def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
         panels=[*panels, bounds],
         legend=[
             *((styles.sample(f"{name}-key{i}", each), each) for i, each in enumerate(measured)),
-            (sample(f"{name}-key-bound", **ring), "bound (the paper’s Table 6), a triangle where there is none"),
+            (
+                sample(f"{name}-key-bound", **ring),
+                "bound (the paper’s Table 6), a triangle where there is none",
+            ),
         ],
         seen=[
             "The entries of K ≈ 1/(λᵢ − λⱼ) on the covariances measured, of all seeds and of all "
