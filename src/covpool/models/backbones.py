@@ -11,6 +11,7 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, model_entr
 from torch import Tensor, nn
 
 from covpool.models.plain import ALEXNET, SMALL_CONVNET, SmallConvNet, alexnet
+from covpool.models.stages import keep_stages, set_last_stride
 
 PREFIX = "covpool_"
 """How the names begin under which whole models are registered with timm."""
@@ -76,6 +77,7 @@ def load_backbone(
     in_chans: int = 3,
     image_size: int | None = None,
     last_stride: int | None = None,
+    feature_stage: int | None = None,
     **arguments: Any,
 ) -> nn.Module:
     """The backbone without its own pooling and classifier.
@@ -86,6 +88,7 @@ def load_backbone(
         in_chans: channels of the images.
         image_size: side of the images; backbones that are built for one size are built for it.
         last_stride: see `set_last_stride`.
+        feature_stage: see `keep_stages`.
         **arguments: passed on, to timm's `create_model` or to `SmallConvNet`; None as if absent.
 
     Raises:
@@ -129,6 +132,8 @@ def load_backbone(
         raise ValueError(f"backbone {name!r} does not take ({given}): {error}") from error
     if last_stride is not None:
         set_last_stride(backbone, name, last_stride)
+    if feature_stage is not None:
+        keep_stages(backbone, name, feature_stage)
     return backbone
 
 
@@ -139,47 +144,6 @@ def _load_timm(name: str, **arguments: Any) -> nn.Module:
     except AssertionError:
         # A few families assert that they pool; their forward_features is the same.
         return timm.create_model(name, num_classes=0, **arguments)
-
-
-def set_last_stride(backbone: nn.Module, name: str, stride: int) -> None:
-    """Give the last stage of a ResNet stride 1, as MPN-COV's have: 14×14 positions at 224×224.
-
-    Strided convolutions of the first block of `layer4` get stride 1, and its pooling that halves
-    the map is left out, with no dilation (timm's `output_stride` dilates). No parameter changes.
-
-    Raises:
-        ValueError: a stride other than 1, or a backbone without such a stage.
-    """
-    if stride != 1:
-        raise ValueError(
-            f"last_stride must be 1, or None to leave the backbone as is; got {stride}"
-        )
-    stage = getattr(backbone, "layer4", None)
-    if not isinstance(stage, nn.Sequential):
-        raise ValueError(
-            f"backbone {name!r} has no stage layer4 whose stride could be set: last_stride=1 is "
-            "for ResNets (resnet, resnext, wide_resnet, seresnet, resnest, res2net, …); some other "
-            "families take timm's output_stride=16, which dilates: pass it in place of last_stride"
-        )
-    changed = False
-    for parent in list(stage[0].modules()):
-        for key, layer in list(parent.named_children()):
-            if getattr(layer, "stride", 1) in (1, (1,), (1, 1)):
-                continue
-            if isinstance(layer, nn.Conv2d):
-                layer.stride = (1, 1)
-            elif isinstance(layer, nn.AvgPool2d) and layer.padding == 1:
-                layer.stride = 1  # a 3×3 average that keeps the size without its stride
-            elif next(layer.parameters(), None) is None:
-                setattr(parent, key, nn.Identity())
-            else:
-                continue
-            changed = True
-    if not changed:
-        raise ValueError(
-            f"backbone {name!r}: its last stage has stride 1 already (output_stride does that); "
-            "pass last_stride or output_stride, not both"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ def create_model(
     pretrained: bool = False,
     reduced_channels: int | Literal["auto"] | None = "auto",
     last_stride: int | None = None,
+    feature_stage: int | None = None,
+    hidden_features: int | Literal["matched"] | None = None,
     in_chans: int = 3,
     image_size: int | None = None,
     drop_rate: float = 0.0,
@@ -37,6 +39,13 @@ def create_model(
             reduction. Unused for "gap".
         last_stride: 1 sets the strides of a ResNet's last stage to 1, without dilation: MPN-COV's
             14×14 positions at 224×224. None leaves the backbone as it is.
+        feature_stage: pool the output of this stage, counted from 0 as in timm's `feature_info`,
+            and leave out what follows it: more positions and fewer channels. None: the last
+            features.
+        hidden_features: width of a hidden layer (linear, batch norm, ReLU) between the pooled
+            vector and the classifier. "matched", for "gap" alone: the width with which the head
+            has as many parameters as that of covariance pooling, so that the two can be compared
+            without a difference in capacity. None: no such layer.
         in_chans: channels of the images.
         image_size: side of the images; None: the backbone's own. Needed where the backbone is
             built for one size (most transformers) and the images have another.
@@ -64,6 +73,13 @@ def create_model(
         )
     if isinstance(reduced_channels, int) and reduced_channels < 1:
         raise ValueError(f"reduced_channels must be at least 1, got {reduced_channels}")
+    if isinstance(hidden_features, str) and (hidden_features != "matched" or method != "gap"):
+        raise ValueError(
+            f"hidden_features must be a number, None, or 'matched' with method 'gap'; got "
+            f"{hidden_features!r} with method {getattr(method, 'name', method)!r}"
+        )
+    if isinstance(hidden_features, int) and hidden_features < 1:
+        raise ValueError(f"hidden_features must be at least 1, got {hidden_features}")
     if not 0 <= drop_rate < 1:
         raise ValueError(f"drop_rate must be in [0, 1), got {drop_rate}")
     row = check_pooling(method) if isinstance(method, str) else method
@@ -77,6 +93,7 @@ def create_model(
         in_chans=in_chans,
         image_size=image_size,
         last_stride=last_stride,
+        feature_stage=feature_stage,
         **backbone_kwargs,
     )
     return CovPoolModel(
@@ -84,6 +101,7 @@ def create_model(
         num_classes,
         method=row,
         reduced_channels=reduced_channels,
+        hidden_features=hidden_features,
         in_chans=in_chans,
         image_size=image_size,
         drop_rate=drop_rate,

@@ -32,13 +32,14 @@ class GlobalAveragePool(nn.Module):
 class CovPoolModel(nn.Module):
     """Images (B, in_chans, H, W) → logits (B, num_classes), with timm's interface.
 
-    Parts: `backbone`, `pool` (`CovPool2d`, or an average for "gap"), `dropout`, `classifier`.
+    Parts: `backbone`, `pool` (`CovPool2d`, or an average for "gap"), `hidden` (a hidden layer where
+    there is to be one), `dropout`, `classifier`.
 
     Attributes:
         num_classes: 0 where the classifier was removed.
         in_chans: channels of the images.
         num_features: channels C of the feature map.
-        head_hidden_size: length of the pooled vector, which the classifier reads.
+        head_hidden_size: length of the vector that the classifier reads.
         layout: how the backbone lays out its features.
         pretrained_cfg: timm's description of the model (input size, mean, standard deviation, …).
     """
@@ -50,6 +51,7 @@ class CovPoolModel(nn.Module):
         *,
         method: str | Method = "exact",
         reduced_channels: int | Literal["auto"] | None = "auto",
+        hidden_features: int | Literal["matched"] | None = None,
         in_chans: int = 3,
         image_size: int | None = None,
         drop_rate: float = 0.0,
@@ -61,6 +63,7 @@ class CovPoolModel(nn.Module):
             num_classes: classes; 0 for no classifier.
             method: a method, or "gap".
             reduced_channels: as for `create_model`.
+            hidden_features: as for `create_model`.
             in_chans: channels of the images.
             image_size: side of the images, where it is not the one in `pretrained_cfg`.
             drop_rate: dropout before the classifier.
@@ -81,14 +84,17 @@ class CovPoolModel(nn.Module):
         self.backbone: Any = backbone
         self.in_chans = in_chans
         self.num_features: int = source.num_features
+        if reduced_channels == "auto":
+            enough = self.num_features >= REDUCED_CHANNELS
+            reduced_channels = REDUCED_CHANNELS if enough else None
         if method == "gap":
             self.pool: GlobalAveragePool | CovPool2d = GlobalAveragePool(self.num_features)
         else:
-            if reduced_channels == "auto":
-                enough = self.num_features >= REDUCED_CHANNELS
-                reduced_channels = REDUCED_CHANNELS if enough else None
             self.pool = CovPool2d(self.num_features, reduced_channels, method)
-        self.head_hidden_size = self.pool.out_features
+        if hidden_features == "matched":
+            hidden_features = matched_width(self.num_features, reduced_channels, num_classes)
+        self.hidden = _hidden_layer(self.pool.out_features, hidden_features, weight)
+        self.head_hidden_size = hidden_features or self.pool.out_features
         self.dropout = nn.Dropout(drop_rate)
         self.num_classes = num_classes
         self.classifier = self._new_classifier(num_classes)
@@ -151,8 +157,9 @@ class CovPoolModel(nn.Module):
         return self.layout.to_map(self.backbone.forward_features(x), size)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature map → logits, or the pooled vector (B, head_hidden_size) if `pre_logits`."""
-        x = self.dropout(self.pool(x))
+        """Feature map → logits, or what the classifier reads (B, head_hidden_size) if
+        `pre_logits`."""
+        x = self.dropout(self.hidden(self.pool(x)))
         return x if pre_logits else self.classifier(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,8 +191,9 @@ class CovPoolModel(nn.Module):
         return nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
 
     def classifier_parameters(self) -> Iterator[nn.Parameter]:
-        """The classifier's parameters, whose learning rate recipes multiply."""
-        return self.classifier.parameters()
+        """The classifier's and the hidden layer's parameters, whose rate recipes multiply."""
+        yield from self.hidden.parameters()
+        yield from self.classifier.parameters()
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """All other parameters: those of the backbone and of the channel reduction."""
@@ -243,6 +251,32 @@ class CovPoolModel(nn.Module):
                 else float("inf")
             )
         return {key: _prefixed_pattern(value) for key, value in groups.items()}
+
+
+def matched_width(channels: int, reduced_channels: int | None, classes: int) -> int:
+    """The hidden width at which an average's head has the parameters of a covariance's.
+
+    Of C channels reduced to r, with d = r(r+1)/2 and K classes, the covariance head has
+    C·r + 2r + d·K + K parameters (without reduction d·K + K, r = C); that of an average with h
+    hidden features has C·h + 3h + h·K + K.
+
+    Returns:
+        h, rounded to the nearest, at least 1.
+    """
+    r = reduced_channels or channels
+    vector = r * (r + 1) // 2
+    reduction = 0 if reduced_channels is None else channels * r + 2 * r
+    return max(1, round((reduction + vector * classes) / (channels + 3 + classes)))
+
+
+def _hidden_layer(before: int, width: int | None, like: Tensor) -> nn.Module:
+    if width is None:
+        return nn.Identity()
+    return nn.Sequential(
+        nn.Linear(before, width, device=like.device, dtype=like.dtype),
+        nn.BatchNorm1d(width, device=like.device, dtype=like.dtype),
+        nn.ReLU(inplace=True),
+    )
 
 
 def _prefixed(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from covpool.linalg.methods import METHODS
+from covpool.linalg.methods import METHODS, choose
 from covpool.report.paper import NAMES
 
 NEWTON_SCHULZ = "isqrt-cov"
@@ -26,20 +26,41 @@ class Arm:
         method: the pooling, gap included.
         hybrid: whether Newton-Schulz is trained until the last decay of the rate, and this method
             after it.
+        matched: of gap: with a hidden layer, so that its head has as many parameters as that of
+            covariance pooling.
     """
 
     method: str
     hybrid: bool = False
+    matched: bool = False
 
     @property
     def label(self) -> str:
         """For file names and people."""
-        return f"hybrid-{self.method}" if self.hybrid else self.method
+        prefix, suffix = "hybrid-" * self.hybrid, "-matched" * self.matched
+        return f"{prefix}{self.method}{suffix}"
 
     @property
     def protocol(self) -> str:
         """The paper's word."""
         return "hybrid" if self.hybrid else "standalone"
+
+
+def read_arm(label: str) -> Arm:
+    """The arm of a label.
+
+    Raises:
+        ValueError: no such way to train.
+    """
+    known = {
+        arm.label: arm
+        for arm in (
+            *standalone("gap", *METHODS),
+            Arm("gap", matched=True),
+            *hybrid(*METHODS),
+        )
+    }
+    return choose("way to train", label, known)
 
 
 def standalone(*methods: str) -> tuple[Arm, ...]:

@@ -36,7 +36,7 @@ def smoothness_curves(setting: Setting, arms: Sequence[Arm]) -> Figure:
                 axes.axvline(min(steps), color="0.4", linestyle=":")
     axes.set(xlabel="step", ylabel="effective β-smoothness", yscale="log")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right")
     return figure
 
 
@@ -60,7 +60,7 @@ def last_stage(setting: Setting, arms: Sequence[Arm]) -> Figure:
         axes.set(xlabel="epoch", ylabel=f"top-{top} error (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    both[-1].legend(fontsize=8)
+    both[-1].legend(fontsize=8, loc="upper right")
     return figure
 
 

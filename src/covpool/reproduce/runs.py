@@ -179,6 +179,7 @@ def config_of(config: RunConfig, arm: Arm) -> RunConfig:
         method=method,
         hybrid=arm.method if arm.hybrid else None,
         constants=constants,
+        hidden_features="matched" if arm.matched else config.model.hidden_features,
     )
     return replace(config, model=model)
 

@@ -32,6 +32,8 @@ def build_model(
             pretrained=pretrained,
             reduced_channels=choice.reduced_channels,
             last_stride=choice.last_stride,
+            feature_stage=choice.feature_stage,
+            hidden_features=choice.hidden_features,
             in_chans=channels,
             image_size=image_size,
             drop_rate=choice.drop_rate,

@@ -26,6 +26,7 @@ from covpool.train.job import Job, check_classes, parameters, prepare
 from covpool.train.loaders import ImageDataModule
 from covpool.train.loggers import close_loggers, make_loggers
 from covpool.train.machine import describe_machine
+from covpool.train.memory import peak_bytes, reset_peak
 from covpool.train.module import ClassificationModule, TrainingDiverged
 from covpool.train.probes import make_probes
 from covpool.train.progress import EvaluationProgress, ProgressReport
@@ -87,6 +88,7 @@ def train(
             own.append(LearningRateMonitor("step"))
         probes = make_probes(config, module, directory.path)
         trainer = make_trainer(config, [*own, *probes, *callbacks], loggers)
+        reset_peak(trainer.strategy.root_device)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except Interrupted as error:
@@ -111,6 +113,7 @@ def train(
             if main_process():
                 summary |= summarise(job, recorder)
                 summary["machine"] = describe_machine(trainer.strategy.root_device)
+                summary["peak_memory_bytes"] = peak_bytes(trainer.strategy.root_device)
                 write_results(job, module, recorder, directory, summary)
     return summary
 

@@ -36,7 +36,7 @@ def draw_curves(history: Sequence[Row], path: Path) -> None:
                     rotation=90,
                     fontsize=8,
                 )
-        axes.legend()
+        axes.legend(loc="center right")
     _save(figure, path)
 
 

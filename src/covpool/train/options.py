@@ -54,6 +54,14 @@ class ModelConfig:
     last_stride: int | None = None
     """Stride of the backbone's last stage: 1 gives MPN-COV's 14x14 features; null leaves it."""
 
+    feature_stage: int | None = None
+    """Pool the output of this stage of the backbone, counted from 0 as in timm's feature_info,
+    and leave out what follows it; null: its last features."""
+
+    hidden_features: int | Literal["matched"] | None = None
+    """Width of a hidden layer before the classifier; matched, for gap alone: as many parameters
+    in the head as covariance pooling has; null: none."""
+
     pretrained: bool = False
     """Start from timm's ImageNet weights of the backbone."""
 
@@ -77,6 +85,15 @@ class ModelConfig:
         )
         stride = self.last_stride
         require(stride in (None, 1), "model.last_stride", "1 or null", stride)
+        stage, hidden = self.feature_stage, self.hidden_features
+        require(stage is None or stage >= 0, "model.feature_stage", "at least 0, or null", stage)
+        matched = hidden == "matched" and self.method == "gap"
+        require(
+            hidden is None or matched or (isinstance(hidden, int) and hidden >= 1),
+            "model.hidden_features",
+            "at least 1, null, or matched with model.method gap",
+            hidden,
+        )
         require(0 <= self.drop_rate < 1, "model.drop_rate", "in [0, 1)", self.drop_rate)
         if self.hybrid is not None and self.schedule is not None:
             raise ValueError(

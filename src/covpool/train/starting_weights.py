@@ -23,7 +23,9 @@ from covpool.train.config import ModelConfig, RunConfig
 from covpool.train.published import WEIGHTS, PublishedDirectory, read_published
 from covpool.train.run_directory import RunDirectory
 
-PARTS = ("backbone.", "pool.", "classifier.")
+REDUCTION = ("pool.",)
+HEAD = ("hidden.", "classifier.")
+PARTS = ("backbone.", *REDUCTION, *HEAD)
 """How the names of a whole model's weights begin."""
 
 
@@ -59,14 +61,13 @@ class StartingWeights:
         """
         self._check_architecture(config)
         own = model.state_dict()
-        chosen, ignored = self._backbone(own, model)
+        chosen, ignored = self._backbone(own, cut=config.feature_stage is not None)
         loaded, fresh = ["backbone"], []
         unused = [_parents(ignored)] if ignored else []
-        for part, take in (
-            ("reduction", self._takes_reduction(own, model)),
-            ("classifier", self._takes_classifier(own, classes)),
+        for part, prefix, take in (
+            ("reduction", REDUCTION, self._takes_reduction(own, model)),
+            ("classifier", HEAD, self._takes_classifier(own, classes)),
         ):
-            prefix = {"reduction": "pool.", "classifier": "classifier."}[part]
             there = {k: v for k, v in self.weights.items() if k.startswith(prefix)}
             if take:
                 chosen |= there
@@ -104,12 +105,12 @@ class StartingWeights:
             )
 
     def _backbone(
-        self, own: Mapping[str, Tensor], model: CovPoolModel
+        self, own: Mapping[str, Tensor], *, cut: bool
     ) -> tuple[dict[str, Tensor], list[str]]:
-        """The backbone's weights, and the names of those that belong to the plain network's head.
+        """The backbone's weights, and the names of those that the backbone does without.
 
-        The head is what the backbone does without: the model has no weights at all under the
-        head's children.
+        These are the plain network's head: the model has no weights at all under the head's
+        children; and in a network that is cut after a stage, the later stages.
         """
         chosen, ignored = {}, []
         for name in own:
@@ -123,7 +124,7 @@ class StartingWeights:
             _, child, *rest = name.split(".")
             if name in own:
                 chosen[name] = value
-            elif child in children or not rest:
+            elif (child in children or not rest) and not cut:
                 self._require_same(name, own)
             else:
                 ignored.append(name)
@@ -145,7 +146,7 @@ class StartingWeights:
     def _takes_classifier(self, own: Mapping[str, Tensor], classes: Sequence[str]) -> bool:
         if self.about is None or self.about["classes"] != list(classes):
             return False
-        names = [name for name in own if name.startswith("classifier.")]
+        names = [name for name in own if name.startswith(HEAD)]
         return all(
             name in self.weights and self.weights[name].shape == own[name].shape for name in names
         )

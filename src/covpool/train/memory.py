@@ -1,0 +1,33 @@
+"""The most memory that a training took."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+PROCESS = Path("/proc/self")
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin to measure anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):  # not Linux, or not allowed: then there is no figure
+        (PROCESS / "clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The peak since `reset_peak`, or None where the system does not tell.
+
+    Of a CUDA device: what PyTorch allocated there. Else the memory of the whole process, Python,
+    libraries and images in memory included, so that differences between runs mean more than the
+    figure itself.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        for line in (PROCESS / "status").read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(":")
+            if name == "VmHWM":
+                return 1024 * int(value.split()[0])
+    return None
