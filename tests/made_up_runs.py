@@ -103,6 +103,16 @@ def _probe_rows(step: int, method: str) -> list[dict[str, Any]]:
         "ties": 0,
         "nonfinite": 1,
         "largest": {"quantiles": [1.0, 1e6 + step]},
+        "log10_edges": [0, 1, 2, 3],
+        "histogram": [30, 60, 10],
+    }
+    distances = {"exact": 0.0, "svd": 1e-14, "svd-taylor": 1e-3 * (1 + step), "isqrt-cov": 0.18}
+    fidelity = {
+        name: {
+            "relative_distance": {"quantiles": [value * f for f in (0.5, 0.6, 0.8, 1, 1, 1, 2)]},
+            "angle": {"quantiles": [57.3 * value] * 7},
+        }
+        for name, value in distances.items()
     }
     smooth = {"smoothness": "nan" if step == 4 else 10.0 + step}
     failed = {"error": HOSTILE[0]}
@@ -110,6 +120,7 @@ def _probe_rows(step: int, method: str) -> list[dict[str, Any]]:
         {"probe": "smoothness", **about, **(failed if step == 6 else smooth)},
         {"probe": "conditioning", **about, "channels": 32, "positions": 144}
         | {"of_features": figures, "of_covariance": figures, "kernels": {method: kernel}},
+        {"probe": "fidelity", **about, "samples": 8, "methods": fidelity},
     ]
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -13,14 +14,22 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from covpool import CovPool2d
-from covpool.analysis import measure_conditioning, summarise
-from covpool.analysis.records import plain
+from covpool.analysis import feature_fidelity, measure_conditioning, pooled_gradient, summarise
+from covpool.analysis.records import QUANTILES, plain
 from covpool.analysis.state import watch_pooling
 from covpool.cli import main
+from covpool.linalg.methods import METHODS
 from covpool.train import engine
-from covpool.train.config import RunConfig
+from covpool.train.config import RunConfig, TrainConfig
 from covpool.train.module import ClassificationModule
-from covpool.train.probes import ANALYSIS, ConditioningProbe, SmoothnessProbe, read_analysis
+from covpool.train.probes import (
+    ANALYSIS,
+    PROBES,
+    ConditioningProbe,
+    FidelityProbe,
+    SmoothnessProbe,
+    read_analysis,
+)
 from covpool.train.recorder import PROGRESS, Recorder
 from covpool.train.trainer import make_trainer, quiet_lightning
 from tiny_images import OPTIONS, make_tiny_images
@@ -38,8 +47,7 @@ RUN = [
 CLOCK = ("seconds", "test_seconds", "images_per_second")
 
 
-def probes_of(path):
-    return [SmoothnessProbe(path, every=2), ConditioningProbe(path, every=2, samples=5)]
+PROBED = ["--train.probes", f"[{','.join(PROBES)}]", "--train.probe_every", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,7 @@ def images(tmp_path_factory):
 
 
 def attach(monkeypatch, make):
-    """Let every training of the command line have these probes too."""
+    """Let every training of the command line have probes with options of their own."""
 
     def with_probes(config, callbacks, *rest, **options):
         recorders = [each for each in callbacks if isinstance(each, Recorder)]
@@ -80,9 +88,7 @@ def plain_run(images, tmp_path_factory):
 @pytest.fixture(scope="module")
 def probed_run(images, tmp_path_factory):
     path = tmp_path_factory.mktemp("probed") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        attach(patch, probes_of)
-        assert train(images, path) == 0
+    assert train(images, path, *PROBED) == 0
     return path
 
 
@@ -106,8 +112,8 @@ def test_the_training_is_the_same_bit_for_bit(plain_run, probed_run):
 
 def test_rows_name_their_steps(probed_run):
     rows = read_analysis(probed_run)
-    assert len(rows) == 10
-    for probe in ("smoothness", "conditioning"):
+    assert len(rows) == 5 * len(PROBES)
+    for probe in PROBES:
         own = [row for row in rows if row["probe"] == probe]
         assert [row["step"] for row in own] == [0, 2, 4, 6, 8]
         assert [row["epoch"] for row in own] == [1, 1, 2, 3, 3]
@@ -136,9 +142,7 @@ def first_batch(run, monkeypatch, images):
 
 def test_figures_are_those_of_the_step(images, tmp_path, monkeypatch):
     path = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        attach(patch, probes_of)
-        assert train(images, path, "--model.drop_rate", "0", "--train.epochs", "2") == 0
+    assert train(images, path, *PROBED, "--model.drop_rate", "0", "--train.epochs", "2") == 0
     rows = {row["probe"]: row for row in read_analysis(path) if row["step"] == 0}
     with monkeypatch.context() as patch:
         module, (pictures, labels) = first_batch(path, patch, images)
@@ -165,10 +169,10 @@ def test_figures_are_those_of_the_step(images, tmp_path, monkeypatch):
     assert rows["smoothness"]["smoothness"] == max(rows["smoothness"]["quotients"])
 
     with watch_pooling(network) as record:
-        network(pictures)
-    expected = measure_conditioning(record.features[:5])
+        loss = cross_entropy(network(pictures), labels, label_smoothing=smoothing)
+    expected = measure_conditioning(record.features)
     row = rows["conditioning"]
-    assert row["samples"] == 5
+    assert row["samples"] == len(pictures) == 8
     assert row["positions"] == record.features.shape[-1]
     rank = plain(summarise(expected.of_features.rank))
     assert row["of_features"]["rank"] == rank
@@ -176,6 +180,21 @@ def test_figures_are_those_of_the_step(images, tmp_path, monkeypatch):
     assert row["of_features"]["effective_rank"]["quantiles"] == pytest.approx(
         summarise(expected.of_features.effective_rank).quantiles, rel=1e-5
     )
+
+    assert record.gradient is None
+    loss.backward()
+    arriving = pooled_gradient(
+        network, lambda: cross_entropy(network(pictures), labels, label_smoothing=smoothing)
+    )[1]
+    assert torch.allclose(record.gradient, arriving, rtol=1e-4, atol=1e-7)
+    row = rows["fidelity"]
+    assert list(row["methods"]) == list(METHODS)
+    assert row["methods"]["exact"]["relative_distance"]["quantiles"] == [0.0] * len(QUANTILES)
+    for name, figures in feature_fidelity(record.features, cotangent=arriving).items():
+        distances = row["methods"][name]["relative_distance"]["quantiles"]
+        assert distances == pytest.approx(
+            summarise(figures.relative_distance).quantiles, rel=1e-3, abs=1e-9
+        ), name
 
 
 def test_resumed_rows_are_those_of_the_uninterrupted_run(images, probed_run, tmp_path, monkeypatch):
@@ -190,11 +209,10 @@ def test_resumed_rows_are_those_of_the_uninterrupted_run(images, probed_run, tmp
         if module.global_step == 5:
             raise Killed
 
-    attach(monkeypatch, probes_of)
     with monkeypatch.context() as patch:
         patch.setattr(Recorder, "on_train_batch_end", hook)
         with pytest.raises(Killed):
-            train(images, path)
+            train(images, path, *PROBED)
     # Step 4 was measured, and is taken again: last.ckpt is of the state before it.
     assert load(path)["global_step"] == 4
     assert max(row["step"] for row in read_analysis(path)) == 4
@@ -257,15 +275,17 @@ def test_in_somebody_elses_training_with_accumulated_gradients(tmp_path):
     probes = [
         SmoothnessProbe(path, every=3),
         ConditioningProbe(path, every=3, methods=["svd", "isqrt-cov"]),
+        FidelityProbe(path, every=3, samples=2),
     ]
     found = fit_foreign(probes)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     rows = read_analysis(path)
-    for probe in ("smoothness", "conditioning"):
-        own = [row for row in rows if row["probe"] == probe]
-        assert [(row["step"], row["epoch"]) for row in own] == [(0, 1), (3, 2)]
-        assert not any("error" in row for row in own)
-    kernels = own[0]["kernels"]
+    own = {probe: [row for row in rows if row["probe"] == probe] for probe in PROBES}
+    for found in own.values():
+        assert [(row["step"], row["epoch"]) for row in found] == [(0, 1), (3, 2)]
+        assert not any("error" in row for row in found)
+    assert own["fidelity"][0]["samples"] == 2
+    kernels = own["conditioning"][0]["kernels"]
     assert list(kernels) == ["svd", "isqrt-cov"]
     # Four images of 4 channels with 16 positions: 6 pairs each, none tied.
     assert sum(kernels["svd"]["histogram"]) == kernels["svd"]["pairs"] == 24
@@ -279,9 +299,20 @@ def test_a_pooling_layer_that_calls_no_hooks_is_warned_of(tmp_path):
         def training_step(self, batch, batch_idx):
             return self.net[3](batch[0].flatten(1)[:, :10]).square().mean()
 
-    with pytest.warns(UserWarning, match="saw no features"):
-        fit_foreign([ConditioningProbe(tmp_path, every=1)], Unwatched())
+    for probe in (ConditioningProbe, FidelityProbe):
+        with pytest.warns(UserWarning, match=f"{probe.__name__} saw no features"):
+            fit_foreign([probe(tmp_path, every=1)], Unwatched())
     assert read_analysis(tmp_path) == []
+
+
+def test_a_loss_without_a_gradient_of_the_pooling_is_told(tmp_path):
+    class Detached(Foreign):
+        def training_step(self, batch, batch_idx):
+            return self.net[0](batch[0]).square().mean() + 0 * self.net(batch[0]).detach().sum()
+
+    fit_foreign([FidelityProbe(tmp_path, every=6)], Detached())
+    (row,) = read_analysis(tmp_path)
+    assert row["error"] == "no gradient of the loss has reached the pooling layer"
 
 
 @pytest.mark.parametrize(
@@ -291,6 +322,13 @@ def test_a_pooling_layer_that_calls_no_hooks_is_warned_of(tmp_path):
         (lambda: SmoothnessProbe(".", multiples=(0.0,)), r"positive numbers, got \(0.0,\)"),
         (lambda: ConditioningProbe(".", samples=0), "samples must be .* got 0"),
         (lambda: ConditioningProbe(".", methods=["sdv"]), "did you mean 'svd'"),
+        (lambda: FidelityProbe(".", samples=0), "FidelityProbe: samples must be .* got 0"),
+        (
+            lambda: RunConfig(train=TrainConfig(probes=("smoothness",), strategy="fsdp")),
+            "train.probes smoothness .* 'fsdp' shards them",
+        ),
+        (lambda: TrainConfig(probes=("gradient",)), "train.probes must be a list out of smoothn"),
+        (lambda: TrainConfig(probe_every=0), "train.probe_every must be at least 1 or null, not 0"),
     ],
 )
 def test_refusals(call, message):
@@ -302,6 +340,32 @@ def test_a_network_without_covariance_pooling_has_no_conditioning():
     trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda value: value))
     with pytest.raises(ValueError, match="exactly one CovPool2d"):
         ConditioningProbe(".").setup(trainer, nn.Linear(2, 2), "fit")
+
+
+def test_of_average_pooling_smoothness_alone_is_measured(images, tmp_path, caplog):
+    path = tmp_path / "run"
+    options = ["--model.method", "gap", "--model.schedule", "null", "--train.epochs", "1"]
+    assert train(images, path, *PROBED, *options) == 0
+    assert {row["probe"] for row in read_analysis(path)} == {"smoothness"}
+    (said,) = [record for record in caplog.records if "train.probes" in record.getMessage()]
+    assert "conditioning and fidelity are left out of trainings with gap" in said.getMessage()
+
+
+def test_the_options_names_are_those_of_the_table():
+    (kinds, *_) = get_args(get_type_hints(TrainConfig)["probes"])
+    assert list(get_args(kinds)) == list(PROBES)
+
+
+def test_by_default_three_measurements_an_epoch_of_the_weights_in_training(images, tmp_path):
+    """With an average beside the weights that are trained, there are two pooling layers."""
+    path = tmp_path / "run"
+    options = ["--train.probes", "[conditioning]", "--optim.weight_average", "0.9"]
+    assert train(images, path, *options, "--data.batch_size", "4", "--train.epochs", "2") == 0
+    # Six steps an epoch.
+    assert [row["step"] for row in read_analysis(path)] == [0, 2, 4, 6, 8, 10]
+    resumed = ["--train.probes", "[fidelity]", "--train.probe_every", "6", "--train.epochs", "3"]
+    assert main(["train", "--resume", str(path), *resumed]) == 0
+    assert [row["step"] for row in read_analysis(path)] == [0, 2, 4, 6, 8, 10, 12]
 
 
 def test_sharded_parameters_are_refused():

@@ -11,6 +11,7 @@ from scipy import stats
 
 from covpool.cli import main
 from covpool.report import paper
+from covpool.report.observations import find_observations
 from covpool.report.page import render
 from covpool.report.sources import find_runs
 from covpool.report.svg import SERIES
@@ -118,7 +119,7 @@ def test_the_papers_cells_stand_beside_ours(page):
 
 def test_every_figure_that_has_data_is_drawn(page, text):
     titles = re.findall(r'<figure id="([^"]+)"', text)
-    training = ("curves", "accuracy", "smoothness", "conditioning", "kernels")
+    training = ("curves", "accuracy", "smoothness", "conditioning", "kernels", "gradients")
     assert titles == [
         *(f"s1-{name}" for name in training),
         *("kernel-error", "bounds", "fidelity"),
@@ -129,13 +130,47 @@ def test_every_figure_that_has_data_is_drawn(page, text):
     assert "9 measurements failed and are left out; the first: <script>alert" in page.text
 
 
+def test_fidelity_on_real_covariances_is_told_in_numbers(page):
+    # Steps 0 to 10: the distance of svd-taylor is 0.1% to 1.1%.
+    rows = [row for row in page.rows if len(row) == 7]
+    taylor = next(row for row in rows if row[0] == "svd-taylor" and "(" in row[1])
+    assert taylor[1:] == ["0.6 (0.3 to 1.2)", "0.34°"] * 3
+    newton = next(row for row in rows if row[0] == "isqrt-cov" and "(" in row[1])
+    assert newton[1:] == ["18 (9 to 36)", "10°"] * 3
+    assert "Not drawn, as within 10⁻⁹ throughout: exact and svd." in page.text
+
+
+def test_sizes_of_k_stand_beside_their_bounds(page):
+    assert "svd: largest 1.00·10⁶, bound ∞" in page.text
+    assert "54 entries that are not finite" in page.text
+
+
+def test_table_1_stands_beside_ours(page):
+    printed = paper.paper_tables()["table1_resnet50_imagenet_error"]
+    svd, newton = (40.0, 38.0, 36.0), (30.0, 30.0, 30.0)
+    rows = {row[0]: row for row in page.rows if len(row) == 5}
+    assert rows["svd MPN-COV (SVD)"][1:3] == [
+        f"{printed['MPN-COV (SVD)'][0]:.2f}",
+        f"{sum(svd) / 3:.2f} ± {stats.tstd(svd):.2f}",
+    ]
+    pairs = [one - other for one, other in zip(svd, newton, strict=True)]
+    interval = stats.ttest_1samp(pairs, 0).confidence_interval(0.95)
+    cell = f"+{sum(pairs) / 3:.2f} [+{interval.low:.2f}, +{interval.high:.2f}]"
+    assert rows["difference"][2] == cell
+
+
+def test_without_both_methods_there_is_no_table_1(tmp_path, runs_alone):
+    make_run(tmp_path / "run", method="svd")
+    assert "Table 1: accurate" not in render(find_runs([tmp_path]))
+
+
 def test_switches_are_marked(text):
-    """A dotted line in the panels of curves, smoothness and conditioning; none in the others."""
+    """A dotted line in the panels of what was switched; none in the others."""
     count = {
         name: figure.split("</figure>")[0].count("stroke-dasharray: 1.2")
         for name, figure in re.findall(r'<figure id="([^"]+)"(.*?</figure>)', text, re.DOTALL)
     }
-    dotted = {"s1-curves": 2, "s1-conditioning": 4}
+    dotted = {"s1-curves": 2, "s1-conditioning": 4, "s1-gradients": 1}
     assert {name: found for name, found in count.items() if found} == dotted
 
 
@@ -320,11 +355,12 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys, prepare, options, messa
         ("summary.json", '{"status": "finished"}', "it has no data"),
         ("confusions.csv", "class,called,images,share\na,b,many,1\n", "is not what covpool train"),
         ("analysis.jsonl", "[]\n{}\n", "line 1 is no record"),
+        ("observations.json", '{"scale": "small"}', "the same covpool reproduce again writes it"),
     ],
 )
 def test_files_that_are_damaged_are_named(tmp_path, file, content, message):
     run = make_run(tmp_path / "run")
     (run / file).write_text(content)
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        find_runs([run])
+        find_observations(find_runs([run]) and [run])
     assert str(run / file) in str(caught.value)

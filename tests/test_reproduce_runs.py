@@ -1,5 +1,6 @@
 """From the command to the runs: a small grid once, its resumption, and what the images decide."""
 
+import html
 import json
 import pickle
 import shutil
@@ -101,11 +102,26 @@ def test_figures_follow_from_the_runs(output):
 def test_probes_measured_along_the_runs_of_table_1(output):
     for label in ("svd", "isqrt-cov"):
         rows = read_analysis(runs_of(output) / f"{label}-seed0")
-        assert {row["probe"] for row in rows} == {"smoothness", "conditioning"}
+        assert {row["probe"] for row in rows} == {"smoothness", "conditioning", "fidelity"}
         assert {row["epoch"] for row in rows} == {1, 2}
         assert not any("error" in row for row in rows)
     assert read_analysis(runs_of(output) / "hybrid-svd-seed0") == []
     assert "not measured" not in str(json.loads((output / "table2.json").read_text())["rows"])
+
+
+def test_the_report_of_the_folder_shows_the_observations(output, tmp_path, monkeypatch):
+    monkeypatch.setattr("covpool.report.page.theory_figures", lambda styles: [])
+    page = tmp_path / "report.html"
+    assert main(["report", str(output), "--output", str(page)]) == 0
+    text = html.unescape(page.read_text(encoding="utf-8"))
+    (found,) = json.loads((output / "observations.json").read_text())["settings"].values()
+    for each in found:
+        assert f"({each['number']}) {each['statement']}</th>" in text
+        assert f'<td data-label="here">{each["verdict"]}</td>' in text
+        for claim in each["claims"]:
+            assert (claim["described"] in text) is claim["decides"]
+    for figure in ("smoothness", "conditioning", "kernels", "gradients"):
+        assert f'<figure id="s1-{figure}"' in text
 
 
 def same_training(one: Path, other: Path):

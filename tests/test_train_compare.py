@@ -12,6 +12,7 @@ from scipy import stats
 
 from covpool.cli import main
 from covpool.train import comparison, grid
+from covpool.train.analysis_rows import read_analysis
 from covpool.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from covpool.train.interruption import Interrupted
 from covpool.train.run_directory import RunDirectory
@@ -27,6 +28,7 @@ def images(tmp_path_factory):
 def folder(images, tmp_path_factory):
     path = tmp_path_factory.mktemp("comparisons") / "comparison"
     options = ["--methods", "gap,exact", "--seeds", "2", "--jobs", "2", "--output", str(path)]
+    options += ["--train.probes", "[conditioning]"]
     assert main(["compare", "--data.root", images, *options, *OPTIONS]) == 0
     return path
 
@@ -74,6 +76,19 @@ def test_the_same_command_repeats_nothing(folder, images, capsys):
     out = capsys.readouterr().out
     assert "| gap | 2/2 |" in out
     assert "[1/4]" not in out
+
+
+def test_probes_measure_what_they_can_and_may_be_others(folder, images, caplog):
+    for seed in (0, 1):
+        assert {row["epoch"] for row in read_analysis(folder / f"exact-seed{seed}")} == {1, 2}
+        assert read_analysis(folder / f"gap-seed{seed}") == []
+    options = ["--methods", "exact,gap", "--seeds", "2", "--output", str(folder)]
+    options += ["--train.probes", "[smoothness,fidelity]"]
+    assert main(["compare", "--data.root", images, *options, *OPTIONS]) == 0
+    said = [each.getMessage() for each in caplog.records if "train.probes" in each.getMessage()]
+    assert said == [
+        "train.probes: fidelity is left out of trainings with gap, which pools no covariance"
+    ]
 
 
 def test_a_report_says_the_same(folder, capsys):

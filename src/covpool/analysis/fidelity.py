@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from covpool.analysis.records import Record, check_spectrum
 from covpool.analysis.state import (
+    matrix_gradient,
     pooling_layer,
     unchanged_buffers,
     unchanged_generators,
@@ -245,13 +246,7 @@ def pooled_gradient(
     finally:
         layer.method = own
         handle.remove()
-    if not layer.vectorize:
-        return record.features, symmetric_part(gradient)
-    size = layer.channels
-    row, column = torch.triu_indices(size, size, device=gradient.device)
-    matrix = gradient.new_zeros(*gradient.shape[:-1], size, size)
-    matrix[..., row, column] = gradient
-    return record.features, symmetric_part(matrix)
+    return record.features, matrix_gradient(layer, gradient)
 
 
 def _draw(shape: tuple[int, int], seed: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from covpool.linalg.spectrum import symmetric_part
 from covpool.pooling import CovPool2d
 
 
@@ -64,36 +65,65 @@ def pooling_layer(model: nn.Module) -> CovPool2d:
 
 
 class PoolingRecord:
-    """What went through a pooling layer: features (B, C, N) that were pooled, detached.
+    """What went through a pooling layer, detached.
 
     Attributes:
-        features: of the last forward pass; None before the first.
+        features: (B, C, N), those pooled in the last forward pass; None before the first.
+        gradient: (B, C, C), symmetric, the loss's of the pooled matrices; None before the backward
+            pass of that forward pass.
     """
 
     def __init__(self) -> None:
         self.features: Tensor | None = None
+        self.gradient: Tensor | None = None
 
 
 @contextmanager
 def watch_pooling(model: nn.Module) -> Iterator[PoolingRecord]:
-    """Keep the features that the model's pooling layer pools, after its channel reduction.
+    """Keep the features that the model's pooling layer pools, after its channel reduction, and the
+    gradient that comes back to what it gives.
 
-    A hook on the layer's `reduction`: nothing is computed and the model's result does not change.
-    A model that torch.compile has compiled before does not call it.
+    Hooks on the layer and its `reduction`: nothing is computed and the model's result does not
+    change. They are gone afterwards, but the gradient is noted whenever the backward pass comes. A
+    model that torch.compile has compiled before does not call them.
 
     Raises:
         ValueError: as `pooling_layer`.
     """
     record = PoolingRecord()
+    layer = pooling_layer(model)
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
         record.features = output.detach().flatten(2)
+        record.gradient = None
 
-    handle = pooling_layer(model).reduction.register_forward_hook(keep)
+    def watch(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            features = record.features
+
+            def note(gradient: Tensor) -> None:
+                if record.features is features:  # of the last forward pass
+                    record.gradient = matrix_gradient(layer, gradient.detach())
+
+            output.register_hook(note)
+
+    handles = [layer.reduction.register_forward_hook(keep), layer.register_forward_hook(watch)]
     try:
         yield record
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def matrix_gradient(layer: CovPool2d, gradient: Tensor) -> Tensor:
+    """The symmetric gradient (B, C, C) of the pooled matrix, from that of the layer's output."""
+    if not layer.vectorize:
+        return symmetric_part(gradient)
+    size = layer.channels
+    row, column = torch.triu_indices(size, size, device=gradient.device)
+    matrix = gradient.new_zeros(*gradient.shape[:-1], size, size)
+    matrix[..., row, column] = gradient
+    return symmetric_part(matrix)
 
 
 def pooled_features(model: nn.Module, *inputs: Any) -> Tensor:

@@ -25,6 +25,7 @@ from covpool.train import grid
 from covpool.train.config import ModelConfig, RunConfig
 from covpool.train.interruption import Interrupted
 from covpool.train.job import check_names, prepare
+from covpool.train.probes import warn_of_unmeasured
 from covpool.train.progress import duration
 from covpool.train.run_directory import csv_text, replace_text
 
@@ -110,6 +111,8 @@ def _prepare(
     cells = grid.make_grid(config, methods, own.seeds, folder, own.jobs)
     for cell in cells:
         check_names(cell.config)
+    if "gap" in methods[1:]:  # of the first method, `prepare` has said it
+        warn_of_unmeasured(config, "gap")
     grid.open_folder(folder, config)
     return config, cells, own.jobs, folder
 

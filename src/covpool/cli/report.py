@@ -5,6 +5,7 @@ from pathlib import Path
 
 from covpool.cli import ArgumentParser, UserError
 from covpool.cli.parsing import users_input
+from covpool.report.observations import find_observations
 from covpool.report.page import GENERATOR, render
 from covpool.report.sources import find_runs
 from covpool.train.run_directory import replace_text
@@ -30,8 +31,9 @@ def run(arguments: list[str]) -> int:
     with users_input():
         check_output(output)
         runs = find_runs(own.paths)
+        observations = find_observations(own.paths)
         print(f"{len(runs)} runs; drawing", file=sys.stderr, flush=True)
-        replace_text(output, render(runs, baseline=own.baseline))
+        replace_text(output, render(runs, baseline=own.baseline, observations=observations))
     print(output)
     return 0
 

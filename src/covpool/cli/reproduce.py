@@ -237,7 +237,8 @@ def _describe(request: Request, console: Console) -> None:
 def _remark(cell: grid.Cell) -> str:
     if cell.trunk is not None:
         return f"; the first {cell.inherited} of each run are those of {NEWTON_SCHULZ}"
-    return "; smoothness and conditioning measured" if cell.callbacks else ""
+    probes = cell.config.train.probes
+    return f"; {', '.join(probes)} measured" if probes else ""
 
 
 def _estimate(request: Request, console: Console) -> None:

@@ -40,8 +40,11 @@ RESUMABLE = (
     "train.checkpoint_steps",
     "train.on_nonfinite",
     "train.loggers",
+    "train.probes",
+    "train.probe_every",
 )
-"""What may differ between a run and its resumption: where it runs, and for how long."""
+"""What may differ between a run and its resumption: where it runs, for how long, and what is
+measured along it."""
 
 
 AUTO = Path("auto")

@@ -28,6 +28,21 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True, kw_only=True)
+class FigureTable:
+    """A table beneath a figure.
+
+    Attributes:
+        columns: the header; the first is that of the rows' names.
+        rows: each a name and the other cells.
+        caption: what the cells are.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PageFigure:
     """A figure of the page.
 
@@ -39,6 +54,7 @@ class PageFigure:
         seen: what it shows, a sentence or more each.
         not_shown: what must not be read from it.
         small: whether the panels are many and small.
+        table: its figures in numbers.
     """
 
     name: str
@@ -48,6 +64,7 @@ class PageFigure:
     seen: Sequence[str] = ()
     not_shown: Sequence[str] = ()
     small: bool = False
+    table: FigureTable | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

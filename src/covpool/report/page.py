@@ -10,14 +10,17 @@ import jinja2
 from markupsafe import Markup
 
 import covpool
-from covpool.linalg.methods import METHODS
 from covpool.report import paper
 from covpool.report.curve_figures import accuracy, learning_curves
+from covpool.report.fidelity_figures import real_fidelity
 from covpool.report.figures import Missing, PageFigure, Styles, shortened
-from covpool.report.groups import MethodRow, Setting, Spread, group
-from covpool.report.probe_figures import conditioning, kernel_sizes, smoothness
+from covpool.report.groups import Setting, group
+from covpool.report.kernel_figures import kernel_sizes
+from covpool.report.observations import Observations
+from covpool.report.probe_figures import conditioning, smoothness
 from covpool.report.sources import Run
 from covpool.report.svg import SERIES, clean
+from covpool.report.tables import accuracy_row, paper_rows, spread_text, table1_rows
 from covpool.report.theory_figures import theory_figures
 
 GENERATOR = "covpool report"
@@ -38,6 +41,7 @@ TRAINING_FIGURES = {
     "smoothness": smoothness,
     "conditioning": conditioning,
     "kernels": kernel_sizes,
+    "gradients": real_fidelity,
 }
 """The figures of each setting, in the page's order."""
 
@@ -50,6 +54,7 @@ class Section:
     setting: Setting
     accuracy: Sequence[Mapping[str, Any]]
     paper: Sequence[Mapping[str, Any]]
+    table1: Sequence[Mapping[str, Any]]
     papers_data: bool
     problems: Sequence[str]
     confusions: Sequence[tuple[str, Sequence[Mapping[str, str]]]]
@@ -59,12 +64,18 @@ class Section:
     options: Sequence[tuple[str, Sequence[tuple[str, str]]]]
 
 
-def render(runs: Sequence[Run], *, baseline: str | None = None) -> str:
+def render(
+    runs: Sequence[Run],
+    *,
+    baseline: str | None = None,
+    observations: Sequence[Observations] = (),
+) -> str:
     """The report as one page of HTML.
 
     Args:
         runs: what `find_runs` found.
         baseline: the label of the row that differences are taken to; None: each setting's first.
+        observations: what `find_observations` found.
 
     Raises:
         ValueError: an unknown baseline.
@@ -87,12 +98,13 @@ def render(runs: Sequence[Run], *, baseline: str | None = None) -> str:
         source=paper.SOURCE,
         paper_columns=paper.COLUMNS,
         runs=runs,
+        observations=observations,
         sections=[
             _section(own, styles, number if len(settings) > 1 else None)
             for number, own in enumerate(settings, start=1)
         ],
         theory=theory_figures(styles),
-        headline=headline(settings),
+        headline=[*headline(settings), *(each.headline for each in observations)],
         series=SERIES,
     )
 
@@ -112,7 +124,7 @@ def headline(settings: Sequence[Setting]) -> list[str]:
         if most:
             seeds = f"{most} seeds" if most > 1 else "1 seed"
             best = max(rows, key=lambda row: row.spreads["final", "test_top1"].mean or 0.0)
-            score = f"{_spread(best.spreads['final', 'test_top1'])}%"
+            score = f"{spread_text(best.spreads['final', 'test_top1'])}%"
             if len(rows) == 1:
                 text = f"{best.label} reaches {score} top-1 in the last epoch ({seeds})."
             else:
@@ -143,8 +155,9 @@ def _section(setting: Setting, styles: Styles, number: int | None) -> Section:
     return Section(
         title=_title(setting, number),
         setting=setting,
-        accuracy=[_accuracy_row(row) for row in setting.rows],
-        paper=_paper_rows(setting),
+        accuracy=[accuracy_row(row) for row in setting.rows],
+        paper=paper_rows(setting),
+        table1=table1_rows(setting),
         papers_data=setting.runs[0].config.get("data", {}).get("name") in paper.DATA,
         problems=[*_problems(setting), *_notes(setting)],
         confusions=_confusions(setting),
@@ -153,65 +166,6 @@ def _section(setting: Setting, styles: Styles, number: int | None) -> Section:
         facts=_facts(setting),
         options=_options(setting),
     )
-
-
-def _accuracy_row(row: MethodRow) -> dict[str, Any]:
-    difference = row.differences["final"] if row.differences else None
-    return {
-        "method": row.label,
-        "paper_name": row.paper_name or "",
-        "runs": f"{len(row.finished)} of {len(row.runs)}",
-        "final": _spread(row.spreads["final", "test_top1"]),
-        "best": _spread(row.spreads["best", "test_top1"]),
-        "final5": _spread(row.spreads["final", "test_top5"]),
-        "difference": ("baseline",) if difference is None else _interval(difference),
-        "seconds": "–" if row.seconds is None else f"{row.seconds:.2f}",
-    }
-
-
-def _spread(spread: Spread) -> str:
-    if spread.mean is None:
-        return "–"
-    if spread.deviation is None:
-        return f"{spread.mean:.2f}"
-    return f"{spread.mean:.2f} ± {spread.deviation:.2f}"
-
-
-def _interval(spread: Spread) -> tuple[str, ...]:
-    """The mean and, with enough seeds, its interval: a line may break between them."""
-    if spread.mean is None:
-        return ("–",)
-    if spread.low is None or spread.high is None:
-        return (_signed(spread.mean),)
-    return _signed(spread.mean), f"[{_signed(spread.low)}, {_signed(spread.high)}]"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
-
-
-def _paper_rows(setting: Setting) -> list[dict[str, Any]]:
-    """The paper's cells of the methods that the setting has, and ours, standalone and hybrid."""
-    rows = []
-    for method in dict.fromkeys(row.method for row in setting.rows):
-        known = METHODS.get(method)
-        cells = paper.accuracies(known.paper_name) if known else None
-        if cells is None:
-            continue
-        ours = {
-            hybrid: next(
-                (
-                    _spread(row.spreads["final", "test_top1"])
-                    for row in setting.rows
-                    if row.method == method and row.hybrid == hybrid
-                ),
-                "–",
-            )
-            for hybrid in (False, True)
-        }
-        scores = {"standalone": ours[False], "hybrid": ours[True]}
-        rows.append({"method": method, **scores, "cells": cells})
-    return rows
 
 
 def _problems(setting: Setting) -> list[str]:

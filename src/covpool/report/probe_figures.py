@@ -1,8 +1,8 @@
-"""Figures of what probes measured along training: smoothness, conditioning, sizes of kernels."""
+"""Figures of what probes measured along training: smoothness and conditioning."""
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,55 +21,18 @@ from covpool.report.figures import (
 )
 from covpool.report.groups import Setting
 from covpool.report.paper import paper_tables
+from covpool.report.probe_records import (
+    NO_PROBE,
+    as_float,
+    failures,
+    median_by_epoch,
+    probe_rows,
+    quantile,
+)
 from covpool.report.series import Points, legend, mark_switches, mean_by_place, plot, switch_epochs
-from covpool.report.sources import Run
 
 BANDS = 3
 """As many methods get bands, which more would make one grey."""
-
-
-def probe_rows(run: Run, probe: str) -> list[Mapping[str, Any]]:
-    """The run's records of a probe that hold figures."""
-    return [
-        row
-        for row in run.analysis
-        if row.get("probe") == probe and "error" not in row and isinstance(row.get("step"), int)
-    ]
-
-
-def _failed(setting: Setting, probe: str) -> list[str]:
-    texts = [
-        str(row["error"])
-        for run in setting.runs
-        for row in run.analysis
-        if row.get("probe") == probe and "error" in row
-    ]
-    if not texts:
-        return []
-    return [f"{len(texts)} measurements failed and are left out; the first: {texts[0]}"]
-
-
-def _float(value: Any) -> float:
-    """A number of a record, where infinities and NaN are text."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def _median_by_epoch(rows: Iterable[Mapping[str, Any]], figure: Any) -> Points:
-    by_epoch: dict[int, list[float]] = {}
-    for row in rows:
-        value = figure(row)
-        if not math.isnan(value):
-            by_epoch.setdefault(int(row["epoch"]), []).append(value)
-    return {epoch: statistics.median(own) for epoch, own in sorted(by_epoch.items())}
-
-
-NO_PROBE = (
-    "The runs were trained without the {probe} probe, so there is no analysis.jsonl with its "
-    "records; docs/analysis.md says how to switch it on."
-)
 
 
 def smoothness(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
@@ -93,7 +56,7 @@ def smoothness(setting: Setting, styles: Styles, name: str) -> PageFigure | Miss
             look = styles.of(row.method).line(hybrid=row.hybrid)
             series = []
             for records in measured[row.label]:
-                points = {r["step"]: _float(r.get("smoothness")) for r in records}
+                points = {r["step"]: as_float(r.get("smoothness")) for r in records}
                 thin = {"linewidth": 0.6, "alpha": 0.45, "marker": None}
                 plot(axes, points, **{**look, **thin})
                 seen += points.values()
@@ -115,7 +78,7 @@ def smoothness(setting: Setting, styles: Styles, name: str) -> PageFigure | Miss
                 value
                 for records in measured[row.label]
                 for r in records
-                if math.isfinite(value := _float(r.get("smoothness")))
+                if math.isfinite(value := as_float(r.get("smoothness")))
             ]
             or [math.nan]
         )
@@ -133,7 +96,7 @@ def smoothness(setting: Setting, styles: Styles, name: str) -> PageFigure | Miss
             "Median over all measurements: "
             + "; ".join(f"{label} {number(value)}" for label, value in medians.items())
             + ".",
-            *_failed(setting, "smoothness"),
+            *failures(setting, "smoothness"),
         ],
         not_shown=[
             "It is a property of the whole network on one batch along one line, not of the pooling "
@@ -147,7 +110,7 @@ def _median_over_epoch_at_step(records: Sequence[Mapping[str, Any]]) -> Points:
     """The epoch's median, at the epoch's middle measurement."""
     by_epoch: dict[int, list[tuple[int, float]]] = {}
     for row in records:
-        value = _float(row.get("smoothness"))
+        value = as_float(row.get("smoothness"))
         if math.isfinite(value):
             by_epoch.setdefault(int(row["epoch"]), []).append((row["step"], value))
     return {
@@ -190,7 +153,7 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
         for row in rows:
             look = styles.of(row.method).line(hybrid=row.hybrid)
             low, middle, high = (
-                _median_by_epoch(measured[row.label], lambda r, q=q: _quantile(r, way, figure, q))
+                median_by_epoch(measured[row.label], lambda r, q=q: _quantile(r, way, figure, q))
                 for q in QUANTILE.values()
             )
             places = [epoch for epoch in middle if math.isfinite(high.get(epoch, math.nan))]
@@ -251,7 +214,7 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
             f"Lines with marks: the median sample; {spread}.",
             "The paper's Table 2, of another network on ImageNet, prints for the floored figure "
             f"{cells}.",
-            *_failed(setting, "conditioning"),
+            *failures(setting, "conditioning"),
         ],
         not_shown=[
             "With fewer positions than channels the covariance is singular, and the floored figure "
@@ -262,64 +225,4 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
 
 
 def _quantile(row: Mapping[str, Any], way: str, figure: str, place: int) -> float:
-    quantiles = row.get(way, {}).get(figure, {}).get("quantiles") or ()
-    return _float(quantiles[place]) if place < len(quantiles) else math.nan
-
-
-def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
-    """The largest |K| of each kernel on the covariances met in training."""
-    heading = "The largest |K| met in training"
-    measured: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
-    for run in setting.runs:
-        for row in probe_rows(run, "conditioning"):
-            for method, sizes in (row.get("kernels") or {}).items():
-                if sizes.get("largest"):
-                    measured.setdefault(method, []).append((int(row["epoch"]), sizes))
-    if not measured:
-        probed = any(probe_rows(run, "conditioning") for run in setting.runs)
-        why = "None of the methods measured has a kernel K." if probed else NO_PROBE
-        return Missing(title=heading, why=why.format(probe="conditioning"))
-
-    def draw(axes: Axes) -> None:
-        seen: list[float] = []
-        for method, sizes in measured.items():
-            largest = _largest_by_epoch(sizes)
-            plot(axes, largest, **styles.of(method).line())
-            seen += largest.values()
-        logarithmic(axes, "y", seen)
-        whole_numbers(axes)
-        title(axes, "largest |K| of the epoch", x="epoch")
-
-    sizes = [each for own in measured.values() for _, each in own]
-    nonfinite = sum(int(each.get("nonfinite") or 0) for each in sizes)
-    ties = sum(int(each.get("ties") or 0) for each in sizes)
-    return PageFigure(
-        name=name,
-        title=heading,
-        panels=[panel(f"{name}-largest", heading, draw, size=ALONE)],
-        legend=[
-            (styles.sample(f"{name}-key{i}", method), method) for i, method in enumerate(measured)
-        ],
-        seen=[
-            "The largest finite entry that each kernel has on the covariances measured in an "
-            "epoch, of all seeds and of all runs that measured it. Where lines coincide, the last "
-            "hides the others.",
-            f"{ties or 'No'} pairs of tied eigenvalues were met, {nonfinite or 'no'} entries that "
-            "are not finite.",
-        ],
-        not_shown=[
-            "K reaches the gradient multiplied by the difference of the eigenvalues' roots, which "
-            "is small where K is large: a large K alone is no large gradient.",
-            "Steps between measurements are not seen.",
-        ],
-    )
-
-
-def _largest_by_epoch(sizes: Iterable[tuple[int, Mapping[str, Any]]]) -> Points:
-    found: Points = {}
-    for epoch, each in sizes:
-        quantiles = each["largest"].get("quantiles") or ()
-        finite = [value for value in map(_float, quantiles) if math.isfinite(value)]
-        if finite:
-            found[epoch] = max(max(finite), found.get(epoch, -math.inf))
-    return found
+    return quantile(row.get(way, {}).get(figure), place)

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from covpool.pooling import POOLINGS
+from covpool.train.analysis_rows import read_analysis, read_json_lines
 from covpool.train.run_directory import Row, RunDirectory
 
 METRICS = ("epoch", "method", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
@@ -144,7 +145,7 @@ def read_run(path: Path) -> Run:
             raise ValueError("it has no model or no train")
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path / 'config.yaml'} is not a run's configuration: {error}") from error
-    history = _checked(path / "metrics.jsonl", _json_lines(path / "metrics.jsonl"))
+    history = _checked(path / "metrics.jsonl", read_json_lines(path / "metrics.jsonl"))
     summary = directory.read_summary()
     if summary is None:
         summary = _without_summary(config, history)
@@ -154,7 +155,7 @@ def read_run(path: Path) -> Run:
         summary=_checked_summary(path / "summary.json", summary),
         history=history,
         confusions=_confusions(path / "confusions.csv"),
-        analysis=_json_lines(path / "analysis.jsonl"),
+        analysis=read_analysis(path),
     )
 
 
@@ -197,24 +198,6 @@ def _compared_run(path: Path, content: Row, entry: Row) -> Run:
     summary = {"schedule": entry["method"], **entry}
     checked = _checked_summary(path / "comparison.json", summary)
     return Run(path=path / entry["path"], config=config, summary=checked)
-
-
-def _json_lines(file: Path) -> list[Row]:
-    if not file.is_file():
-        return []
-    rows = []
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break  # a line that was being written when the run was ended
-            raise ValueError(f"{file}: line {number} cannot be read: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{file}: line {number} is no record: {line[:60]!r}")
-        rows.append(row)
-    return rows
 
 
 def _checked(file: Path, rows: list[Row]) -> list[Row]:

@@ -73,6 +73,7 @@ class Claim:
         mean, low, high = self.interval
         return {
             "claim": self.text,
+            "described": self.describe(),
             "by_seed": dict(self.pairs),
             "log10": self.factor,
             "mean": mean,

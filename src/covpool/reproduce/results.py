@@ -7,10 +7,10 @@ from functools import cached_property
 from statistics import fmean
 
 from covpool.reproduce.arms import Arm
+from covpool.train.analysis_rows import read_analysis
 from covpool.train.comparison import mean_and_deviation
 from covpool.train.config import RunConfig
 from covpool.train.grid import Cell
-from covpool.train.probes import read_analysis
 from covpool.train.run_directory import Row, RunDirectory
 
 BySeed = Mapping[int, float]

@@ -20,21 +20,17 @@ from covpool.train.branches import BranchPoint
 from covpool.train.config import RunConfig
 from covpool.train.grid import Cell, check_same_options, comparable, constants_of, threads_of
 from covpool.train.job import Job
-from covpool.train.probes import ConditioningProbe, SmoothnessProbe
 from covpool.train.recipe import read_recipe
 from covpool.train.run_directory import RunDirectory
-from covpool.train.sampling import steps_and_batch
 
 RUNS = "runs"
 """Where in the output folder the runs are, by recipe."""
 
-PROBES = (SmoothnessProbe, ConditioningProbe)
+PROBES = ("smoothness", "conditioning", "fidelity")
+"""What is measured along some runs, as `train.probes` names it."""
 
 TRUNK = Arm(NEWTON_SCHULZ)
 """What hybrid training is equal to before the switch."""
-
-MEASUREMENTS = 3
-"""Of each probe in each epoch."""
 
 FREE_KEYS = frozenset(
     {
@@ -142,8 +138,6 @@ def make_setting(
     """
     threads = threads_of(config, jobs)
     first = config.train.seed
-    steps = steps_and_batch(len(job.splits.train), config.data.batch_size)[0]
-    every = max(1, steps // MEASUREMENTS)
     # Before the switch every hybrid run is that of Newton-Schulz, which is trained once.
     switch = config.optim.milestones[-1] if config.optim.milestones else 0
     shared = bool(switch) and TRUNK in arms and recipe in HYBRID_RECIPES
@@ -151,16 +145,17 @@ def make_setting(
     for seed in range(first, first + seeds):
         for arm in arms:
             callbacks: tuple[Callable[[Path], Any], ...] = ()
-            if arm in PROBED and recipe in PROBED_RECIPES:
-                callbacks = tuple(partial(probe, every=every) for probe in PROBES)
             if shared and arm == TRUNK:
-                callbacks = (*callbacks, partial(BranchPoint, epochs=switch))
+                callbacks = (partial(BranchPoint, epochs=switch),)
             branches = shared and arm.hybrid
             run = config_of(config, arm)
+            probed = arm in PROBED and recipe in PROBED_RECIPES
+            probes = tuple(dict.fromkeys((*run.train.probes, *(PROBES if probed else ()))))
+            train = replace(run.train, seed=seed, threads=threads, probes=probes)
             cells[arm, seed] = Cell(
                 label=arm.label,
                 seed=seed,
-                config=replace(run, train=replace(run.train, seed=seed, threads=threads)),
+                config=replace(run, train=train),
                 path=path_of(output, recipe, arm, seed),
                 callbacks=callbacks,
                 trunk=path_of(output, recipe, TRUNK, seed) if branches else None,

@@ -43,6 +43,11 @@ class RunConfig:
                 f"optim.weight_average {optim.weight_average} needs whole weights in each process, "
                 f"and train.strategy {self.train.strategy!r} shards them; use ddp"
             )
+        if "smoothness" in self.train.probes and self.train.strategy.startswith("fsdp"):
+            raise ValueError(
+                "train.probes smoothness moves whole weights in each process, and train.strategy "
+                f"{self.train.strategy!r} shards them; use ddp, or leave that probe out"
+            )
 
     @classmethod
     def groups(cls) -> dict[str, type]:

@@ -28,6 +28,7 @@ from covpool.train.loggers import close_loggers, make_loggers
 from covpool.train.machine import describe_machine
 from covpool.train.memory import peak_bytes, reset_peak
 from covpool.train.module import ClassificationModule, TrainingDiverged
+from covpool.train.probes import make_probes
 from covpool.train.progress import EvaluationProgress, ProgressReport
 from covpool.train.published import read_trained
 from covpool.train.recorder import Recorder
@@ -55,7 +56,7 @@ def train(
         directory: where to write.
         checkpoint: where to go on from.
         report: whether to show progress.
-        callbacks: further ones, such as those of `covpool.train.probes`.
+        callbacks: further ones, beside the configuration's probes.
 
     Returns:
         The summary, as in summary.json.
@@ -85,7 +86,8 @@ def train(
         loggers = make_loggers(config, directory, step) if main_process() else []
         if loggers:  # it refuses a process that has none
             own.append(LearningRateMonitor("step"))
-        trainer = make_trainer(config, [*own, *callbacks], loggers)
+        probes = make_probes(config, module, directory.path)
+        trainer = make_trainer(config, [*own, *probes, *callbacks], loggers)
         reset_peak(trainer.strategy.root_device)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -202,6 +204,7 @@ def evaluate(path: Path, config: RunConfig, *, report: bool = False) -> dict[str
         accumulate=1,
         sync_batchnorm=False,
         loggers=(),
+        probes=(),
     )
     # A checkpoint's weights are the average already.
     optim = replace(config.optim, weight_average=None)

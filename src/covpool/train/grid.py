@@ -37,8 +37,11 @@ MACHINE_KEYS = (
     ("train", "strategy"),
     ("train", "threads"),
     ("train", "checkpoint_steps"),
+    ("train", "probes"),
+    ("train", "probe_every"),
 )
-"""What may differ between the runs of one comparison: where they run."""
+"""What may differ between the runs of one comparison: where they run, and what is measured along
+them."""
 
 GRID_KEYS = (("model", "method"), ("train", "seed"))
 """What the grid varies."""

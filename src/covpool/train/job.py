@@ -24,6 +24,7 @@ from covpool.train.checkpoint import METADATA, check_model, find_checkpoint, loa
 from covpool.train.config import RunConfig
 from covpool.train.loggers import check_loggers
 from covpool.train.module import ClassificationModule
+from covpool.train.probes import warn_of_unmeasured
 from covpool.train.recorder import PROGRESS
 from covpool.train.run_directory import LAST, RunDirectory
 from covpool.train.sampling import (
@@ -160,6 +161,7 @@ def prepare(
         image_size=splits.image_size,
         pretrained=choice.pretrained and checkpoint is None,
     )
+    warn_of_unmeasured(config, model.method)
     start = source and source.load(model, choice, splits.classes)
     if start and data != config.data:
         start += "; images are standardised as its own were"

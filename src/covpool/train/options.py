@@ -248,6 +248,13 @@ class TrainConfig:
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where metrics also go, beside metrics.csv: tensorboard, wandb."""
 
+    probes: tuple[Literal["smoothness", "conditioning", "fidelity"], ...] = ()
+    """What is measured along the training, which it does not change, and written to
+    analysis.jsonl: smoothness, conditioning, fidelity."""
+
+    probe_every: int | None = None
+    """Steps from one measurement of the probes to the next; null: three in an epoch."""
+
     def __post_init__(self) -> None:
         require_choices("train", self)
         require(0 <= self.seed < 2**32, "train.seed", "in [0, 2**32)", self.seed)
@@ -257,3 +264,5 @@ class TrainConfig:
         threads, steps = self.threads, self.checkpoint_steps
         require(threads is None or threads >= 1, "train.threads", "at least 1 or null", threads)
         require(steps >= 0, "train.checkpoint_steps", "at least 0", steps)
+        every = self.probe_every
+        require(every is None or every >= 1, "train.probe_every", "at least 1 or null", every)
