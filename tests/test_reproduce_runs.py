@@ -2,9 +2,7 @@
 
 import html
 import json
-import pickle
 import shutil
-from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from covpool.train.probes import read_analysis
 from covpool.train.recipe import read_recipe
 from covpool.train.recorder import PROGRESS
 from covpool.train.run_directory import RunDirectory
+from inline_grid import command
 from miniatures import write_miniature
 from tiny_images import OPTIONS, make_tiny_images
 
@@ -31,23 +30,6 @@ METHODS = "isqrt-cov,svd"
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return str(make_tiny_images(tmp_path_factory.mktemp("data") / "textures"))
-
-
-class Inline(Executor):
-    """Runs cells at once and here: a process of its own spends ten seconds on its imports, and that
-    cells run in one is tested by compare."""
-
-    def submit(self, function, cell):
-        future = Future()
-        function(pickle.loads(pickle.dumps(cell)))
-        future.set_result(None)
-        return future
-
-
-def command(*arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grid, "_pool", lambda jobs: Inline())
-        return main([*arguments])
 
 
 def arguments(images, output, *targets):
