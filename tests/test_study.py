@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from covpool.study.plan import seeds_needed
 from covpool.train.run_directory import RunDirectory
 from inline_grid import command
 from tiny_images import OPTIONS, make_tiny_images
+
+STUDIES = Path(__file__).parent.parent / "studies"
 
 ABOUT = {
     "title": "Three textures",
@@ -214,3 +217,14 @@ def test_seeds_that_an_interval_needs(half_width):
     assert width(number) <= half_width
     assert number == 2 or width(number - 1) > half_width
     assert seeds_needed(pairs[:1], half_width) is None
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_studies_that_come_with_the_project(path):
+    study = read_study(path)
+    assert study.name == path.stem
+    assert set(study.references) == {Arm("isqrt-cov"), Arm("gap")}
+    assert Arm("gap", matched=True) in study.arms
+    assert bool(study.reduced) == path.stem.endswith("-reduced")
+    assert study.config.data.drop_duplicates
+    assert study.config.train.epochs > study.config.optim.milestones[-1]

@@ -16,7 +16,7 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-SERIES = 7
+SERIES = 8
 """Colours for series; the style sheet defines --series-0 and so on, for light and dark."""
 
 COLOURS = {
