@@ -88,7 +88,8 @@ def train(
             own.append(LearningRateMonitor("step"))
         probes = make_probes(config, module, directory.path)
         trainer = make_trainer(config, [*own, *probes, *callbacks], loggers)
-        reset_peak(trainer.strategy.root_device)
+        device = trainer.strategy.root_device
+        measured = reset_peak(device)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except Interrupted as error:
@@ -112,8 +113,8 @@ def train(
             close_loggers(loggers, failed=summary["status"] != "finished")
             if main_process():
                 summary |= summarise(job, recorder)
-                summary["machine"] = describe_machine(trainer.strategy.root_device)
-                summary["peak_memory_bytes"] = peak_bytes(trainer.strategy.root_device)
+                summary["machine"] = describe_machine(device)
+                summary["peak_memory_bytes"] = peak_bytes(device) if measured else None
                 write_results(job, module, recorder, directory, summary)
     return summary
 

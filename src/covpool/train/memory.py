@@ -8,12 +8,19 @@ import torch
 PROCESS = Path("/proc/self")
 
 
-def reset_peak(device: torch.device) -> None:
-    """Begin to measure anew."""
+def reset_peak(device: torch.device) -> bool:
+    """Begin to measure anew.
+
+    Returns:
+        Whether that was possible; else a peak may be that of an earlier training.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError):  # not Linux, or not allowed: then there is no figure
+        return True
+    with suppress(OSError):  # not Linux, or not allowed
         (PROCESS / "clear_refs").write_text("5", encoding="ascii")
+        return True
+    return False
 
 
 def peak_bytes(device: torch.device) -> int | None:
