@@ -114,6 +114,8 @@ def _runs_below(path: Path, depth: int) -> Iterator[Run]:
     listed = _compared_runs(path)
     places = {run.path.name: place for place, run in enumerate(listed)}
     children = sorted(child for child in path.iterdir() if child.is_dir() and child.name[0] != ".")
+    if (path / "rates.json").is_file():  # a study's: its trials are no runs that count
+        children = [child for child in children if child.name != "tuning"]
     found = [run for child in children if depth for run in _runs_below(child, depth - 1)]
     names = {run.path.name for run in found}
     found += [run for run in listed if run.path.name not in names]
