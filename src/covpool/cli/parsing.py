@@ -185,6 +185,22 @@ def chosen_recipe(arguments: Sequence[str]) -> "Recipe | None":
     return None if own_images else read_recipe(EMBEDDED)
 
 
+def refuse_methods(config: Any, instead: str) -> None:
+    """Refuse options of the method where the command itself says which are trained.
+
+    Args:
+        config: a `RunConfig`.
+        instead: what says it, as a clause.
+
+    Raises:
+        ValueError: model.schedule, model.hybrid or model.method is set.
+    """
+    for option in ("schedule", "hybrid", "method"):
+        value = getattr(config.model, option)
+        if value != getattr(type(config.model), option):
+            raise ValueError(f"model.{option} {value!r} cannot be used here: {instead}")
+
+
 def _readable(text: str) -> str:
     """jsonargparse's report of a value that does not fit, in the words of the other messages."""
     text = re.sub(r"<class '(\w+)'>", r"\1", text)

@@ -9,7 +9,14 @@ from typing import Any
 from rich.console import Console
 
 from covpool.cli.compare import GridReport
-from covpool.cli.parsing import FileProgress, RunParser, checking_files, nearest, users_input
+from covpool.cli.parsing import (
+    FileProgress,
+    RunParser,
+    checking_files,
+    nearest,
+    refuse_methods,
+    users_input,
+)
 from covpool.pooling import check_pooling
 from covpool.reproduce.arms import NEWTON_SCHULZ
 from covpool.reproduce.estimate import seconds_of_runs
@@ -27,7 +34,7 @@ from covpool.reproduce.runs import (
 from covpool.reproduce.sheet import Sheet
 from covpool.reproduce.targets import SMALL, TARGETS
 from covpool.train import grid
-from covpool.train.config import ModelConfig, RunConfig
+from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted
 from covpool.train.job import Job, check_names, prepare
 from covpool.train.progress import duration
@@ -186,16 +193,7 @@ def _parse(arguments: list[str], recipe: str) -> tuple[RunConfig, Any]:
         "--dry-run", action="store_true", help="say what would run and for how long, then stop"
     )
     config, own = parser.parse(arguments)
-    for option in ("schedule", "hybrid"):
-        if (value := getattr(config.model, option)) is not None:
-            raise ValueError(
-                f"model.{option} {value!r} cannot be used here: the targets say what is trained"
-            )
-    if config.model.method != ModelConfig.method:
-        raise ValueError(
-            f"model.method {config.model.method!r} would have no effect here: the targets say what "
-            "is trained, and --methods restricts it"
-        )
+    refuse_methods(config, "the targets say what is trained, and --methods restricts it")
     return config, own
 
 

@@ -138,31 +138,53 @@ def make_setting(
     """
     threads = threads_of(config, jobs)
     first = config.train.seed
-    # Before the switch every hybrid run is that of Newton-Schulz, which is trained once.
-    switch = config.optim.milestones[-1] if config.optim.milestones else 0
-    shared = bool(switch) and TRUNK in arms and recipe in HYBRID_RECIPES
-    cells = {}
+    configs = {}
     for seed in range(first, first + seeds):
         for arm in arms:
-            callbacks: tuple[Callable[[Path], Any], ...] = ()
-            if shared and arm == TRUNK:
-                callbacks = (partial(BranchPoint, epochs=switch),)
-            branches = shared and arm.hybrid
             run = config_of(config, arm)
             probed = arm in PROBED and recipe in PROBED_RECIPES
             probes = tuple(dict.fromkeys((*run.train.probes, *(PROBES if probed else ()))))
             train = replace(run.train, seed=seed, threads=threads, probes=probes)
-            cells[arm, seed] = Cell(
-                label=arm.label,
-                seed=seed,
-                config=replace(run, train=train),
-                path=path_of(output, recipe, arm, seed),
-                callbacks=callbacks,
-                trunk=path_of(output, recipe, TRUNK, seed) if branches else None,
-                inherited=switch if branches else 0,
-            )
+            configs[arm, seed] = replace(run, train=train)
+    cells = cells_of(configs, partial(path_of, output, recipe), shared=recipe in HYBRID_RECIPES)
     images = f"{len(job.splits.classes)} classes, {len(job.splits.train)} training images"
     return _setting(recipe, config, cells, f"{job.splits.name}: {images}")
+
+
+def cells_of(
+    configs: Mapping[tuple[Arm, int], RunConfig],
+    place: Callable[[Arm, int], Path],
+    *,
+    shared: bool = True,
+) -> dict[tuple[Arm, int], Cell]:
+    """The cells of runs, those that others begin from before these.
+
+    Before the switch every hybrid run is that of Newton-Schulz with its seed, which is trained
+    once where it is among them.
+
+    Args:
+        configs: of the runs, by arm and seed.
+        place: the directory of a run.
+        shared: whether hybrid runs may begin there.
+    """
+    cells = {}
+    for (arm, seed), config in configs.items():
+        switch = config.optim.milestones[-1] if config.optim.milestones else 0
+        branches = shared and bool(switch) and (TRUNK, seed) in configs
+        callbacks: tuple[Callable[[Path], Any], ...] = ()
+        if branches and arm == TRUNK:
+            callbacks = (partial(BranchPoint, epochs=switch),)
+        branches &= arm.hybrid
+        cells[arm, seed] = Cell(
+            label=arm.label,
+            seed=seed,
+            config=config,
+            path=place(arm, seed),
+            callbacks=callbacks,
+            trunk=place(TRUNK, seed) if branches else None,
+            inherited=switch if branches else 0,
+        )
+    return cells
 
 
 def path_of(output: Path, recipe: str, arm: Arm, seed: int) -> Path:
