@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,14 @@ import pytest
 import scipy.stats
 import yaml
 
+from covpool.report.sources import find_runs
 from covpool.reproduce.arms import Arm
+from covpool.reproduce.results import Setting
 from covpool.study.design import read_study
+from covpool.study.outcome import Outcome
 from covpool.study.phases import chosen_rates, final_cells, tuning_cells
 from covpool.study.plan import seeds_needed
+from covpool.study.tables import rates_table
 from covpool.train.run_directory import RunDirectory
 from inline_grid import command
 from tiny_images import OPTIONS, make_tiny_images
@@ -155,6 +160,103 @@ def test_the_plan_trains_nothing(trained, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_part_of_a_study_leaves_what_is_there(trained, tmp_path, capsys):
+    arguments, output = trained
+    folder = tmp_path / "copy"
+    shutil.copytree(output, folder)
+    before = json.loads((folder / "rates.json").read_text())
+    assert command(*arguments, "--arms", "gap", "--seeds", "2", "--output", str(folder)) == 0
+    assert json.loads((folder / "rates.json").read_text()) == before
+    lines = (folder / "runs.jsonl").read_text().splitlines()
+    named = {(line["arm"], line["seed"]) for line in map(json.loads, lines)}
+    assert len(lines) == 8
+    assert {("gap", 1), ("exact", 1), ("hybrid-exact", 0)} <= named
+    assert "hybrid-exact" in (folder / "summary.md").read_text()
+    capsys.readouterr()
+    assert command(*arguments, "--dry-run", "--output", str(folder)) == 0
+    assert "gap: 2 trials, 1 runs (3 of these are there already), 0" in capsys.readouterr().out
+
+
+def test_rates_other_than_those_of_the_runs_are_refused(trained, tmp_path, capsys):
+    arguments, output = trained
+    folder = tmp_path / "copy"
+    shutil.copytree(output, folder)
+    before = (folder / "rates.json").read_text()
+    rates = json.loads(before)
+    rates["exact"]["rate"] = 0.3
+    other = tmp_path / "rates.json"
+    other.write_text(json.dumps(rates))
+    options = ["--arms", "gap", "--rates", str(other), "--output", str(folder)]
+    assert command(*arguments, *options) == 2
+    assert "optim.learning_rate" in capsys.readouterr().err
+    assert (folder / "rates.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.evaluate", "validation"], "data.evaluate validation cannot be used here"),
+        (["--model.method", "svd"], "model.method 'svd' cannot be used here: study.arms"),
+        (["--optim.learning_rate", "0.3"], "optim.learning_rate 0.3 would have no effect"),
+        (["--output", ".."], "exists and is not a study's"),
+        (["--rates", "rates.json"], "gap has 0.1, no `rate` above 0"),
+    ],
+)
+def test_options_that_a_study_does_not_take(
+    trained, tmp_path, monkeypatch, capsys, options, message
+):
+    arguments, _ = trained
+    monkeypatch.chdir(tmp_path)
+    Path("rates.json").write_text('{"gap": 0.1}')
+    assert command(*arguments, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_file_comes_first(capsys):
+    assert command("study", "--jobs", "2", str(STUDIES / "icons100.yaml")) == 2
+    assert "comes before all options, not '--jobs'" in capsys.readouterr().err
+
+
+def test_a_report_of_a_study_is_of_the_runs_that_count(trained):
+    _, output = trained
+    found = find_runs([output])
+    assert {run.path.parent.name for run in found} == {"runs"}
+    assert len(found) == 7
+
+
+def test_the_summary_judges_its_own_rates(trained):
+    _, output = trained
+    text = (output / "summary.md").read_text()
+    assert "is at the edge of what was tried" in text  # of two rates each is
+    assert "seeds for ±0.5 points" in text
+    assert "does gap-matched beat gap?" in text
+    assert (output / "summary-epochs.svg").read_text().count("<path") > 10
+
+
+@pytest.mark.parametrize(
+    ("tried", "rate", "remark"),
+    [
+        ({"0.1": 50.0, "0.2": 60.0, "0.4": 40.0}, 0.2, "–"),
+        ({"0.1": 50.0, "0.2": 40.0}, 0.1, "the lowest tried"),
+        ({"0.1": 50.0, "0.2": 60.0, "0.4": None}, 0.2, "–"),
+        ({"0.1": 50.0, "0.333333": 60.0}, 1 / 3, "the highest tried"),
+        ({"0.1": None, "0.2": None}, 0.1, "all diverged; the lowest is taken"),
+        ({}, 0.1, "given, with no trials"),
+    ],
+)
+def test_rates_at_the_edge_are_told(tmp_path, tried, rate, remark):
+    study = read_study(write_study(tmp_path / "textures.yaml"))
+    rates = {arm.label: {"rate": rate, "validation_top1": tried} for arm in study.arms}
+    cells = final_cells(study, rates, tmp_path, threads=1)
+    setting = Setting(
+        recipe="textures", about="", paper_scale=False, config=study.config, cells=cells
+    )
+    outcome = Outcome(study=study, setting=setting, rates=rates, train_images=64)
+    rows = {row[0]: row for row in rates_table(outcome)["rows"]}
+    assert list(rows) == ["gap", "gap-matched", "isqrt-cov", "exact"]
+    assert rows["gap"][-2:] == [f"{rate:g}", remark]
+
+
 @pytest.mark.parametrize(
     ("about", "message"),
     [
@@ -164,6 +266,7 @@ def test_the_plan_trains_nothing(trained, tmp_path, capsys):
         ({"rates": [-1.0]}, r"study.rates must be above 0"),
         ({"seeds": 0}, r"study.seeds must be at least 1, not 0"),
         ({"stands_for": "table9"}, r"study.stands_for must be one of table4, table5"),
+        ({"rates": 0.1}, r"study.rates must be a list, as in \[a, b\], not 0.1"),
         ({"sedes": 3}, r"study.sedes is unknown; known are .*seeds"),
     ],
 )
@@ -190,6 +293,32 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path):
     assert rates["exact"]["rate"] == 0.01
     assert rates["exact"]["validation_top1"] == {"0.01": 50.0, "0.05": None}
     assert rates["isqrt-cov"]["rate"] == 0.05
+
+
+def write_trials(study, output, summaries):
+    trials = tuning_cells(study, output, threads=1)
+    for (arm, rate, _), cell in trials.items():
+        directory = RunDirectory.create(cell.path, cell.config)
+        done = {"status": "finished", "epochs": 30, "final": {"test_top1": rate}}
+        content = summaries.get(arm.label, done)
+        (directory.path / "summary.json").write_text(json.dumps(content))
+    return trials
+
+
+def test_an_arm_whose_every_trial_diverged_does_not_stop_the_others(tmp_path):
+    study = read_study(write_study(tmp_path / "textures.yaml"))
+    diverged = {"status": "diverged", "reason": "Training diverged in step 7."}
+    rates = chosen_rates(study, write_trials(study, tmp_path, {"exact": diverged}))
+    assert rates["exact"] == {"rate": 0.01, "validation_top1": {"0.01": None, "0.05": None}}
+    assert rates["gap"]["rate"] == 0.05
+
+
+def test_no_rate_is_chosen_over_a_trial_that_failed(tmp_path):
+    study = read_study(write_study(tmp_path / "textures.yaml"))
+    failed = {"status": "failed", "reason": "the disk is full"}
+    trials = write_trials(study, tmp_path, {"exact": failed})
+    with pytest.raises(ValueError, match=r"2 of the trials .*exact-rate0.01.*the disk is full"):
+        chosen_rates(study, trials)
 
 
 def test_hybrid_runs_begin_from_the_newton_schulz_run(tmp_path):

@@ -7,25 +7,38 @@ from typing import Any
 
 from rich.console import Console
 
+from covpool.cli import UserError
 from covpool.cli.compare import GridReport
-from covpool.cli.parsing import FileProgress, RunParser, checking_files, users_input
+from covpool.cli.parsing import (
+    FileProgress,
+    RunParser,
+    checking_files,
+    refuse_methods,
+    users_input,
+)
 from covpool.reproduce.results import Setting
 from covpool.reproduce.runs import config_of
 from covpool.study.design import Study, read_study
-from covpool.study.figures import accuracy_dots
-from covpool.study.outcome import Outcome, make_sheet, write_lines
+from covpool.study.figures import accuracy_dots, by_epoch
+from covpool.study.outcome import Outcome, write_lines
 from covpool.study.phases import (
     RATES,
     RUNS,
     TUNING,
+    Rates,
     chosen_rates,
+    earlier_rates,
     final_cells,
+    found_cells,
     read_rates,
+    tuned_as,
     tuning_cells,
     write_rates,
 )
 from covpool.study.plan import make_plan
+from covpool.study.summary import make_sheet
 from covpool.train import grid
+from covpool.train.config import OptimConfig, RunConfig
 from covpool.train.interruption import Interrupted
 from covpool.train.job import Job, check_names, prepare
 from covpool.train.progress import duration
@@ -33,11 +46,12 @@ from covpool.train.progress import duration
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the command line asks for, checked."""
+    """What the command line asks for, checked; `whole` is the study without --arms."""
 
     study: Study
+    whole: Study
     job: Job
-    rates: dict[str, dict[str, object]] | None
+    rates: Rates | None
     output: Path
     jobs: int
     threads: int
@@ -50,45 +64,69 @@ def run(arguments: list[str]) -> int:
         request = _prepare(arguments, progress)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     study, output = request.study, request.output
-    console.print(f"{study.title}\n{_about(request)}")
+    console.print(f"{study.title}\n{_about(request, study)}")
     if request.dry_run:
         _plan(request, console)
         return 0
-    failures: dict[str, str] = {}
     try:
         rates = request.rates
         if rates is None:
             trials = tuning_cells(study, output, request.threads)
-            failures |= _train(trials, request, output / TUNING, "trials of the rate", console)
+            failed = _train(trials, request, output / TUNING, "trials of the rate", console)
             with users_input():
-                rates = chosen_rates(study, trials)
+                rates = chosen_rates(study, trials, failed)
+        cells = final_cells(study, rates, output, request.threads)
         with users_input():
+            # Before rates.json is written: rates that other runs here were not trained with are
+            # refused.
+            rates = earlier_rates(output) | rates
+            found_cells(request.whole, rates, output)
             write_rates(output, rates)
         for label, chosen in rates.items():
-            console.print(f"rate of {label}: {chosen['rate']}, by {chosen['validation_top1']}")
-        cells = final_cells(study, rates, output, request.threads)
-        failures |= _train(cells, request, output / RUNS, "runs that count", console)
+            console.print(f"rate of {label}: {chosen['rate']:g}, by {_tried(chosen)}")
+        failures = _train(cells, request, output / RUNS, "runs that count", console)
     except Interrupted as error:
         print("covpool: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 128 + error.signal_number
+    with users_input():
+        # Runs of other arms and seeds that an earlier command trained here are summarised too.
+        cells |= {
+            key: cell
+            for key, cell in found_cells(request.whole, rates, output).items()
+            if key not in cells
+        }
+    labels = {arm.label for arm, _ in cells}
+    shown = request.whole.restricted(
+        [arm.label for arm in request.whole.arms if arm.label in labels]
+    )
     setting = Setting(
         recipe=study.name,
-        about=_about(request),
+        about=_about(request, shown),
         paper_scale=False,
         config=study.config,
         cells=cells,
         failures=failures,
     )
     outcome = Outcome(
-        study=study, setting=setting, rates=rates, train_images=len(request.job.splits.train)
+        study=shown, setting=setting, rates=rates, train_images=len(request.job.splits.train)
     )
     with users_input():
         sheet = make_sheet(outcome, setting.about)
-        sheet = replace(sheet, figure=accuracy_dots(outcome))
+        sheet = replace(
+            sheet,
+            figure=accuracy_dots(outcome),
+            more_figures={"epochs": by_epoch(outcome)},
+        )
         sheet.write(output)
         write_lines(outcome, output)
     console.print(f"\n{sheet.markdown()}\nsummary and runs: {output}")
     return 1 if sheet.problems else 0
+
+
+def _tried(chosen: dict[str, Any]) -> str:
+    tried = chosen["validation_top1"].items()
+    shown = (f"{'diverged' if top1 is None else f'{top1:.2f}%'} at {rate}" for rate, top1 in tried)
+    return ", ".join(shown) or "no trial"
 
 
 def _train(
@@ -108,7 +146,14 @@ def _train(
 
 
 def _prepare(arguments: list[str], progress: FileProgress) -> Request:
-    path = next((Path(word) for word in arguments if not word.startswith("-")), None)
+    if not arguments:
+        raise UserError("name the study's YAML file: covpool study FILE [options]")
+    first = arguments[0]
+    path = None if first.startswith("-") else Path(first)
+    if path is None and not {"--help", "-h"} & set(arguments):
+        raise UserError(
+            f"the study's file comes before all options, not {first!r}: covpool study FILE …"
+        )
     defaults = read_study(path).config if path is not None else None
     parser = RunParser(
         "study",
@@ -129,7 +174,8 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
         "--dry-run", action="store_true", help="measure steps, print the plan, then stop"
     )
     config, own = parser.parse(arguments)
-    study = replace(read_study(own.study), config=config)
+    whole = study = replace(read_study(own.study), config=config)
+    _check_free(config)
     if own.arms is not None:
         study = study.restricted([label.strip() for label in own.arms.split(",")])
     if own.seeds is not None:
@@ -137,6 +183,7 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
     if own.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, not {own.jobs}")
     output = own.output or Path("runs") / f"study-{study.name}"
+    _check_output(output)
     grid.check_one_process(config, output / RUNS)
     for arm in study.arms:
         check_names(config_of(config, arm))
@@ -145,6 +192,7 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
     job = prepare(config_of(config, study.arms[0]), progress=progress)
     return Request(
         study=study,
+        whole=whole,
         job=job,
         rates=rates,
         output=output,
@@ -154,8 +202,31 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
     )
 
 
-def _about(request: Request) -> str:
-    splits, study = request.job.splits, request.study
+def _check_free(config: RunConfig) -> None:
+    """Refuse options that the study itself decides."""
+    refuse_methods(config, "study.arms says what is trained, and --arms restricts it")
+    if config.optim.learning_rate != OptimConfig.learning_rate:
+        raise ValueError(
+            f"optim.learning_rate {config.optim.learning_rate:g} would have no effect here: "
+            "study.rates are tried, or --rates FILE says which to take"
+        )
+    if config.data.evaluate != "test":
+        raise ValueError(
+            f"data.evaluate {config.data.evaluate} cannot be used here: trials are evaluated on "
+            "held-out training images by themselves, and the runs that count on the test split"
+        )
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a folder that holds anything but a study: its summary would be written over."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / TUNING).is_dir() and not (output / RATES).is_file():
+        raise ValueError(f"--output {output} exists and is not a study's; choose another --output")
+
+
+def _about(request: Request, study: Study) -> str:
+    splits = request.job.splits
     return (
         f"{splits.name}: {len(splits.classes)} classes, {len(splits.train)} training and "
         f"{len(splits.test)} test images; {study.config.model.backbone}, "
@@ -165,23 +236,28 @@ def _about(request: Request) -> str:
 
 def _plan(request: Request, console: Console) -> None:
     study = request.study
-    known = request.rates or {arm.label: {"rate": study.rates[0]} for arm in study.arms}
-    known |= {"isqrt-cov": known.get("isqrt-cov", {"rate": study.rates[0]})}
+    given = request.rates
+    trials = {} if given else tuning_cells(study, request.output, request.threads)
+    guess = {tuned_as(arm).label: {"rate": study.rates[0]} for arm in study.arms}
+    known = guess | earlier_rates(request.output) | (given or {})
     cells = final_cells(study, known, request.output, request.threads)
     with console.status("measuring steps") as status:
         lines = make_plan(
             study,
+            [(arm, cell) for (arm, _, _), cell in trials.items()],
             [(arm, cell) for (arm, _), cell in cells.items()],
-            tuned=request.rates is not None,
+            job=request.job,
             threads=request.threads,
             report=lambda name: status.update(f"measuring steps of {name}"),
         )
     for line in lines:
         console.print(
-            f"  {line.arm.label}: {line.trials} trials, {line.runs} runs, {duration(line.seconds)}"
+            f"  {line.arm.label}: {line.trials} trials, {line.runs} runs"
+            f"{f' ({line.settled} of these are there already)' if line.settled else ''}, "
+            f"{duration(line.seconds)}"
         )
     total = sum(line.seconds for line in lines)
     console.print(
         f"about {duration(total / request.jobs)} with {request.jobs} at a time, by steps measured "
-        "here; runs that end early by diverging take less"
+        "here, probes not included; runs that end early by diverging take less"
     )

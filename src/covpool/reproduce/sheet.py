@@ -52,6 +52,7 @@ class Sheet:
         notes: what is to be known beside the tables.
         problems: runs that are not in the figures, and why.
         figure: drawn, where the target is a figure.
+        more_figures: further ones by what they show, a word that names their files.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Sheet:
     notes: Sequence[str] = ()
     problems: Sequence[str] = ()
     figure: Figure | None = field(default=None, repr=False)
+    more_figures: Mapping[str, Figure] = field(default_factory=dict, repr=False)
 
     def markdown(self) -> str:
         """The sheet for people."""
@@ -70,12 +72,13 @@ class Sheet:
         if self.figure is not None:
             parts.append(f"![{self.title}]({self.name}.svg)")
         parts += [table.markdown() for table in self.tables]
+        parts += [f"![{word}]({self.name}-{word}.svg)" for word in self.more_figures]
         parts += self.notes
         parts += [f"Not in the figures: {problem}" for problem in self.problems]
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> None:
-        """Write NAME.md, NAME.json and, of a figure, NAME.svg."""
+        """Write NAME.md, NAME.json and, of a figure, NAME.svg; further ones as NAME-WORD.svg."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "name": self.name,
@@ -91,3 +94,5 @@ class Sheet:
         replace_text(folder / f"{self.name}.md", self.markdown())
         if self.figure is not None:
             save_svg(self.figure, folder / f"{self.name}.svg")
+        for word, figure in self.more_figures.items():
+            save_svg(figure, folder / f"{self.name}-{word}.svg")

@@ -1,6 +1,7 @@
 """A study as it is written down: a YAML file with a block `study` and a run's configuration."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,8 +57,8 @@ class Study:
                 raise ValueError(
                     f"study.{field} must name something, and nothing twice, not {list(value)!r}"
                 )
-        if min(self.rates) <= 0:
-            raise ValueError(f"study.rates must be above 0, not {list(self.rates)}")
+        if not all(0 < rate < math.inf for rate in self.rates):
+            raise ValueError(f"study.rates must be above 0 and finite, not {list(self.rates)}")
         for field in ("leading", "references"):
             strange = [arm.label for arm in getattr(self, field) if arm not in self.arms]
             if strange:
@@ -117,9 +118,14 @@ def read_study(path: Path) -> Study:
 
 def _typed(about: Mapping[str, Any]) -> dict[str, Any]:
     typed = dict(about)
+    for field in ("title", "arms", "references", "rates"):
+        if field not in typed:
+            raise ValueError(f"study.{field} is missing")
+    for field in ("arms", "leading", "references", "rates"):
+        if not isinstance(typed.get(field, []), list):
+            raise ValueError(f"study.{field} must be a list, as in [a, b], not {typed[field]!r}")
     for field in ("arms", "leading", "references"):
         if field in typed:
             typed[field] = tuple(read_arm(label) for label in typed[field])
-    if "rates" in typed:
-        typed["rates"] = tuple(float(rate) for rate in typed["rates"])
+    typed["rates"] = tuple(float(rate) for rate in typed["rates"])
     return typed
