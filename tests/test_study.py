@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from covpool.report.sources import find_runs
 from covpool.reproduce.arms import Arm
 from covpool.reproduce.results import Setting
 from covpool.study.design import read_study
+from covpool.study.figures import accuracy_dots, by_epoch
 from covpool.study.outcome import Outcome
 from covpool.study.phases import chosen_rates, final_cells, tuning_cells
 from covpool.study.plan import seeds_needed
+from covpool.study.summary import make_sheet
 from covpool.study.tables import rates_table
 from covpool.train.run_directory import RunDirectory
 from inline_grid import command
@@ -106,7 +109,10 @@ def test_a_line_for_each_run(trained):
         assert set(line["by_epoch"]) == measured
         if line["method"] != "gap":
             assert {"condition_number", "effective_rank", "smoothness"} <= measured
-            assert set(line["by_epoch"]["effective_rank"]) <= {"1", "2"}
+            assert set(line["by_epoch"]["effective_rank"]) == {"1", "2"}
+        if line["protocol"] == "hybrid":  # its first epoch is that of the run it began from
+            trunk = next(o for o in lines if (o["arm"], o["seed"]) == ("isqrt-cov", line["seed"]))
+            assert line["by_epoch"]["smoothness"]["1"] == trunk["by_epoch"]["smoothness"]["1"]
 
 
 def test_the_summary_says_what_the_runs_say(trained):
@@ -231,6 +237,28 @@ def test_the_summary_judges_its_own_rates(trained):
     assert "seeds for ±0.5 points" in text
     assert "does gap-matched beat gap?" in text
     assert (output / "summary-epochs.svg").read_text().count("<path") > 10
+
+
+def test_a_summary_of_runs_none_of_which_came_to_an_end(tmp_path):
+    study = read_study(write_study(tmp_path / "textures.yaml"))
+    rates = {arm.label: {"rate": 0.05, "validation_top1": {}} for arm in study.arms}
+    cells = final_cells(study, rates, tmp_path, threads=1)
+    setting = Setting(
+        recipe="textures",
+        about="",
+        paper_scale=False,
+        config=study.config,
+        cells=cells,
+        failures={"gap seed 0": "its process died"},
+    )
+    outcome = Outcome(study=study, setting=setting, rates=rates, train_images=64)
+    figures = {"epochs": by_epoch(outcome)}
+    sheet = replace(make_sheet(outcome, ""), figure=accuracy_dots(outcome), more_figures=figures)
+    sheet.write(tmp_path)
+    assert len(sheet.problems) == 7
+    assert "gap seed 0: missing; its process died" in (tmp_path / "summary.md").read_text()
+    lines = {(line["arm"], line["seed"]): line for line in outcome.lines()}
+    assert lines["gap", 0]["reason"] == "its process died"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def accuracy_dots(outcome: Outcome) -> Figure:
 
 PANELS = (
     ("top1", "top-1 accuracy, test split (%)", "linear"),
-    ("condition_number", "condition number, range of the features", "log"),
+    ("condition_number", "condition number of the features", "log"),
     ("effective_rank", "effective rank", "linear"),
     ("smoothness", "effective β-smoothness", "log"),
 )
@@ -70,9 +70,11 @@ def by_epoch(outcome: Outcome) -> Figure:
                 linewidth=1.3,
                 label=arm.label,
             )
+        drawn = any(len(line.get_xdata()) for line in axes.get_lines())
+        # An axis without points cannot be logarithmic.
+        axes.set(xlabel="epoch", ylabel=title, yscale=scale if drawn else "linear")
         for first in outcome.setting.first_epochs[1:]:
             axes.axvline(first, color="0.4", linestyle=":", linewidth=0.8)
-        axes.set(xlabel="epoch", ylabel=title, yscale=scale)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()

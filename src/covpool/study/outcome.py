@@ -11,6 +11,7 @@ from covpool.analysis.records import QUANTILES, plain
 from covpool.reproduce import measured
 from covpool.reproduce.arms import Arm
 from covpool.reproduce.results import Setting, geometric_mean
+from covpool.reproduce.runs import TRUNK
 from covpool.study.design import Study
 from covpool.study.phases import tuned_as
 from covpool.train.run_directory import Row, replace_text
@@ -83,14 +84,17 @@ class Outcome:
 
     def by_epoch(self, arm: Arm, seed: int) -> dict[str, dict[int, float]]:
         """Condition number, effective rank and smoothness: the geometric mean over an epoch's
-        measurements (of the median over samples)."""
+        measurements (of the median over samples).
+
+        Hybrid runs that begin from the Newton-Schulz run have its measurements before that.
+        """
         median = QUANTILES.index(0.5)
         found: dict[str, dict[int, list[float]]] = {}
-        for row in self.setting.measured(arm, "conditioning").get(seed, []):
+        for row in self._rows(arm, seed, "conditioning"):
             for name, (way, figure) in SPECTRA.items():
                 value = float(row[way][figure]["quantiles"][median])
                 found.setdefault(name, {}).setdefault(row["epoch"], []).append(value)
-        for row in self.setting.measured(arm, "smoothness").get(seed, []):
+        for row in self._rows(arm, seed, "smoothness"):
             found.setdefault("smoothness", {}).setdefault(row["epoch"], []).append(
                 float(row["smoothness"])
             )
@@ -98,6 +102,16 @@ class Outcome:
             name: {epoch: geometric_mean(values) for epoch, values in own.items()}
             for name, own in found.items()
         }
+
+    def _rows(self, arm: Arm, seed: int, probe: str) -> list[Row]:
+        own = self.setting.measured(arm, probe).get(seed, [])
+        if not arm.hybrid or not own:
+            return own
+        switch = self.study.config.optim.milestones[-1]
+        if min(row["epoch"] for row in own) <= switch:  # it trained these epochs itself
+            return own
+        before = self.setting.measured(TRUNK, probe).get(seed, [])
+        return [*(row for row in before if row["epoch"] <= switch), *own]
 
 
 def write_lines(outcome: Outcome, folder: Path) -> None:

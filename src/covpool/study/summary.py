@@ -60,8 +60,9 @@ def make_sheet(outcome: Outcome, scale: str) -> Sheet:
             "interval by Student's t. An interval is of the seeds alone: the test images and the "
             "chosen rates are the same for all of them, and another choice of either is not in "
             "it. One that holds zero does not show that two ways are equal. Intervals are each for "
-            f"themselves: of {len(claims)} questions about {0.05 * len(claims):.0f} would have one "
-            "without zero in it where there is no difference at all.",
+            "themselves: of twenty, about one lacks zero where there is no difference at all, and "
+            f"{len(claims)} questions are asked. The numbers of seeds that a narrower interval "
+            "would need are rough, as is a standard deviation from a few seeds.",
             "Rates were chosen by the accuracy of the last epoch on held-out training images; "
             "hybrid training has the rate of Newton-Schulz, whose training it is until the last "
             "decay. The test split was not used for it. All other options are the same for all.",

@@ -150,7 +150,7 @@ def cost_table(outcome: Outcome) -> dict[str, Any]:
         rows.append(
             (
                 arm.label,
-                ", ".join(f"{count / 1e6:.2f} M" for count in sorted(counts)) or "–",
+                ", ".join(f"{count:,}" for count in sorted(counts)) or "–",
                 "–" if seconds is None else f"{1000 * seconds:.0f} ms",
                 "–" if memory is None else f"{memory:.0f} MiB",
             )
