@@ -73,7 +73,7 @@ def test_imports_point_one_way(path):
 
 def test_the_report_reads_what_others_wrote():
     """It shows training runs without being able to train: only files, statistics and tables."""
-    allowed = {f"train.{n}" for n in ("analysis_rows", "comparison", "grid", "run_directory")}
+    allowed = {f"train.{n}" for n in ("analysis_rows", "cells", "comparison", "run_directory")}
     for path in (SOURCE / "report").glob("*.py"):
         assert imported_parts(path) <= {
             *("", "_version", "linalg", "pooling", "analysis", "report", "train")

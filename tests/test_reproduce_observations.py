@@ -12,7 +12,7 @@ from covpool.reproduce.arms import METHODS_OF_PAPER, Arm, hybrid, standalone
 from covpool.reproduce.observations import Claim, observations, observe
 from covpool.reproduce.results import Results, Setting
 from covpool.reproduce.targets import SMALL, TARGETS
-from covpool.train.grid import Cell
+from covpool.train.cells import Cell
 from covpool.train.probes import ANALYSIS
 from covpool.train.recipe import read_recipe
 from covpool.train.run_directory import RunDirectory

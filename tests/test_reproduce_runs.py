@@ -14,8 +14,9 @@ from covpool.data import DataConfig
 from covpool.reproduce.arms import METHODS_OF_PAPER, Arm, hybrid, standalone
 from covpool.reproduce.runs import changed_options, config_of, plan
 from covpool.reproduce.targets import SMALL, TARGETS
-from covpool.train import grid
+from covpool.train.cells import BRANCH, Cell
 from covpool.train.config import RunConfig
+from covpool.train.grid import run_cell
 from covpool.train.probes import read_analysis
 from covpool.train.recipe import read_recipe
 from covpool.train.recorder import PROGRESS
@@ -121,10 +122,10 @@ def same_training(one: Path, other: Path):
 
 def test_a_hybrid_run_from_the_branch_is_the_one_from_the_beginning(output, tmp_path):
     branched = runs_of(output) / "hybrid-svd-seed0"
-    assert (runs_of(output) / "isqrt-cov-seed0" / grid.BRANCH / "last.ckpt").is_file()
+    assert (runs_of(output) / "isqrt-cov-seed0" / BRANCH / "last.ckpt").is_file()
     config = RunDirectory(branched).read_config()
-    cell = grid.Cell(label="whole", seed=0, config=config, path=tmp_path / "whole")
-    grid.run_cell(cell)
+    cell = Cell(label="whole", seed=0, config=config, path=tmp_path / "whole")
+    run_cell(cell)
     same_training(branched, cell.path)
     history = RunDirectory(branched).read_metrics()
     assert [row["method"] for row in history] == ["isqrt-cov", "svd"]

@@ -21,8 +21,9 @@ from covpool.cli.parsing import (
 from covpool.linalg.methods import METHODS
 from covpool.pooling import check_pooling
 from covpool.train import comparison as table
-from covpool.train import grid
+from covpool.train.cells import Cell, check_one_process, constants_of, make_grid, open_folder
 from covpool.train.config import ModelConfig, RunConfig
+from covpool.train.grid import GridState, run_grid
 from covpool.train.interruption import Interrupted
 from covpool.train.job import check_names, prepare
 from covpool.train.probes import warn_of_unmeasured
@@ -44,7 +45,7 @@ def run(arguments: list[str]) -> int:
     )
     try:
         with GridReport(console) as report:
-            failures = grid.run_grid(cells, jobs, report.show)
+            failures = run_grid(cells, jobs, report.show)
     except Interrupted as error:
         print("covpool: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 128 + error.signal_number
@@ -64,7 +65,7 @@ def _on(config: RunConfig) -> str:
 
 def _prepare(
     arguments: list[str], progress: FileProgress
-) -> tuple[RunConfig, list[grid.Cell], int, Path]:
+) -> tuple[RunConfig, list[Cell], int, Path]:
     recipe = chosen_recipe(arguments)
     parser = RunParser(
         "compare",
@@ -102,18 +103,18 @@ def _prepare(
             "is compared"
         )
     _check_constants(config, methods)
-    grid.check_one_process(config, own.output or Path("FOLDER"))
+    check_one_process(config, own.output or Path("FOLDER"))
     # Opening the images and building one model now meets every mistake before the long part.
-    constants = grid.constants_of(config, methods[0])
+    constants = constants_of(config, methods[0])
     first = replace(config.model, method=methods[0], constants=constants)
     job = prepare(replace(config, model=first), progress=progress)
     folder = own.output or Path("runs") / f"compare-{job.splits.name}-{config.model.backbone}"
-    cells = grid.make_grid(config, methods, own.seeds, folder, own.jobs)
+    cells = make_grid(config, methods, own.seeds, folder, own.jobs)
     for cell in cells:
         check_names(cell.config)
     if "gap" in methods[1:]:  # of the first method, `prepare` has said it
         warn_of_unmeasured(config, "gap")
-    grid.open_folder(folder, config)
+    open_folder(folder, config)
     return config, cells, own.jobs, folder
 
 
@@ -152,7 +153,7 @@ class GridReport:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
-    def show(self, state: grid.GridState, ended: grid.Cell | None) -> None:
+    def show(self, state: GridState, ended: Cell | None) -> None:
         """Show the state, and the outcome of the run that has just ended, if one has."""
         left = "" if state.seconds_left is None else f"{duration(state.seconds_left)} left"
         if ended is not None:
@@ -170,7 +171,7 @@ class GridReport:
         )
 
 
-def _outcome(cell: grid.Cell) -> str:
+def _outcome(cell: Cell) -> str:
     summary = cell.summary()
     if summary["status"] != "finished":
         return str(summary.get("reason", summary["status"]))
@@ -200,7 +201,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 def write(
     comparison: table.Comparison,
-    cells: Sequence[grid.Cell],
+    cells: Sequence[Cell],
     config: RunConfig,
     jobs: int,
     folder: Path,

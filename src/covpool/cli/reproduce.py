@@ -33,8 +33,9 @@ from covpool.reproduce.runs import (
 )
 from covpool.reproduce.sheet import Sheet
 from covpool.reproduce.targets import SMALL, TARGETS
-from covpool.train import grid
+from covpool.train.cells import Cell, available_cores, check_one_process, open_folder
 from covpool.train.config import RunConfig
+from covpool.train.grid import run_grid
 from covpool.train.interruption import Interrupted
 from covpool.train.job import Job, check_names, prepare
 from covpool.train.progress import duration
@@ -62,7 +63,7 @@ class Request:
     dry_run: bool
 
     @property
-    def cells(self) -> list[grid.Cell]:
+    def cells(self) -> list[Cell]:
         """All runs, seed by seed."""
         cells = [cell for setting in self.settings for cell in setting.cells.values()]
         return sorted(cells, key=lambda cell: cell.seed)
@@ -81,10 +82,10 @@ def run(arguments: list[str]) -> int:
     if request.cells:
         with users_input():
             for setting in request.settings:
-                grid.open_folder(request.output / RUNS / setting.recipe, setting.config)
+                open_folder(request.output / RUNS / setting.recipe, setting.config)
         try:
             with GridReport(console) as report:
-                failures = grid.run_grid(request.cells, request.jobs, report.show)
+                failures = run_grid(request.cells, request.jobs, report.show)
         except Interrupted as error:
             print(
                 "covpool: interrupted; the same command goes on where it stopped", file=sys.stderr
@@ -138,7 +139,7 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
         config, _ = _parse(arguments, recipe)
         if recipe != SMALL:
             read_recipe(recipe).check(config)
-        grid.check_one_process(config, own.output / RUNS / recipe)
+        check_one_process(config, own.output / RUNS / recipe)
         for arm in arms:
             check_names(config_of(config, arm))
         # Opening the images and building one model now meets every mistake before the long part.
@@ -215,7 +216,7 @@ def _methods(text: str | None) -> list[str] | None:
 
 def _jobs(own: Any, config: RunConfig) -> int:
     if own.jobs is None:
-        return min(MOST_JOBS, grid.available_cores()) if config.data.root is None else 1
+        return min(MOST_JOBS, available_cores()) if config.data.root is None else 1
     if own.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, not {own.jobs}")
     return own.jobs
@@ -232,7 +233,7 @@ def _describe(request: Request, console: Console) -> None:
         )
 
 
-def _remark(cell: grid.Cell) -> str:
+def _remark(cell: Cell) -> str:
     if cell.trunk is not None:
         return f"; the first {cell.inherited} of each run are those of {NEWTON_SCHULZ}"
     probes = cell.config.train.probes

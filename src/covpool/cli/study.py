@@ -37,8 +37,9 @@ from covpool.study.phases import (
 )
 from covpool.study.plan import make_plan
 from covpool.study.summary import make_sheet
-from covpool.train import grid
+from covpool.train.cells import check_one_process, check_same_options, threads_of
 from covpool.train.config import OptimConfig, RunConfig
+from covpool.train.grid import run_grid
 from covpool.train.interruption import Interrupted
 from covpool.train.job import Job, check_names, prepare
 from covpool.train.progress import duration
@@ -140,9 +141,9 @@ def _train(
     )
     with users_input():
         for cell in ordered:
-            grid.check_same_options(cell)
+            check_same_options(cell)
     with GridReport(console) as report:
-        return grid.run_grid(ordered, request.jobs, report.show)
+        return run_grid(ordered, request.jobs, report.show)
 
 
 def _prepare(arguments: list[str], progress: FileProgress) -> Request:
@@ -184,7 +185,7 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
         raise ValueError(f"--jobs must be at least 1, not {own.jobs}")
     output = own.output or Path("runs") / f"study-{study.name}"
     _check_output(output)
-    grid.check_one_process(config, output / RUNS)
+    check_one_process(config, output / RUNS)
     for arm in study.arms:
         check_names(config_of(config, arm))
     rates = None if own.rates is None else read_rates(own.rates, study.arms)
@@ -197,7 +198,7 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
         rates=rates,
         output=output,
         jobs=own.jobs,
-        threads=grid.threads_of(config, own.jobs),
+        threads=threads_of(config, own.jobs),
         dry_run=own.dry_run,
     )
 

@@ -14,6 +14,7 @@ from covpool.cli.parsing import (
     users_input,
 )
 from covpool.data import DataError
+from covpool.train.allocator import keep_freed_memory
 from covpool.train.config import RunConfig
 from covpool.train.engine import train
 from covpool.train.interruption import Interrupted
@@ -62,6 +63,7 @@ def run(arguments: list[str]) -> int:
     words = [word.partition("=") for word in arguments]
     arguments = [ALIASES.get(name, name) + equals + rest for name, equals, rest in words]
     speaks = main_process()
+    keep_freed_memory()
     try:
         with users_input(), checking_files() as progress:
             job, directory, checkpoint = _prepare(arguments, progress)

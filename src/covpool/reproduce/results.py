@@ -8,9 +8,9 @@ from statistics import fmean
 
 from covpool.reproduce.arms import Arm
 from covpool.train.analysis_rows import read_analysis
+from covpool.train.cells import Cell
 from covpool.train.comparison import mean_and_deviation
 from covpool.train.config import RunConfig
-from covpool.train.grid import Cell
 from covpool.train.run_directory import Row, RunDirectory
 
 BySeed = Mapping[int, float]

@@ -17,8 +17,8 @@ from covpool.reproduce.targets import (
     TARGETS,
 )
 from covpool.train.branches import BranchPoint
+from covpool.train.cells import Cell, check_same_options, comparable, constants_of, threads_of
 from covpool.train.config import RunConfig
-from covpool.train.grid import Cell, check_same_options, comparable, constants_of, threads_of
 from covpool.train.job import Job
 from covpool.train.recipe import read_recipe
 from covpool.train.run_directory import RunDirectory

@@ -13,8 +13,8 @@ from typing import Any
 from covpool.reproduce.arms import Arm
 from covpool.reproduce.runs import TRUNK, cells_of, config_of
 from covpool.study.design import Study
+from covpool.train.cells import Cell, check_same_options
 from covpool.train.config import RunConfig
-from covpool.train.grid import Cell, check_same_options
 from covpool.train.run_directory import replace_text
 
 TUNING, RUNS, RATES = "tuning", "runs", "rates.json"

@@ -13,8 +13,8 @@ from covpool.reproduce.estimate import device_of, seconds_per_epoch
 from covpool.reproduce.runs import config_of
 from covpool.study.design import Study
 from covpool.study.phases import tuned_as
+from covpool.train.cells import Cell
 from covpool.train.comparison import CONFIDENCE
-from covpool.train.grid import Cell
 from covpool.train.job import Job, prepare
 
 MOST_SEEDS = 1000

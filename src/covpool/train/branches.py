@@ -15,9 +15,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from typing_extensions import override
 
+from covpool.train.cells import BRANCH
 from covpool.train.checkpoint import METADATA, read_checkpoint
 from covpool.train.config import RunConfig
-from covpool.train.grid import BRANCH
 from covpool.train.module import ClassificationModule
 from covpool.train.recorder import PROGRESS
 from covpool.train.run_directory import RunDirectory, replace_file

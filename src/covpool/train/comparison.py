@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from covpool.train.grid import Cell
+from covpool.train.cells import Cell
 from covpool.train.run_directory import Row, RunDirectory
 
 CONFIDENCE = 0.95

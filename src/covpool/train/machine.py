@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from covpool.bench.environment import cpu_model, device_name
-from covpool.train.grid import available_cores
+from covpool.train.cells import available_cores
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from covpool.train.allocator import release_freed_memory
+
 PROCESS = Path("/proc/self")
 
 
@@ -17,6 +19,7 @@ def reset_peak(device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
+    release_freed_memory()  # which would count as in use
     with suppress(OSError):  # not Linux, or not allowed
         (PROCESS / "clear_refs").write_text("5", encoding="ascii")
         return True
