@@ -51,22 +51,40 @@ def test_a_stage_that_is_not_there(name, stage, message):
         create_model(name, 3, feature_stage=stage)
 
 
+@pytest.mark.parametrize("gap_reduction", [False, True])
 @pytest.mark.parametrize("reduced", [None, 16, "auto"])
 @pytest.mark.parametrize(("name", "classes"), [("resnet18", 100), ("small-convnet", 7)])
-def test_matched_head_has_as_many_parameters(name, classes, reduced):
+def test_matched_head_has_as_many_parameters(name, classes, reduced, gap_reduction):
     def head(**options):
         model = create_model(name, classes, reduced_channels=reduced, image_size=64, **options)
         return model, sum(p.numel() for k, p in model.named_parameters() if "backbone." not in k)
 
-    model, matched = head(method="gap", hidden_features="matched")
+    model, matched = head(method="gap", hidden_features="matched", gap_reduction=gap_reduction)
     _, covariance = head(method="exact")
     width = model.head_hidden_size
     assert width == model.classifier.in_features
     # One more or one fewer hidden feature would be further away.
-    assert abs(matched - covariance) <= (model.num_features + 3 + classes) / 2
+    assert abs(matched - covariance) <= (model.pool.out_features + 3 + classes) / 2
     assert {id(p) for p in model.classifier_parameters()} == {
         id(p) for p in [*model.hidden.parameters(), *model.classifier.parameters()]
     }
+
+
+def test_average_of_what_covariance_pooling_pools():
+    torch.manual_seed(0)
+    covariance = create_model("resnet18", 5, method="exact", reduced_channels=16, image_size=64)
+    average = create_model(
+        "resnet18", 5, method="gap", reduced_channels=16, gap_reduction=True, image_size=64
+    )
+    average.load_state_dict(
+        {k: v for k, v in covariance.state_dict().items() if "classifier" not in k}, strict=False
+    )
+    features = average.forward_features(torch.rand(3, 3, 64, 64))
+    pooled = average.forward_head(features, pre_logits=True)
+    assert pooled.shape == (3, 16)
+    torch.testing.assert_close(pooled, covariance.pool.reduction(features).mean((2, 3)))
+    names = [name for name, _ in average.named_parameters() if name.startswith("pool.")]
+    assert names == [name for name, _ in covariance.pool.named_parameters(prefix="pool")]
 
 
 def test_hidden_layer_of_a_covariance_head():
@@ -82,6 +100,7 @@ def test_hidden_layer_of_a_covariance_head():
         ({"hidden_features": 0}, r"at least 1, got 0"),
         ({"hidden_features": "matched"}, r"'matched' with method 'gap'; got .* method 'exact'"),
         ({"hidden_features": "wide", "method": "gap"}, r"got 'wide'"),
+        ({"gap_reduction": True, "method": "svd"}, r"for method 'gap', got method 'svd'"),
     ],
 )
 def test_hidden_features_out_of_range(options, message):

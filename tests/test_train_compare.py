@@ -13,6 +13,7 @@ from scipy import stats
 from covpool.cli import main
 from covpool.train import comparison, grid
 from covpool.train.analysis_rows import read_analysis
+from covpool.train.cells import available_cores, make_grid
 from covpool.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from covpool.train.interruption import Interrupted
 from covpool.train.run_directory import RunDirectory
@@ -122,14 +123,14 @@ def make_cells(images, folder, methods=("gap", "exact"), seeds=2, **optim):
         optim=OptimConfig(**optim),
         train=TrainConfig(epochs=2, threads=1, accelerator="cpu"),
     )
-    return grid.make_grid(config, methods, seeds, folder, jobs=1)
+    return make_grid(config, methods, seeds, folder, jobs=1)
 
 
 def test_the_grid_divides_the_cores_among_the_jobs(images, tmp_path):
     config = RunConfig()
     for jobs in (1, 1000):
-        cell = grid.make_grid(config, ["gap"], 1, tmp_path, jobs)[0]
-        assert cell.config.train.threads == max(1, grid.available_cores() // jobs)
+        cell = make_grid(config, ["gap"], 1, tmp_path, jobs)[0]
+        assert cell.config.train.threads == max(1, available_cores() // jobs)
 
 
 def test_the_grid_goes_seed_by_seed(images, tmp_path):

@@ -172,6 +172,15 @@ def triu_vector(matrix: Tensor) -> Tensor:
     return matrix.flatten(-2).index_select(-1, row * size + column)
 
 
+def channel_reduction(channels: int, reduced_channels: int | None) -> nn.Module:
+    """1×1 convolution, batch norm and ReLU to `reduced_channels`; None: the identity."""
+    if reduced_channels is None:
+        return nn.Identity()
+    convolution = nn.Conv2d(channels, reduced_channels, kernel_size=1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(convolution, nn.BatchNorm2d(reduced_channels), nn.ReLU(inplace=True))
+
+
 class CovPool2d(nn.Module):
     """Global covariance pooling as a layer: (B, C, H, W) → (B, `out_features`).
 
@@ -216,14 +225,7 @@ class CovPool2d(nn.Module):
         self.compute_dtype = compute_dtype
         self.check_finite = check_finite
         self.channels = reduced_channels or in_channels
-        if reduced_channels is None:
-            self.reduction = nn.Identity()
-        else:
-            convolution = nn.Conv2d(in_channels, reduced_channels, kernel_size=1, bias=False)
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-            self.reduction = nn.Sequential(
-                convolution, nn.BatchNorm2d(reduced_channels), nn.ReLU(inplace=True)
-            )
+        self.reduction = channel_reduction(in_channels, reduced_channels)
 
     @property
     def method(self) -> Method:

@@ -19,6 +19,7 @@ def create_model(
     last_stride: int | None = None,
     feature_stage: int | None = None,
     hidden_features: int | Literal["matched"] | None = None,
+    gap_reduction: bool = False,
     in_chans: int = 3,
     image_size: int | None = None,
     drop_rate: float = 0.0,
@@ -36,7 +37,7 @@ def create_model(
         pretrained: load timm's (torchvision's for AlexNet) weights into the backbone.
         reduced_channels: channels after the 1×1 convolution. "auto": 256, the paper's, where the
             backbone has 256 or more, else no reduction. A number is always obeyed; None means no
-            reduction. Unused for "gap".
+            reduction. Unused for "gap" without `gap_reduction`.
         last_stride: 1 sets the strides of a ResNet's last stage to 1, without dilation: MPN-COV's
             14×14 positions at 224×224. None leaves the backbone as it is.
         feature_stage: pool the output of this stage, counted from 0 as in timm's `feature_info`,
@@ -46,6 +47,9 @@ def create_model(
             vector and the classifier. "matched", for "gap" alone: the width with which the head
             has as many parameters as that of covariance pooling, so that the two can be compared
             without a difference in capacity. None: no such layer.
+        gap_reduction: for "gap" alone: average what covariance pooling pools, the channels after
+            the 1×1 convolution, batch norm and ReLU. The baseline that differs in the pooling and
+            in nothing before it.
         in_chans: channels of the images.
         image_size: side of the images; None: the backbone's own. Needed where the backbone is
             built for one size (most transformers) and the images have another.
@@ -78,6 +82,11 @@ def create_model(
             f"hidden_features must be a number, None, or 'matched' with method 'gap'; got "
             f"{hidden_features!r} with method {getattr(method, 'name', method)!r}"
         )
+    if gap_reduction and method != "gap":
+        raise ValueError(
+            "gap_reduction is for method 'gap', got method "
+            f"{getattr(method, 'name', method)!r}, which pools reduced channels by itself"
+        )
     if isinstance(hidden_features, int) and hidden_features < 1:
         raise ValueError(f"hidden_features must be at least 1, got {hidden_features}")
     if not 0 <= drop_rate < 1:
@@ -102,6 +111,7 @@ def create_model(
         method=row,
         reduced_channels=reduced_channels,
         hidden_features=hidden_features,
+        gap_reduction=gap_reduction,
         in_chans=in_chans,
         image_size=image_size,
         drop_rate=drop_rate,

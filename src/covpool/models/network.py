@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from covpool.linalg.methods import Method
 from covpool.models.backbones import PREFIX, probe
-from covpool.pooling import CovPool2d, check_pooling
+from covpool.pooling import CovPool2d, channel_reduction, check_pooling
 
 REDUCED_CHANNELS = 256
 """The paper's number of channels that are pooled."""
@@ -19,14 +19,15 @@ WEIGHT_SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "
 
 
 class GlobalAveragePool(nn.Module):
-    """The mean over positions: (B, C, H, W) → (B, C)."""
+    """The mean over positions: (B, C, H, W) → (B, C), or of the reduced channels, (B, r)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, reduced_channels: int | None = None) -> None:
         super().__init__()
-        self.out_features = channels
+        self.out_features = reduced_channels or channels
+        self.reduction = channel_reduction(channels, reduced_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
+        return self.reduction(x).mean((2, 3))
 
 
 class CovPoolModel(nn.Module):
@@ -52,6 +53,7 @@ class CovPoolModel(nn.Module):
         method: str | Method = "exact",
         reduced_channels: int | Literal["auto"] | None = "auto",
         hidden_features: int | Literal["matched"] | None = None,
+        gap_reduction: bool = False,
         in_chans: int = 3,
         image_size: int | None = None,
         drop_rate: float = 0.0,
@@ -64,6 +66,7 @@ class CovPoolModel(nn.Module):
             method: a method, or "gap".
             reduced_channels: as for `create_model`.
             hidden_features: as for `create_model`.
+            gap_reduction: as for `create_model`.
             in_chans: channels of the images.
             image_size: side of the images, where it is not the one in `pretrained_cfg`.
             drop_rate: dropout before the classifier.
@@ -88,11 +91,16 @@ class CovPoolModel(nn.Module):
             enough = self.num_features >= REDUCED_CHANNELS
             reduced_channels = REDUCED_CHANNELS if enough else None
         if method == "gap":
-            self.pool: GlobalAveragePool | CovPool2d = GlobalAveragePool(self.num_features)
+            averaged = reduced_channels if gap_reduction else None
+            self.pool: GlobalAveragePool | CovPool2d = GlobalAveragePool(
+                self.num_features, averaged
+            )
         else:
             self.pool = CovPool2d(self.num_features, reduced_channels, method)
         if hidden_features == "matched":
-            hidden_features = matched_width(self.num_features, reduced_channels, num_classes)
+            hidden_features = matched_width(
+                self.num_features, reduced_channels, num_classes, gap_reduction=gap_reduction
+            )
         self.hidden = _hidden_layer(self.pool.out_features, hidden_features, weight)
         self.head_hidden_size = hidden_features or self.pool.out_features
         self.dropout = nn.Dropout(drop_rate)
@@ -253,18 +261,23 @@ class CovPoolModel(nn.Module):
         return {key: _prefixed_pattern(value) for key, value in groups.items()}
 
 
-def matched_width(channels: int, reduced_channels: int | None, classes: int) -> int:
+def matched_width(
+    channels: int, reduced_channels: int | None, classes: int, *, gap_reduction: bool = False
+) -> int:
     """The hidden width at which an average's head has the parameters of a covariance's.
 
     Of C channels reduced to r, with d = r(r+1)/2 and K classes, the covariance head has
     C·r + 2r + d·K + K parameters (without reduction d·K + K, r = C); that of an average with h
-    hidden features has C·h + 3h + h·K + K.
+    hidden features has C·h + 3h + h·K + K, after the same reduction r·h in place of C·h and that
+    one's C·r + 2r.
 
     Returns:
         h, rounded to the nearest, at least 1.
     """
     r = reduced_channels or channels
     vector = r * (r + 1) // 2
+    if gap_reduction:
+        return max(1, round(vector * classes / (r + 3 + classes)))
     reduction = 0 if reduced_channels is None else channels * r + 2 * r
     return max(1, round((reduction + vector * classes) / (channels + 3 + classes)))
 

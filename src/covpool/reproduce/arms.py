@@ -28,17 +28,19 @@ class Arm:
             after it.
         matched: of gap: with a hidden layer, so that its head has as many parameters as that of
             covariance pooling.
+        reduced: of gap: averaging the reduced channels that covariance pooling pools.
     """
 
     method: str
     hybrid: bool = False
     matched: bool = False
+    reduced: bool = False
 
     @property
     def label(self) -> str:
         """For file names and people."""
-        prefix, suffix = "hybrid-" * self.hybrid, "-matched" * self.matched
-        return f"{prefix}{self.method}{suffix}"
+        suffix = "-reduced" * self.reduced + "-matched" * self.matched
+        return f"{'hybrid-' * self.hybrid}{self.method}{suffix}"
 
     @property
     def protocol(self) -> str:
@@ -55,8 +57,8 @@ def read_arm(label: str) -> Arm:
     known = {
         arm.label: arm
         for arm in (
-            *standalone("gap", *METHODS),
-            Arm("gap", matched=True),
+            *standalone(*METHODS),
+            *(Arm("gap", matched=m, reduced=r) for r in (False, True) for m in (False, True)),
             *hybrid(*METHODS),
         )
     }

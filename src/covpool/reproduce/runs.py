@@ -206,6 +206,7 @@ def config_of(config: RunConfig, arm: Arm) -> RunConfig:
         hybrid=arm.method if arm.hybrid else None,
         constants=constants,
         hidden_features="matched" if arm.matched else config.model.hidden_features,
+        gap_reduction=arm.reduced or (arm.method == "gap" and config.model.gap_reduction),
     )
     return replace(config, model=model)
 

@@ -7,6 +7,7 @@ from statistics import fmean
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from covpool.reproduce.arms import Arm
 from covpool.reproduce.results import geometric_mean
 from covpool.study.outcome import Outcome
 from covpool.train.comparison import mean_and_interval
@@ -44,7 +45,7 @@ PANELS = (
 def by_epoch(outcome: Outcome) -> Figure:
     """Accuracy, conditioning and smoothness by epoch: means over the finished runs of each arm.
 
-    A method has one colour, its hybrid training is dashed, gap-matched dotted; the rate's decays
+    A method has one colour, its hybrid training is dashed, gap's variants dotted; the rate's decays
     are dotted lines. Of the measured quantities the mean is geometric.
     """
     figure = Figure(figsize=(9, 6.8), layout="constrained")
@@ -66,7 +67,7 @@ def by_epoch(outcome: Outcome) -> Figure:
                 list(points),
                 list(points.values()),
                 color=f"C{place}" if place < 10 else "0.5",
-                linestyle="--" if arm.hybrid else ":" if arm.matched else "-",
+                linestyle=_line_style(arm),
                 linewidth=1.3,
                 label=arm.label,
             )
@@ -80,6 +81,12 @@ def by_epoch(outcome: Outcome) -> Figure:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     return figure
+
+
+def _line_style(arm: Arm) -> str:
+    if arm.hybrid:
+        return "--"
+    return {(False, False): "-", (True, False): ":"}.get((arm.matched, arm.reduced), "-.")
 
 
 def _mean_by_epoch(

@@ -100,9 +100,9 @@ def make_plan(
     return lines
 
 
-def _model_of(arm: Arm) -> tuple[bool, bool]:
+def _model_of(arm: Arm) -> tuple[bool, bool, bool]:
     """Arms of which this is equal train the same parameters."""
-    return arm.method == "gap", arm.matched
+    return arm.method == "gap", arm.matched, arm.reduced
 
 
 def seeds_needed(pairs: Sequence[float], half_width: float) -> int | None:

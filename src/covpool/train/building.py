@@ -34,6 +34,7 @@ def build_model(
             last_stride=choice.last_stride,
             feature_stage=choice.feature_stage,
             hidden_features=choice.hidden_features,
+            gap_reduction=choice.gap_reduction,
             in_chans=channels,
             image_size=image_size,
             drop_rate=choice.drop_rate,

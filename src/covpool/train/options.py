@@ -62,6 +62,9 @@ class ModelConfig:
     """Width of a hidden layer before the classifier; matched, for gap alone: as many parameters
     in the head as covariance pooling has; null: none."""
 
+    gap_reduction: bool = False
+    """For gap alone: average what covariance pooling pools, the reduced channels."""
+
     pretrained: bool = False
     """Start from timm's ImageNet weights of the backbone."""
 
@@ -93,6 +96,12 @@ class ModelConfig:
             "model.hidden_features",
             "at least 1, null, or matched with model.method gap",
             hidden,
+        )
+        require(
+            not self.gap_reduction or self.method == "gap",
+            "model.gap_reduction",
+            "false, or true with model.method gap",
+            self.gap_reduction,
         )
         require(0 <= self.drop_rate < 1, "model.drop_rate", "in [0, 1)", self.drop_rate)
         if self.hybrid is not None and self.schedule is not None:
