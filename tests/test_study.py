@@ -16,9 +16,9 @@ from covpool.reproduce.arms import Arm
 from covpool.reproduce.results import Setting
 from covpool.study.design import read_study
 from covpool.study.figures import accuracy_dots, by_epoch
+from covpool.study.inference import holm, p_value, prediction_interval, seeds_needed
 from covpool.study.outcome import Outcome
 from covpool.study.phases import chosen_rates, final_cells, tuning_cells
-from covpool.study.plan import seeds_needed
 from covpool.study.summary import make_sheet
 from covpool.study.tables import rates_table
 from covpool.train.run_directory import RunDirectory
@@ -148,6 +148,7 @@ def test_the_same_command_again_trains_nothing(trained, monkeypatch):
 def test_one_arm_with_the_rates_of_the_whole(trained, tmp_path):
     arguments, output = trained
     own = ["--arms", "exact", "--seeds", "1", "--rates", str(output / "rates.json")]
+    own += ["--against", str(output / "runs.jsonl")]
     assert command(*arguments, *own, "--output", str(tmp_path / "cell")) == 0
     assert not (tmp_path / "cell" / "tuning").exists()
     again, first = (
@@ -155,6 +156,60 @@ def test_one_arm_with_the_rates_of_the_whole(trained, tmp_path):
         for folder in (tmp_path / "cell", output)
     )
     assert again == first
+    text = (tmp_path / "cell" / "summary.md").read_text()
+    finals = [
+        100
+        * RunDirectory(output / "runs" / f"exact-seed{seed}").read_summary()["final"]["test_top1"]
+        for seed in (0, 1)
+    ]
+    assert f"| exact | {np.mean(finals):.2f}, 2 seeds |" in text
+    assert "| within | seed 0 again, equal |" in text
+    assert "## Questions" not in text  # one arm answers none
+
+
+def test_runs_that_an_earlier_study_does_not_predict(trained, tmp_path):
+    arguments, output = trained
+    lines = [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["arm"] == "exact":
+            line["final"]["test_top1"] = 2.0 + 0.01 * line["seed"]
+            line["learning_rate"] = 0.7
+    (tmp_path / "earlier.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    own = ["--arms", "exact", "--rates", str(output / "rates.json")]
+    own += ["--against", str(tmp_path / "earlier.jsonl"), "--output", str(tmp_path / "cell")]
+    assert command(*arguments, *own) == 0
+    text = (tmp_path / "cell" / "summary.md").read_text()
+    assert "| outside | seed 0, 1 again, not equal; trained at 0.7 there |" in text
+
+
+def test_earlier_runs_that_are_none(trained, tmp_path, capsys):
+    arguments, _ = trained
+    (tmp_path / "runs.jsonl").write_text('{"arm": "gap"}\n')
+    assert command(*arguments, "--against", str(tmp_path / "runs.jsonl")) == 2
+    assert "line 1: it lacks arm, seed, learning_rate or status" in capsys.readouterr().err
+
+
+def test_ways_to_train_that_computed_the_same_are_one(trained, tmp_path):
+    arguments, output = trained
+    folder = tmp_path / "copy"
+    shutil.copytree(output, folder)
+    # svd-pade's kernel is the exact one wherever eigenvalues are not close.
+    for path in sorted((folder / "tuning").glob("exact-*")) + sorted(
+        (folder / "runs").glob("exact-*")
+    ):
+        other = path.with_name(path.name.replace("exact", "svd-pade"))
+        shutil.copytree(path, other)
+        text = (other / "config.yaml").read_text()
+        (other / "config.yaml").write_text(text.replace("method: exact", "method: svd-pade"))
+    study = write_study(tmp_path / "textures.yaml", {"arms": [*ABOUT["arms"], "svd-pade"]})
+    both = ["study", str(study), *arguments[2:], "--output", str(folder)]
+    assert command(*both) == 0
+    text = (folder / "summary.md").read_text()
+    assert "**The same runs: exact / svd-pade.**" in text
+    assert "| does exact / svd-pade beat gap? |" in text
+    assert "svd-pade 77.33" in text
+    assert "does exact beat svd-pade" not in text
+    assert len((folder / "runs.jsonl").read_text().splitlines()) == 9
 
 
 def test_the_plan_trains_nothing(trained, tmp_path, capsys):
@@ -196,6 +251,32 @@ def test_rates_other_than_those_of_the_runs_are_refused(trained, tmp_path, capsy
     assert command(*arguments, *options) == 2
     assert "optim.learning_rate" in capsys.readouterr().err
     assert (folder / "rates.json").read_text() == before
+
+
+def test_p_values_and_prediction_intervals():
+    generator = np.random.default_rng(0)
+    series = [list(generator.normal(0.3 * i, 1, size=n)) for i, n in enumerate((3, 5, 8))]
+    for values in series:
+        assert p_value(values) == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue)
+        # The t test of a new mean against the old ones, at the interval's ends, has p = 5%.
+        low, high = prediction_interval(values, 1)
+        for end in (low, high):
+            both = scipy.stats.ttest_ind([end], values)
+            assert both.pvalue == pytest.approx(0.05)
+    assert p_value([1.0]) is None
+    assert p_value([0.5, 0.5]) is None
+    assert prediction_interval([1.0], 1) is None
+
+
+def test_holm():
+    assert holm([0.01, None, 0.04, 0.03]) == [
+        pytest.approx(0.03),
+        None,
+        pytest.approx(0.06),
+        pytest.approx(0.06),
+    ]
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 @pytest.mark.parametrize(
@@ -251,7 +332,7 @@ def test_a_summary_of_runs_none_of_which_came_to_an_end(tmp_path):
         cells=cells,
         failures={"gap seed 0": "its process died"},
     )
-    outcome = Outcome(study=study, setting=setting, rates=rates, train_images=64)
+    outcome = Outcome(study=study, setting=setting, rates=rates, train_images=64, test_images=32)
     figures = {"epochs": by_epoch(outcome)}
     sheet = replace(make_sheet(outcome, ""), figure=accuracy_dots(outcome), more_figures=figures)
     sheet.write(tmp_path)
@@ -279,7 +360,7 @@ def test_rates_at_the_edge_are_told(tmp_path, tried, rate, remark):
     setting = Setting(
         recipe="textures", about="", paper_scale=False, config=study.config, cells=cells
     )
-    outcome = Outcome(study=study, setting=setting, rates=rates, train_images=64)
+    outcome = Outcome(study=study, setting=setting, rates=rates, train_images=64, test_images=32)
     rows = {row[0]: row for row in rates_table(outcome)["rows"]}
     assert list(rows) == ["gap", "gap-matched", "isqrt-cov", "exact"]
     assert rows["gap"][-2:] == [f"{rate:g}", remark]
@@ -380,7 +461,9 @@ def test_seeds_that_an_interval_needs(half_width):
 def test_the_studies_that_come_with_the_project(path):
     study = read_study(path)
     assert study.name == path.stem
-    assert set(study.references) == {Arm("isqrt-cov"), Arm("gap")}
+    # A network with a channel reduction has a baseline with the same one.
+    control = Arm("gap", matched=True, reduced=path.stem != "icons100-reduced")
+    assert set(study.references) == {Arm("isqrt-cov"), Arm("gap"), control}
     assert Arm("gap", matched=True) in study.arms
     assert bool(study.reduced) == path.stem.endswith("-reduced")
     assert study.config.data.drop_duplicates

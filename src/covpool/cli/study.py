@@ -20,7 +20,7 @@ from covpool.reproduce.results import Setting
 from covpool.reproduce.runs import config_of
 from covpool.study.design import Study, read_study
 from covpool.study.figures import accuracy_dots, by_epoch
-from covpool.study.outcome import Outcome, write_lines
+from covpool.study.outcome import RUN_LINES, Outcome, write_lines
 from covpool.study.phases import (
     RATES,
     RUNS,
@@ -36,6 +36,7 @@ from covpool.study.phases import (
     write_rates,
 )
 from covpool.study.plan import make_plan
+from covpool.study.reproduction import Lines, read_lines, reproduction_table
 from covpool.study.summary import make_sheet
 from covpool.train.cells import check_one_process, check_same_options, threads_of
 from covpool.train.config import OptimConfig, RunConfig
@@ -53,6 +54,7 @@ class Request:
     whole: Study
     job: Job
     rates: Rates | None
+    against: Lines | None
     output: Path
     jobs: int
     threads: int
@@ -109,7 +111,11 @@ def run(arguments: list[str]) -> int:
         failures=failures,
     )
     outcome = Outcome(
-        study=shown, setting=setting, rates=rates, train_images=len(request.job.splits.train)
+        study=shown,
+        setting=setting,
+        rates=rates,
+        train_images=len(request.job.splits.train),
+        test_images=len(request.job.splits.test),
     )
     with users_input():
         sheet = make_sheet(outcome, setting.about)
@@ -118,6 +124,9 @@ def run(arguments: list[str]) -> int:
             figure=accuracy_dots(outcome),
             more_figures={"epochs": by_epoch(outcome)},
         )
+        if request.against is not None:
+            table = reproduction_table(outcome, request.against)
+            sheet = replace(sheet, tables=[table, *sheet.tables])
         sheet.write(output)
         write_lines(outcome, output)
     console.print(f"\n{sheet.markdown()}\nsummary and runs: {output}")
@@ -169,6 +178,9 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
     parser.add_argument(
         "--rates", type=Path | None, help=f"{RATES} of an earlier study: nothing is tuned"
     )
+    parser.add_argument(
+        "--against", type=Path | None, help=f"{RUN_LINES} of an earlier study: do these runs agree?"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--output", type=Path | None, help="folder (default: runs/study-NAME)")
     parser.add_argument(
@@ -189,6 +201,7 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
     for arm in study.arms:
         check_names(config_of(config, arm))
     rates = None if own.rates is None else read_rates(own.rates, study.arms)
+    against = None if own.against is None else read_lines(own.against)
     # Opening the images and building one model now meets every mistake before the long part.
     job = prepare(config_of(config, study.arms[0]), progress=progress)
     return Request(
@@ -196,6 +209,7 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
         whole=whole,
         job=job,
         rates=rates,
+        against=against,
         output=output,
         jobs=own.jobs,
         threads=threads_of(config, own.jobs),

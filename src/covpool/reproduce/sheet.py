@@ -49,6 +49,7 @@ class Sheet:
         paper_scale: whether that is the paper's own way.
         tables: for people.
         data: the same as numbers, the paper's cells included.
+        lead: what is to be known before them.
         notes: what is to be known beside the tables.
         problems: runs that are not in the figures, and why.
         figure: drawn, where the target is a figure.
@@ -61,6 +62,7 @@ class Sheet:
     paper_scale: bool
     tables: Sequence[Table]
     data: Mapping[str, Any]
+    lead: Sequence[str] = ()
     notes: Sequence[str] = ()
     problems: Sequence[str] = ()
     figure: Figure | None = field(default=None, repr=False)
@@ -68,7 +70,7 @@ class Sheet:
 
     def markdown(self) -> str:
         """The sheet for people."""
-        parts = [f"# {self.title}", self.scale]
+        parts = [f"# {self.title}", self.scale, *self.lead]
         if self.figure is not None:
             parts.append(f"![{self.title}]({self.name}.svg)")
         parts += [table.markdown() for table in self.tables]
@@ -86,7 +88,7 @@ class Sheet:
             "scale": self.scale,
             "paper_scale": self.paper_scale,
             **self.data,
-            "notes": list(self.notes),
+            "notes": [*self.lead, *self.notes],
             "problems": list(self.problems),
         }
         text = json.dumps(plain(content), indent=2, allow_nan=False, ensure_ascii=False)

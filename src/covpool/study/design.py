@@ -25,6 +25,7 @@ class Study:
         title: what it is about, in a line.
         stands_for: the table of the paper whose place it takes, "table4" or "table5"; empty: none.
         reduced: what was made smaller for want of a faster machine; empty: nothing.
+        history: what was changed after results were seen; empty: nothing.
         arms: the ways to train, by label; the first are trained first.
         leading: those of them that get `leading_seeds` seeds, the others `seeds`.
         references: the arms that all others are compared with.
@@ -37,6 +38,7 @@ class Study:
     title: str
     stands_for: str = ""
     reduced: str = ""
+    history: str = ""
     arms: tuple[Arm, ...]
     leading: tuple[Arm, ...] = ()
     references: tuple[Arm, ...]

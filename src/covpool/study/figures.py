@@ -15,7 +15,7 @@ from covpool.train.comparison import mean_and_interval
 
 def accuracy_dots(outcome: Outcome) -> Figure:
     """Final accuracy by arm: seeds as dots, mean and its 95% interval beside them."""
-    arms = outcome.arms
+    arms = list(outcome.groups)
     figure = Figure(figsize=(7, 0.7 + 0.32 * len(arms)), layout="constrained")
     axes = figure.subplots()
     for place, arm in enumerate(reversed(arms)):
@@ -27,7 +27,7 @@ def accuracy_dots(outcome: Outcome) -> Figure:
             axes.plot([mean], [place + 0.12], "|", color=colour, markersize=9)
         if low is not None and high is not None:
             axes.plot([low, high], [place + 0.12] * 2, color=colour)
-    axes.set_yticks(range(len(arms)), [arm.label for arm in reversed(arms)])
+    axes.set_yticks(range(len(arms)), [outcome.groups[arm] for arm in reversed(arms)])
     axes.set_xlabel("top-1 accuracy of the last epoch, test split (%)")
     axes.grid(axis="x", alpha=0.3)
     return figure
@@ -51,7 +51,7 @@ def by_epoch(outcome: Outcome) -> Figure:
     figure = Figure(figsize=(9, 6.8), layout="constrained")
     methods = list(dict.fromkeys(arm.method for arm in outcome.arms))
     for axes, (name, title, scale) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-        for arm in outcome.arms:
+        for arm, label in outcome.groups.items():
             seeds = outcome.setting.accuracies(arm, "final")
             if name == "top1":
                 histories = [outcome.setting.history(arm, seed) for seed in seeds]
@@ -69,7 +69,7 @@ def by_epoch(outcome: Outcome) -> Figure:
                 color=f"C{place}" if place < 10 else "0.5",
                 linestyle=_line_style(arm),
                 linewidth=1.3,
-                label=arm.label,
+                label=label,
             )
         drawn = any(len(line.get_xdata()) for line in axes.get_lines())
         # An axis without points cannot be logarithmic.

@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,45 @@ class Outcome:
     setting: Setting
     rates: Mapping[str, Mapping[str, Any]]
     train_images: int
+    test_images: int
+
+    @cached_property
+    def groups(self) -> dict[Arm, str]:
+        """Arms that trained differently, and what each is called.
+
+        Methods whose kernels never come to bear compute the same: where all runs of arms have the
+        same losses in every epoch, to the last digit, the arm with the most runs stands for all.
+        """
+        groups: list[list[Arm]] = []
+        for arm in self.arms:
+            own = next((g for g in groups if self._same_runs(g[0], arm)), None)
+            groups.append([arm]) if own is None else own.append(arm)
+        return {
+            max(group, key=lambda arm: len(self.setting.accuracies(arm, "final"))): " / ".join(
+                arm.label for arm in group
+            )
+            for group in groups
+        }
+
+    def representative(self, arm: Arm) -> Arm | None:
+        """The arm that stands for this one; None where there are no runs of it."""
+        if arm not in self.arms:
+            return None
+        return next(each for each in self.groups if each == arm or self._same_runs(each, arm))
+
+    def _same_runs(self, one: Arm, other: Arm) -> bool:
+        seeds = set(self._losses[one]) & set(self._losses[other])
+        return bool(seeds) and all(self._losses[one][s] == self._losses[other][s] for s in seeds)
+
+    @cached_property
+    def _losses(self) -> dict[Arm, dict[int, list[tuple[float, float]]]]:
+        return {
+            arm: {
+                seed: [(r["train_loss"], r["test_loss"]) for r in self.setting.history(arm, seed)]
+                for seed in self.setting.accuracies(arm, "final")
+            }
+            for arm in self.arms
+        }
 
     @property
     def arms(self) -> list[Arm]:

@@ -1,10 +1,8 @@
-"""What a study will take: steps measured here, and the seeds that an interval needs."""
+"""What a study will take, by steps measured here."""
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
-from statistics import stdev
 
 import torch
 
@@ -14,10 +12,7 @@ from covpool.reproduce.runs import config_of
 from covpool.study.design import Study
 from covpool.study.phases import tuned_as
 from covpool.train.cells import Cell
-from covpool.train.comparison import CONFIDENCE
 from covpool.train.job import Job, prepare
-
-MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,23 +98,3 @@ def make_plan(
 def _model_of(arm: Arm) -> tuple[bool, bool, bool]:
     """Arms of which this is equal train the same parameters."""
     return arm.method == "gap", arm.matched, arm.reduced
-
-
-def seeds_needed(pairs: Sequence[float], half_width: float) -> int | None:
-    """Seeds after which the 95% interval of a paired difference is this narrow.
-
-    n is the least with t(n − 1)·s/√n ≤ half_width, s the standard deviation of the pairs so far.
-
-    Returns:
-        None where two pairs are not there yet, or more than a thousand seeds would be needed.
-    """
-    from scipy.stats import t
-
-    if len(pairs) < 2:
-        return None
-    deviation = stdev(pairs)
-    for number in range(2, MOST_SEEDS + 1):
-        quantile = float(t.ppf((1 + CONFIDENCE) / 2, number - 1))
-        if quantile * deviation / math.sqrt(number) <= half_width:
-            return number
-    return None

@@ -5,13 +5,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from covpool.linalg.methods import METHODS
 from covpool.report.paper import accuracies
 from covpool.reproduce.arms import Arm
 from covpool.reproduce.results import differences, geometric_mean
+from covpool.study.inference import seeds_needed
 from covpool.study.outcome import SPECTRA, Outcome
 from covpool.study.phases import tuned_as
-from covpool.study.plan import seeds_needed
 from covpool.train.comparison import mean_and_interval
 
 HALF_WIDTHS = (0.5, 1.0)
@@ -26,19 +28,19 @@ def accuracy_table(outcome: Outcome) -> dict[str, Any]:
     study, setting = outcome.study, outcome.setting
     beside = PLACES.get(study.stands_for)
     rows = []
-    for arm in outcome.arms:
+    for arm, name in outcome.groups.items():
         final = setting.accuracies(arm, "final")
-        row = [arm.label, f"{outcome.rate(arm):g}", setting.spread(arm, final)]
+        row = [name, f"{outcome.rate(arm):g}", str(len(final)), setting.spread(arm, final)]
         row.append(setting.spread(arm, setting.accuracies(arm, "best")))
         for reference in study.references:
             pairs = differences(final, setting.accuracies(reference, "final"))
-            row.append("–" if arm == reference else _interval([*pairs.values()]))
+            itself = outcome.representative(reference) == arm
+            row.append("–" if itself else _interval([*pairs.values()]))
         if beside:
-            place, printed = beside[arm.hybrid], accuracies(_paper_name(arm))
-            row.append("–" if place is None or printed is None else printed[place])
+            row.append(_printed(outcome, arm, beside[arm.hybrid]))
         rows.append(row)
-    columns = ["", "rate", "Final", "Best"]
-    columns += [f"Final − {reference.label}" for reference in study.references]
+    columns = ["", "rate", "seeds", "Final, mean ± deviation", "Best, mean ± deviation"]
+    columns += [f"Final − {reference.label} [95%]" for reference in study.references]
     if beside:
         columns.append(
             "the paper, ImageNet, ResNet-50"
@@ -50,17 +52,19 @@ def accuracy_table(outcome: Outcome) -> dict[str, Any]:
 
 def seeds_table(outcome: Outcome) -> dict[str, Any]:
     """How far the differences scatter, and the seeds that a narrower interval would take."""
-    rows = []
+    rows, listed = [], set[frozenset[Arm]]()
     for reference in outcome.study.references:
         base = outcome.setting.accuracies(reference, "final")
-        for arm in outcome.arms:
+        for arm, name in outcome.groups.items():
             pairs = [*differences(outcome.setting.accuracies(arm, "final"), base).values()]
-            if arm == reference:
+            both = frozenset({outcome.representative(reference) or reference, arm})
+            if len(both) == 1 or both in listed:
                 continue
+            listed.add(both)
             needed = [seeds_needed(pairs, half) for half in HALF_WIDTHS]
             rows.append(
                 [
-                    f"{arm.label} − {reference.label}",
+                    f"{name} − {reference.label}",
                     str(len(pairs)),
                     f"{statistics.stdev(pairs):.2f}" if len(pairs) > 1 else "–",
                     *("–" if number is None else str(number) for number in needed),
@@ -132,15 +136,24 @@ def _at_edge(chosen: Mapping[str, Any]) -> str:
     return f"the {found[0]} tried" if found else ""
 
 
-def _paper_name(arm: Arm) -> str | None:
-    row = METHODS.get(arm.method)
-    return row.paper_name if row else None
+def _printed(outcome: Outcome, representative: Arm, place: int | None) -> str:
+    """The paper's cells of all arms that are the same here."""
+    if place is None:
+        return "–"
+    same = [arm for arm in outcome.arms if outcome.representative(arm) == representative]
+    cells = []
+    for arm in same:
+        row = METHODS.get(arm.method)
+        printed = accuracies(row.paper_name if row else None)
+        if printed is not None:
+            cells.append(f"{arm.label} {printed[place]}" if len(same) > 1 else printed[place])
+    return ", ".join(cells) or "–"
 
 
 def cost_table(outcome: Outcome) -> dict[str, Any]:
     """Parameters, time a step, memory."""
     rows = []
-    for arm in outcome.arms:
+    for arm, name in outcome.groups.items():
         seconds, memory = outcome.seconds_per_step(arm), outcome.peak_memory(arm)
         counts = {
             int(summary["parameters"])
@@ -149,7 +162,7 @@ def cost_table(outcome: Outcome) -> dict[str, Any]:
         }
         rows.append(
             (
-                arm.label,
+                name,
                 ", ".join(f"{count:,}" for count in sorted(counts)) or "–",
                 "–" if seconds is None else f"{1000 * seconds:.0f} ms",
                 "–" if memory is None else f"{memory:.0f} MiB",
@@ -161,18 +174,18 @@ def cost_table(outcome: Outcome) -> dict[str, Any]:
 def spectrum_table(outcome: Outcome) -> dict[str, Any] | None:
     """Median condition number and effective rank, and β, in the first and the last epoch."""
     rows = []
-    for arm in outcome.arms:
+    for arm, label in outcome.groups.items():
         per_seed = [
             outcome.by_epoch(arm, seed) for own, seed in outcome.setting.cells if own == arm
         ]
-        row = [arm.label]
+        row = [label]
         for name in (*SPECTRA, "smoothness"):
             ends = []
             for place in (min, max):
                 values = [
                     series[name][place(series[name])] for series in per_seed if series.get(name)
                 ]
-                ends.append(f"{geometric_mean(values):.3g}" if values else "–")
+                ends.append(_figure(geometric_mean(values)) if values else "–")
             row.append(" → ".join(ends) if set(ends) != {"–"} else "–")
         rows.append(row)
     if all(set(row[1:]) == {"–"} for row in rows):
@@ -185,6 +198,11 @@ def spectrum_table(outcome: Outcome) -> dict[str, Any] | None:
         "β-smoothness",
     )
     return {"columns": columns, "rows": rows}
+
+
+def _figure(value: float) -> str:
+    # Condition numbers beyond this are of rounding errors in place of zeros.
+    return f"{value:.3g}" if value < 1 / torch.finfo(torch.float64).eps else "singular"
 
 
 def _interval(values: Sequence[float]) -> str:
