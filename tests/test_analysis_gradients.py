@@ -9,8 +9,9 @@ import torch
 
 from covpool import KERNELS, METHODS, matrix_sqrt
 from covpool.analysis import approximation_error, gradient_bounds, gradient_magnitudes
+from covpool.analysis.approximation import FORMULAS, TABLE3_RATIOS
 from covpool.analysis.conditioning import EPS
-from covpool.analysis.gradients import FORMS, FORMULAS, TABLE3_RATIOS, kernel_magnitudes
+from covpool.analysis.gradients import FORMS, kernel_magnitudes
 from covpool.linalg.algorithms import Pairwise
 from covpool.linalg.kernels import Pade, Taylor
 from covpool.linalg.pade_coefficients import SUM_RATIO

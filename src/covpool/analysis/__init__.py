@@ -4,6 +4,7 @@ They need PyTorch alone, and leave what they measure as it was. Results are froz
 `to_dict()`.
 """
 
+from covpool.analysis.approximation import ApproximationError, approximation_error
 from covpool.analysis.conditioning import (
     Conditioning,
     SpectrumFigures,
@@ -20,10 +21,8 @@ from covpool.analysis.fidelity import (
     spectral_fidelity,
 )
 from covpool.analysis.gradients import (
-    ApproximationError,
     GradientBound,
     GradientMagnitudes,
-    approximation_error,
     gradient_bounds,
     gradient_magnitudes,
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from covpool.linalg import checks
+from covpool.linalg.methods import choose
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 """What a distribution is described by: least, largest, median, quartiles, and the 5% ends."""
@@ -113,3 +114,9 @@ def check_spectrum(caller: str, eigenvalues: Tensor) -> Tensor:
             "set rounding errors to zero first, or start from the features"
         )
     return eigenvalues.sort(-1).values
+
+
+def check_dtype(caller: str, dtype: object) -> None:
+    """Raises ValueError for another dtype than float32 and float64."""
+    choices = {str(each): each for each in (torch.float32, torch.float64)}
+    choose(f"dtype of {caller}", str(dtype), choices)
