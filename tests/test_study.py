@@ -462,7 +462,8 @@ def test_the_studies_that_come_with_the_project(path):
     study = read_study(path)
     assert study.name == path.stem
     # A network with a channel reduction has a baseline with the same one.
-    control = Arm("gap", matched=True, reduced=path.stem != "icons100-reduced")
+    reduced = path.stem != "icons100-reduced"
+    control = Arm("gap", matched=not reduced, reduced=reduced)
     assert set(study.references) == {Arm("isqrt-cov"), Arm("gap"), control}
     assert Arm("gap", matched=True) in study.arms
     assert bool(study.reduced) == path.stem.endswith("-reduced")
