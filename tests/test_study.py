@@ -165,6 +165,7 @@ def test_one_arm_with_the_rates_of_the_whole(trained, tmp_path):
     assert f"| exact | {np.mean(finals):.2f}, 2 seeds |" in text
     assert "| within | seed 0 again, equal |" in text
     assert "## Questions" not in text  # one arm answers none
+    assert "**Not run, or not yet:** gap, gap-matched, isqrt-cov, hybrid-exact." in text
 
 
 def test_runs_that_an_earlier_study_does_not_predict(trained, tmp_path):

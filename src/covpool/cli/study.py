@@ -116,6 +116,7 @@ def run(arguments: list[str]) -> int:
         rates=rates,
         train_images=len(request.job.splits.train),
         test_images=len(request.job.splits.test),
+        not_run=tuple(arm.label for arm in request.whole.arms if arm.label not in labels),
     )
     with users_input():
         sheet = make_sheet(outcome, setting.about)

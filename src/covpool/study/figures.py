@@ -49,7 +49,7 @@ def by_epoch(outcome: Outcome) -> Figure:
     are dotted lines. Of the measured quantities the mean is geometric.
     """
     figure = Figure(figsize=(9, 6.8), layout="constrained")
-    methods = list(dict.fromkeys(arm.method for arm in outcome.arms))
+    methods = list(dict.fromkeys(_method_of(outcome, arm) for arm in outcome.groups))
     for axes, (name, title, scale) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         for arm, label in outcome.groups.items():
             seeds = outcome.setting.accuracies(arm, "final")
@@ -62,7 +62,7 @@ def by_epoch(outcome: Outcome) -> Figure:
             else:
                 found = [outcome.by_epoch(arm, seed).get(name, {}) for seed in seeds]
                 points = _mean_by_epoch(found, geometric_mean)
-            place = methods.index(arm.method)
+            place = methods.index(_method_of(outcome, arm))
             axes.plot(
                 list(points),
                 list(points.values()),
@@ -81,6 +81,12 @@ def by_epoch(outcome: Outcome) -> Figure:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     return figure
+
+
+def _method_of(outcome: Outcome, arm: Arm) -> str:
+    """The arm's, or that of the standalone arm which stands for its method."""
+    alone = outcome.representative(Arm(arm.method))
+    return arm.method if alone is None else alone.method
 
 
 def _line_style(arm: Arm) -> str:

@@ -30,13 +30,23 @@ SPECTRA = {
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The runs that count, and the rates that they were trained with."""
+    """The runs that count, and the rates that they were trained with.
+
+    Attributes:
+        study: with the arms that have runs.
+        setting: the runs.
+        rates: as `chosen_rates` gives them.
+        train_images: images that the runs were trained on.
+        test_images: images that they were evaluated on.
+        not_run: labels of the study's arms that have no runs.
+    """
 
     study: Study
     setting: Setting
     rates: Mapping[str, Mapping[str, Any]]
     train_images: int
     test_images: int
+    not_run: tuple[str, ...] = ()
 
     @cached_property
     def groups(self) -> dict[Arm, str]:

@@ -121,6 +121,8 @@ def _reservations(outcome: Outcome) -> list[str]:
     told = []
     if study.reduced:
         told.append(f"**Reduced:** {study.reduced}.")
+    if outcome.not_run:
+        told.append(f"**Not run, or not yet:** {', '.join(outcome.not_run)}.")
     if study.history:
         told.append(f"**How it came about:** {study.history}")
     same = [name for name in outcome.groups.values() if " / " in name]
