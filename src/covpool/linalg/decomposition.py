@@ -30,23 +30,25 @@ def decompose(matrix: Tensor) -> Decomposition:
     return eigenvalues, eigenvectors
 
 
-def _solve(matrix: Tensor) -> Decomposition:
-    eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
+def _solve(matrix: Tensor, **out: Decomposition) -> Decomposition:
+    eigenvalues, eigenvectors = torch.linalg.eigh(matrix, **out)
     return eigenvalues, eigenvectors
 
 
 def _blank(matrix: Tensor) -> Decomposition:
-    return torch.empty_like(matrix[..., 0]), torch.empty_like(matrix)
+    return matrix.new_empty(matrix.shape[:-1]), matrix.new_empty(matrix.shape).mT
 
 
 def _failed(matrices: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
     eigenvalues, eigenvectors = factors
     size = matrices.shape[-1]
-    x = probe(size, matrices)
+    x = probe(size, matrices)[:, 0]
+    # With a vector, not with a matrix of one column: that takes a quicker way through BLAS.
     coordinates = eigenvectors.mT @ x
-    both = eigenvectors @ torch.cat([coordinates, coordinates * eigenvalues[..., None]], dim=-1)
-    error = (both - torch.cat([x.expand_as(coordinates), matrices @ x], dim=-1)).abs()
-    orthogonality, residual = error.amax(-2).unbind(-1)
+    both = torch.stack([coordinates, coordinates * eigenvalues], dim=-2) @ eigenvectors.mT
+    images = matrices @ x
+    error = (both - torch.stack([x.expand_as(images), images], dim=-2)).abs()
+    orthogonality, residual = error.amax(-1).unbind(-1)
     return exceeds(orthogonality, 1, size) | exceeds(residual, eigenvalues.abs().amax(-1), size)
 
 

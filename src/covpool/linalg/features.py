@@ -62,7 +62,9 @@ def works_on_gram(features: Tensor) -> bool:
 def centre(features: Tensor, dtype: torch.dtype) -> Tensor:
     """X − mean in `dtype`, to the last digit also where the mean is far larger than the rest."""
     wide = torch.promote_types(features.dtype, dtype)
-    centred = (features - features.mean(-1, keepdim=True, dtype=wide)).to(dtype)
+    # Converted once: torch would convert for the mean and for the difference, each for itself.
+    centred = features.to(wide, copy=True)
+    centred = centred.sub_(centred.mean(-1, keepdim=True)).to(dtype)
     # The mean was rounded to its own digits, which are few beside a small rest.
     return centred if dtype == torch.float64 else centred - centred.mean(-1, keepdim=True)
 
@@ -92,16 +94,16 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
 
     if works_on_gram(features):
         centred = centre(features, computation.decomposition_dtype)
-        eigenvalues, right = decompose(centred.mT @ centred / positions)
-        eigenvalues = non_negative(eigenvalues)
+        eigenvalues, right = decompose(centred.mT @ centred)
+        eigenvalues = non_negative(eigenvalues) / positions
         scaled = right * (_inverse_root(eigenvalues) * positions**-0.5)[..., None, :]
         left = (centred @ scaled).to(working)
         right = right.to(working)
     else:
         centred = centre(features, working if method.smooth else computation.decomposition_dtype)
-        covariance = symmetric_part(centred @ centred.mT / positions)
-        eigenvalues, left = decompose(covariance.to(computation.decomposition_dtype))
-        eigenvalues = non_negative(eigenvalues)
+        moments = (centred @ centred.mT).to(computation.decomposition_dtype)
+        eigenvalues, left = decompose(moments)
+        eigenvalues = non_negative(eigenvalues) / positions
         left, right = left.to(centred.dtype), left[..., :0]
     # The first is what the null space gets, which polynomials of A do not leave at zero.
     with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
@@ -150,9 +152,9 @@ def _slope(
     else:
         null = None
         weights = (loewner * scales[..., None, :]).to(working)
-        rows = left.mT @ centre(features, left.dtype)
-        divisor = scales if method.smooth else _inverse_root(eigenvalues)
-        rows = (rows * (divisor / positions)[..., None]).to(working)
+        factors = (scales if method.smooth else _inverse_root(eigenvalues)) / positions
+        scaled = left * factors.to(left.dtype)[..., None, :]
+        rows = (scaled.mT @ centre(features, left.dtype)).to(working)
     return _Slope(left.to(working), weights, null, trace, scales, rows)
 
 
@@ -177,7 +179,7 @@ def adjoint(
             inner = inner + torch.diag_embed(isotropic.to(inner.dtype))
         result = slope.basis @ inner
         if slope.null is not None:
-            result = result + product * slope.null
+            result = torch.addcmul(result, product, slope.null)
         # No mean needs to be subtracted for the centring: V is orthogonal to the ones vector.
         return (result @ slope.rows).to(features.dtype)
 

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from covpool.linalg.parallel import SampleError, by_shares
+from covpool.linalg.parallel import SampleError, shares
 from covpool.linalg.spectrum import full_precision, rank_tolerance, transformed, unreadable
+from covpool.linalg.threads import spread
 
 PROBE_SLACK = 64
 """How many times n · finfo(dtype).eps the probed errors of a factorisation may be. Those of LAPACK
 and cuSOLVER were at most 1 here, those of failed factorisations are of order one."""
 
-PARALLEL_WORK = 5 * 10**6
+PARALLEL_WORK = 10**5
 """Batch size times m · n · min(m, n) from which several threads are worth their start, measured for
-the symmetric eigendecomposition on 2 cores, where OpenMP's own threads still spin: 16 matrices of
-n = 49 take as long either way, 16 of n = 196 and 64 of n = 49 0.7 and 0.6 of the time."""
+the symmetric eigendecomposition on 2 cores: 16 matrices of n = 16 take as long either way, 64 of
+them, 4 of n = 49 or 16 of n = 49 take 0.7, 0.75 and 0.6 of the time."""
 
 Factors = tuple[Tensor, ...]
 
@@ -39,8 +40,8 @@ class Factorisation:
 
     Attributes:
         name: what it is called in messages.
-        solve: the batched solver.
-        blank: uninitialised factors, of the shapes, dtype and device that the solver gives.
+        solve: the batched solver, which can be given the factors to write to.
+        blank: uninitialised factors, of the shapes, dtype, device and strides that it gives.
         failed: which of (batch, m, n) have factors that are not theirs. (batch,)
         fallbacks: what is tried for a single matrix that failed, in this order. What it returns is
             probed against the matrix that it has factorised, which it returns too.
@@ -48,7 +49,7 @@ class Factorisation:
     """
 
     name: str
-    solve: Callable[[Tensor], Factors]
+    solve: Callable[..., Factors]
     blank: Callable[[Tensor], Factors]
     failed: Callable[[Tensor, Factors], Tensor]
     fallbacks: Mapping[str, Callable[[Tensor], tuple[Tensor, Factors]]]
@@ -69,9 +70,6 @@ class Factorisation:
             return self.solve(matrix)
         matrix = matrix.detach()
         with full_precision(matrix):
-            work = matrix.numel() * min(matrix.shape[-2:])
-            if matrix.device.type == "cpu" and (matrix.ndim != 3 or work >= PARALLEL_WORK):
-                return by_shares(self.probed, (matrix,))
             if matrix.ndim == 3:
                 return self.probed(matrix)
             factors = self.probed(matrix.reshape(-1, *matrix.shape[-2:]))
@@ -80,13 +78,9 @@ class Factorisation:
         return tuple(factor.reshape(*batch, *factor.shape[1:]).clone() for factor in factors)
 
     def probed(self, matrices: Tensor) -> Factors:
-        """The same of (batch, m, n), not empty, by this thread."""
-        try:
-            factors = self.solve(matrices)
-            failed = self.failed(matrices, factors)
-        except LinAlgError:
-            factors = self.blank(matrices)
-            failed = torch.ones(len(matrices), dtype=torch.bool, device=matrices.device)
+        """The same of (batch, m, n), not empty."""
+        factors = self._solved(matrices)
+        failed = self.failed(matrices, factors)
         if not failed.any():
             return factors
         hopeless: list[int] = []
@@ -105,6 +99,29 @@ class Factorisation:
                 hopeless,
                 len(matrices),
             )
+        return factors
+
+    def _solved(self, matrices: Tensor) -> Factors:
+        """The solver's factors, NaN where it raised."""
+        batch = len(matrices)
+        threads = min(torch.get_num_threads(), batch) if matrices.device.type == "cpu" else 1
+        if threads == 1 or matrices.numel() * min(matrices.shape[-2:]) < PARALLEL_WORK:
+            try:
+                return self.solve(matrices)
+            except LinAlgError:
+                return tuple(factor.fill_(torch.nan) for factor in self.blank(matrices))
+        factors = self.blank(matrices)
+
+        def solve(part: slice) -> None:
+            out = tuple(factor[part] for factor in factors)
+            try:
+                self.solve(matrices[part], out=out)
+            except LinAlgError:
+                for factor in out:
+                    factor.fill_(torch.nan)
+
+        # One call for each thread: between calls they wait for Python's lock.
+        spread(solve, shares(batch, -(-batch // threads)))
         return factors
 
     def _retry(self, matrix: Tensor) -> Factors | None:

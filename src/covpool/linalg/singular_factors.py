@@ -14,8 +14,8 @@ from covpool.linalg.spectrum import rank_tolerance
 SingularFactors = tuple[Tensor, Tensor, Tensor]
 
 
-def _solve(matrix: Tensor) -> SingularFactors:
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+def _solve(matrix: Tensor, **out: SingularFactors) -> SingularFactors:
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False, **out)
     return u, s, vh
 
 
@@ -24,9 +24,9 @@ def _blank(matrix: Tensor) -> SingularFactors:
     count = min(rows, columns)
     batch = matrix.shape[:-2]
     return (
-        matrix.new_empty((*batch, rows, count)),
+        matrix.new_empty((*batch, count, rows)).mT,
         matrix.new_empty((*batch, count)),
-        matrix.new_empty((*batch, count, columns)),
+        matrix.new_empty((*batch, columns, count)).mT,
     )
 
 

@@ -1,0 +1,176 @@
+"""Work on every core, each with single-threaded torch and LAPACK.
+
+OpenMP's own threads are used where torch computes with OpenMP. They wait for the next product by
+spinning, for milliseconds, and would keep their core from threads of ours meanwhile. Elsewhere, and
+in a forked process, which has lost them, a pool of threads takes their place.
+"""
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any
+
+import torch
+
+_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+_lock = threading.Lock()
+_pools: dict[int, ThreadPoolExecutor] = {}
+_forked = False
+
+
+def _begin_anew() -> None:
+    global _lock, _forked
+    _lock = threading.Lock()
+    _pools.clear()
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork, a lock that one held does
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
+def spread(task: Callable[[slice], None], parts: Iterable[slice]) -> None:
+    """Call `task(part)` for each part, on `torch.get_num_threads()` threads at once.
+
+    In it torch, OpenMP and MKL use one thread, nothing is recorded for autograd, and autocast is
+    off; the threads' settings are put back afterwards. The first exception is raised when all
+    threads have ended. Where they are OpenMP's, the caller's is one of them.
+    """
+    lock = threading.Lock()
+    remaining = iter(parts)
+
+    def take() -> slice | None:
+        with lock:
+            return next(remaining, None)
+
+    @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)
+    def work() -> None:
+        while (part := take()) is not None:
+            task(part)
+
+    team = None if _forked else _openmp()
+    (_on_pool if team is None else team)(work)
+
+
+class _OpenMPTeam:
+    """OpenMP's threads, by the function that compilers call where a parallel region begins."""
+
+    def __init__(
+        self,
+        parallel: Callable[..., None],
+        set_num_threads: Callable[[int], None],
+        set_num_threads_of_mkl: Callable[[int], int] | None,
+    ) -> None:
+        self._parallel = parallel
+        self._set_num_threads = set_num_threads
+        self._set_num_threads_of_mkl = set_num_threads_of_mkl
+
+    def __call__(self, task: Callable[[], None]) -> None:
+        failures: list[BaseException] = []
+
+        def body(_: Any) -> None:
+            try:
+                self._single_threaded(task)
+            except BaseException as error:  # none may pass through OpenMP's own code
+                failures.append(error)
+
+        # A team of all of them: OpenMP would end those that a smaller one leaves over.
+        self._parallel(_Body(body), None, torch.get_num_threads(), 0)
+        if failures:
+            raise failures[0]
+
+    def _single_threaded(self, task: Callable[[], None]) -> None:
+        # A thread's first question is when torch sets its counts, which would undo ours.
+        torch.get_num_threads()
+        # Of this region alone: OpenMP's count belongs to the implicit task (OpenMP 5.0, 2.5.3).
+        self._set_num_threads(1)
+        if self._set_num_threads_of_mkl is None:
+            return task()
+        before = self._set_num_threads_of_mkl(1)
+        try:
+            task()
+        finally:
+            self._set_num_threads_of_mkl(before)
+
+
+@cache
+def _openmp() -> _OpenMPTeam | None:
+    """The team that torch's own operations run on, if they run on one."""
+    if not torch.backends.openmp.is_available():
+        return None
+    # Where the linker looks for torch: among what was loaded before all else, then in what torch
+    # itself depends on.
+    scopes = [None, torch._C.__file__]
+    try:
+        libraries = [ctypes.CDLL(scope) for scope in scopes]
+    except (OSError, TypeError):  # TypeError: no global scope on Windows
+        return None
+
+    def find(name: str) -> Any:
+        return next((getattr(each, name) for each in libraries if hasattr(each, name)), None)
+
+    parallel, set_num_threads = find("GOMP_parallel"), find("omp_set_num_threads")
+    if parallel is None or set_num_threads is None:
+        return None
+    parallel.argtypes = [_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    set_num_threads.argtypes, set_num_threads.restype = [ctypes.c_int], None
+    of_mkl = find("MKL_Set_Num_Threads_Local")
+    if of_mkl is not None:
+        of_mkl.argtypes, of_mkl.restype = [ctypes.c_int], ctypes.c_int
+    return _OpenMPTeam(parallel, set_num_threads, of_mkl)
+
+
+def _on_pool(task: Callable[[], None]) -> None:
+    threads = torch.get_num_threads()
+    # Under the lock, lest another caller with another count shut the pool down in between.
+    with _lock:
+        if threads not in _pools:
+            for outgrown in _pools.values():
+                outgrown.shutdown(wait=False)
+            _pools.clear()
+            _pools[threads] = _single_threaded_workers(threads)
+        pending = [_pools[threads].submit(task) for _ in range(threads)]
+    try:
+        failures = [error for each in pending if (error := each.exception()) is not None]
+    except BaseException:  # Ctrl-C, while waiting
+        for each in pending:
+            each.cancel()
+        raise
+    if failures:
+        raise failures[0]
+
+
+def _in_new_thread(function: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as fresh:
+        return fresh.submit(function).result()
+
+
+def _single_threaded_workers(threads: int) -> ThreadPoolExecutor:
+    """Threads in which torch, OpenMP and MKL use one thread each, the caller's settings untouched.
+
+    `torch.set_num_threads` sets OpenMP's and MKL's count of the calling thread, and the count that
+    threads to come start from. The latter is put back, in a thread that ends with that: it may
+    differ from the caller's own. A worker has to ask for its count first: that is when it takes the
+    count to start from, which would overwrite a count set before. Were the workers left with
+    several threads each, OpenMP would find more threads than cores, stop spinning at its barriers,
+    and slow everything else in the process several times over.
+    """
+    started = threading.Barrier(threads)
+    to_start_from = _in_new_thread(torch.get_num_threads)
+
+    def settle() -> None:
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="covpool-lapack")
+    for settled in [pool.submit(settle) for _ in range(threads)]:
+        settled.result()
+    _in_new_thread(partial(torch.set_num_threads, to_start_from))
+    return pool
