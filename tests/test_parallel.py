@@ -11,13 +11,25 @@ import pytest
 import torch
 
 import covpool
-from covpool.linalg import parallel
+from covpool.linalg import parallel, threads
 from covpool.linalg.parallel import SampleError, by_shares
 from covpool.linalg.retries import DecompositionError
 
+WAYS = {"OpenMP": threads._openmp(), "pool": None}
 
-@pytest.fixture(autouse=True)
-def two_threads(monkeypatch):
+
+@pytest.fixture(
+    autouse=True,
+    params=[
+        pytest.param(
+            way,
+            marks=pytest.mark.skipif(team is None and way != "pool", reason="torch without OpenMP"),
+        )
+        for way, team in WAYS.items()
+    ],
+)
+def two_threads(request, monkeypatch):
+    monkeypatch.setattr(threads, "_openmp", lambda: WAYS[request.param])
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     # Small shares, so that a small batch has many.
@@ -78,7 +90,7 @@ def test_thread_settings_stay_as_they_were():
 
     in_new_thread(lambda: torch.set_num_threads(3))
     counts = []
-    parallel._begin_anew()
+    threads._pools.clear()  # a pool that is there has asked for its counts before
     by_shares(
         lambda part: (counts.append(torch.get_num_threads()) or part,), (torch.ones(8, 9, 9),)
     )
@@ -146,15 +158,37 @@ def test_other_errors_arrive_and_the_pool_goes_on(error):
     assert found.all()
 
 
+def test_the_caller_s_count_of_mkl_stays_too():
+    team = threads._openmp()
+    if team is None or team._set_num_threads_of_mkl is None:
+        pytest.skip("no threads of OpenMP, or torch without MKL")
+    before = team._set_num_threads_of_mkl(2)
+    by_shares(lambda part: (part,), (torch.ones(64, 9, 9),))
+    assert team._set_num_threads_of_mkl(before) == 2
+
+
+def test_every_thread_takes_part():
+    """Each part waits for another to be under way."""
+    together = threading.Barrier(2)
+    found = set()
+
+    def wait(part):
+        together.wait(60)
+        found.add(threading.get_ident())
+
+    threads.spread(wait, iter([slice(0, 1), slice(1, 2)]))
+    assert len(found) == 2
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_forked_child_has_a_pool_of_its_own():
-    """Also if another thread held the lock at that moment."""
+def test_a_forked_child_has_threads_of_its_own():
+    """OpenMP's are gone there; also if another thread held the pool's lock at that moment."""
     x = torch.ones(8, 4, 4)
     by_shares(lambda part: (part,), (x,))
     held, release = threading.Event(), threading.Event()
 
     def hold():
-        with parallel._lock:
+        with threads._lock:
             held.set()
             release.wait(60)
 

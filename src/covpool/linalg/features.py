@@ -33,14 +33,19 @@ from torch import Tensor
 from covpool.linalg.decomposition import decompose
 from covpool.linalg.parallel import by_shares
 from covpool.linalg.scalar import ScalarFunction
-from covpool.linalg.spectrum import clip_to_rank, full_precision, symmetric_part, unreadable
+from covpool.linalg.spectrum import clip_to_rank, full_precision, unreadable
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
 
 SHARED_ELEMENTS = 2**21
-"""Elements of a batch's features (or covariances, the larger) from which the batch is computed by
-shares: 16 MiB in float64, which no longer fit the caches."""
+"""Elements of what a batch is computed from, from which it is by shares: 16 MiB in float64, which no
+longer fit the caches."""
+
+
+BLOCKED_SIZE = 256
+"""Rows from which a symmetric product is quicker in blocks: it took 0.81 of the time for 16 samples
+of 256 × 784 in float64 (1.0 in float32), 0.72 for 4 of 1024 × 2048 (0.69), 1.03 for 196 × 256."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,26 @@ def centre(features: Tensor, dtype: torch.dtype) -> Tensor:
     return centred if dtype == torch.float64 else centred - centred.mean(-1, keepdim=True)
 
 
+def _moments(rows: Tensor) -> Tensor:
+    """Y Yᵀ of Y (*, n, k). Large ones on a CPU without the blocks above the diagonal."""
+    size = rows.shape[-2]
+    if size < BLOCKED_SIZE or rows.device.type != "cpu" or unreadable(rows):
+        return rows @ rows.mT
+    result = rows.new_empty((*rows.shape[:-1], size))
+    step = -(-size // 4)
+    for low in range(0, size, step):
+        high = min(low + step, size)
+        block = rows[..., low:, :] @ rows[..., low:high, :].mT
+        result[..., low:, low:high] = block
+        result[..., low:high, high:] = block[..., high - low :, :].mT
+    return result
+
+
 def by_samples(
     function: Callable[..., tuple[Tensor, ...]], features: Tensor, *others: Tensor
 ) -> tuple[Tensor, ...]:
     """`function(features, *others)`, by shares of the batch where that is quicker."""
-    elements = max(features.numel(), features[..., 0].numel() * features.shape[-2])
+    elements = sum(tensor.numel() for tensor in (features, *others))
     if features.device.type != "cpu" or unreadable(features) or elements < SHARED_ELEMENTS:
         return function(features, *others)
     return by_shares(function, (features, *others))
@@ -101,7 +121,10 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
         right = right.to(working)
     else:
         centred = centre(features, working if method.smooth else computation.decomposition_dtype)
-        moments = (centred @ centred.mT).to(computation.decomposition_dtype)
+        moments = _moments(centred)
+        if moments.dtype != computation.decomposition_dtype:
+            # Its two triangles differ by more than the decomposition's rounding.
+            moments = symmetric_part(moments).to(computation.decomposition_dtype)
         eigenvalues, left = decompose(moments)
         eigenvalues = non_negative(eigenvalues) / positions
         left, right = left.to(centred.dtype), left[..., :0]

@@ -75,7 +75,7 @@ def by_shares(
     flat = [x.detach().reshape(batch, *x.shape[len(batch_shape) :]) for x in tensors]
     threads = min(torch.get_num_threads(), batch)
     largest = max(tensor[0].numel() for tensor in flat)
-    share = max(1, min(-(-batch // threads), SHARE_ELEMENTS // largest))
+    share = max(1, min(-(-batch // (2 * threads)), SHARE_ELEMENTS // largest))
     outputs: list[Tensor] = []
     flat_outputs: list[Tensor] = []
     refused: list[tuple[SampleError, list[int]]] = []
