@@ -33,15 +33,14 @@ from torch import Tensor
 from covpool.linalg.decomposition import decompose
 from covpool.linalg.parallel import by_shares
 from covpool.linalg.scalar import ScalarFunction
-from covpool.linalg.spectrum import clip_to_rank, full_precision, unreadable
+from covpool.linalg.spectrum import clip_to_rank, full_precision, symmetric_part, unreadable
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
 
 SHARED_ELEMENTS = 2**21
-"""Elements of what a batch is computed from, from which it is by shares: 16 MiB in float64, which no
-longer fit the caches."""
-
+"""Elements of all that a batch is computed from, from which it is computed by shares: 16 MiB in
+float64, which no longer fit the caches."""
 
 BLOCKED_SIZE = 256
 """Rows from which a symmetric product is quicker in blocks: it took 0.81 of the time for 16 samples
