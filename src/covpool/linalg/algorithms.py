@@ -85,7 +85,7 @@ class Gradient(Protocol):
 def _pairs(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
     """The larger eigenvalue of every pair, and its distance from the smaller."""
     row, column = eigenvalues[..., :, None], eigenvalues[..., None, :]
-    return torch.maximum(row, column), (row - column).abs()
+    return torch.maximum(row, column), (row - column).abs_()
 
 
 def _with_diagonal(diagonal_source: Tensor, off_diagonal: Tensor) -> Tensor:
@@ -300,7 +300,7 @@ class NewtonSchulz:
             by_trace = -(0.5 * value + slope * normalised) * scale
         else:
             by_trace = (0.5 * value - slope * normalised) * scale
-        return Loewner(divided_difference * scale[..., None], by_trace)
+        return Loewner(divided_difference.mul_(scale[..., None]), by_trace)
 
     def _jets(self, function: ScalarFunction, start: Tensor, direction: Tensor) -> Tensor:
         """The power series of f(x + δ · direction) in δ, coefficients of orders 0 to 4 first.
@@ -351,7 +351,11 @@ def _divided_difference(x: Tensor, scale: Tensor, jets: Tensor) -> Tensor:
     slope, second, fourth = (
         (order / scale)[..., :, None] for order in (first / 2, second / 6, fourth / 30)
     )
-    half = slope + gap * (gap.square() * fourth - second)
-    near = gap.abs() + gap.mT.abs() <= 2 * NEAR
-    quotient = (value[..., :, None] - value[..., None, :]) / torch.where(near, 1, difference)
+    # In place: on a CPU fresh memory for a temporary costs more than the arithmetic.
+    half = gap.square().mul_(fourth).sub_(second).mul_(gap).add_(slope)
+    per_scale = 1 / scale
+    relative = (per_scale[..., :, None] + per_scale[..., None, :]).mul_(difference).abs_()
+    near = relative <= 2 * NEAR
+    quotient = value[..., :, None] - value[..., None, :]
+    quotient.div_(torch.where(near, 1, difference))
     return torch.where(near, half + half.mT, quotient)

@@ -168,12 +168,12 @@ def _slope(
     loewner, trace = method.gradient.loewner(computation.function, pairs, channels)
     if on_gram:
         null = (loewner[..., :1, 1:] * scales[..., None, :]).to(working)
-        weights = (loewner[..., 1:, 1:] * scales[..., None, :]).to(working) - null
+        weights = loewner[..., 1:, 1:].mul_(scales[..., None, :]).to(working).sub_(null)
         trace = None if trace is None else trace[..., 1:]
         rows = right.mT * positions**-0.5
     else:
         null = None
-        weights = (loewner * scales[..., None, :]).to(working)
+        weights = loewner.mul_(scales[..., None, :]).to(working)
         factors = (scales if method.smooth else _inverse_root(eigenvalues)) / positions
         scaled = left * factors.to(left.dtype)[..., None, :]
         rows = (scaled.mT @ centre(features, left.dtype)).to(working)

@@ -107,7 +107,8 @@ class _Sqrt(ScalarFunction):
     def loewner(self, x: Tensor) -> Tensor:
         roots = x.sqrt()
         total = roots[..., :, None] + roots[..., None, :]
-        return torch.where(total == 0, torch.inf, total).reciprocal()
+        # In place: on a CPU fresh memory for a temporary costs more than the arithmetic.
+        return total.masked_fill_(total == 0, torch.inf).reciprocal_()
 
 
 class _InvSqrt(ScalarFunction):
