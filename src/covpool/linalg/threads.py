@@ -123,7 +123,11 @@ def _openmp() -> _OpenMPTeam | None:
     of_mkl = find("MKL_Set_Num_Threads_Local")
     if of_mkl is not None:
         of_mkl.argtypes, of_mkl.restype = [ctypes.c_int], ctypes.c_int
-    return _OpenMPTeam(parallel, set_num_threads, of_mkl)
+    team = _OpenMPTeam(parallel, set_num_threads, of_mkl)
+    counts: list[int] = []
+    team(lambda: counts.append(torch.get_num_threads()))
+    # Another count than one: torch computes with another OpenMP than the one that was found.
+    return team if set(counts) == {1} else None
 
 
 def _on_pool(task: Callable[[], None]) -> None:
