@@ -176,7 +176,9 @@ def _worker() -> None:
     job = json.load(sys.stdin)
     settings = Settings.from_dict(job["settings"])
     shape = Shape.parse(job["shape"])
-    answers, sys.stdout = sys.stdout, sys.stderr  # a peer that prints does not disturb
+    # What a peer prints, or LAPACK by itself below Python, does not get between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     cases = {case.name: case for case in settings.cases(settings.open_peers())}
     with fixed_threads(settings.threads):
         for name in job["names"]:
