@@ -29,6 +29,16 @@ class SVD_Pade:
     def __call__(self, x):
         os._exit(3)
 """
+CHATTY = """
+import os
+print("on import")
+
+class SVD_Pade:
+    def __call__(self, x):
+        print("by Python")
+        os.write(1, b"below Python, as LAPACK does\\n")
+        raise RuntimeError("illegal value")
+"""
 
 SMALL = Settings(
     shapes=("2x4x4",), methods=("exact",), threads=1, rounds=1, warm_up=0, memory=False

@@ -18,7 +18,7 @@ from covpool.bench.features import (
     make_weight,
 )
 from covpool.bench.peers import PEERS, open_peer
-from made_up_peer import DEADLY, SMALL, made_up_case, make_clone
+from made_up_peer import CHATTY, DEADLY, SMALL, made_up_case, make_clone
 
 CPU = torch.device("cpu")
 
@@ -138,6 +138,17 @@ def test_memory_of_a_case_that_kills_its_process_is_told(clone):
     )
     assert "SVD_PI.py" in found["DifferentiableSVD/SVD_PI (triangle)"]
     assert isinstance(found["exact"], int)
+    assert isinstance(found["DifferentiableSVD/MPNCOV (triangle)"], int)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource module there")
+def test_what_a_peer_prints_does_not_get_between_the_answers(clone):
+    (clone / "src" / "representation" / "SVD_Pade.py").write_text(CHATTY)
+    settings = replace(SMALL, peers=(f"DifferentiableSVD={clone}",))
+    (opened,) = settings.open_peers()
+    cases = [c for c in settings.cases([opened]) if c.method in ("SVD_Pade", "MPNCOV")]
+    found = memory.peak_memory(settings, Shape.parse("2x4x9"), cases)
+    assert "illegal value" in str(found["DifferentiableSVD/SVD_Pade (triangle)"])
     assert isinstance(found["DifferentiableSVD/MPNCOV (triangle)"], int)
 
 

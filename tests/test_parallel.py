@@ -16,6 +16,7 @@ from covpool.linalg.parallel import SampleError, by_shares
 from covpool.linalg.retries import DecompositionError
 
 WAYS = {"OpenMP": threads._openmp(), "pool": None}
+FIND_OPENMP = threads._openmp.__wrapped__
 
 
 @pytest.fixture(
@@ -178,6 +179,29 @@ def test_every_thread_takes_part():
 
     threads.spread(wait, iter([slice(0, 1), slice(1, 2)]))
     assert len(found) == 2
+
+
+@pytest.mark.parametrize(("threads", "batch"), [(2, 1), (1, 8), (1, 1)])
+def test_the_caller_computes_what_is_not_for_several(threads, batch):
+    """A batch of one with all threads; with one thread, everything."""
+    torch.set_num_threads(threads)
+    found = set()
+
+    def look(part):
+        found.add((threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()))
+        return (part,)
+
+    with torch.enable_grad():
+        by_shares(look, (torch.ones(batch, 9, 9),))
+    assert found == {(threading.get_ident(), threads, False)}
+
+
+def test_an_openmp_that_torch_does_not_compute_with_is_left_alone(monkeypatch):
+    """Its count of threads is not torch's."""
+    if WAYS["OpenMP"] is None:
+        pytest.skip("no threads of OpenMP")
+    monkeypatch.setattr(threads._OpenMPTeam, "_single_threaded", lambda team, task: task())
+    assert FIND_OPENMP() is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")

@@ -79,7 +79,9 @@ class Gradient(Protocol):
         """A few words for tables."""
         ...
 
-    def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner: ...
+    def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
+        """The Loewner matrix of (*, m) eigenvalues, in tensors that the caller may write over."""
+        ...
 
 
 def _pairs(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,18 +73,23 @@ def centre(features: Tensor, dtype: torch.dtype) -> Tensor:
     return centred if dtype == torch.float64 else centred - centred.mean(-1, keepdim=True)
 
 
-def _moments(rows: Tensor) -> Tensor:
-    """Y Yᵀ of Y (*, n, k). Large ones on a CPU without the blocks above the diagonal."""
-    size = rows.shape[-2]
-    if size < BLOCKED_SIZE or rows.device.type != "cpu" or unreadable(rows):
-        return rows @ rows.mT
-    result = rows.new_empty((*rows.shape[:-1], size))
+def _covariance(centred: Tensor) -> Tensor:
+    """Xc Xcᵀ/N, symmetric to the last digit, as the decomposition reads one triangle alone.
+
+    Large ones on a CPU without the blocks above the diagonal.
+    """
+    size, positions = centred.shape[-2:]
+    if size < BLOCKED_SIZE or centred.device.type != "cpu" or unreadable(centred):
+        return symmetric_part((centred @ centred.mT).div_(positions))
+    result = centred.new_empty((*centred.shape[:-1], size))
     step = -(-size // 4)
     for low in range(0, size, step):
         high = min(low + step, size)
-        block = rows[..., low:, :] @ rows[..., low:high, :].mT
-        result[..., low:, low:high] = block
-        result[..., low:high, high:] = block[..., high - low :, :].mT
+        block = (centred[..., low:, :] @ centred[..., low:high, :].mT).div_(positions)
+        result[..., low:high, low:high] = symmetric_part(block[..., : high - low, :])
+        below = block[..., high - low :, :]
+        result[..., high:, low:high] = below
+        result[..., low:high, high:] = below.mT
     return result
 
 
@@ -113,19 +118,16 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
 
     if works_on_gram(features):
         centred = centre(features, computation.decomposition_dtype)
-        eigenvalues, right = decompose(centred.mT @ centred)
-        eigenvalues = non_negative(eigenvalues) / positions
+        eigenvalues, right = decompose((centred.mT @ centred).div_(positions))
+        eigenvalues = non_negative(eigenvalues)
         scaled = right * (_inverse_root(eigenvalues) * positions**-0.5)[..., None, :]
         left = (centred @ scaled).to(working)
         right = right.to(working)
     else:
         centred = centre(features, working if method.smooth else computation.decomposition_dtype)
-        moments = _moments(centred)
-        if moments.dtype != computation.decomposition_dtype:
-            # Its two triangles differ by more than the decomposition's rounding.
-            moments = symmetric_part(moments).to(computation.decomposition_dtype)
-        eigenvalues, left = decompose(moments)
-        eigenvalues = non_negative(eigenvalues) / positions
+        covariance = _covariance(centred).to(computation.decomposition_dtype)
+        eigenvalues, left = decompose(covariance)
+        eigenvalues = non_negative(eigenvalues)
         left, right = left.to(centred.dtype), left[..., :0]
     # The first is what the null space gets, which polynomials of A do not leave at zero.
     with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))

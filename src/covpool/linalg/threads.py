@@ -38,8 +38,10 @@ def spread(task: Callable[[slice], None], parts: Iterable[slice]) -> None:
 
     In it torch, OpenMP and MKL use one thread, nothing is recorded for autograd, and autocast is
     off; the threads' settings are put back afterwards. The first exception is raised when all
-    threads have ended. Where they are OpenMP's, the caller's is one of them.
+    threads have ended. Where they are OpenMP's, the caller's is one of them. A single part is
+    computed by the caller, with all its threads.
     """
+    parts = list(parts)
     lock = threading.Lock()
     remaining = iter(parts)
 
@@ -53,6 +55,8 @@ def spread(task: Callable[[slice], None], parts: Iterable[slice]) -> None:
         while (part := take()) is not None:
             task(part)
 
+    if len(parts) == 1 or torch.get_num_threads() == 1:
+        return work()
     team = None if _forked else _openmp()
     (_on_pool if team is None else team)(work)
 
