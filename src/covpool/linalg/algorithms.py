@@ -309,10 +309,6 @@ class NewtonSchulz:
 
         `start` is x, (*, m), of trace 1.
         """
-        zero = torch.zeros_like(start)
-        x = torch.stack([start, direction, zero, zero, zero])
-        one_and_a_half = torch.stack([torch.full_like(start, 1.5), zero, zero, zero, zero])
-        z = one_and_a_half / 1.5
         order = torch.arange(5, device=start.device)
         same_order = order[:, None, None] == order[:, None] + order
         same_order = same_order.flatten(1).to(start.dtype)
@@ -320,9 +316,21 @@ class NewtonSchulz:
         def product(u: Tensor, v: Tensor) -> Tensor:
             return (same_order @ (u[:, None] * v).reshape(25, -1)).reshape(u.shape)
 
-        for _ in range(self.iterations):
-            z = product(z, one_and_a_half - 0.5 * product(z, product(x, z)))
-        return z if function is INV_SQRT else product(x, z)
+        def times_x(series: Tensor) -> Tensor:
+            result = start * series
+            result[1:].addcmul_(direction, series[:-1])
+            return result
+
+        def factor(minuend: Tensor) -> Tensor:
+            """(3 − minuend)/2."""
+            minuend.mul_(-0.5)[0].add_(1.5)
+            return minuend
+
+        zero = torch.zeros_like(start)
+        z = factor(torch.stack([start, direction, zero, zero, zero]))
+        for _ in range(self.iterations - 1):
+            z = product(z, factor(times_x(product(z, z))))
+        return z if function is INV_SQRT else times_x(z)
 
     @staticmethod
     def _normalise(eigenvalues: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -347,7 +355,8 @@ def _divided_difference(x: Tensor, scale: Tensor, jets: Tensor) -> Tensor:
     """
     value, first, second, _, fourth = jets
     difference = x[..., :, None] - x[..., None, :]
-    gap = difference / scale[..., :, None]
+    per_scale = 1 / scale
+    gap = difference * per_scale[..., :, None]
     # (1/h) ∫ f′ = (f′ᵢ + f′ⱼ)/2 − h (f″ᵢ − f″ⱼ)/12 + h³ (f⁗ᵢ − f⁗ⱼ)/720 − …, h = xᵢ − xⱼ; one half
     # of each term is the row's, the other is the transpose.
     slope, second, fourth = (
@@ -355,9 +364,8 @@ def _divided_difference(x: Tensor, scale: Tensor, jets: Tensor) -> Tensor:
     )
     # In place: on a CPU fresh memory for a temporary costs more than the arithmetic.
     half = gap.square().mul_(fourth).sub_(second).mul_(gap).add_(slope)
-    per_scale = 1 / scale
     relative = (per_scale[..., :, None] + per_scale[..., None, :]).mul_(difference).abs_()
     near = relative <= 2 * NEAR
     quotient = value[..., :, None] - value[..., None, :]
-    quotient.div_(torch.where(near, 1, difference))
+    quotient.div_(difference.masked_fill_(near, 1))
     return torch.where(near, half + half.mT, quotient)

@@ -139,14 +139,14 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
 
 
 class _Slope(NamedTuple):
-    """What the derivative is made of: with K = H V/√N the direction, see `tangent`.
+    """What the derivative is made of, see `tangent`.
 
     basis: (*, C, m), U.
-    weights: (*, m, m), L S, less ℓ S where there is a null space.
-    null: (*, 1, m), ℓ S, or None where U is square.
+    weights: (*, m, m), L diag(scales), less ℓ diag(scales) where there is a null space.
+    null: (*, 1, m), ℓ diag(scales), or None where U is square.
     trace: (*, m), the trace term of the Loewner matrix, or None.
-    scales: (*, m), S, or 1 for a smooth method where U is square.
-    rows: (*, m, N), Vᵀ/√N, or S Vᵀ/√N there.
+    scales: (*, m), S/√N where N − 1 < C, else S, or 1 for a smooth method.
+    rows: (*, m, N), diag(scales)⁻¹ S Vᵀ/√N.
     """
 
     basis: Tensor
@@ -163,16 +163,17 @@ def _slope(
     method, working = computation.method, computation.working_dtype
     channels, positions = features.shape[-2:]
     on_gram = works_on_gram(features)
-    scales = eigenvalues.sqrt()
-    if not on_gram and method.smooth:
-        scales = torch.ones_like(scales)
+    if on_gram:
+        scales = (eigenvalues / positions).sqrt()
+    else:
+        scales = torch.ones_like(eigenvalues) if method.smooth else eigenvalues.sqrt()
     pairs = torch.nn.functional.pad(eigenvalues, (1, 0)) if on_gram else eigenvalues
     loewner, trace = method.gradient.loewner(computation.function, pairs, channels)
     if on_gram:
         null = (loewner[..., :1, 1:] * scales[..., None, :]).to(working)
         weights = loewner[..., 1:, 1:].mul_(scales[..., None, :]).to(working).sub_(null)
         trace = None if trace is None else trace[..., 1:]
-        rows = right.mT * positions**-0.5
+        rows = right.mT
     else:
         null = None
         weights = loewner.mul_(scales[..., None, :]).to(working)
@@ -196,14 +197,16 @@ def adjoint(
         gradient = gradient.to(computation.working_dtype)
         product = (gradient + gradient.mT) @ slope.basis
         projected = slope.basis.mT @ product
-        inner = slope.weights * projected
+        isotropic = None
         if slope.trace is not None:
             diagonal = projected.diagonal(dim1=-2, dim2=-1)
             isotropic = (slope.trace * diagonal).sum(-1, keepdim=True) * slope.scales
-            inner = inner + torch.diag_embed(isotropic.to(inner.dtype))
+        inner = projected.mul_(slope.weights)
+        if isotropic is not None:
+            inner.diagonal(dim1=-2, dim2=-1).add_(isotropic)
         result = slope.basis @ inner
         if slope.null is not None:
-            result = torch.addcmul(result, product, slope.null)
+            result.addcmul_(product, slope.null)
         # No mean needs to be subtracted for the centring: V is orthogonal to the ones vector.
         return (result @ slope.rows).to(features.dtype)
 

@@ -56,9 +56,11 @@ def spread(task: Callable[[slice], None], parts: Iterable[slice]) -> None:
             task(part)
 
     if len(parts) == 1 or torch.get_num_threads() == 1:
-        return work()
-    team = None if _forked else _openmp()
-    (_on_pool if team is None else team)(work)
+        work()
+    elif _forked or (team := _openmp()) is None:
+        _on_pool(work)
+    else:
+        team(work)
 
 
 class _OpenMPTeam:
