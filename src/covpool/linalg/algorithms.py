@@ -318,7 +318,7 @@ class NewtonSchulz:
 
         def times_x(series: Tensor) -> Tensor:
             result = start * series
-            result[1:].addcmul_(direction, series[:-1])
+            result[1:].add_(direction * series[:-1])
             return result
 
         def factor(minuend: Tensor) -> Tensor:

@@ -206,7 +206,7 @@ def adjoint(
             inner.diagonal(dim1=-2, dim2=-1).add_(isotropic)
         result = slope.basis @ inner
         if slope.null is not None:
-            result.addcmul_(product, slope.null)
+            result.add_(product.mul_(slope.null))
         # No mean needs to be subtracted for the centring: V is orthogonal to the ones vector.
         return (result @ slope.rows).to(features.dtype)
 
