@@ -13,7 +13,7 @@ from covpool.linalg.functions import matrix_sqrt
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.methods import METHODS, Method, choose, get_method
 from covpool.linalg.scalar import SQRT
-from covpool.linalg.spectrum import full_precision, product
+from covpool.linalg.spectrum import full_precision, product, unreadable
 
 POOLINGS: tuple[str, ...] = ("gap", *METHODS)
 """What may be chosen where a pooling is chosen: global average pooling, and every method."""
@@ -120,16 +120,20 @@ def cov_pool(
     if check_finite:
         checks.finite("cov_pool", features, sample_dims=2)
     working = compute_dtype or torch.promote_types(x.dtype, torch.float32)
-    decomposition = compute_dtype or torch.promote_types(x.dtype, torch.float64)
+    least = torch.float32 if row.smooth else torch.float64
+    decomposition = compute_dtype or torch.promote_types(x.dtype, least)
     scale = None
     with full_precision(x):
         on_gram = works_on_gram(features)
         # Squares overflow, and vanish, long before the result does.
-        squared_in = working if row.iterative and not on_gram else decomposition
-        if torch.finfo(squared_in).max ** 0.5 < torch.finfo(x.dtype).max:
+        if torch.finfo(decomposition).max ** 0.5 < torch.finfo(x.dtype).max:
             wide = features.detach().to(torch.promote_types(x.dtype, working))
-            scale = _power_of_two(wide, squared_in)
-            features = features / scale
+            scale = _power_of_two(wide, decomposition)
+            # A look costs a synchronisation on a GPU, where the products with 1 are quicker.
+            if unreadable(scale) or scale.device.type != "cpu" or (scale != 1).any():
+                features = features / scale
+            else:
+                scale = None
         if row.iterative and not on_gram and x.device.type != "cpu":
             own = working_dtype(x.dtype, row, compute_dtype)
             pooled = matrix_sqrt(covariance(features.to(own)), row, compute_dtype=own, check=False)

@@ -279,9 +279,11 @@ class NewtonSchulz:
 
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
         normalised, trace, zero = self._normalise(eigenvalues)
-        z = torch.ones_like(normalised)
+        # x z² is carried along: it becomes x z² t², with t = (3 − x z²)/2.
+        z, square = torch.ones_like(normalised), normalised.clone()
         for _ in range(self.iterations):
-            z = (1.5 - 0.5 * normalised * z**2) * z
+            t = torch.rsub(square, 1.5, alpha=0.5)
+            z, square = z.mul_(t), square.mul_(t).mul_(t)
         if function is INV_SQRT:
             return torch.where(zero, 0, trace.rsqrt() * z)
         return torch.where(zero, 0, trace.sqrt() * normalised * z)
@@ -316,21 +318,21 @@ class NewtonSchulz:
         def product(u: Tensor, v: Tensor) -> Tensor:
             return (same_order @ (u[:, None] * v).reshape(25, -1)).reshape(u.shape)
 
-        def times_x(series: Tensor) -> Tensor:
-            result = start * series
-            result[1:].add_(direction * series[:-1])
-            return result
-
-        def factor(minuend: Tensor) -> Tensor:
-            """(3 − minuend)/2."""
-            minuend.mul_(-0.5)[0].add_(1.5)
-            return minuend
+        def factor(square: Tensor) -> Tensor:
+            """t = (3 − x z²)/2."""
+            t = square * -0.5
+            t[0].add_(1.5)
+            return t
 
         zero = torch.zeros_like(start)
-        z = factor(torch.stack([start, direction, zero, zero, zero]))
+        x = torch.stack([start, direction, zero, zero, zero])
+        z = t = factor(x)
+        square = x
         for _ in range(self.iterations - 1):
-            z = product(z, factor(times_x(product(z, z))))
-        return z if function is INV_SQRT else times_x(z)
+            square = product(product(square, t), t)
+            t = factor(square)
+            z = product(z, t)
+        return z if function is INV_SQRT else product(z, x)
 
     @staticmethod
     def _normalise(eigenvalues: Tensor) -> tuple[Tensor, Tensor, Tensor]:

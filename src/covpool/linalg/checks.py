@@ -4,6 +4,7 @@ The checks read values. Where there are none to read, while a graph is traced or
 are left out.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -92,7 +93,7 @@ def finite(caller: str, tensor: Tensor, sample_dims: int) -> None:
     if unreadable(tensor):
         return
     # A sum is one pass over the tensor; it may overflow where no element is infinite.
-    if tensor.detach().sum().isfinite() or tensor.isfinite().all():
+    if math.isfinite(tensor.detach().sum().item()) or tensor.isfinite().all():
         return
     bad = ~tensor.isfinite()
     if sample_dims:

@@ -59,6 +59,14 @@ class _CovarianceFunctionBothModes(CovarianceFunction):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         CovarianceFunction.setup_context(ctx, inputs, output)
         ctx.save_for_forward(inputs[0], *output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None]:
+        # Not materialised: None is the gradient of what does not matter.
+        if grad_outputs[0] is None:
+            return None, None
+        return CovarianceFunction.backward(ctx, *grad_outputs)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:

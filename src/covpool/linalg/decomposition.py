@@ -8,7 +8,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from covpool.linalg.retries import Factorisation, exceeds, probe
+from covpool.linalg.retries import Factorisation, exceeds, largest, probe
 from covpool.linalg.spectrum import rank_tolerance
 
 Decomposition = tuple[Tensor, Tensor]
@@ -42,14 +42,14 @@ def _blank(matrix: Tensor) -> Decomposition:
 def _failed(matrices: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
     eigenvalues, eigenvectors = factors
     size = matrices.shape[-1]
-    x = probe(size, matrices)[:, 0]
+    x = probe(size, matrices.dtype, matrices.device)
     # With a vector, not with a matrix of one column: that takes a quicker way through BLAS.
     coordinates = eigenvectors.mT @ x
     both = torch.stack([coordinates, coordinates * eigenvalues], dim=-2) @ eigenvectors.mT
-    images = matrices @ x
-    error = (both - torch.stack([x.expand_as(images), images], dim=-2)).abs()
-    orthogonality, residual = error.amax(-1).unbind(-1)
-    return exceeds(orthogonality, 1, size) | exceeds(residual, eigenvalues.abs().amax(-1), size)
+    orthogonality, residual = both.unbind(-2)
+    return exceeds(orthogonality.sub_(x), 1, size) | exceeds(
+        residual.sub_(matrices @ x), largest(eigenvalues), size
+    )
 
 
 def _alone(matrix: Tensor) -> tuple[Tensor, Decomposition]:

@@ -104,8 +104,7 @@ def by_samples(
 
 
 def _inverse_root(eigenvalues: Tensor) -> Tensor:
-    positive = eigenvalues > 0
-    return torch.where(positive, torch.where(positive, eigenvalues, 1).rsqrt(), 0)
+    return eigenvalues.rsqrt().masked_fill_(eigenvalues == 0, 0)
 
 
 def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -113,22 +112,26 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
     method, working = computation.method, computation.working_dtype
     channels, positions = features.shape[-2:]
 
-    def non_negative(eigenvalues: Tensor) -> Tensor:
-        return eigenvalues.clamp_min(0) if method.smooth else clip_to_rank(eigenvalues, channels)
-
+    centred = centre(features, computation.decomposition_dtype)
     if works_on_gram(features):
-        centred = centre(features, computation.decomposition_dtype)
         eigenvalues, right = decompose((centred.mT @ centred).div_(positions))
-        eigenvalues = non_negative(eigenvalues)
-        scaled = right * (_inverse_root(eigenvalues) * positions**-0.5)[..., None, :]
-        left = (centred @ scaled).to(working)
+        left = centred @ right
+        if method.smooth:
+            # In float32 small eigenvalues are rounding errors, of either sign.
+            eigenvalues = torch.linalg.vector_norm(left, dim=-2).square_().div_(positions)
+        else:
+            eigenvalues = clip_to_rank(eigenvalues, channels)
+        left = left.mul_((_inverse_root(eigenvalues) * positions**-0.5)[..., None, :]).to(working)
         right = right.to(working)
     else:
-        centred = centre(features, working if method.smooth else computation.decomposition_dtype)
-        covariance = _covariance(centred).to(computation.decomposition_dtype)
+        covariance = _covariance(centred)
         eigenvalues, left = decompose(covariance)
-        eigenvalues = non_negative(eigenvalues)
-        left, right = left.to(centred.dtype), left[..., :0]
+        if method.smooth:
+            images = covariance @ left
+            eigenvalues = (left * images).sum(-2).clamp_min_(0)
+            return _smooth_value(method, computation, eigenvalues, left, images, channels), left, left[..., :0], eigenvalues
+        eigenvalues = clip_to_rank(eigenvalues, channels)
+        right = left[..., :0]
     # The first is what the null space gets, which polynomials of A do not leave at zero.
     with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
     values = method.forward.values(computation.function, with_zero, channels).to(working)
@@ -136,6 +139,20 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
     result = (basis * (values[..., 1:] - null)[..., None, :]) @ basis.mT
     result.diagonal(dim1=-2, dim2=-1).add_(null)
     return result, left, right, eigenvalues
+
+
+def _smooth_value(method, computation, eigenvalues, left, images, channels):
+    with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
+    eps = torch.finfo(eigenvalues.dtype).eps
+    lam = eigenvalues.clamp_min(0) + 0
+    lam = torch.maximum(lam, eps * lam.amax(-1, keepdim=True))
+    lam = torch.where(lam > 0, lam, 1)
+    values = method.forward.values(computation.function, torch.nn.functional.pad(lam, (1, 0)), channels)
+    null = values[..., :1]
+    q = (values[..., 1:] - null) / lam
+    result = symmetric_part((images * q[..., None, :]) @ left.mT)
+    result.diagonal(dim1=-2, dim2=-1).add_(null)
+    return result
 
 
 class _Slope(NamedTuple):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from covpool.linalg.threads import spread
 
-SHARE_ELEMENTS = 2**19
-"""Elements of the largest tensor of a share: 4 MiB in float64."""
+SHARE_ELEMENTS = 2**20
+"""Elements of the largest tensor of a share: 8 MiB in float64."""
 
 
 class SampleError(RuntimeError):

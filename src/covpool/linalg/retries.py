@@ -5,6 +5,7 @@ Each sample is judged and retried for itself: the others keep what the solver ga
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -138,19 +139,27 @@ class Factorisation:
         return None
 
 
-def probe(size: int, like: Tensor) -> Tensor:
-    """A unit vector (size, 1) without symmetries, which shows a wrong result."""
-    x = torch.arange(1, size + 1, dtype=like.dtype, device=like.device).mul(2.4).cos()
-    return (x / x.norm())[:, None]
+@lru_cache(maxsize=64)
+def probe(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A unit vector (size,) without symmetries, which shows a wrong result. Not to be changed."""
+    x = torch.arange(1, size + 1, dtype=dtype, device=device).mul(2.4).cos()
+    return x / x.norm()
+
+
+def largest(values: Tensor) -> Tensor:
+    """The largest magnitude of each row (*, n); NaN where there is one, 0 of none."""
+    # In one operation, as few numbers cost no more than its call.
+    return torch.linalg.vector_norm(values, torch.inf, dim=-1)
 
 
 def exceeds(error: Tensor, scale: Tensor | float, size: int) -> Tensor:
-    """Whether an error is more than rounding explains in numbers of that scale."""
+    """Whether an error (*, n) is more than rounding explains in numbers of that scale (*)."""
     tolerance = PROBE_SLACK * rank_tolerance(size, error.dtype)
     # Numbers below the least normal one are rounded to the same absolute error as that.
-    scale = torch.as_tensor(scale, dtype=error.dtype).clamp_min(torch.finfo(error.dtype).tiny)
+    tiny = torch.finfo(error.dtype).tiny
+    scale = scale.clamp_min(tiny) if isinstance(scale, Tensor) else max(scale, tiny)
     # This way round so that NaN counts as an error.
-    return ~(error <= tolerance * scale)
+    return ~(largest(error) <= tolerance * scale)
 
 
 class BelowTransforms(Function):

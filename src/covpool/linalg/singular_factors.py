@@ -8,7 +8,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from covpool.linalg.retries import Factorisation, exceeds, probe
+from covpool.linalg.retries import Factorisation, exceeds, largest, probe
 from covpool.linalg.spectrum import rank_tolerance
 
 SingularFactors = tuple[Tensor, Tensor, Tensor]
@@ -34,15 +34,17 @@ def _failed(matrices: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
     """For fixed vectors x and y, UᵀU x and VᵀV x have to be x, and U S Vᵀ y has to be A y."""
     u, s, vh = factors
     longer = max(matrices.shape[-2:])
-    x, y = probe(s.shape[-1], matrices), probe(matrices.shape[-1], matrices)
+    x, y = (
+        probe(size, matrices.dtype, matrices.device)[:, None]
+        for size in (s.shape[-1], matrices.shape[-1])
+    )
     left = u.mT @ (u @ x) - x
     right = vh @ (vh.mT @ x) - x
     residual = u @ (s[..., None] * (vh @ y)) - matrices @ y
-    errors = [error.abs().amax((-2, -1)) for error in (left, right, residual)]
     return (
-        exceeds(errors[0], 1, longer)
-        | exceeds(errors[1], 1, longer)
-        | exceeds(errors[2], s.abs().amax(-1), longer)
+        exceeds(left[..., 0], 1, longer)
+        | exceeds(right[..., 0], 1, longer)
+        | exceeds(residual[..., 0], largest(s), longer)
     )
 
 
