@@ -15,9 +15,13 @@ Elsewhere S² and U come from the covariance; U is square, so the second term va
 Vᵀ = S⁻¹ UᵀXc/√N is formed for the derivative.
 
 The decomposition and the products that small singular values hang on (Gram matrix or covariance,
-Xc V or UᵀXc) are computed in the decomposition's dtype, the others in the working dtype. To a
-method that is smooth at zero, small singular values are like others: its L is of order one, no rank
-is needed, S Vᵀ = UᵀXc/√N is used as it is, and all products are in the working dtype.
+Xc V or UᵀXc) are computed in the decomposition's dtype, the others in the working dtype.
+
+To a method that is smooth at zero, small singular values are like others. No rank is needed, and
+the working dtype is enough for everything: L is of order one, and S Vᵀ = UᵀXc/√N is not divided by
+S. In float32 the eigenvalues are then Rayleigh quotients of the computed vectors, and what is
+summed up is (ΣU) diag((f(λ) − f(0))/λ) Uᵀ, so that the decomposition's own errors, of several eps
+of the largest eigenvalue, are multiplied by small eigenvalues where f is steepest.
 
 Shapes: features (*, C, N), U (*, C, m), V (*, N, m), eigenvalues S² (*, m), result (*, C, C). None
 of this is differentiated by autograd.
@@ -111,48 +115,44 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
     """f(cov X), U, V (of no columns where N > C, which forms it later) and S²."""
     method, working = computation.method, computation.working_dtype
     channels, positions = features.shape[-2:]
-
     centred = centre(features, computation.decomposition_dtype)
     if works_on_gram(features):
         eigenvalues, right = decompose((centred.mT @ centred).div_(positions))
         left = centred @ right
         if method.smooth:
-            # In float32 small eigenvalues are rounding errors, of either sign.
             eigenvalues = torch.linalg.vector_norm(left, dim=-2).square_().div_(positions)
         else:
             eigenvalues = clip_to_rank(eigenvalues, channels)
         left = left.mul_((_inverse_root(eigenvalues) * positions**-0.5)[..., None, :]).to(working)
         right = right.to(working)
+        images, scales = left, None
     else:
         covariance = _covariance(centred)
         eigenvalues, left = decompose(covariance)
+        right = left[..., :0]
         if method.smooth:
             images = covariance @ left
-            eigenvalues = (left * images).sum(-2).clamp_min_(0)
-            return _smooth_value(method, computation, eigenvalues, left, images, channels), left, left[..., :0], eigenvalues
-        eigenvalues = clip_to_rank(eigenvalues, channels)
-        right = left[..., :0]
+            eigenvalues = _at_least_rounding((left * images).sum(-2))
+            scales = eigenvalues.reciprocal().masked_fill_(eigenvalues == 0, 0)
+        else:
+            eigenvalues = clip_to_rank(eigenvalues, channels)
+            images, scales = left.to(working), None
     # The first is what the null space gets, which polynomials of A do not leave at zero.
     with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
     values = method.forward.values(computation.function, with_zero, channels).to(working)
-    null, basis = values[..., :1], left.to(working)
-    result = (basis * (values[..., 1:] - null)[..., None, :]) @ basis.mT
+    null, weights = values[..., :1], values[..., 1:] - values[..., :1]
+    if scales is not None:
+        weights = weights * scales
+    result = (images * weights[..., None, :]) @ left.to(working).mT
+    if scales is not None:
+        result = symmetric_part(result)
     result.diagonal(dim1=-2, dim2=-1).add_(null)
     return result, left, right, eigenvalues
 
 
-def _smooth_value(method, computation, eigenvalues, left, images, channels):
-    with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
-    eps = torch.finfo(eigenvalues.dtype).eps
-    lam = eigenvalues.clamp_min(0) + 0
-    lam = torch.maximum(lam, eps * lam.amax(-1, keepdim=True))
-    lam = torch.where(lam > 0, lam, 1)
-    values = method.forward.values(computation.function, torch.nn.functional.pad(lam, (1, 0)), channels)
-    null = values[..., :1]
-    q = (values[..., 1:] - null) / lam
-    result = symmetric_part((images * q[..., None, :]) @ left.mT)
-    result.diagonal(dim1=-2, dim2=-1).add_(null)
-    return result
+def _at_least_rounding(eigenvalues: Tensor) -> Tensor:
+    epsilon = torch.finfo(eigenvalues.dtype).eps
+    return torch.maximum(eigenvalues, epsilon * eigenvalues.amax(-1, keepdim=True).clamp_min(0))
 
 
 class _Slope(NamedTuple):
@@ -163,7 +163,7 @@ class _Slope(NamedTuple):
     null: (*, 1, m), ℓ diag(scales), or None where U is square.
     trace: (*, m), the trace term of the Loewner matrix, or None.
     scales: (*, m), S/√N where N − 1 < C, else S, or 1 for a smooth method.
-    rows: (*, m, N), diag(scales)⁻¹ S Vᵀ/√N.
+    rows: matrices whose product is diag(scales)⁻¹ S Vᵀ/√N, (*, m, N).
     """
 
     basis: Tensor
@@ -171,7 +171,7 @@ class _Slope(NamedTuple):
     null: Tensor | None
     trace: Tensor | None
     scales: Tensor
-    rows: Tensor
+    rows: tuple[Tensor, ...]
 
 
 def _slope(
@@ -190,13 +190,14 @@ def _slope(
         null = (loewner[..., :1, 1:] * scales[..., None, :]).to(working)
         weights = loewner[..., 1:, 1:].mul_(scales[..., None, :]).to(working).sub_(null)
         trace = None if trace is None else trace[..., 1:]
-        rows = right.mT
+        rows = (right.mT,)
     else:
         null = None
         weights = loewner.mul_(scales[..., None, :]).to(working)
-        factors = (scales if method.smooth else _inverse_root(eigenvalues)) / positions
-        scaled = left * factors.to(left.dtype)[..., None, :]
-        rows = (scaled.mT @ centre(features, left.dtype)).to(working)
+        rows = left.mT / positions, centre(features, left.dtype)
+        if not method.smooth:
+            scaled = rows[0] * _inverse_root(eigenvalues)[..., None]
+            rows = ((scaled @ rows[1]).to(working),)
     return _Slope(left.to(working), weights, null, trace, scales, rows)
 
 
@@ -225,7 +226,9 @@ def adjoint(
         if slope.null is not None:
             result.add_(product.mul_(slope.null))
         # No mean needs to be subtracted for the centring: V is orthogonal to the ones vector.
-        return (result @ slope.rows).to(features.dtype)
+        for factor in slope.rows:
+            result = result @ factor
+        return result.to(features.dtype)
 
 
 def tangent(
@@ -246,7 +249,9 @@ def tangent(
     """
     with full_precision(features):
         slope = _slope(features, left, right, eigenvalues, computation)
-        moved = direction.to(computation.working_dtype) @ slope.rows.mT
+        moved = direction.to(computation.working_dtype)
+        for factor in reversed(slope.rows):
+            moved = moved @ factor.mT
         projected = slope.basis.mT @ moved
         half = slope.basis @ (slope.weights * projected)
         if slope.null is not None:
