@@ -153,12 +153,14 @@ class Pairwise:
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
         larger, gap = _pairs(eigenvalues)
         zero = larger == 0
-        larger = torch.where(zero, 1, larger)
+        larger = larger.masked_fill_(zero, 1)
         exact = function.loewner(eigenvalues)
-        damped = self.kernel.damping(larger, gap) * exact
+        on_diagonal = exact.diagonal(dim1=-2, dim2=-1).clone()
+        damped = exact.mul_(self.kernel.damping(larger, gap))
         if not self.kernel.antisymmetric:
-            damped = damped + self.kernel.asymmetry(larger, gap) * function.value(larger)
-        return Loewner(torch.where(zero, 0, _with_diagonal(exact, damped)))
+            damped.add_(self.kernel.asymmetry(larger, gap).mul_(function.value(larger)))
+        damped.diagonal(dim1=-2, dim2=-1).copy_(on_diagonal)
+        return Loewner(damped.masked_fill_(zero, 0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,7 +120,8 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
         eigenvalues, right = decompose((centred.mT @ centred).div_(positions))
         left = centred @ right
         if method.smooth:
-            eigenvalues = torch.linalg.vector_norm(left, dim=-2).square_().div_(positions)
+            norms = torch.linalg.vector_norm(left, dim=-2)
+            eigenvalues = (norms * norms).div_(positions)
         else:
             eigenvalues = clip_to_rank(eigenvalues, channels)
         left = left.mul_((_inverse_root(eigenvalues) * positions**-0.5)[..., None, :]).to(working)
@@ -194,10 +195,10 @@ def _slope(
     else:
         null = None
         weights = loewner.mul_(scales[..., None, :]).to(working)
-        rows = left.mT / positions, centre(features, left.dtype)
+        factors = (scales if method.smooth else _inverse_root(eigenvalues)) / positions
+        rows = left.mT * factors[..., None], centre(features, left.dtype)
         if not method.smooth:
-            scaled = rows[0] * _inverse_root(eigenvalues)[..., None]
-            rows = ((scaled @ rows[1]).to(working),)
+            rows = ((rows[0] @ rows[1]).to(working),)
     return _Slope(left.to(working), weights, null, trace, scales, rows)
 
 

@@ -193,7 +193,7 @@ class Taylor(Kernel):
         return kernel, kernel
 
     def damping(self, larger: Tensor, gap: Tensor) -> Tensor:
-        return -torch.expm1((self.degree + 1) * torch.log1p(-gap / larger))
+        return (-gap / larger).log1p_().mul_(self.degree + 1).expm1_().neg_()
 
     def bound(self, eigenvalue: float) -> float:
         return (self.degree + 1) / eigenvalue
@@ -235,7 +235,7 @@ class Pade(Kernel):
 
     def damping(self, larger: Tensor, gap: Tensor) -> Tensor:
         if self.evaluation == "closed-form":
-            return (gap / larger * SUM_RATIO).clamp_max(1)
+            return (gap / larger).mul_(SUM_RATIO).clamp_max_(1)
         return super().damping(larger, gap)
 
     def bound(self, eigenvalue: float) -> float:
@@ -281,7 +281,7 @@ class PowerIteration(Kernel):
     def damping(self, larger: Tensor, gap: Tensor) -> Tensor:
         if self.steps == 1:
             return torch.zeros_like(gap)
-        return -torch.expm1((self.steps - 1) * torch.log1p(-gap / larger))
+        return (-gap / larger).log1p_().mul_(self.steps - 1).expm1_().neg_()
 
     def asymmetry(self, larger: Tensor, gap: Tensor) -> Tensor:
         return (1 - gap / larger) ** (self.steps - 1) / larger
