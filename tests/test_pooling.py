@@ -102,13 +102,16 @@ def test_float32_features_keep_their_accuracy(positions, condition, note_error):
         assert note_error(f"float32 features, {what}", "exact", error) <= bar
 
 
-@pytest.mark.parametrize(("positions", "condition"), [(49, 1e6), (100, 1e5)])
+@pytest.mark.parametrize(
+    ("channels", "positions", "condition"),
+    [(64, 49, 1e6), (64, 100, 1e5), (256, 196, 1e6), (256, 300, 1), (256, 300, 1e5)],
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_keeps_the_accuracy_of_float32_features(
-    name, positions, condition, note_error
+    name, channels, positions, condition, note_error
 ):
     """Against the same method in float64 throughout; a large mean must not cost digits."""
-    x = decaying_features(64, positions, condition) + 3.0
+    x = decaying_features(channels, positions, condition) + 3.0
     pooled = partial(covpool.cov_pool, method=name)
     ours, reference = value_and_gradient(pooled, x), value_and_gradient(pooled, x.double())
     for what, one, other, bar in zip(

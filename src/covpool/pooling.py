@@ -82,12 +82,13 @@ def cov_pool(
             float16/bfloat16 (under autocast too), which are computed in higher precision.
         method: as for `matrix_sqrt`.
         compute_dtype: the dtype of the computation. None: what is decomposed is formed and
-            decomposed in float64; products around the Gram matrix's decomposition are in float32
-            (float64 for float64 input), and so is `isqrt-cov` where it iterates on the
-            covariance. `torch.float32` is for devices without float64: singular values of Xc
-            below √(C · eps) of the largest, 1/180 at C = 256, are then lost, and the gradient is
-            wrong by tens of percent where there are any; a UserWarning says so, for methods to
-            which small singular values matter.
+            decomposed in float64, and products around the decomposition are in float32 (float64
+            for float64 input). Methods to which small singular values are like others
+            (`isqrt-cov`, `mtp-lyapunov`, `mpa-lyapunov`) are in float32 throughout: at C = 256
+            the value is off by up to 9e-7, the gradient by up to 2e-6. `torch.float32` is for
+            devices without float64: singular values of Xc below √(C · eps) of the largest, 1/180
+            at C = 256, are then lost, and the gradient is wrong by tens of percent where there
+            are any; a UserWarning says so, for methods to which small singular values matter.
         check_finite: whether to refuse NaN and infinities by sample. Costs a synchronisation on a
             GPU.
 

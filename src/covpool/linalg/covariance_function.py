@@ -50,7 +50,7 @@ class CovarianceFunction(Function):
         ctx.save_for_backward(features, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None]:
         return _derive(grad_outputs[0], ctx.saved_tensors, ctx.computation, adjoint=True), None
 
 

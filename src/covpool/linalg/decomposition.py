@@ -42,7 +42,7 @@ def _blank(matrix: Tensor) -> Decomposition:
 def _failed(matrices: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
     eigenvalues, eigenvectors = factors
     size = matrices.shape[-1]
-    x = probe(size, matrices.dtype, matrices.device)
+    x = probe(size, matrices)
     # With a vector, not with a matrix of one column: that takes a quicker way through BLAS.
     coordinates = eigenvectors.mT @ x
     both = torch.stack([coordinates, coordinates * eigenvalues], dim=-2) @ eigenvectors.mT

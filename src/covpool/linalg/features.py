@@ -126,7 +126,7 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
             eigenvalues = clip_to_rank(eigenvalues, channels)
         left = left.mul_((_inverse_root(eigenvalues) * positions**-0.5)[..., None, :]).to(working)
         right = right.to(working)
-        images, scales = left, None
+        images, reciprocals = left, None
     else:
         covariance = _covariance(centred)
         eigenvalues, left = decompose(covariance)
@@ -134,18 +134,18 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
         if method.smooth:
             images = covariance @ left
             eigenvalues = _at_least_rounding((left * images).sum(-2))
-            scales = eigenvalues.reciprocal().masked_fill_(eigenvalues == 0, 0)
+            reciprocals = eigenvalues.reciprocal().masked_fill_(eigenvalues == 0, 0)
         else:
             eigenvalues = clip_to_rank(eigenvalues, channels)
-            images, scales = left.to(working), None
+            images, reciprocals = left.to(working), None
     # The first is what the null space gets, which polynomials of A do not leave at zero.
     with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
     values = method.forward.values(computation.function, with_zero, channels).to(working)
     null, weights = values[..., :1], values[..., 1:] - values[..., :1]
-    if scales is not None:
-        weights = weights * scales
+    if reciprocals is not None:
+        weights = weights * reciprocals
     result = (images * weights[..., None, :]) @ left.to(working).mT
-    if scales is not None:
+    if reciprocals is not None:
         result = symmetric_part(result)
     result.diagonal(dim1=-2, dim2=-1).add_(null)
     return result, left, right, eigenvalues

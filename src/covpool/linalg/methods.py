@@ -62,7 +62,8 @@ class Method:
     @property
     def iterative(self) -> bool:
         """Whether the forward pass works on the matrix itself, without its eigenvalues."""
-        return isinstance(self.forward, Iteration)
+        # Not isinstance, which takes 15 µs of a protocol.
+        return hasattr(self.forward, Iteration.matrix.__name__)
 
     @property
     def functions(self) -> tuple[str, ...]:

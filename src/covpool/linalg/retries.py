@@ -139,16 +139,21 @@ class Factorisation:
         return None
 
 
-@lru_cache(maxsize=64)
-def probe(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def probe(size: int, like: Tensor) -> Tensor:
     """A unit vector (size,) without symmetries, which shows a wrong result. Not to be changed."""
-    x = torch.arange(1, size + 1, dtype=dtype, device=device).mul(2.4).cos()
+    return _probe(size, like.dtype).to(like.device)
+
+
+@lru_cache(maxsize=64)
+def _probe(size: int, dtype: torch.dtype) -> Tensor:
+    # Kept on the CPU alone: a GPU's would be written on one stream and read on another.
+    x = torch.arange(1, size + 1, dtype=dtype, device="cpu").mul(2.4).cos()
     return x / x.norm()
 
 
 def largest(values: Tensor) -> Tensor:
-    """The largest magnitude of each row (*, n); NaN where there is one, 0 of none."""
-    # In one operation, as few numbers cost no more than its call.
+    """The largest magnitude of each row (*, n); NaN where there is one. n is not 0."""
+    # In one operation: on so few numbers it costs what its call costs.
     return torch.linalg.vector_norm(values, torch.inf, dim=-1)
 
 

@@ -34,10 +34,7 @@ def _failed(matrices: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
     """For fixed vectors x and y, UᵀU x and VᵀV x have to be x, and U S Vᵀ y has to be A y."""
     u, s, vh = factors
     longer = max(matrices.shape[-2:])
-    x, y = (
-        probe(size, matrices.dtype, matrices.device)[:, None]
-        for size in (s.shape[-1], matrices.shape[-1])
-    )
+    x, y = (probe(size, matrices)[:, None] for size in (s.shape[-1], matrices.shape[-1]))
     left = u.mT @ (u @ x) - x
     right = vh @ (vh.mT @ x) - x
     residual = u @ (s[..., None] * (vh @ y)) - matrices @ y
