@@ -152,6 +152,10 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
 
 
 def _at_least_rounding(eigenvalues: Tensor) -> Tensor:
+    """Eigenvalues (*, m) raised to eps of the largest, so that f(λ) − f(0) may be divided by them.
+
+    For smooth f that changes nothing beyond rounding. Those of a zero matrix stay zero.
+    """
     epsilon = torch.finfo(eigenvalues.dtype).eps
     return torch.maximum(eigenvalues, epsilon * eigenvalues.amax(-1, keepdim=True).clamp_min(0))
 

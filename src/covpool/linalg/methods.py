@@ -14,7 +14,6 @@ from covpool.linalg.algorithms import (
     Eigendecomposition,
     Forward,
     Gradient,
-    Iteration,
     NewtonSchulz,
     Pairwise,
     TopN,
@@ -62,8 +61,8 @@ class Method:
     @property
     def iterative(self) -> bool:
         """Whether the forward pass works on the matrix itself, without its eigenvalues."""
-        # Not isinstance, which takes 15 µs of a protocol.
-        return hasattr(self.forward, Iteration.matrix.__name__)
+        # What sets the protocol `Iteration` apart; isinstance would take 20 to 30 µs of each call.
+        return hasattr(self.forward, "matrix")
 
     @property
     def functions(self) -> tuple[str, ...]:
