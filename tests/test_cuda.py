@@ -80,7 +80,7 @@ def test_return_info():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", METHODS)
 def test_cov_pool(name, dtype, positions):
-    x = torch.randn(5, 8, positions, generator=torch.manual_seed(1)).to(dtype)
+    x = torch.randn(2, 3, 8, 1, positions, generator=torch.manual_seed(1)).to(dtype)
     on_gpu = value_and_gradient(lambda x: covpool.cov_pool(x, name), x, "cuda")
     on_cpu = value_and_gradient(lambda x: covpool.cov_pool(x, name), x, "cpu")
     for one, other in zip(on_gpu, on_cpu, strict=True):

@@ -1,6 +1,7 @@
 """Roots by matrix products: coefficients, both forms, the Lyapunov equation, singular matrices."""
 
 import dataclasses
+from functools import partial
 
 import mpmath
 import numpy as np
@@ -128,6 +129,18 @@ def test_matrix_form_is_spectral_form(name, spectrum, note_error):
     kind = "matrix = spectral" + (" (singular)" if singular else "")
     for one, other in zip(ours, spectral, strict=True):
         assert note_error(kind, name, relative_error(one, other)) <= tolerance
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 9])
+@pytest.mark.parametrize("function", ["matrix_sqrt", "matrix_inv_sqrt"])
+def test_pade_of_every_degree_is_its_spectral_form(function, degree):
+    row = METHODS["mpa-lyapunov"].replace(degree=degree)
+    basis, roots, matrix = geometric(16, 1e4)
+    scale = roots.square().norm()
+    values = row.forward.scalar_root(roots.square() / scale) * scale.sqrt()
+    inverse = function == "matrix_inv_sqrt"
+    expected = (basis * (1 / values if inverse else values)) @ basis.mT
+    assert relative_error(getattr(covpool, function)(matrix, row), expected) <= 1e-12
 
 
 @pytest.mark.parametrize("spectrum", ["separated", "clustered", "tied-dense", "identity", "huge"])
@@ -270,6 +283,24 @@ def test_minimax_in_float32_errs_as_documented(condition, value, gradient):
     reference = exact(basis, eigenvalues.sqrt(), cotangent.double())
     assert value / 4 <= relative_error(ours[0].double(), reference[0]) <= 4 * value
     assert gradient / 4 <= relative_error(ours[1].double(), reference[1]) <= 4 * gradient
+
+
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e8])
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [("matrix_sqrt", name) for name in [*NAMES, "isqrt-cov"]]
+    + [("matrix_inv_sqrt", name) for name in INVERSE if METHODS[name].smooth],
+)
+def test_float32_loses_nothing_to_the_way_of_computing(function, name, condition, size, note_error):
+    """To the same in float64: a quotient of two polynomials was off by 6e-6 in the value."""
+    matrix = geometric(size, condition)[2].float()
+    cotangent = random_symmetric(size, 2).float()
+    root = partial(getattr(covpool, function), method=name, check=False)
+    ours = value_and_gradient(root, matrix, cotangent)
+    reference = value_and_gradient(root, matrix.double(), cotangent.double())
+    for one, other, bound in zip(ours, reference, (1.5e-6, 4e-6), strict=True):
+        assert note_error("float32", name, relative_error(one.double(), other)) <= bound
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,8 @@ def test_meta_tensors_have_shapes(name):
     for positions in (3, 9):
         x = torch.empty(2, 5, positions, device="meta")
         assert covpool.cov_pool(x, name).shape == (2, 5, 5)
+        x = torch.empty(4, 2, 5, positions, 1, device="meta")
+        assert covpool.cov_pool(x, name).shape == (4, 2, 5, 5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

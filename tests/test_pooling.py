@@ -26,6 +26,23 @@ def value_and_gradient(function, x, context=contextlib.nullcontext):
     return result.detach(), gradient
 
 
+def decompose_only(monkeypatch):
+    """What `cov_pool` does where a CPU has many channels, with few of them."""
+    for row in METHODS.values():
+        if row.iterative:
+            monkeypatch.setattr(type(row.forward), "iterated_channels", 0)
+
+
+def autograd_nodes(result):
+    """The names of all that backward passes through."""
+    names, nodes = set(), [result.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        names.add(type(node).__name__.strip("_").removesuffix("BothModesBackward"))
+        nodes += [parent for parent, _ in node.next_functions if parent is not None]
+    return names
+
+
 @pytest.mark.parametrize("positions", [1, 2, 7, 8, 9, 20])
 @pytest.mark.parametrize("name", METHODS)
 def test_gram_path_is_the_covariance_path(name, positions, note_error):
@@ -104,7 +121,10 @@ def test_float32_features_keep_their_accuracy(positions, condition, note_error):
 
 @pytest.mark.parametrize(
     ("channels", "positions", "condition"),
-    [(64, 49, 1e6), (64, 100, 1e5), (256, 196, 1e6), (256, 300, 1), (256, 300, 1e5)],
+    [
+        *[(24, 25, 1e5), (24, 196, 1e5), (64, 49, 1e6), (64, 100, 1e5)],
+        *[(256, 196, 1e6), (256, 300, 1), (256, 784, 3), (256, 300, 1e5)],
+    ],
 )
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_keeps_the_accuracy_of_float32_features(
@@ -128,6 +148,7 @@ def test_shares_of_the_batch_are_the_batch(name, positions, monkeypatch):
     pooled = partial(covpool.cov_pool, method=name)
     whole = value_and_gradient(pooled, x)
     threads = torch.get_num_threads()
+    decompose_only(monkeypatch)
     monkeypatch.setattr("covpool.linalg.features.SHARED_ELEMENTS", 0)
     monkeypatch.setattr("covpool.linalg.parallel.SHARE_ELEMENTS", 250)
     try:
@@ -138,6 +159,32 @@ def test_shares_of_the_batch_are_the_batch(name, positions, monkeypatch):
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
+
+
+ITERATED = [name for name, row in METHODS.items() if row.iterated_channels]
+
+
+@pytest.mark.parametrize("positions", [7, 20])
+@pytest.mark.parametrize("name", ITERATED)
+def test_few_channels_are_pooled_by_the_iteration_which_is_the_same(name, positions, monkeypatch):
+    """Value, gradient and forward mode, and second derivatives where there are any."""
+    x, direction = features(3, 6, positions), features(3, 6, positions, seed=5)
+    pooled = partial(covpool.cov_pool, method=name)
+
+    def everything():
+        results = [*value_and_gradient(pooled, x), *torch.func.jvp(pooled, (x,), (direction,))]
+        if name == "isqrt-cov":
+            gradient = torch.func.grad(lambda x: pooled(x).pow(3).sum())
+            results += torch.func.jvp(gradient, (x,), (direction,))
+        return results
+
+    iterated = everything()
+    assert "CovarianceFunction" not in autograd_nodes(pooled(x.requires_grad_()))
+    decompose_only(monkeypatch)
+    assert "CovarianceFunction" in autograd_nodes(pooled(x))
+    x.requires_grad_(False)
+    for one, other in zip(iterated, everything(), strict=True):
+        assert relative_error(one, other) <= 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -17,6 +17,21 @@ COMMITTED = parse(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: f"{subject.group}-{subject.name}")
 def test_table_holds(subject):
+    hold(subject)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [s for s in SUBJECTS if s.group == "cov_pool, N > C" and METHODS[s.name].iterated_channels],
+    ids=lambda subject: subject.name,
+)
+def test_table_holds_for_many_channels_too(subject, monkeypatch):
+    """Those of the table are few enough to be pooled by the iteration."""
+    monkeypatch.setattr(type(METHODS[subject.name].forward), "iterated_channels", 0)
+    hold(subject)
+
+
+def hold(subject):
     committed = dict(zip(CHECKS, COMMITTED[subject.group, subject.name], strict=True))
     chosen = [check for check in CHECKS if in_every_run(subject, check)]
     measured = {check: measure(subject, check) for check in chosen}

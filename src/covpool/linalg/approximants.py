@@ -36,6 +36,8 @@ class MatrixTaylor(RootIteration):
 
     functions: ClassVar[frozenset[str]] = frozenset({SQRT.name})
     least_dtype: ClassVar[torch.dtype] = torch.float32
+    iterated_channels: ClassVar[int] = 24
+    """0.75 to 0.95 of the decomposition's time at 8 to 24 channels, 0.85 to 1.7 at 48."""
     accurate: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -80,10 +82,12 @@ class MatrixPade(RootIteration):
     """The diagonal Padé approximant of √(1 − z) at z = 0, z = 1 − A/‖A‖: "MPA" of Song et al.
 
     With N = 2m + 1 and x = 1 − z it is Σ binomial(N, 2k) xᵏ / Σ binomial(N, 2k + 1) xᵏ, k = 0..m,
-    which is √x · ((1 + √x)ᴺ + (1 − √x)ᴺ) / ((1 + √x)ᴺ − (1 − √x)ᴺ): all terms positive, where the
-    usual form in powers of z cancels (Lu, "A Padé approximation method for square roots of
-    symmetric positive definite matrices", SIAM J. Matrix Anal. Appl. 19, 1998; Kenney, Laub,
-    "Rational iterative methods for the matrix sign function", ibid. 12, 1991).
+    which is √x · ((1 + √x)ᴺ + (1 − √x)ᴺ) / ((1 + √x)ᴺ − (1 − √x)ᴺ), and in partial fractions
+    1/N + 2/N Σ x/(sin² + cos² x) at jπ/N, j = 1..m: all terms positive, where the usual form in
+    powers of z cancels (Lu, "A Padé approximation method for square roots of symmetric positive
+    definite matrices", SIAM J. Matrix Anal. Appl. 19, 1998; Kenney, Laub, "Rational iterative
+    methods for the matrix sign function", ibid. 12, 1991). Of a matrix it is summed up from two
+    fractions; rounding in float32 then costs up to 5e-7.
 
     It approximates: the smaller an eigenvalue, the more its root is overestimated, and zero gives
     √‖A‖/N. The gradient is that of an exact root, at the approximate F, and so not the derivative
@@ -129,10 +133,46 @@ class MatrixPade(RootIteration):
         return numerator / denominator
 
     def normalised_roots(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:
-        powers = _powers(x, self.degree)
-        numerator, denominator = (_combination(c, powers) for c in self.coefficients())
-        root = _quotient(numerator, denominator)
-        return root, _quotient(denominator, numerator) if inverse else None
+        powers = _powers(x, max(1, self.degree - 1))
+        root = self._sum_of_fractions(powers, inverse=False)
+        return root, self._sum_of_fractions(powers, inverse=True) if inverse else None
+
+    def _sum_of_fractions(self, powers: Sequence[Tensor], *, inverse: bool) -> Tensor:
+        """r(X) = I/N + 2/N Σ (s I + c X)⁻¹ X over the m pairs of sin² and cos² of jπ/N.
+
+        1/r is the same without the factor X and with (j − 1/2)π/N. As one fraction the denominator
+        has condition 93 at degree 5 (that of the inverse 1024), and float32 lost up to 6e-6 (1e-5).
+        Here the first is by itself, with condition 13 (49), and the others are one, with 7 (20), in
+        1.5 times the time; each by itself would gain no more.
+        """
+        order = 2 * self.degree + 1
+        first = 0.5 if inverse else 1.0
+        angles = [(first + j) * math.pi / order for j in range(self.degree)]
+        terms = [(math.sin(angle) ** 2, math.cos(angle) ** 2) for angle in angles]
+        total = powers[0] / order
+        for together in (terms[:1], terms[1:]):
+            if together:
+                numerator, denominator = _sum_of_reciprocals(together)
+                numerator = [2 / order * coefficient for coefficient in numerator]
+                shifted = _combination(numerator, powers[0 if inverse else 1 :])
+                total = total + _quotient(shifted, _combination(denominator, powers))
+        return total
+
+
+def _sum_of_reciprocals(terms: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Numerator and denominator of Σ 1/(s + c x), coefficients of the lowest power first."""
+    numerator: list[float] = []
+    denominator = [1.0]
+    for s, c in terms:
+        raised = _times_linear(numerator, s, c)
+        numerator = [p + q for p, q in zip(raised, denominator, strict=True)]
+        denominator = _times_linear(denominator, s, c)
+    return numerator, denominator
+
+
+def _times_linear(polynomial: Sequence[float], s: float, c: float) -> list[float]:
+    pairs = zip([*polynomial, 0.0], [0.0, *polynomial], strict=True)
+    return [s * low + c * high for low, high in pairs]
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -20,8 +20,10 @@ Xc V or UᵀXc) are computed in the decomposition's dtype, the others in the wor
 To a method that is smooth at zero, small singular values are like others. No rank is needed, and
 the working dtype is enough for everything: L is of order one, and S Vᵀ = UᵀXc/√N is not divided by
 S. In float32 the eigenvalues are then Rayleigh quotients of the computed vectors, and what is
-summed up is (ΣU) diag((f(λ) − f(0))/λ) Uᵀ, so that the decomposition's own errors, of several eps
-of the largest eigenvalue, are multiplied by small eigenvalues where f is steepest.
+summed up is f(0) I + w Σ + (ΣU) diag((f(λ) − f(0))/λ − w) Uᵀ, so that the decomposition's own
+errors, of several eps of the largest eigenvalue, are multiplied by small eigenvalues where f is
+steepest; w = Σ (f(λ) − f(0))/Σ λ, so that they are multiplied by little where all are near each
+other and f is a multiple of λ.
 
 Shapes: features (*, C, N), U (*, C, m), V (*, N, m), eigenvalues S² (*, m), result (*, C, C). None
 of this is differentiated by autograd.
@@ -142,11 +144,15 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
     with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
     values = method.forward.values(computation.function, with_zero, channels).to(working)
     null, weights = values[..., :1], values[..., 1:] - values[..., :1]
+    linear = None
     if reciprocals is not None:
-        weights = weights * reciprocals
+        total = eigenvalues.sum(-1, keepdim=True)
+        common = weights.sum(-1, keepdim=True) / torch.where(total == 0, 1, total)
+        weights = weights * reciprocals - common
+        linear = common[..., None] * covariance
     result = (images * weights[..., None, :]) @ left.to(working).mT
-    if reciprocals is not None:
-        result = symmetric_part(result)
+    if linear is not None:
+        result = symmetric_part(result).add_(linear)
     result.diagonal(dim1=-2, dim2=-1).add_(null)
     return result, left, right, eigenvalues
 

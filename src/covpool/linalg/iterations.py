@@ -51,6 +51,9 @@ class RootIteration(ABC):
     least_dtype: ClassVar[torch.dtype]
     """The dtype to compute in at least, unless another is asked for."""
 
+    iterated_channels: ClassVar[int] = 0
+    """See `Iteration`."""
+
     accurate: ClassVar[bool]
     """Whether r is the square root to rounding, so that the Lyapunov equation differentiates it."""
 

@@ -61,8 +61,13 @@ class Method:
     @property
     def iterative(self) -> bool:
         """Whether the forward pass works on the matrix itself, without its eigenvalues."""
+        return self.iterated_channels is not None
+
+    @property
+    def iterated_channels(self) -> int | None:
+        """Channels up to which `cov_pool` does so on a CPU too; None of those that never do."""
         # What sets the protocol `Iteration` apart; isinstance would take 20 to 30 µs of each call.
-        return hasattr(self.forward, "matrix")
+        return getattr(self.forward, "iterated_channels", None)
 
     @property
     def functions(self) -> tuple[str, ...]:
