@@ -118,6 +118,7 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
     method, working = computation.method, computation.working_dtype
     channels, positions = features.shape[-2:]
     centred = centre(features, computation.decomposition_dtype)
+    linear = None
     if works_on_gram(features):
         eigenvalues, right = decompose((centred.mT @ centred).div_(positions))
         left = centred @ right
@@ -128,28 +129,26 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
             eigenvalues = clip_to_rank(eigenvalues, channels)
         left = left.mul_((_inverse_root(eigenvalues) * positions**-0.5)[..., None, :]).to(working)
         right = right.to(working)
-        images, reciprocals = left, None
+        images = left
     else:
         covariance = _covariance(centred)
         eigenvalues, left = decompose(covariance)
         right = left[..., :0]
         if method.smooth:
-            images = covariance @ left
+            linear, images = covariance, covariance @ left
             eigenvalues = _at_least_rounding((left * images).sum(-2))
-            reciprocals = eigenvalues.reciprocal().masked_fill_(eigenvalues == 0, 0)
         else:
             eigenvalues = clip_to_rank(eigenvalues, channels)
-            images, reciprocals = left.to(working), None
+            images = left.to(working)
     # The first is what the null space gets, which polynomials of A do not leave at zero.
     with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
     values = method.forward.values(computation.function, with_zero, channels).to(working)
     null, weights = values[..., :1], values[..., 1:] - values[..., :1]
-    linear = None
-    if reciprocals is not None:
+    if linear is not None:
         total = eigenvalues.sum(-1, keepdim=True)
-        common = weights.sum(-1, keepdim=True) / torch.where(total == 0, 1, total)
-        weights = weights * reciprocals - common
-        linear = common[..., None] * covariance
+        slope = weights.sum(-1, keepdim=True) / torch.where(total == 0, 1, total)
+        weights = weights / torch.where(eigenvalues == 0, 1, eigenvalues) - slope
+        linear = slope[..., None] * linear
     result = (images * weights[..., None, :]) @ left.to(working).mT
     if linear is not None:
         result = symmetric_part(result).add_(linear)
