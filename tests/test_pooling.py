@@ -161,6 +161,35 @@ def test_shares_of_the_batch_are_the_batch(name, positions, monkeypatch):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 30, 4, 3), (3, 30, 29), (3, 30, 31), (5, 30, 90)])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_ways_of_a_gpu_give_the_same_on_a_cpu(name, shape, monkeypatch, note_error):
+    """Value, gradient, forward mode, vmap and refusal; in float32 to its rounding."""
+    x, direction = features(*shape), features(*shape, seed=5)
+    pooled = partial(covpool.cov_pool, method=name)
+
+    def everything(x):
+        _, change = torch.func.jvp(pooled, (x,), (direction.to(x.dtype),))
+        return *value_and_gradient(pooled, x), change, torch.vmap(pooled)(x)
+
+    def refusal():
+        bad = x.clone()
+        bad[1].fill_(torch.nan)
+        with pytest.raises(ValueError, match="NaN or infinite") as caught:
+            pooled(bad)
+        return str(caught.value)
+
+    expected, refused = everything(x), refusal()
+    for module in ("pooling", "linalg.features", "linalg.retries"):
+        monkeypatch.setattr(f"covpool.{module}.on_cpu", lambda tensor: False)
+    assert refusal() == refused
+    for dtype, bound in ((torch.float64, 1e-11), (torch.float32, 1e-6)):
+        for one, other in zip(everything(x.to(dtype)), expected, strict=True):
+            assert one.dtype == dtype
+            error = relative_error(one.double(), other)
+            assert note_error(f"as on a GPU, {dtype}", name, error) <= bound
+
+
 ITERATED = [name for name, row in METHODS.items() if row.iterated_channels]
 
 

@@ -13,7 +13,7 @@ from covpool.linalg.functions import matrix_sqrt
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.methods import METHODS, Method, choose, get_method
 from covpool.linalg.scalar import SQRT
-from covpool.linalg.spectrum import full_precision, product, unreadable
+from covpool.linalg.spectrum import full_precision, on_cpu, product, unreadable
 
 POOLINGS: tuple[str, ...] = ("gap", *METHODS)
 """What may be chosen where a pooling is chosen: global average pooling, and every method."""
@@ -131,7 +131,7 @@ def cov_pool(
             wide = features.detach().to(torch.promote_types(x.dtype, working))
             scale = _power_of_two(wide, decomposition)
             # A look costs a synchronisation on a GPU, where the products with 1 are quicker.
-            if unreadable(scale) or scale.device.type != "cpu" or (scale != 1).any():
+            if unreadable(scale) or not on_cpu(scale) or (scale != 1).any():
                 features = features / scale
             else:
                 scale = None
@@ -148,14 +148,13 @@ def _iterates(method: Method, features: Tensor) -> bool:
     Not by the batch: a sample's result is to depend on nothing but itself.
     """
     limit = method.iterated_channels
-    on_cpu = features.device.type == "cpu"
-    return limit is not None and (not on_cpu or features.shape[-2] <= limit)
+    return limit is not None and (not on_cpu(features) or features.shape[-2] <= limit)
 
 
 def _by_iteration(features: Tensor, method: Method, compute_dtype: torch.dtype | None) -> Tensor:
     own = working_dtype(features.dtype, method, compute_dtype)
     # Few channels on a CPU: float64 halves the error for little. A GPU's may be 64 times as slow.
-    wide = compute_dtype is None and features.device.type == "cpu"
+    wide = compute_dtype is None and on_cpu(features)
     matrix = _covariance(features.to(torch.float64 if wide else own)).to(own)
     return matrix_sqrt(matrix, method, compute_dtype=own, check=False)
 

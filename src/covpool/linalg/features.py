@@ -39,7 +39,13 @@ from torch import Tensor
 from covpool.linalg.decomposition import decompose
 from covpool.linalg.parallel import by_shares
 from covpool.linalg.scalar import ScalarFunction
-from covpool.linalg.spectrum import clip_to_rank, full_precision, symmetric_part, unreadable
+from covpool.linalg.spectrum import (
+    clip_to_rank,
+    full_precision,
+    on_cpu,
+    symmetric_part,
+    unreadable,
+)
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
@@ -85,7 +91,7 @@ def _covariance(centred: Tensor) -> Tensor:
     Large ones on a CPU without the blocks above the diagonal.
     """
     size, positions = centred.shape[-2:]
-    if size < BLOCKED_SIZE or centred.device.type != "cpu" or unreadable(centred):
+    if size < BLOCKED_SIZE or not on_cpu(centred) or unreadable(centred):
         return symmetric_part((centred @ centred.mT).div_(positions))
     result = centred.new_empty((*centred.shape[:-1], size))
     step = -(-size // 4)
@@ -104,7 +110,7 @@ def by_samples(
 ) -> tuple[Tensor, ...]:
     """`function(features, *others)`, by shares of the batch where that is quicker."""
     elements = sum(tensor.numel() for tensor in (features, *others))
-    if features.device.type != "cpu" or unreadable(features) or elements < SHARED_ELEMENTS:
+    if not on_cpu(features) or unreadable(features) or elements < SHARED_ELEMENTS:
         return function(features, *others)
     return by_shares(function, (features, *others))
 

@@ -13,7 +13,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.parallel import SampleError, shares
-from covpool.linalg.spectrum import full_precision, rank_tolerance, transformed, unreadable
+from covpool.linalg.spectrum import (
+    full_precision,
+    on_cpu,
+    rank_tolerance,
+    transformed,
+    unreadable,
+)
 from covpool.linalg.threads import spread
 
 PROBE_SLACK = 64
@@ -105,7 +111,7 @@ class Factorisation:
     def _solved(self, matrices: Tensor) -> Factors:
         """The solver's factors, NaN where it raised."""
         batch = len(matrices)
-        threads = min(torch.get_num_threads(), batch) if matrices.device.type == "cpu" else 1
+        threads = min(torch.get_num_threads(), batch) if on_cpu(matrices) else 1
         if threads == 1 or matrices.numel() * min(matrices.shape[-2:]) < PARALLEL_WORK:
             try:
                 return self.solve(matrices)

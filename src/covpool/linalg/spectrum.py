@@ -29,6 +29,11 @@ def clip_to_rank(eigenvalues: Tensor, size: int) -> Tensor:
     return torch.where(eigenvalues <= threshold.clamp_min(0), 0, eigenvalues)
 
 
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether the ways of computing that suit a CPU are taken: tests take the others there too."""
+    return tensor.device.type == "cpu"
+
+
 def symmetric_part(matrix: Tensor) -> Tensor:
     return 0.5 * (matrix + matrix.mT)
 
