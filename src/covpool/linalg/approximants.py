@@ -37,7 +37,7 @@ class MatrixTaylor(RootIteration):
     functions: ClassVar[frozenset[str]] = frozenset({SQRT.name})
     least_dtype: ClassVar[torch.dtype] = torch.float32
     iterated_channels: ClassVar[int] = 24
-    """0.75 to 0.95 of the decomposition's time at 8 to 24 channels, 0.85 to 1.7 at 48."""
+    """0.75 to 1.0 of the decomposition's time at 8 to 24 channels, 0.9 to 1.7 at 48."""
     accurate: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
