@@ -34,7 +34,7 @@ def two_threads(request, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     # Small shares, so that a small batch has many.
-    monkeypatch.setattr(parallel, "SHARE_ELEMENTS", 60)
+    monkeypatch.setattr(parallel, "SHARE_BYTES", 240)
     yield
     torch.set_num_threads(before)
 

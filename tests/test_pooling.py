@@ -150,7 +150,7 @@ def test_shares_of_the_batch_are_the_batch(name, positions, monkeypatch):
     threads = torch.get_num_threads()
     decompose_only(monkeypatch)
     monkeypatch.setattr("covpool.linalg.features.SHARED_ELEMENTS", 0)
-    monkeypatch.setattr("covpool.linalg.parallel.SHARE_ELEMENTS", 250)
+    monkeypatch.setattr("covpool.linalg.parallel.SHARE_BYTES", 2000)
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)

@@ -39,7 +39,9 @@ class CovarianceFunction(Function):
         features: Tensor, computation: Computation
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         result, left, right, eigenvalues = spectral.by_samples(
-            partial(spectral.value, computation=computation), features
+            partial(spectral.value, computation=computation),
+            computation.decomposition_dtype,
+            features,
         )
         return result, left, right, eigenvalues
 
@@ -106,7 +108,8 @@ class CovarianceDerivative(Function):
         def derive(*tensors: Tensor) -> tuple[Tensor]:
             return (derivative(*tensors, computation=computation),)
 
-        (result,) = spectral.by_samples(derive, features, along, left, right, eigenvalues)
+        tensors = features, along, left, right, eigenvalues
+        (result,) = spectral.by_samples(derive, computation.decomposition_dtype, *tensors)
         return result
 
     @staticmethod

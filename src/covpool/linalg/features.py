@@ -82,7 +82,7 @@ def centre(features: Tensor, dtype: torch.dtype) -> Tensor:
     centred = features.to(wide, copy=True)
     centred = centred.sub_(centred.mean(-1, keepdim=True)).to(dtype)
     # The mean was rounded to its own digits, which are few beside a small rest.
-    return centred if dtype == torch.float64 else centred - centred.mean(-1, keepdim=True)
+    return centred if dtype == torch.float64 else centred.sub_(centred.mean(-1, keepdim=True))
 
 
 def _covariance(centred: Tensor) -> Tensor:
@@ -106,13 +106,16 @@ def _covariance(centred: Tensor) -> Tensor:
 
 
 def by_samples(
-    function: Callable[..., tuple[Tensor, ...]], features: Tensor, *others: Tensor
+    function: Callable[..., tuple[Tensor, ...]],
+    dtype: torch.dtype,
+    features: Tensor,
+    *others: Tensor,
 ) -> tuple[Tensor, ...]:
-    """`function(features, *others)`, by shares of the batch where that is quicker."""
+    """`function(features, *others)`, which computes in `dtype`, by shares where that is quicker."""
     elements = sum(tensor.numel() for tensor in (features, *others))
     if not on_cpu(features) or unreadable(features) or elements < SHARED_ELEMENTS:
         return function(features, *others)
-    return by_shares(function, (features, *others))
+    return by_shares(function, (features, *others), dtype=dtype)
 
 
 def _inverse_root(eigenvalues: Tensor) -> Tensor:
@@ -211,9 +214,12 @@ def _slope(
         null = None
         weights = loewner.mul_(scales[..., None, :]).to(working)
         factors = (scales if method.smooth else _inverse_root(eigenvalues)) / positions
-        rows = left.mT * factors[..., None], centre(features, left.dtype)
-        if not method.smooth:
-            rows = ((rows[0] @ rows[1]).to(working),)
+        onto = left.mT * factors[..., None]
+        if method.smooth:
+            rows = onto, centre(features, left.dtype)
+        else:
+            # The centred features are let go before the product is converted: the peak of memory.
+            rows = ((onto @ centre(features, left.dtype)).to(working),)
     return _Slope(left.to(working), weights, null, trace, scales, rows)
 
 
