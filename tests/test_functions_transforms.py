@@ -32,7 +32,7 @@ DECOMPOSING = [
     (case, name)
     for case in CASES
     for name, row in METHODS.items()
-    if row.supports(case.split()[0]) and not row.iterative
+    if row.supports(case.split()[0]) and row.iteration is None
 ]
 TIES = {
     "separated": lambda: with_spectrum(np.arange(1.0, 6)),

@@ -29,7 +29,7 @@ def value_and_gradient(function, x, context=contextlib.nullcontext):
 def decompose_only(monkeypatch):
     """What `cov_pool` does where a CPU has many channels, with few of them."""
     for row in METHODS.values():
-        if row.iterative:
+        if row.iteration:
             monkeypatch.setattr(type(row.forward), "iterated_channels", 0)
 
 
@@ -190,7 +190,7 @@ def test_the_ways_of_a_gpu_give_the_same_on_a_cpu(name, shape, monkeypatch, note
             assert note_error(f"as on a GPU, {dtype}", name, error) <= bound
 
 
-ITERATED = [name for name, row in METHODS.items() if row.iterated_channels]
+ITERATED = [n for n, row in METHODS.items() if row.iteration and row.iteration.iterated_channels]
 
 
 @pytest.mark.parametrize("positions", [7, 20])

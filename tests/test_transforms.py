@@ -22,7 +22,7 @@ def test_table_holds(subject):
 
 @pytest.mark.parametrize(
     "subject",
-    [s for s in SUBJECTS if s.group == "cov_pool, N > C" and METHODS[s.name].iterated_channels],
+    [s for s in SUBJECTS if s.group == "cov_pool, N > C" and METHODS[s.name].iteration],
     ids=lambda subject: subject.name,
 )
 def test_table_holds_for_many_channels_too(subject, monkeypatch):

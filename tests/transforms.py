@@ -72,7 +72,7 @@ def _functions() -> list[Subject]:
                 return public((a + a.mT) / 2, *exponent, method)
 
             # Without the check, which refuses singular matrices, decompositions work on the range.
-            checked = METHODS[method].iterative and function != "sqrt"
+            checked = METHODS[method].iteration is not None and function != "sqrt"
 
             def of_factor(
                 x: Tensor, method=method, public=public, exponent=exponent, checked=checked

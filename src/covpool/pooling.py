@@ -147,8 +147,9 @@ def _iterates(method: Method, features: Tensor) -> bool:
 
     Not by the batch: a sample's result is to depend on nothing but itself.
     """
-    limit = method.iterated_channels
-    return limit is not None and (not on_cpu(features) or features.shape[-2] <= limit)
+    if method.iteration is None:
+        return False
+    return not on_cpu(features) or features.shape[-2] <= method.iteration.iterated_channels
 
 
 def _by_iteration(features: Tensor, method: Method, compute_dtype: torch.dtype | None) -> Tensor:

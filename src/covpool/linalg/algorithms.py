@@ -11,7 +11,7 @@ L alone. Their arguments are shared:
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -55,7 +55,6 @@ class Forward(Protocol):
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor: ...
 
 
-@runtime_checkable
 class Iteration(Forward, Protocol):
     """A forward algorithm that works on the matrix itself, without its eigenvalues."""
 

@@ -5,7 +5,6 @@ are left out.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,15 +35,6 @@ def compute_dtype(caller: str, dtype: torch.dtype | None) -> None:
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(
             f"{caller}: compute_dtype must be torch.float32, torch.float64 or None, got {dtype!r}"
-        )
-
-
-def pairing(caller: str, function: str, method: str, valid: Sequence[str], has: bool) -> None:
-    """Refuse a method that does not have the function; `valid` names those that do."""
-    if not has:
-        raise ValueError(
-            f"{caller}: method {method!r} does not offer {function!r}; methods that do: "
-            f"{', '.join(valid)}"
         )
 
 

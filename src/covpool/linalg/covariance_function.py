@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg import features as spectral
-from covpool.linalg.algorithms import Iteration
 from covpool.linalg.features import Computation
 from covpool.linalg.matrix_function import eigenpairs, lift
 from covpool.linalg.spectrum import clip_to_rank, full_precision, symmetric_part
@@ -170,8 +169,8 @@ def _curvature(
     def stepwise(x: Tensor) -> Tensor:
         centred = spectral.centre(x, dtype)
         covariance = centred @ centred.mT / x.shape[-1]
-        if method.smooth and isinstance(method.forward, Iteration):
-            return method.forward.matrix(covariance, computation.function, method)
+        if method.smooth and method.iteration is not None:
+            return method.iteration.matrix(covariance, computation.function, method)
         symmetric = symmetric_part(covariance)
         eigenvalues, eigenvectors = eigenpairs(symmetric)
         eigenvalues = clip_to_rank(eigenvalues, x.shape[-2])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from covpool.linalg import checks, diagnostics
-from covpool.linalg.algorithms import Iteration, TopN
+from covpool.linalg.algorithms import TopN
 from covpool.linalg.decomposition import decompose
 from covpool.linalg.matrix_function import eigenpairs, lift
 from covpool.linalg.methods import METHODS, Method, get_method
@@ -45,8 +45,12 @@ def warn_of_float32(method: Method, compute_dtype: torch.dtype | None, stackleve
 def get_pairing(caller: str, function: ScalarFunction, method: str | Method) -> Method:
     """The method's row, or a ValueError that names the rows that offer the function."""
     row = get_method(method)
-    valid = [name for name, other in METHODS.items() if other.supports(function.name)]
-    checks.pairing(caller, function.name, row.name, valid, row.supports(function.name))
+    if not row.supports(function.name):
+        valid = [name for name, other in METHODS.items() if other.supports(function.name)]
+        raise ValueError(
+            f"{caller}: method {row.name!r} does not offer {function.name!r}; methods that do: "
+            f"{', '.join(valid)}"
+        )
     return row
 
 
@@ -82,12 +86,12 @@ def evaluate(
     dtype = working_dtype(matrix.dtype, row, compute_dtype)
     with full_precision(matrix):
         symmetric = symmetric_part(matrix.to(dtype))
-        if isinstance(row.forward, Iteration):
+        if row.iteration is not None:
             if check and _needs_full_rank(function):
                 checks.positive_definite_matrix(caller, symmetric, matrix.dtype)
             elif check:
                 checks.positive_semidefinite_matrix(caller, symmetric, matrix.dtype)
-            result = row.forward.matrix(symmetric, function, row)
+            result = row.iteration.matrix(symmetric, function, row)
             lifted = result.to(matrix.dtype)
             if not return_info:
                 return lifted
@@ -128,10 +132,9 @@ def _diagnose(
 ) -> diagnostics.Diagnostics:
     iterations = None
     if spectrum is None:
-        if isinstance(method.forward, Iteration):
-            taken = method.forward.steps(matrix.dtype)
-            if taken is not None:
-                iterations = torch.full(matrix.shape[:-2], taken, device=matrix.device)
+        taken = None if method.iteration is None else method.iteration.steps(matrix.dtype)
+        if taken is not None:
+            iterations = torch.full(matrix.shape[:-2], taken, device=matrix.device)
         wide = compute_dtype or torch.promote_types(matrix.dtype, torch.float64)
         matrix, result = matrix.to(wide), result.to(wide)
         eigenvalues, eigenvectors = decompose(matrix)
