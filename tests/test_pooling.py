@@ -190,7 +190,7 @@ def test_the_ways_of_a_gpu_give_the_same_on_a_cpu(name, shape, monkeypatch, note
             assert note_error(f"as on a GPU, {dtype}", name, error) <= bound
 
 
-ITERATED = [n for n, row in METHODS.items() if row.iteration and row.iteration.iterated_channels]
+ITERATED = [n for n, row in METHODS.items() if getattr(row.forward, "iterated_channels", 0)]
 
 
 @pytest.mark.parametrize("positions", [7, 20])

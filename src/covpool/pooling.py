@@ -84,8 +84,9 @@ def cov_pool(
         compute_dtype: the dtype of the computation. None: what is decomposed is formed and
             decomposed in float64, and products around the decomposition are in float32 (float64
             for float64 input). Methods to which small singular values are like others
-            (`isqrt-cov`, `mtp-lyapunov`, `mpa-lyapunov`) are in float32 throughout: at C = 256
-            the value is off by up to 9e-7, the gradient by up to 2e-6. `torch.float32` is for
+            (`isqrt-cov`, `mtp-lyapunov`, `mpa-lyapunov`) are in float32 throughout, but for the
+            covariance where they iterate on a CPU: at C = 256 the value is off by up to 9e-7, the
+            gradient by up to 2e-6. `torch.float32` is for
             devices without float64: singular values of Xc below √(C · eps) of the largest, 1/180
             at C = 256, are then lost, and the gradient is wrong by tens of percent where there
             are any; a UserWarning says so, for methods to which small singular values matter.
@@ -101,8 +102,8 @@ def cov_pool(
 
     Second derivatives and forward mode: as for `matrix_sqrt`, on both ways; second derivatives
     are computed by way of the covariance. Call backward outside autocast, as PyTorch recommends:
-    within it, the products of the backward pass of `isqrt-cov` on a GPU, where N > C, are done in
-    half precision.
+    within it, the products of the backward pass of `isqrt-cov`, where it iterates, are done in half
+    precision. It does so where N > C, on a CPU up to 24 channels.
 
     Raises:
         ValueError: a bad shape or dtype, an unknown method, or non-finite samples.

@@ -317,22 +317,18 @@ class NewtonSchulz:
         """
         inverse = function is INV_SQRT
         s, z = x, torch.ones_like(x)
-        of_s = of_z = None
+        of_s = torch.ones_like(x[..., :, None] * x[..., None, :])
+        of_z = torch.zeros_like(of_s)
         # In place: on a CPU fresh memory for a temporary costs more than the arithmetic.
         for _ in range(self.iterations):
             t = torch.rsub(s, 1.5, alpha=0.5)
+            if inverse:
+                of_z.mul_(t[..., None, :]).sub_(of_s * (0.5 * z)[..., :, None])
             half = 0.5 * s * t
             step = t[..., :, None] * t[..., None, :]
-            step.sub_(half[..., :, None]).sub_(half[..., None, :])
-            if of_s is None:
-                of_s, of_z = step, torch.full_like(step, -0.5) if inverse else None
-            else:
-                if of_z is not None:
-                    of_z.mul_(t[..., None, :]).sub_(of_s * (0.5 * z)[..., :, None])
-                of_s.mul_(step)
+            of_s.mul_(step.sub_(half[..., :, None]).sub_(half[..., None, :]))
             z, s = z * t, s * t * t
-        assert of_s is not None
-        if of_z is not None:
+        if inverse:
             return z, of_z
         f = x * z
         total = f[..., :, None] + f[..., None, :]

@@ -22,8 +22,8 @@ the working dtype is enough for everything: L is of order one, and S Vᵀ = Uᵀ
 S. In float32 the eigenvalues are then Rayleigh quotients of the computed vectors, and what is
 summed up is f(0) I + w Σ + (ΣU) diag((f(λ) − f(0))/λ − w) Uᵀ, so that the decomposition's own
 errors, of several eps of the largest eigenvalue, are multiplied by small eigenvalues where f is
-steepest; w = Σ (f(λ) − f(0))/Σ λ, so that they are multiplied by little where all are near each
-other and f is a multiple of λ.
+steepest; w is the mean of (f(λ) − f(0))/λ weighted by λ, so that they are multiplied by little
+where that is nearly the same for all.
 
 Shapes: features (*, C, N), U (*, C, m), V (*, N, m), eigenvalues S² (*, m), result (*, C, C). None
 of this is differentiated by autograd.
@@ -127,7 +127,7 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
     method, working = computation.method, computation.working_dtype
     channels, positions = features.shape[-2:]
     centred = centre(features, computation.decomposition_dtype)
-    linear = None
+    covariance = None
     if works_on_gram(features):
         eigenvalues, right = decompose((centred.mT @ centred).div_(positions))
         left = centred @ right
@@ -144,7 +144,7 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
         eigenvalues, left = decompose(covariance)
         right = left[..., :0]
         if method.smooth:
-            linear, images = covariance, covariance @ left
+            images = covariance @ left
             eigenvalues = _at_least_rounding((left * images).sum(-2))
         else:
             eigenvalues = clip_to_rank(eigenvalues, channels)
@@ -153,11 +153,12 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
     with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
     values = method.forward.values(computation.function, with_zero, channels).to(working)
     null, weights = values[..., :1], values[..., 1:] - values[..., :1]
-    if linear is not None:
+    linear = None
+    if covariance is not None and method.smooth:
         total = eigenvalues.sum(-1, keepdim=True)
         slope = weights.sum(-1, keepdim=True) / torch.where(total == 0, 1, total)
         weights = weights / torch.where(eigenvalues == 0, 1, eigenvalues) - slope
-        linear = slope[..., None] * linear
+        linear = slope[..., None] * covariance
     result = (images * weights[..., None, :]) @ left.to(working).mT
     if linear is not None:
         result = symmetric_part(result).add_(linear)
