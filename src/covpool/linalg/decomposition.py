@@ -8,6 +8,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from covpool.linalg.parallel import empty_column_major
 from covpool.linalg.retries import Factorisation, exceeds, largest, probe
 from covpool.linalg.spectrum import rank_tolerance
 
@@ -36,7 +37,7 @@ def _solve(matrix: Tensor, **out: Decomposition) -> Decomposition:
 
 
 def _blank(matrix: Tensor) -> Decomposition:
-    return matrix.new_empty(matrix.shape[:-1]), matrix.new_empty(matrix.shape).mT
+    return matrix.new_empty(matrix.shape[:-1]), empty_column_major(matrix, *matrix.shape)
 
 
 def _failed(matrices: Tensor, factors: tuple[Tensor, ...]) -> Tensor:

@@ -40,16 +40,21 @@ def _listed(samples: list[int], batch: int) -> str:
     return f"{len(samples)} of {batch} samples: [{', '.join(map(str, samples[:8]))}{more}]"
 
 
-def _empty(batch_shape: torch.Size, sample: Tensor) -> Tensor:
-    """A tensor for a batch of what `sample` (batch, …) holds, matrices column-major where its are.
+def empty_column_major(like: Tensor, *shape: int) -> Tensor:
+    """Uninitialised matrices (*, m, n), each column contiguous, as LAPACK reads and writes them.
 
-    Not a view of anything, which autograd would treat specially.
+    Not the transpose of another tensor: autograd functions must not return views.
     """
+    transposed = torch.empty((*shape[:-2], shape[-1], shape[-2]), device="meta")
+    return like.new_empty_strided(shape, transposed.mT.stride())
+
+
+def _empty(batch_shape: torch.Size, sample: Tensor) -> Tensor:
+    """A tensor for a batch of what `sample` (batch, …) holds, matrices column-major where its are."""
     shape = (*batch_shape, *sample.shape[1:])
     if sample.ndim < 3 or sample.is_contiguous() or not sample.mT.is_contiguous():
         return sample.new_empty(shape)
-    transposed = torch.empty((*shape[:-2], shape[-1], shape[-2]), device="meta")
-    return sample.new_empty_strided(shape, transposed.mT.stride())
+    return empty_column_major(sample, *shape)
 
 
 def shares(batch: int, largest: int) -> Iterator[slice]:

@@ -8,6 +8,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from covpool.linalg.parallel import empty_column_major
 from covpool.linalg.retries import Factorisation, exceeds, largest, probe
 from covpool.linalg.spectrum import rank_tolerance
 
@@ -24,9 +25,9 @@ def _blank(matrix: Tensor) -> SingularFactors:
     count = min(rows, columns)
     batch = matrix.shape[:-2]
     return (
-        matrix.new_empty((*batch, count, rows)).mT,
+        empty_column_major(matrix, *batch, rows, count),
         matrix.new_empty((*batch, count)),
-        matrix.new_empty((*batch, columns, count)).mT,
+        empty_column_major(matrix, *batch, count, columns),
     )
 
 

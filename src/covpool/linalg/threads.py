@@ -3,17 +3,38 @@
 OpenMP's own threads are used where torch computes with OpenMP. They wait for the next product by
 spinning, for milliseconds, and would keep their core from threads of ours meanwhile. Elsewhere, and
 in a forked process, which has lost them, a pool of threads takes their place.
+
+Much of torch's state belongs to a thread, so a helper thread does not have what the caller has set.
+The states, and what is done about each:
+
+- inference mode: the caller's is set in every thread, as tensors of the two kinds do not mix;
+- recording of gradients, in reverse and in forward mode, and autocast: off in every thread;
+- dispatch and function modes (counters, loggers, fake tensors): with one set, the caller computes
+  every part, so that the mode sees all operations; the mode of a default device alone does not
+  matter, as every tensor here is made on the device of another;
+- hooks on saved tensors: without effect, as nothing is saved;
+- the number of threads of torch, OpenMP and MKL: one, put back afterwards;
+- flushing of denormal numbers: a thread takes it from the one that starts it, so that it has to be
+  set before the first parallel operation, as for torch's own threads.
+
+Default dtype, deterministic algorithms and anomaly detection belong to the process. Tasks touch
+tensors on the CPU alone, so that streams and current devices do not matter.
 """
 
 import ctypes
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -36,10 +57,12 @@ if hasattr(os, "register_at_fork"):  # threads do not survive a fork, a lock tha
 def spread(task: Callable[[slice], None], parts: Iterable[slice]) -> None:
     """Call `task(part)` for each part, on `torch.get_num_threads()` threads at once.
 
-    In it torch, OpenMP and MKL use one thread, nothing is recorded for autograd, and autocast is
-    off; the threads' settings are put back afterwards. The first exception is raised when all
-    threads have ended. Where they are OpenMP's, the caller's is one of them. A single part is
-    computed by the caller, with all its threads.
+    In it torch, OpenMP and MKL use one thread, nothing is recorded for autograd, autocast is off,
+    and inference mode is the caller's; the threads' settings are put back afterwards. The first
+    exception is raised when all threads have ended, and so are signals' handlers called. Where the
+    threads are OpenMP's, the caller's is one of them. A single part, and everything under a mode of
+    the caller's thread that has to see the operations, is computed by the caller, with all its
+    threads.
     """
     parts = list(parts)
     lock = threading.Lock()
@@ -49,18 +72,65 @@ def spread(task: Callable[[slice], None], parts: Iterable[slice]) -> None:
         with lock:
             return next(remaining, None)
 
-    @torch.no_grad()
+    inference = torch.is_inference_mode_enabled()
+
     @torch.autocast("cpu", enabled=False)
     def work() -> None:
-        while (part := take()) is not None:
-            task(part)
+        # Inference mode first: setting it sets the recording of gradients too, in both modes.
+        with torch.inference_mode(inference), torch.no_grad(), _no_forward_mode():
+            while (part := take()) is not None:
+                task(part)
 
-    if len(parts) == 1 or torch.get_num_threads() == 1:
+    if len(parts) == 1 or torch.get_num_threads() == 1 or _watched():
         work()
     elif _forked or (team := _openmp()) is None:
         _on_pool(work)
     else:
         team(work)
+
+
+def _no_forward_mode() -> Any:
+    return forward_ad._set_fwd_grad_enabled(False)  # pyright: ignore[reportPrivateUsage]
+
+
+def _watched() -> bool:
+    """Whether a mode of the caller's thread looks at operations."""
+    if torch._C._len_torch_dispatch_stack():  # pyright: ignore[reportAttributeAccessIssue]
+        return True
+    modes = _get_current_function_mode_stack()
+    return any(not isinstance(mode, DeviceContext) for mode in modes)
+
+
+_HANDLED = [
+    getattr(signal, name)
+    # Ctrl-C last: its handler is put back last, as it is the one that raises.
+    for name in ("SIGTERM", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGBREAK", "SIGINT")
+    if hasattr(signal, name)
+]
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Signals that arrive in the block have their handlers called at its end.
+
+    Python calls them in the main thread between any two instructions. In a function that C code has
+    called, what they raise (KeyboardInterrupt) is printed and lost.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in _HANDLED}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    arrived: list[int] = []
+    try:
+        for number in handlers:
+            signal.signal(number, lambda number, _: arrived.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number in arrived:
+        handlers[number](number, None)
 
 
 class _OpenMPTeam:
@@ -85,8 +155,9 @@ class _OpenMPTeam:
             except BaseException as error:  # none may pass through OpenMP's own code
                 failures.append(error)
 
-        # A team of all of them: OpenMP would end those that a smaller one leaves over.
-        self._parallel(_Body(body), None, torch.get_num_threads(), 0)
+        with _signals_deferred():
+            # A team of all of them: OpenMP would end those that a smaller one leaves over.
+            self._parallel(_Body(body), None, torch.get_num_threads(), 0)
         if failures:
             raise failures[0]
 
