@@ -50,7 +50,7 @@ def empty_column_major(like: Tensor, *shape: int) -> Tensor:
 
 
 def _empty(batch_shape: torch.Size, sample: Tensor) -> Tensor:
-    """A tensor for a batch of what `sample` (batch, …) holds, matrices column-major where its are."""
+    """A tensor for a batch of what `sample` (batch, …) holds, column-major where that is."""
     shape = (*batch_shape, *sample.shape[1:])
     if sample.ndim < 3 or sample.is_contiguous() or not sample.mT.is_contiguous():
         return sample.new_empty(shape)
