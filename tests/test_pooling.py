@@ -38,7 +38,7 @@ def autograd_nodes(result):
     names, nodes = set(), [result.grad_fn]
     while nodes:
         node = nodes.pop()
-        names.add(type(node).__name__.strip("_").removesuffix("BothModesBackward"))
+        names.add(type(node).__name__.strip("_").removesuffix("Backward"))
         nodes += [parent for parent, _ in node.next_functions if parent is not None]
     return names
 

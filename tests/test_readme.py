@@ -1,9 +1,14 @@
 """The README's Python examples run, in order, in one namespace."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 import covpool
 
@@ -39,3 +44,38 @@ def test_table_of_methods_is_that_of_the_package():
         )
         cells = (f"`{name}`", row.paper_name or "", row.forward.title, row.gradient.title)
         assert f"| {' | '.join(cells)} | {constants} | {row.description} |" in text
+
+
+def covpool_command(arguments, folder):
+    """As a user types it: a process of its own, at the default number of threads."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "COLUMNS")}
+    done = subprocess.run(
+        [sys.executable, "-m", "covpool.cli", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, f"covpool {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_commands_one_after_the_other(tmp_path):
+    """The default network's batches are decomposed by several threads, in evaluation too."""
+    covpool_command(["train", "--train.epochs", "1", "--output", "runs/one"], tmp_path)
+    summary = json.loads((tmp_path / "runs/one/summary.json").read_text())
+    found = covpool_command(["evaluate", "runs/one"], tmp_path)
+    assert f"{100 * summary['best']['test_top1']:.2f}" in found
+    Image.new("L", (28, 28), 255).save(tmp_path / "white.png")
+    assert "white.png" in covpool_command(["predict", "runs/one", "white.png"], tmp_path)
+    covpool_command(["train", "--resume", "runs/one", "--train.epochs", "2"], tmp_path)
+    compare = ["compare", "--methods", "gap,exact", "--seeds", "2", "--jobs", "2"]
+    found = covpool_command([*compare, "--train.epochs", "1", "--output", "runs/two"], tmp_path)
+    assert "| gap | 2/2 |" in found
+    assert "| exact | 2/2 |" in found
+    covpool_command(["export", "runs/one", "--number", "32"], tmp_path)
+    assert (tmp_path / "runs/one/export/model.onnx").exists()
+    covpool_command(["report", "runs/two"], tmp_path)
+    assert (tmp_path / "runs/two/report.html").exists()

@@ -1,7 +1,4 @@
-"""f(cov X) as one autograd function of the features X, computed by `covpool.linalg.features`.
-
-Forward mode is in subclasses, as torch.compile takes no function with a `jvp`.
-"""
+"""f(cov X) as one autograd function of the features X, computed by `covpool.linalg.features`."""
 
 from functools import partial
 from typing import Any
@@ -13,6 +10,7 @@ from torch.autograd import Function
 from covpool.linalg import features as spectral
 from covpool.linalg.features import Computation
 from covpool.linalg.matrix_function import eigenpairs, lift
+from covpool.linalg.modes import in_both_modes, save
 from covpool.linalg.spectrum import clip_to_rank, full_precision, symmetric_part
 
 
@@ -22,16 +20,12 @@ def covariance_function(features: Tensor, computation: Computation) -> Tensor:
     Differentiable in both modes; second derivatives, by way of the covariance, are right or refused
     as those of `lift` are.
     """
-    compiling = torch.compiler.is_compiling()
-    function = CovarianceFunction if compiling else _CovarianceFunctionBothModes
-    result, *_ = function.apply(features, computation)
+    result, *_ = _covariance_function(features, computation)
     return result
 
 
 class CovarianceFunction(Function):
     """(X, computation) → f(cov X), and U, V, S² to be saved, which are not differentiable."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -48,26 +42,11 @@ class CovarianceFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         features, ctx.computation = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(features, *output[1:])
+        save(ctx, features, *output[1:])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None]:
         return _derive(grad_outputs[0], ctx.saved_tensors, ctx.computation, adjoint=True), None
-
-
-class _CovarianceFunctionBothModes(CovarianceFunction):
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        CovarianceFunction.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(inputs[0], *output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None]:
-        # Not materialised: None is the gradient of what does not matter.
-        if grad_outputs[0] is None:
-            return None, None
-        return CovarianceFunction.backward(ctx, *grad_outputs)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
@@ -75,12 +54,13 @@ class _CovarianceFunctionBothModes(CovarianceFunction):
         return change, None, None, None
 
 
+_covariance_function = in_both_modes(CovarianceFunction)
+
+
 def _derive(
     along: Tensor, saved: tuple[Tensor, ...], computation: Computation, *, adjoint: bool
 ) -> Tensor:
-    compiling = torch.compiler.is_compiling()
-    derivative = CovarianceDerivative if compiling else _CovarianceDerivativeBothModes
-    return derivative.apply(along, *saved, computation, adjoint)
+    return _covariance_derivative(along, *saved, computation, adjoint)
 
 
 class CovarianceDerivative(Function):
@@ -89,8 +69,6 @@ class CovarianceDerivative(Function):
     The two are each other's transpose, as maps of D. As functions of X their derivative is, for
     both, that of ⟨G, the derivative along H⟩, see `_curvature`.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -114,7 +92,7 @@ class CovarianceDerivative(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *tensors, ctx.computation, ctx.adjoint = inputs
-        ctx.save_for_backward(*tensors)
+        save(ctx, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -126,21 +104,6 @@ class CovarianceDerivative(Function):
             gradient, direction = (along, cotangent) if ctx.adjoint else (cotangent, along)
             for_features = _curvature(gradient, direction, saved[0], ctx.computation)
         return for_along.to(along.dtype), for_features, None, None, None, None, None
-
-
-class _CovarianceDerivativeBothModes(CovarianceDerivative):
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        CovarianceDerivative.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:5])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        # Not materialised: None is the gradient of what does not matter.
-        if grad_outputs[0] is None:
-            return (None,) * 7
-        return CovarianceDerivative.backward(ctx, *grad_outputs)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
@@ -154,6 +117,9 @@ class _CovarianceDerivativeBothModes(CovarianceDerivative):
         elif change is not None:
             parts.append(_second_derivative(along, change, saved[0], ctx.computation))
         return sum(parts[1:], parts[0]) if parts else None
+
+
+_covariance_derivative = in_both_modes(CovarianceDerivative)
 
 
 def _curvature(

@@ -8,6 +8,7 @@ from torch.autograd import Function
 
 from covpool.linalg.decomposition import decompose
 from covpool.linalg.kernels import Kernel
+from covpool.linalg.modes import in_both_modes
 from covpool.linalg.spectrum import (
     full_precision,
     nested_forward_mode,
@@ -20,8 +21,6 @@ from covpool.linalg.spectrum import (
 class Eigh(Function):
     """(matrix, kernel) → eigenvalues (*, n), eigenvectors (*, n, n), both differentiable."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
         return decompose(matrix)
@@ -30,6 +29,7 @@ class Eigh(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.kernel = inputs[1]
         ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
@@ -44,15 +44,6 @@ class Eigh(Function):
         size = eigenvalues.shape[-1]
         return refuse_unless_exact("eigh", gradient, ctx.kernel, eigenvalues, size), None
 
-
-class EighWithForwardMode(Eigh):
-    """The same with a forward derivative, which `torch.compile` does not accept."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        Eigh.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*output)
-
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, Tensor]:
         tangent = grad_inputs[0]
@@ -66,6 +57,9 @@ class EighWithForwardMode(Eigh):
                 refuse_unless_exact("eigh", tangent_values, *rest),
                 refuse_unless_exact("eigh", tangent_vectors, *rest),
             )
+
+
+_eigh = in_both_modes(Eigh)
 
 
 def contract(
@@ -135,6 +129,5 @@ def refuse_unless_exact(
 
 
 def eigendecomposition(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    function = Eigh if torch.compiler.is_compiling() else EighWithForwardMode
-    eigenvalues, eigenvectors = function.apply(matrix, kernel)
+    eigenvalues, eigenvectors = _eigh(matrix, kernel)
     return eigenvalues, eigenvectors

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from covpool.linalg.algorithms import Loewner
 from covpool.linalg.lyapunov import (
-    IterativeRoot,
-    IterativeRootBothModes,
+    iterative_root,
     null_factor,
     sign_quotient,
     sign_steps,
@@ -111,9 +110,7 @@ class RootIteration(ABC):
                 f"gradient of the Lyapunov equation alone, got {method.gradient.title!r}"
             )
         inverse = function is INV_SQRT
-        compiling = torch.compiler.is_compiling()
-        roots = IterativeRoot if compiling else IterativeRootBothModes
-        result = roots.apply(covariance, self, method.gradient, method.name, inverse)
+        result = iterative_root(covariance, self, method.gradient, method.name, inverse)
         return result[2] if inverse else result[0]
 
 

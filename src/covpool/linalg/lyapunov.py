@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
+from covpool.linalg.modes import in_both_modes, save
 from covpool.linalg.spectrum import full_precision, name_samples, symmetric_part, unreadable
 
 if TYPE_CHECKING:
@@ -95,11 +96,8 @@ def null_factor(signs: Tensor) -> Tensor:
 class IterativeRoot(Function):
     """(A, iteration, rule, name, inverse) → F, √‖A‖ (not differentiable) and, if asked, Z = F⁻¹.
 
-    The Lyapunov equation F dF + dF F = dA gives dF, and dZ = −Z dF Z. Forward mode is in a
-    subclass, as torch.compile takes no function with a `jvp`.
+    The Lyapunov equation F dF + dF F = dA gives dF, and dZ = −Z dF Z.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -111,20 +109,18 @@ class IterativeRoot(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, _, ctx.rule, ctx.name, _ = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*output)
-        ctx.save_for_forward(*output)
+        save(ctx, *output)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         root, scale, *inverse = ctx.saved_tensors
-        gradient = symmetric_part(grad_outputs[0])
-        if inverse:
+        parts = [symmetric_part(g) for g in grad_outputs[:1] if g is not None]
+        if inverse and grad_outputs[2] is not None:
             with full_precision(root):
-                gradient = gradient - inverse[0] @ symmetric_part(grad_outputs[2]) @ inverse[0]
+                parts.append(-inverse[0] @ symmetric_part(grad_outputs[2]) @ inverse[0])
+        gradient = sum(parts[1:], parts[0])
         return _solution(gradient, root, scale, ctx.rule, ctx.name), None, None, None, None
 
-
-class IterativeRootBothModes(IterativeRoot):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
         root, scale, *inverse = ctx.saved_tensors
@@ -135,10 +131,11 @@ class IterativeRootBothModes(IterativeRoot):
             return change, None, -inverse[0] @ change @ inverse[0]
 
 
+iterative_root = in_both_modes(IterativeRoot)
+
+
 def _solution(gradient: Tensor, root: Tensor, scale: Tensor, rule: "Lyapunov", name: str) -> Tensor:
-    compiling = torch.compiler.is_compiling()
-    solution = LyapunovSolution if compiling else _LyapunovSolutionBothModes
-    return solution.apply(gradient, root, scale, rule, name)
+    return _lyapunov_solution(gradient, root, scale, rule, name)
 
 
 class LyapunovSolution(Function):
@@ -147,8 +144,6 @@ class LyapunovSolution(Function):
     With the cotangent H and Q the solution for H, G receives Q and F receives −(QP + PQ). That is
     the second derivative where F is the exact root; elsewhere it is refused.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -160,8 +155,7 @@ class LyapunovSolution(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, root, scale, ctx.rule, ctx.name = inputs
-        ctx.save_for_backward(root, scale, output)
-        ctx.save_for_forward(root, scale, output)
+        save(ctx, root, scale, output)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -175,8 +169,6 @@ class LyapunovSolution(Function):
             change = _refuse_unless_exact(change, root, scale, ctx.rule, ctx.name)
         return adjoint, change, None, None, None
 
-
-class _LyapunovSolutionBothModes(LyapunovSolution):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         root, scale, solution = ctx.saved_tensors
@@ -189,6 +181,9 @@ class _LyapunovSolutionBothModes(LyapunovSolution):
             drift = _refuse_unless_exact(drift, root, scale, ctx.rule, ctx.name)
             right = drift if right is None else right + drift
         return _solution(right, root, scale, ctx.rule, ctx.name)  # pyright: ignore[reportArgumentType]
+
+
+_lyapunov_solution = in_both_modes(LyapunovSolution)
 
 
 def _refuse_unless_exact(

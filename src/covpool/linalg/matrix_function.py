@@ -2,9 +2,7 @@
 
 `lift` is f(A). Its first derivative, in both directions, is `derive`, an autograd function itself,
 so that derivatives of second order are right or refused. Eigenpairs are constants to autograd
-throughout: what A does to them is in the formulas.
-
-Forward mode is in subclasses, as torch.compile takes no function with a `jvp`.
+throughout: their dependence on A is accounted for in the formulas.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.decomposition import decompose
+from covpool.linalg.modes import in_both_modes, save
 from covpool.linalg.retries import BelowTransforms
 from covpool.linalg.scalar import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.second_order import pseudoinverse_and_null, second_derivative
@@ -51,8 +50,7 @@ def lift(
         eigenvalues: (*, n) of the matrix, ascending, clipped to its rank; detached.
         eigenvectors: (*, n, n); detached.
     """
-    lifted = Lift if torch.compiler.is_compiling() else _LiftBothModes
-    return lifted.apply(matrix, exponent, eigenvalues, eigenvectors, function, method)
+    return _lift(matrix, exponent, eigenvalues, eigenvectors, function, method)
 
 
 def derive(
@@ -65,8 +63,7 @@ def derive(
     method: "Method",
     adjoint: bool,
 ) -> Tensor:
-    derived = Derivative if torch.compiler.is_compiling() else _DerivativeBothModes
-    return derived.apply(
+    return _derivative(
         direction, anchor, exponent, eigenvalues, eigenvectors, function, method, adjoint
     )
 
@@ -89,8 +86,6 @@ def _conjugate(inner: Tensor, eigenvectors: Tensor) -> Tensor:
 class Lift(Function):
     """See `lift`."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
         matrix: Tensor,
@@ -109,7 +104,7 @@ class Lift(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         matrix, exponent, eigenvalues, eigenvectors, ctx.function, ctx.method = inputs
         anchor = output if _by_lyapunov(ctx.function, ctx.method) else matrix
-        ctx.save_for_backward(anchor, exponent, eigenvalues, eigenvectors)
+        save(ctx, anchor, exponent, eigenvalues, eigenvectors)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -133,20 +128,6 @@ class Lift(Function):
             change = lift(anchor, exponent, eigenvalues, eigenvectors, rate, ctx.method)
             for_exponent = (gradient * change).sum((-2, -1))
         return for_matrix, for_exponent, None, None, None, None
-
-
-class _LiftBothModes(Lift):
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        Lift.setup_context(ctx, inputs, output)
-        anchor = output if _by_lyapunov(ctx.function, ctx.method) else inputs[0]
-        ctx.save_for_forward(anchor, *inputs[1:4])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        # Not materialised: None is the gradient of what does not matter.
-        return (None,) * 6 if grad_outputs[0] is None else Lift.backward(ctx, *grad_outputs)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
@@ -173,6 +154,9 @@ class _LiftBothModes(Lift):
         return total
 
 
+_lift = in_both_modes(Lift)
+
+
 class Derivative(Function):
     """(H, anchor, …) ↦ V (L ∘ VᵀHV) Vᵀ + trace term, the derivative of F along H or its adjoint.
 
@@ -190,8 +174,6 @@ class Derivative(Function):
     derivative dΠ = −(F⁺ dF Π + Π dF F⁺) adds a term to F's; that term is not differentiated
     further, so there the second derivative is the last. `anchor` is F.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -222,7 +204,7 @@ class Derivative(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *tensors, ctx.function, ctx.method, ctx.adjoint = inputs
         solution = output if _by_lyapunov(ctx.function, ctx.method) else None
-        ctx.save_for_backward(*tensors, solution)
+        save(ctx, *tensors, solution)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -253,19 +235,6 @@ class Derivative(Function):
             change = derive(direction, anchor, exponent, *spectrum, rate, ctx.method, ctx.adjoint)
             for_exponent = (cotangent * change).sum((-2, -1))
         return for_direction, for_anchor, for_exponent, None, None, None, None, None
-
-
-class _DerivativeBothModes(Derivative):
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        Derivative.setup_context(ctx, inputs, output)
-        solution = output if _by_lyapunov(ctx.function, ctx.method) else None
-        ctx.save_for_forward(*inputs[:5], solution)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return (None,) * 8 if grad_outputs[0] is None else Derivative.backward(ctx, *grad_outputs)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
@@ -306,6 +275,9 @@ class _DerivativeBothModes(Derivative):
             )
             parts.append(speed[..., None, None] * along)
         return sum(parts[1:], parts[0]) if parts else None
+
+
+_derivative = in_both_modes(Derivative)
 
 
 def _last(anchor: Tensor, eigenvalues: Tensor) -> Tensor:

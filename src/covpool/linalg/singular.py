@@ -17,6 +17,7 @@ from torch.autograd import Function
 
 from covpool.linalg.eigen import contract, refuse_unless_exact
 from covpool.linalg.kernels import Kernel
+from covpool.linalg.modes import in_both_modes
 from covpool.linalg.singular_factors import SINGULAR_VALUE_DECOMPOSITION
 from covpool.linalg.spectrum import (
     full_precision,
@@ -80,8 +81,6 @@ def _outside(basis: Tensor, columns: Tensor) -> Tensor:
 class Svd(Function):
     """(matrix, kernel) → U (*, m, k), S (*, k), Vh (*, k, n), all differentiable."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
         u, s, vh = SINGULAR_VALUE_DECOMPOSITION(matrix)
@@ -91,6 +90,7 @@ class Svd(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.kernel = inputs[1]
         ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
@@ -110,15 +110,6 @@ class Svd(Function):
             gradient = left @ vh + u @ _outside(v, grad_v * inverse).mT
         longer_side = max(u.shape[-2], v.shape[-2])
         return refuse_unless_exact("svd", gradient, ctx.kernel, s, longer_side), None
-
-
-class SvdWithForwardMode(Svd):
-    """The same with a forward derivative, which `torch.compile` does not accept."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        Svd.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*output)
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +133,9 @@ class SvdWithForwardMode(Svd):
             )
 
 
+_svd = in_both_modes(Svd)
+
+
 def singular_value_decomposition(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
-    function = Svd if torch.compiler.is_compiling() else SvdWithForwardMode
-    u, s, vh = function.apply(matrix, kernel)
+    u, s, vh = _svd(matrix, kernel)
     return u, s, vh

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function, forward_ad
 
+from covpool.linalg.modes import in_both_modes
+
 
 def rank_tolerance(size: int, dtype: torch.dtype) -> float:
     """The share of the largest eigenvalue below which one counts as zero: n · finfo(dtype).eps.
@@ -96,12 +98,10 @@ class _WithoutTf32(AbstractContextManager[None]):
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """A B for autograd to differentiate, TF32 being off in its derivatives too."""
-    return _Product.apply(left, right) if uses_tf32(left) else left @ right
+    return _product(left, right) if uses_tf32(left) else left @ right
 
 
 class _Product(Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(left: Tensor, right: Tensor) -> Tensor:
         with full_precision(left):
@@ -122,6 +122,9 @@ class _Product(Function):
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         left, right = ctx.saved_tensors
         return product(tangents[0], right) + product(left, tangents[1])
+
+
+_product = in_both_modes(_Product)
 
 
 def nested_forward_mode() -> AbstractContextManager[Any]:
@@ -166,8 +169,6 @@ def name_samples(bad: Tensor) -> str:
 class _NoSecondDerivative(Function):
     """The identity, with a derivative that is refused by name rather than silently wrong."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(gradient: Tensor, reason: str, samples: Tensor | None) -> Tensor:
         return gradient.clone()
@@ -182,13 +183,12 @@ class _NoSecondDerivative(Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         return _refuse(grad_outputs[0], ctx.reason, *ctx.saved_tensors), None, None
 
-
-class _NoSecondDerivativeEither(_NoSecondDerivative):
-    """The same in forward mode, which `torch.compile` does not accept."""
-
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
         return _refuse(grad_inputs[0], ctx.reason, *ctx.saved_tensors)
+
+
+_no_second_derivative = in_both_modes(_NoSecondDerivative)
 
 
 def _refuse(derivative: Tensor, reason: str, samples: Tensor | None) -> Tensor:
@@ -207,8 +207,6 @@ def refuse_second_derivative(
 
     Where the mask cannot be read, inside torch.func transforms, theirs is NaN.
     """
-    if torch.compiler.is_compiling():
-        if not torch.is_grad_enabled():
-            return gradient
-        return _NoSecondDerivative.apply(gradient, reason, samples)
-    return _NoSecondDerivativeEither.apply(gradient, reason, samples)
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        return gradient
+    return _no_second_derivative(gradient, reason, samples)
