@@ -5,6 +5,7 @@ are left out.
 """
 
 import math
+import sys
 
 import torch
 from torch import Tensor
@@ -39,7 +40,10 @@ def compute_dtype(caller: str, dtype: torch.dtype | None) -> None:
 
 
 def exponent(caller: str, exponent: object, batch: torch.Size) -> None:
-    """Refuse what is not a real number for each matrix of the batch."""
+    """Refuse what is not a real number for each matrix of the batch, and a number that is not finite.
+
+    The values of tensors are left to `finite`.
+    """
     if isinstance(exponent, Tensor):
         if exponent.is_complex() or exponent.dtype == torch.bool:
             raise ValueError(f"{caller}: the exponent must be real, got {exponent.dtype}")
@@ -54,6 +58,8 @@ def exponent(caller: str, exponent: object, batch: torch.Size) -> None:
             )
     elif isinstance(exponent, bool) or not isinstance(exponent, int | float):
         raise ValueError(f"{caller}: the exponent must be a number or a tensor, got {exponent!r}")
+    elif not abs(exponent) <= sys.float_info.max:  # this way round so that NaN is refused
+        raise ValueError(f"{caller}: the exponent must be finite, got {exponent!r}")
 
 
 def full_rank(
