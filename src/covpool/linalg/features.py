@@ -145,7 +145,7 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
         right = left[..., :0]
         if method.smooth:
             images = covariance @ left
-            eigenvalues = _at_least_rounding((left * images).sum(-2))
+            eigenvalues = (left * images).sum(-2)
         else:
             eigenvalues = clip_to_rank(eigenvalues, channels)
             images = left.to(working)
@@ -157,6 +157,8 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
     if covariance is not None and method.smooth:
         total = eigenvalues.sum(-1, keepdim=True)
         slope = weights.sum(-1, keepdim=True) / torch.where(total == 0, 1, total)
+        # An eigenvalue below the last digit of the largest lets f(λ) round to f(0), and the quotient
+        # is 0 in place of f′(0). Its vector's image is a rounding error, so that this costs nothing.
         weights = weights / torch.where(eigenvalues == 0, 1, eigenvalues) - slope
         linear = slope[..., None] * covariance
     result = (images * weights[..., None, :]) @ left.to(working).mT
@@ -164,15 +166,6 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
         result = symmetric_part(result).add_(linear)
     result.diagonal(dim1=-2, dim2=-1).add_(null)
     return result, left, right, eigenvalues
-
-
-def _at_least_rounding(eigenvalues: Tensor) -> Tensor:
-    """Eigenvalues (*, m) raised to eps of the largest, so that f(λ) − f(0) may be divided by them.
-
-    For smooth f that changes nothing beyond rounding. Those of a zero matrix stay zero.
-    """
-    epsilon = torch.finfo(eigenvalues.dtype).eps
-    return torch.maximum(eigenvalues, epsilon * eigenvalues.amax(-1, keepdim=True).clamp_min(0))
 
 
 class _Slope(NamedTuple):
