@@ -240,7 +240,7 @@ def test_pooling_scales(name, positions, dtype, exponent, note_error):
     few_digits = exponent == EXPONENTS[dtype][0]
     # An iteration differentiates itself, by products of its result and the cotangent.
     iterated = positions > 6 and getattr(METHODS[name].forward, "iterated_channels", 0)
-    for size in (1e-8, 1.0, 1e8):
+    for size in (1.0, 1e6) if few_digits else (1e-6, 1.0, 1e6):
         pooled, slope = both(x, size)
         assert relative_error(times(pooled, -exponent), value) <= (0.01 if few_digits else bound)
         if iterated and (few_digits or (size > 1) == (exponent > 0)):

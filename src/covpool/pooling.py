@@ -53,7 +53,7 @@ def covariance(x: Tensor) -> Tensor:
     """
     features = _as_positions("covariance", x)
     with full_precision(x):
-        unit = range_unit(features, x.dtype)
+        unit = range_unit(features, x.dtype, power=6)
         if unit is None:
             return _covariance(features)
         return _covariance(features / unit) * unit * unit
@@ -127,7 +127,7 @@ def cov_pool(
     decomposition = compute_dtype or torch.promote_types(x.dtype, least)
     with full_precision(x):
         on_gram = works_on_gram(features)
-        unit = range_unit(features, decomposition)
+        unit = range_unit(features, decomposition, power=6)
         if unit is not None:
             features = features / unit
         if not on_gram and _iterates(row, features):

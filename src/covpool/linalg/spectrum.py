@@ -46,17 +46,18 @@ def antisymmetric_part(matrix: Tensor) -> Tensor:
     return half - half.mT
 
 
-def range_unit(tensor: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """(*, 1, 1), powers of four to divide samples (*, m, n) by, so that `dtype` holds their cubes.
+def range_unit(tensor: Tensor, dtype: torch.dtype, power: int = 3) -> Tensor | None:
+    """(*, 1, 1), powers of four by which to divide (*, m, n), so that `dtype` holds their powers.
 
-    Roots, inverse roots and their derivatives then neither overflow nor vanish on the way to a
-    result that does not. Dividing by a power of two is exact. Samples within the range get 1, and
-    others are taken to its edge: constants with a unit, such as that of `svd-trunc`, see no jump.
+    Of matrices whose cubes it holds, roots, inverse roots and their derivatives neither overflow
+    nor vanish on the way to a result that does not; of features it is the sixth power. Dividing by
+    a power of two is exact. Samples within the range get 1, and others are taken to its edge:
+    constants with a unit, such as that of `svd-trunc`, see no jump.
 
     None where no sample needs it: known from the tensor's dtype, or, on a CPU, by a look at the
     values, for which a GPU would have to synchronise.
     """
-    edge = math.log2(torch.finfo(dtype).max) / 3
+    edge = math.log2(torch.finfo(dtype).max) / power
     own = torch.finfo(tensor.dtype)
     least, most = math.log2(own.tiny) + math.log2(own.eps), math.log2(own.max)
     if -edge <= least and most <= edge:
