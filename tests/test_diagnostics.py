@@ -163,6 +163,7 @@ def test_it_reads_well():
         "  rank: 3, 3, 3",
         "  effective rank: 2.381, 2.381, 2.381",
         "  smallest relative gap: 0, 0, 0",
+        "  largest dropped eigenvalue: 0, 0, 0",
     ]
     with pytest.raises(dataclasses.FrozenInstanceError):
         info.size = 4  # type: ignore[misc]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import covpool
-from covpool import METHODS
+from covpool import FUNCTIONS, METHODS
 from covpool.linalg.algorithms import NewtonSchulz, TopN
 from covpool.linalg.approximants import MatrixPade, MatrixTaylor
 from covpool.linalg.minimax import MinimaxNewtonSchulz
@@ -99,6 +99,42 @@ def test_topn_keeps_206_of_256():
     kept = root.diagonal() > 0
     assert kept.sum() == 206
     assert kept[-206:].all()
+
+
+@pytest.mark.parametrize(("rank", "others"), [(2, 5), (3, 4), (4, 3)])
+def test_topn_is_bounded_by_its_smallest_from_rank_n_on(rank, others):
+    """Ranks below, at and above N = 3, zeros beside them: the last N are kept, the entry of a close
+    pair is 1/(λi − λj) clipped at 1/λN; below rank N nothing bounds it."""
+    top_n = TopN(kept_fraction=3 / 7)
+    positive = [0.5, 1.0, 2.0, 2.0 + 1e-3][-rank:]
+    eigenvalues = torch.tensor([0.0] * others + positive, dtype=torch.float64)
+    kept = eigenvalues[-3:]
+    values = top_n.values(FUNCTIONS["sqrt"], eigenvalues, 7)
+    assert values[-3:].tolist() == kept.sqrt().tolist()
+    assert not values[:-3].any()
+    bound = 1 / kept[0].item() if rank >= 3 else torch.inf
+    loewner, _ = top_n.loewner(FUNCTIONS["sqrt"], eigenvalues, 7)
+    expected = min(1 / 1e-3, bound) * (kept[-1].sqrt() - kept[-2].sqrt())
+    assert loewner[-1, -2].item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("positions", [12, 13, 14])
+def test_topn_of_features_at_rank_n(positions):
+    """16 channels, N = 13: at 14 positions the rank is N itself, and the gradient is bounded."""
+    x = torch.randn(16, positions, dtype=torch.float64, generator=torch.manual_seed(0))
+    left, values, right = torch.linalg.svd(x - x.mean(-1, keepdim=True), full_matrices=False)
+    rank = positions - 1
+    values[:rank] = torch.linspace(2, 1, rank).sqrt()
+    values[0] = (values[1] ** 2 + 1e-4).sqrt()  # a close pair, whose plain kernel is 1e4 N
+    x = ((left * values) @ right).requires_grad_()
+    weight = left[:, :1] @ left[:, 1:2].mT  # a gradient that meets the close pair alone
+    row = METHODS["svd-topn"]
+    assert isinstance(row.forward, TopN)
+    assert row.forward.kept_count(16) == 13
+    (gradient,) = torch.autograd.grad((covpool.cov_pool(x, row) * weight).sum(), x)
+    (exact,) = torch.autograd.grad((covpool.cov_pool(x) * weight).sum(), x)
+    damping = 1e-4 / values[12] ** 2 if rank >= 13 else 1
+    assert relative_error(gradient, damping * exact) <= 1e-6
 
 
 @pytest.mark.parametrize("name", METHODS)

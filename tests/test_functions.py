@@ -394,11 +394,23 @@ def test_indefinite_matrices_are_refused(method):
         (torch.ones(3), r"shape \(3,\) does not broadcast to the batch shape \(2,\)"),
         (torch.ones(1, 2), r"shape \(1, 2\) does not broadcast to the batch shape \(2,\)"),
         (torch.tensor([1.0, torch.nan]), r"exponent: NaN .* 1 of 2 samples: \[1\]"),
+        (torch.tensor(torch.inf), "exponent: NaN or infinite values"),
     ],
 )
 def test_bad_exponents(exponent, message):
     with pytest.raises(ValueError, match=f"^matrix_power.*{message}"):
         covpool.matrix_power(torch.eye(2).expand(2, 2, 2), exponent)
+
+
+@pytest.mark.parametrize("exponent", [float("nan"), float("inf"), float("-inf"), 10**400])
+def test_exponents_that_are_not_finite(exponent):
+    """A number is looked at without `check` too, as that costs nothing."""
+    message = f"the exponent must be finite, got {exponent!r}$"
+    for check in (True, False):
+        with pytest.raises(ValueError, match=f"^matrix_power: {message}"):
+            covpool.matrix_power(torch.eye(2), exponent, check=check)
+    with pytest.raises(ValueError, match=f"^MatrixFunction: {message}"):
+        covpool.MatrixFunction("power", exponent=exponent)
 
 
 def plain_inverse_root(matrix, iterations):

@@ -141,6 +141,30 @@ def test_every_method_keeps_the_accuracy_of_float32_features(
         assert note_error(f"float32 features to float64, {what}", name, error) <= bar
 
 
+SINGULAR = {
+    "dead channels": lambda x: x * (torch.arange(32) > 5)[:, None],
+    "the same channel twice": lambda x: torch.cat([x[..., :16, :], x[..., :16, :]], -2),
+    "rank 3": lambda x: x[..., :3] @ x[..., :3, :],
+    "rank 1": lambda x: x[..., :1] @ x[..., :1, :],
+    "graded channels": lambda x: x * torch.logspace(0, -12, 32, dtype=x.dtype)[:, None],
+}
+
+
+@pytest.mark.parametrize("kind", SINGULAR)
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.smooth])
+def test_float32_eigenvalues_that_are_rounding_errors_cost_nothing(name, kind, note_error):
+    """Of more positions than channels; those of a float32 covariance are of either sign."""
+    x = SINGULAR[kind](features(20, 32, 80)).float()
+    pooled = partial(covpool.cov_pool, method=name)
+    ours, reference = value_and_gradient(pooled, x), value_and_gradient(pooled, x.double())
+    for what, one, other, bar in zip(
+        ("value", "gradient"), ours, reference, (5e-6, 1e-5), strict=True
+    ):
+        for sample, expected in zip(one.double(), other, strict=True):
+            error = relative_error(sample, expected)
+            assert note_error(f"singular float32 features, {what}", name, error) <= bar
+
+
 @pytest.mark.parametrize("positions", [3, 6, 20])
 @pytest.mark.parametrize("name", METHODS)
 def test_shares_of_the_batch_are_the_batch(name, positions, monkeypatch):

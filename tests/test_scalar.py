@@ -8,8 +8,8 @@ import torch
 
 from covpool.linalg.scalar import FUNCTIONS, POWER, ScalarFunction
 
-GAPS = [0, 3e-16, 1e-14, 1e-12, 1e-9, 1e-6, 1e-3, 0.01, 0.03, 0.0313, 0.05, 0.3, 0.49, 0.51]
-GAPS += [0.9, 0.999, 1 - 1e-6, 1 - 1e-12]
+GAPS = [0, 3e-16, 1e-14, 1e-12, 1e-9, 1e-6, 1e-3, 0.01, 0.03, 0.0313, 0.05, 0.1, 0.2, 0.24]
+GAPS += [0.3, 0.49, 0.51, 0.9, 0.999, 1 - 1e-6, 1 - 1e-12]
 EXPONENTS = [0, 1, 2, 0.5, -0.5, -1, 1 / 3, 1e-8, -1e-8, 1 + 1e-8, 1 - 1e-6, 1.5, 3.7, -2.3]
 CASES = [(name, None) for name in FUNCTIONS if name != "power"]
 CASES += [("power", p) for p in EXPONENTS]

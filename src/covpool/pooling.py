@@ -1,7 +1,5 @@
 """Global covariance pooling: functions on feature maps, and the module."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +11,7 @@ from covpool.linalg.functions import matrix_sqrt
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.methods import METHODS, Method, choose, get_method
 from covpool.linalg.scalar import SQRT
-from covpool.linalg.spectrum import full_precision, on_cpu, product, unreadable
+from covpool.linalg.spectrum import full_precision, on_cpu, product, range_unit
 
 POOLINGS: tuple[str, ...] = ("gap", *METHODS)
 """What may be chosen where a pooling is chosen: global average pooling, and every method."""
@@ -55,7 +53,10 @@ def covariance(x: Tensor) -> Tensor:
     """
     features = _as_positions("covariance", x)
     with full_precision(x):
-        return _covariance(features)
+        unit = range_unit(features, x.dtype, power=6)
+        if unit is None:
+            return _covariance(features)
+        return _covariance(features / unit) * unit * unit
 
 
 def _covariance(features: Tensor) -> Tensor:
@@ -124,23 +125,16 @@ def cov_pool(
     working = compute_dtype or torch.promote_types(x.dtype, torch.float32)
     least = torch.float32 if row.smooth else torch.float64
     decomposition = compute_dtype or torch.promote_types(x.dtype, least)
-    scale = None
     with full_precision(x):
         on_gram = works_on_gram(features)
-        # Squares overflow, and vanish, long before the result does.
-        if torch.finfo(decomposition).max ** 0.5 < torch.finfo(x.dtype).max:
-            wide = features.detach().to(torch.promote_types(x.dtype, working))
-            scale = _power_of_two(wide, decomposition)
-            # A look costs a synchronisation on a GPU, where the products with 1 are quicker.
-            if unreadable(scale) or not on_cpu(scale) or (scale != 1).any():
-                features = features / scale
-            else:
-                scale = None
+        unit = range_unit(features, decomposition, power=6)
+        if unit is not None:
+            features = features / unit
         if not on_gram and _iterates(row, features):
             pooled = _by_iteration(features, row, compute_dtype)
         else:
             pooled = covariance_function(features, Computation(SQRT, row, decomposition, working))
-        return (pooled if scale is None else pooled * scale).to(x.dtype)
+        return (pooled if unit is None else pooled * unit).to(x.dtype)
 
 
 def _iterates(method: Method, features: Tensor) -> bool:
@@ -159,20 +153,6 @@ def _by_iteration(features: Tensor, method: Method, compute_dtype: torch.dtype |
     wide = compute_dtype is None and on_cpu(features)
     matrix = _covariance(features.to(torch.float64 if wide else own)).to(own)
     return matrix_sqrt(matrix, method, compute_dtype=own, check=False)
-
-
-def _power_of_two(features: Tensor, squared_in: torch.dtype) -> Tensor:
-    """The power of two up to the largest magnitude of each sample: dividing by it is exact.
-
-    1 where the squares are far from the limits of their dtype, as the constant of `svd-trunc` has a
-    unit, and no result should depend on this.
-    """
-    largest = features.abs().amax((-2, -1), keepdim=True)
-    # Not the power above, which is infinite where the largest is close to it.
-    exponent = torch.frexp(largest).exponent - 1
-    harmless = math.log2(torch.finfo(squared_in).max) / 4
-    exponent = torch.where(exponent.abs() <= harmless, 0, exponent)
-    return torch.ldexp(torch.ones_like(largest), exponent)
 
 
 def triu_vector(matrix: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ are left out.
 """
 
 import math
+import sys
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def compute_dtype(caller: str, dtype: torch.dtype | None) -> None:
 
 
 def exponent(caller: str, exponent: object, batch: torch.Size) -> None:
-    """Refuse what is not a real number for each matrix of the batch."""
+    """Refuse what is not a real number for each matrix; `finite` looks at the values of tensors."""
     if isinstance(exponent, Tensor):
         if exponent.is_complex() or exponent.dtype == torch.bool:
             raise ValueError(f"{caller}: the exponent must be real, got {exponent.dtype}")
@@ -54,6 +55,8 @@ def exponent(caller: str, exponent: object, batch: torch.Size) -> None:
             )
     elif isinstance(exponent, bool) or not isinstance(exponent, int | float):
         raise ValueError(f"{caller}: the exponent must be a number or a tensor, got {exponent!r}")
+    elif not abs(exponent) <= sys.float_info.max:  # this way round so that NaN is refused
+        raise ValueError(f"{caller}: the exponent must be finite, got {exponent!r}")
 
 
 def full_rank(
@@ -99,62 +102,87 @@ def symmetric(caller: str, matrix: Tensor) -> None:
         return
     scale = matrix.detach().abs().amax((-2, -1))
     difference = (matrix - matrix.mT).detach().abs().amax((-2, -1))
+    scale = scale.clamp_min(torch.finfo(matrix.dtype).tiny)
     bad = difference > _tolerance(matrix.shape[-1], matrix.dtype) * scale
     if bad.any():
-        worst = (difference / scale.clamp_min(torch.finfo(matrix.dtype).tiny)).max().item()
+        # Divided before the difference, which overflows where the largest entries are opposite.
+        unit = matrix.detach() / scale[..., None, None]
+        worst = (unit - unit.mT).abs().max().item()
         raise ValueError(
             f"{caller}: matrix not symmetric{name_samples(bad)}; the largest |A − Aᵀ| is "
             f"{worst:.1e} of the largest entry; pass (A + Aᵀ)/2 if that is rounding"
         )
 
 
-def positive_semidefinite(caller: str, eigenvalues: Tensor, input_dtype: torch.dtype) -> None:
-    """Refuse eigenvalues below zero by more than rounding in the input's dtype explains."""
+def _rounding(largest: Tensor, size: int, dtype: torch.dtype, unit: Tensor | None) -> Tensor:
+    """What passes as rounding of matrices (*) of that largest magnitude, in units (*, 1, 1) or 1.
+
+    Numbers below the least normal one are rounded to the same absolute error as that.
+    """
+    tiny = torch.finfo(dtype).tiny
+    least = tiny if unit is None else tiny / unit[..., 0, 0]
+    return _tolerance(size, dtype) * largest.clamp_min(least)
+
+
+def positive_semidefinite(
+    caller: str, eigenvalues: Tensor, input_dtype: torch.dtype, unit: Tensor | None
+) -> None:
+    """Refuse eigenvalues below zero by more than rounding in the input's dtype explains.
+
+    Args:
+        unit: (*, 1, 1), of the eigenvalues, see `range_unit`; None: 1.
+    """
     if unreadable(eigenvalues) or eigenvalues.numel() == 0:
         return
-    lowest = eigenvalues[..., 0]
-    tolerance = _tolerance(eigenvalues.shape[-1], input_dtype)
-    bad = lowest < -tolerance * eigenvalues.abs().amax(-1)
+    lowest, largest = eigenvalues[..., 0], eigenvalues.abs().amax(-1)
+    bad = lowest < -_rounding(largest, eigenvalues.shape[-1], input_dtype, unit)
     if bad.any():
-        _refuse_indefinite(caller, bad, lowest)
+        _refuse_indefinite(caller, bad, lowest, unit)
 
 
-def positive_semidefinite_matrix(caller: str, matrix: Tensor, input_dtype: torch.dtype) -> None:
+def positive_semidefinite_matrix(
+    caller: str, matrix: Tensor, input_dtype: torch.dtype, unit: Tensor | None
+) -> None:
     """The same for a method that computes no eigenvalues: by a Cholesky factorisation."""
     if unreadable(matrix) or matrix.numel() == 0:
         return
     symmetric = matrix.detach()
     # A zero matrix has no factorisation; the shift lets it pass.
-    shift = _tolerance(matrix.shape[-1], input_dtype)
+    normalised, largest = _normalised(symmetric)
+    shift = _rounding(largest, matrix.shape[-1], input_dtype, unit) / largest
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    bad = torch.linalg.cholesky_ex(_normalised(symmetric) + shift * identity).info != 0
+    bad = torch.linalg.cholesky_ex(normalised + shift[..., None, None] * identity).info != 0
     if bad.any():
         lowest = torch.linalg.eigvalsh(symmetric)[..., 0]
-        _refuse_indefinite(caller, bad, lowest)
+        _refuse_indefinite(caller, bad, lowest, unit)
 
 
-def positive_definite_matrix(caller: str, matrix: Tensor, input_dtype: torch.dtype) -> None:
+def positive_definite_matrix(
+    caller: str, matrix: Tensor, input_dtype: torch.dtype, unit: Tensor | None
+) -> None:
     """Refuse matrices that are indefinite or numerically singular, by a Cholesky factorisation."""
     if unreadable(matrix) or matrix.numel() == 0:
         return
     size = matrix.shape[-1]
-    normalised = _normalised(matrix.detach())
+    normalised, _ = _normalised(matrix.detach())
     shift = rank_tolerance(size, matrix.dtype)
     identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
     bad = torch.linalg.cholesky_ex(normalised - shift * identity).info != 0
     if bad.any():
-        positive_semidefinite_matrix(caller, matrix, input_dtype)
+        positive_semidefinite_matrix(caller, matrix, input_dtype, unit)
         rank = (torch.linalg.eigvalsh(normalised) > shift).sum(-1)
         full_rank(caller, torch.where(bad, rank.clamp_max(size - 1), size), size, size)
 
 
-def _normalised(matrix: Tensor) -> Tensor:
-    """The matrix over its largest entry, whose factorisation meets no subnormal pivots."""
-    largest = matrix.abs().amax((-2, -1), keepdim=True)
-    return matrix / torch.where(largest > 0, largest, 1)
+def _normalised(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrix over its largest magnitude, so that no factor is subnormal, and that (*) or 1."""
+    largest = matrix.abs().amax((-2, -1))
+    largest = torch.where(largest > 0, largest, 1)
+    return matrix / largest[..., None, None], largest
 
 
-def _refuse_indefinite(caller: str, bad: Tensor, lowest: Tensor) -> None:
+def _refuse_indefinite(caller: str, bad: Tensor, lowest: Tensor, unit: Tensor | None) -> None:
+    lowest = lowest if unit is None else lowest * unit[..., 0, 0]
     raise ValueError(
         f"{caller}: matrix not positive semi-definite{name_samples(bad)}; the lowest "
         f"eigenvalue is {lowest[bad].min().item():.3g}; add a multiple of the identity, or pass "

@@ -69,18 +69,19 @@ def _scaled(matrix: Tensor) -> tuple[Tensor, Decomposition]:
 
 
 def _by_svd(matrix: Tensor) -> tuple[Tensor, Decomposition]:
-    """The singular value decomposition of A + ‖A‖ I, which is positive semi-definite."""
-    size = matrix.shape[-1]
-    shift = torch.linalg.matrix_norm(matrix)
-    shifted = matrix + shift * torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+    """The singular value decomposition of A/s + ‖A/s‖ I, which is positive semi-definite."""
+    size, scale = matrix.shape[-1], matrix.abs().amax()
+    shift = torch.linalg.matrix_norm(matrix / scale)
+    shifted = matrix / scale + shift * torch.eye(size, dtype=matrix.dtype, device=matrix.device)
     left, singular_values, _ = torch.linalg.svd(shifted)
-    return matrix, ((singular_values - shift).flip(-1), left.flip(-1))
+    return matrix, ((singular_values - shift).flip(-1) * scale, left.flip(-1))
 
 
 def _with_jitter(matrix: Tensor) -> tuple[Tensor, Decomposition]:
     """The matrix with n · eps of its norm, times 1 to 2, added to its diagonal; with a warning."""
     size = matrix.shape[-1]
-    jitter = rank_tolerance(size, matrix.dtype) * torch.linalg.matrix_norm(matrix)
+    scale = matrix.abs().amax()
+    jitter = rank_tolerance(size, matrix.dtype) * torch.linalg.matrix_norm(matrix / scale) * scale
     ramp = torch.linspace(1, 2, size, dtype=matrix.dtype, device=matrix.device)
     jittered = matrix + torch.diag(jitter * ramp)
     factors = _solve(jittered)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from covpool.linalg import checks
-from covpool.linalg.spectrum import clip_to_rank, full_precision, symmetric_part
+from covpool.linalg.spectrum import clip_to_rank, full_precision, range_unit, symmetric_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,10 @@ class Diagnostics:
             (Roy, Vetterli, "The effective rank", EUSIPCO 2007), from 1 to n; 0 for the zero matrix.
         smallest_relative_gap: the least (λᵢ₊₁ − λᵢ)/λᵢ₊₁ over neighbours; 0 at a tie. Pairs of two
             zero eigenvalues are left out, as they enter no gradient; inf where no pair is left.
+        largest_dropped_eigenvalue: the largest |λ| of those that count as zero, which the results
+            lack; 0 where there is none. A rounding error of the largest eigenvalue as a rule. Where
+            it is more than that, as the 1 of diag(1e24, 1), rows and columns differ in size beyond
+            the digits of the dtype: scale them, for a covariance the features, to similar size.
         residual: what the returned matrix Y lacks, or None where no function was computed or none
             is defined. For the square root ‖Y² − A‖/‖A‖; for the inverse root ‖Y A Y − P‖/‖P‖ with
             P the projector on A's range; for the logarithm ‖exp(Y) − (A + I − P)‖/‖A + I − P‖;
@@ -38,6 +42,7 @@ class Diagnostics:
     rank: Tensor
     effective_rank: Tensor
     smallest_relative_gap: Tensor
+    largest_dropped_eigenvalue: Tensor
     residual: Tensor | None = None
     iterations: Tensor | None = None
 
@@ -51,6 +56,7 @@ class Diagnostics:
             "rank",
             "effective_rank",
             "smallest_relative_gap",
+            "largest_dropped_eigenvalue",
             "residual",
             "iterations",
         ):
@@ -65,10 +71,16 @@ class Diagnostics:
 
 
 def of_spectrum(
-    eigenvalues: Tensor, *, residual: Tensor | None = None, iterations: Tensor | None = None
+    computed: Tensor,
+    unit: Tensor | None,
+    *,
+    residual: Tensor | None = None,
+    iterations: Tensor | None = None,
 ) -> Diagnostics:
-    """The figures of clipped eigenvalues (*, n), ascending, n ≥ 1."""
-    eigenvalues = eigenvalues.detach()
+    """The figures of eigenvalues (*, n) as computed, ascending, n ≥ 1, in units (*, 1, 1) or 1."""
+    computed = computed.detach()
+    eigenvalues = clip_to_rank(computed, computed.shape[-1])
+    dropped = torch.where(eigenvalues == 0, computed.abs(), 0).amax(-1)
     largest, smallest = eigenvalues[..., -1], eigenvalues[..., 0]
     singular = smallest <= 0
     condition = torch.where(singular, torch.inf, largest / torch.where(singular, 1, smallest))
@@ -86,6 +98,7 @@ def of_spectrum(
         rank=(eigenvalues > 0).sum(-1),
         effective_rank=torch.where(largest > 0, entropy.exp(), 0),
         smallest_relative_gap=torch.cat([gaps, no_pair], -1).amin(-1),
+        largest_dropped_eigenvalue=dropped if unit is None else dropped * unit[..., 0, 0],
         residual=residual,
         iterations=iterations,
     )
@@ -119,6 +132,7 @@ def diagnose(
       rank: 3
       effective rank: 2.381
       smallest relative gap: 0
+      largest dropped eigenvalue: 0
     """
     checks.square("diagnose", matrix)
     checks.compute_dtype("diagnose", compute_dtype)
@@ -130,17 +144,19 @@ def diagnose(
     matrix = matrix.detach()
     with full_precision(matrix):
         dtype = compute_dtype or torch.promote_types(matrix.dtype, torch.float64)
-        eigenvalues = torch.linalg.eigvalsh(symmetric_part(matrix.to(dtype)))
+        unit = range_unit(matrix, dtype)
+        scaled = matrix if unit is None else matrix / unit
+        eigenvalues = torch.linalg.eigvalsh(symmetric_part(scaled.to(dtype)))
     if check:
-        checks.positive_semidefinite("diagnose", eigenvalues, matrix.dtype)
-    return of_spectrum(clip_to_rank(eigenvalues, matrix.shape[-1]))
+        checks.positive_semidefinite("diagnose", eigenvalues, matrix.dtype, unit)
+    return of_spectrum(eigenvalues, unit)
 
 
 def residual(
     function: str, matrix: Tensor, result: Tensor, eigenvalues: Tensor, eigenvectors: Tensor
 ) -> Tensor | None:
     """See `Diagnostics.residual`; the eigenpairs give the range alone."""
-    kept = (eigenvalues > 0).to(matrix.dtype)
+    kept = (clip_to_rank(eigenvalues, matrix.shape[-1]) > 0).to(matrix.dtype)
     range_projector = (eigenvectors * kept[..., None, :]) @ eigenvectors.mT
     # Norms of A itself would overflow for entries beyond the root of the largest number.
     scale = matrix.abs().amax((-2, -1), keepdim=True)

@@ -10,6 +10,7 @@ from covpool.linalg.decomposition import decompose
 from covpool.linalg.kernels import Kernel
 from covpool.linalg.modes import in_both_modes
 from covpool.linalg.spectrum import (
+    antisymmetric_part,
     full_precision,
     nested_forward_mode,
     rank_tolerance,
@@ -79,7 +80,7 @@ def contract(
         values: (*, n), those that belong to the vectors.
         gradients: (*, m, n) each, every G.
     """
-    odd = 0.5 * (projected - projected.mT)
+    odd = antisymmetric_part(projected)
     with torch.no_grad():
         eps = torch.finfo(values.dtype).eps
         largest = torch.nn.functional.pad(values.abs(), (0, 1)).amax(-1)[..., None, None]
@@ -90,13 +91,13 @@ def contract(
     odd = torch.where(close & rounding, 0, odd)
     if kernel.antisymmetric:
         return weights.mT * odd
-    weights_odd = 0.5 * (weights - weights.mT)
-    return weights_odd.mT * odd + symmetric_part(weights) * symmetric_part(projected)
+    even = symmetric_part(projected)
+    return antisymmetric_part(weights).mT * odd + symmetric_part(weights) * even
 
 
 def _column_norms(matrix: Tensor) -> Tensor:
     """(*, m, n) → (*, n), without overflow of the squares."""
-    scale = matrix.abs().sum(-2, keepdim=True)
+    scale = torch.linalg.vector_norm(matrix, torch.inf, dim=-2, keepdim=True)
     unit = matrix / torch.where(scale > 0, scale, 1)
     return unit.square().sum(-2).sqrt() * scale[..., 0, :]
 

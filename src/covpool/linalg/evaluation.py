@@ -10,8 +10,8 @@ from covpool.linalg.algorithms import TopN
 from covpool.linalg.decomposition import decompose
 from covpool.linalg.matrix_function import eigenpairs, lift
 from covpool.linalg.methods import METHODS, Method, get_method
-from covpool.linalg.scalar import INV_SQRT, LOG, ScalarFunction
-from covpool.linalg.spectrum import clip_to_rank, full_precision, symmetric_part
+from covpool.linalg.scalar import INV_SQRT, LOG, POWER, ScalarFunction
+from covpool.linalg.spectrum import clip_to_rank, full_precision, range_unit, symmetric_part
 
 
 def working_dtype(
@@ -85,17 +85,20 @@ def evaluate(
     warn_of_float32(row, compute_dtype, stacklevel=3)
     dtype = working_dtype(matrix.dtype, row, compute_dtype)
     with full_precision(matrix):
-        symmetric = symmetric_part(matrix.to(dtype))
+        unit = range_unit(matrix, dtype)
+        scaled = matrix if unit is None else matrix / unit
+        symmetric = symmetric_part(scaled.to(dtype))
         if row.iteration is not None:
             if check and _needs_full_rank(function):
-                checks.positive_definite_matrix(caller, symmetric, matrix.dtype)
+                checks.positive_definite_matrix(caller, symmetric, matrix.dtype, unit)
             elif check:
-                checks.positive_semidefinite_matrix(caller, symmetric, matrix.dtype)
+                checks.positive_semidefinite_matrix(caller, symmetric, matrix.dtype, unit)
             result = row.iteration.matrix(symmetric, function, row)
-            lifted = result.to(matrix.dtype)
+            lifted = result if unit is None else function.rescale(result, unit)
+            lifted = lifted.to(matrix.dtype)
             if not return_info:
                 return lifted
-            return lifted, _diagnose(function, row, symmetric, result, None, compute_dtype)
+            return lifted, _diagnose(function, row, symmetric, result, None, compute_dtype, unit)
         powers = None
         if function.needs_exponent:
             powers = torch.as_tensor(exponent, dtype=dtype, device=matrix.device)
@@ -103,17 +106,24 @@ def evaluate(
         eigenvalues, eigenvectors = eigenpairs(symmetric)
         clipped = clip_to_rank(eigenvalues, size)
         if check:
-            checks.positive_semidefinite(caller, eigenvalues, matrix.dtype)
+            checks.positive_semidefinite(caller, eigenvalues, matrix.dtype, unit)
             needed = row.forward.kept_count(size) if isinstance(row.forward, TopN) else size
             if powers is not None or _needs_full_rank(function):
                 restricted = True if powers is None else powers.detach() <= 0
                 checks.full_rank(caller, (clipped > 0).sum(-1), needed, size, restricted)
         result = lift(symmetric, powers, clipped, eigenvectors, function, row)
-        lifted = result.to(matrix.dtype)
+        lifted = result
+        if unit is not None:
+            projector = None
+            if function is LOG:
+                zeroth = torch.zeros_like(clipped[..., 0])
+                projector = lift(symmetric, zeroth, clipped, eigenvectors, POWER, row)
+            lifted = function.bind(powers).rescale(result, unit, projector)
+        lifted = lifted.to(matrix.dtype)
         if not return_info:
             return lifted
         return lifted, _diagnose(
-            function, row, symmetric, result, (clipped, eigenvectors), compute_dtype
+            function, row, symmetric, result, (eigenvalues, eigenvectors), compute_dtype, unit
         )
 
 
@@ -129,7 +139,9 @@ def _diagnose(
     result: Tensor,
     spectrum: tuple[Tensor, Tensor] | None,
     compute_dtype: torch.dtype | None,
+    unit: Tensor | None,
 ) -> diagnostics.Diagnostics:
+    """Of a matrix and the result for it, both in the unit of `range_unit`."""
     iterations = None
     if spectrum is None:
         taken = None if method.iteration is None else method.iteration.steps(matrix.dtype)
@@ -137,11 +149,11 @@ def _diagnose(
             iterations = torch.full(matrix.shape[:-2], taken, device=matrix.device)
         wide = compute_dtype or torch.promote_types(matrix.dtype, torch.float64)
         matrix, result = matrix.to(wide), result.to(wide)
-        eigenvalues, eigenvectors = decompose(matrix)
-        spectrum = clip_to_rank(eigenvalues, matrix.shape[-1]), eigenvectors
+        spectrum = decompose(matrix)
     matrix, result = matrix.detach(), result.detach()
     return diagnostics.of_spectrum(
         spectrum[0],
+        unit,
         residual=diagnostics.residual(function.name, matrix, result, *spectrum),
         iterations=iterations,
     )

@@ -145,34 +145,35 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
         right = left[..., :0]
         if method.smooth:
             images = covariance @ left
-            eigenvalues = _at_least_rounding((left * images).sum(-2))
+            eigenvalues = (left * images).sum(-2)
         else:
             eigenvalues = clip_to_rank(eigenvalues, channels)
             images = left.to(working)
     # The first is what the null space gets, which polynomials of A do not leave at zero.
     with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
-    values = method.forward.values(computation.function, with_zero, channels).to(working)
+    values = method.forward.values(computation.function, with_zero, channels)
+    unit = None
+    if working != values.dtype:
+        # It may hold every entry of the result, and yet not the root of an eigenvalue.
+        large = values.amax(-1, keepdim=True) > torch.finfo(working).max / channels
+        unit = torch.where(large, 2.0 ** channels.bit_length(), 1)
+        values = (values / unit).to(working)
     null, weights = values[..., :1], values[..., 1:] - values[..., :1]
     linear = None
     if covariance is not None and method.smooth:
         total = eigenvalues.sum(-1, keepdim=True)
         slope = weights.sum(-1, keepdim=True) / torch.where(total == 0, 1, total)
+        # An eigenvalue below the last digit of the largest lets f(λ) round to f(0): the quotient is
+        # then 0 in place of f′(0). Its vector's image is a rounding error, so this costs nothing.
         weights = weights / torch.where(eigenvalues == 0, 1, eigenvalues) - slope
         linear = slope[..., None] * covariance
     result = (images * weights[..., None, :]) @ left.to(working).mT
     if linear is not None:
         result = symmetric_part(result).add_(linear)
     result.diagonal(dim1=-2, dim2=-1).add_(null)
+    if unit is not None:
+        result.mul_(unit[..., None].to(working))
     return result, left, right, eigenvalues
-
-
-def _at_least_rounding(eigenvalues: Tensor) -> Tensor:
-    """Eigenvalues (*, m) raised to eps of the largest, so that f(λ) − f(0) may be divided by them.
-
-    For smooth f that changes nothing beyond rounding. Those of a zero matrix stay zero.
-    """
-    epsilon = torch.finfo(eigenvalues.dtype).eps
-    return torch.maximum(eigenvalues, epsilon * eigenvalues.amax(-1, keepdim=True).clamp_min(0))
 
 
 class _Slope(NamedTuple):
@@ -236,7 +237,7 @@ def adjoint(
     with full_precision(features):
         slope = _slope(features, left, right, eigenvalues, computation)
         gradient = gradient.to(computation.working_dtype)
-        product = (gradient + gradient.mT) @ slope.basis
+        product = symmetric_part(gradient) @ slope.basis
         projected = slope.basis.mT @ product
         isotropic = None
         if slope.trace is not None:
@@ -251,7 +252,7 @@ def adjoint(
         # No mean needs to be subtracted for the centring: V is orthogonal to the ones vector.
         for factor in slope.rows:
             result = result @ factor
-        return result.to(features.dtype)
+        return result.mul_(2).to(features.dtype)
 
 
 def tangent(

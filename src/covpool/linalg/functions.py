@@ -245,9 +245,9 @@ def matrix_power(
     `matrix_sqrt`.
 
     Raises:
-        ValueError: as `matrix_sqrt`; an exponent that is not real and finite or does not broadcast
-            to the batch; a method without powers; with `check`, singular matrices where p ≤ 0,
-            by index.
+        ValueError: as `matrix_sqrt`; an exponent that is not real and finite (a tensor's values are
+            looked at with `check`) or does not broadcast to the batch; a method without powers;
+            with `check`, singular matrices where p ≤ 0, by index.
 
     Source: Higham, "Functions of Matrices", SIAM 2008, chapter 3; Daleckiĭ, Kreĭn, 1965, for the
     gradient. As a pooling: Li, Xie, Wang, Zuo, ICCV 2017 (MPN-COV, p = 1/2).

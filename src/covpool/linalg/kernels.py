@@ -80,11 +80,14 @@ class Kernel(ABC):
         Returns:
             (*, n, n); the row is the eigenvector that is differentiated.
         """
-        magnitude = eigenvalues.abs()
-        larger = torch.maximum(magnitude[..., :, None], magnitude[..., None, :])
-        difference = eigenvalues[..., :, None] - eigenvalues[..., None, :]
+        column, row = eigenvalues[..., :, None], eigenvalues[..., None, :]
+        # Pairs of opposite signs whose gap overflows, in a unit of their own.
+        unit = torch.where((column - row).isinf(), 0.25, torch.ones_like(column - row))
+        column, row = column * unit, row * unit
+        larger, difference = torch.maximum(column.abs(), row.abs()), column - row
         floor = torch.finfo(larger.dtype).eps
         upper, lower = self.magnitudes(larger.clamp_min(floor), difference.abs())
+        upper, lower = upper * unit, lower * unit
         index = torch.arange(eigenvalues.shape[-1], device=eigenvalues.device)
         later = index[:, None] > index
         row_is_larger = (difference > 0) | ((difference == 0) & later)

@@ -26,8 +26,8 @@ class MatrixFunction(nn.Module):
 
     Raises:
         ValueError: an unknown function or method, a method that does not offer the function (the
-            message names those that do), a missing or superfluous exponent, another compute_dtype
-            than float32 and float64; in `forward`, as the function.
+            message names those that do), a missing or superfluous exponent, or a number that is not
+            finite, another compute_dtype than float32 and float64; in `forward`, as the function.
 
     Source: that of the function.
 

@@ -66,6 +66,14 @@ class ScalarFunction(ABC):
         """f[0, 0], in the shape of `like`, a tensor of pairs."""
         return torch.zeros_like(like)
 
+    def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
+        """f(u A) from f(A) (*, n, n), for powers of four u (*, 1, 1).
+
+        Args:
+            projector: the projector on the range of A, which the logarithm needs.
+        """
+        raise NotImplementedError(f"{self.name} is not offered as a function of matrices")
+
     def loewner(self, x: Tensor) -> Tensor:
         """f[xᵢ, xⱼ] for all pairs: (*, m) → (*, m, m)."""
         larger = torch.maximum(x[..., :, None], x[..., None, :])
@@ -101,6 +109,9 @@ class _Sqrt(ScalarFunction):
     def value(self, x: Tensor) -> Tensor:
         return torch.sqrt(x)
 
+    def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
+        return lifted * unit.sqrt()
+
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
         return 1 / (torch.sqrt(a) + torch.sqrt(b))
 
@@ -117,6 +128,9 @@ class _InvSqrt(ScalarFunction):
     def value(self, x: Tensor) -> Tensor:
         zero, x = _guarded(x)
         return torch.where(zero, 0, x.rsqrt())
+
+    def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
+        return lifted / unit.sqrt()
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
         zero, b = _guarded(b)
@@ -172,6 +186,10 @@ class _Log(ScalarFunction):
     def value(self, x: Tensor) -> Tensor:
         zero, x = _guarded(x)
         return torch.where(zero, 0, torch.log(x))
+
+    def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
+        assert projector is not None
+        return lifted + unit.log() * projector
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
         zero, b = b == 0, torch.where(b == 0, a, b)
@@ -267,6 +285,11 @@ class _Power(_WithExponent):
     def value(self, x: Tensor) -> Tensor:
         zero, x = _guarded(x)
         return torch.where(zero, 0, x ** self.exponent(x))
+
+    def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
+        # In two steps, as u^p alone may leave the range.
+        half = unit ** (0.5 * self.exponent(unit))
+        return lifted * half * half
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
         p = self.exponent(a)

@@ -20,6 +20,7 @@ from covpool.linalg.kernels import Kernel
 from covpool.linalg.modes import in_both_modes
 from covpool.linalg.singular_factors import SINGULAR_VALUE_DECOMPOSITION
 from covpool.linalg.spectrum import (
+    antisymmetric_part,
     full_precision,
     nested_forward_mode,
     rank_tolerance,
@@ -28,16 +29,19 @@ from covpool.linalg.spectrum import (
 
 
 class _Weights(NamedTuple):
-    """What stands for the quotients, in the unit of 1/σ.
+    """What stands for the quotients.
 
-    difference: (*, k, k), 1/(σi − σj) for the vectors i, zero on the diagonal.
-    total: (*, k, k), 1/(σi + σj), zero on the diagonal and for pairs of zeros.
-    inverse: (*, k), 1/σ, zero for zeros.
+    difference: (*, k, k), σ₁/(σi − σj) for the vectors i, zero on the diagonal.
+    total: (*, k, k), σ₁/(σi + σj), zero on the diagonal and for pairs of zeros.
+    inverse: (*, 1, k), σ₁/σ, zero for zeros.
+    root: (*, 1, 1), √σ₁, and 1 for the zero matrix. What is multiplied by the weights is divided by
+        it before and after, so that neither 1/σ₁ nor σ₁ times a gradient leaves the range.
     """
 
     difference: Tensor
     total: Tensor
     inverse: Tensor
+    root: Tensor
 
 
 def _inverse(positive: Tensor) -> Tensor:
@@ -62,13 +66,14 @@ def _weights(singular_values: Tensor, kernel: Kernel, longer_side: int) -> _Weig
     signed = upper.triu(1) - lower.tril(-1)
     reciprocal = _inverse(total)
     reciprocal = reciprocal.triu(1) + reciprocal.tril(-1)
-    # Of tiny matrices the quotients overflow; what is capped here can still be summed.
-    limit = torch.finfo(values.dtype).max * torch.finfo(values.dtype).eps
-    return _Weights(
-        (total * signed / scale).clamp(-limit, limit),
-        (reciprocal / scale).clamp_max(limit),
-        (_inverse(values / scale[..., 0]) / scale[..., 0]).clamp_max(limit),
-    )
+    inverse = _inverse(values[..., None, :] / scale)
+    return _Weights(total * signed, reciprocal, inverse, scale.sqrt())
+
+
+def _capped(gradient: Tensor) -> Tensor:
+    """What overflows of tiny matrices is made finite, so that it can still be summed."""
+    limit = torch.finfo(gradient.dtype).max / (8 * max(1, *gradient.shape[-2:]))
+    return gradient.clamp(-limit, limit)
 
 
 def _outside(basis: Tensor, columns: Tensor) -> Tensor:
@@ -99,15 +104,16 @@ class Svd(Function):
         v, grad_v = vh.mT, grad_vh.mT
         weights = _weights(s, ctx.kernel, max(u.shape[-2], v.shape[-2]))
         with full_precision(u):
+            grad_u, grad_v = grad_u / weights.root, grad_v / weights.root
             projected_u, projected_v = u.mT @ grad_u, v.mT @ grad_v
             difference = projected_u - projected_v
             summed = projected_u + projected_v
             inner = contract(ctx.kernel, weights.difference, summed, s, grad_u, grad_v)
-            inner = inner + weights.total * (0.5 * (difference - difference.mT))
+            inner = _capped((inner + weights.total * antisymmetric_part(difference)) / weights.root)
             inner = inner + torch.diag_embed(grad_s)
-            inverse = weights.inverse[..., None, :]
-            left = u @ inner + _outside(u, grad_u * inverse)
-            gradient = left @ vh + u @ _outside(v, grad_v * inverse).mT
+            inverse = weights.inverse
+            left = u @ inner + _outside(u, _capped(grad_u * inverse / weights.root))
+            gradient = left @ vh + u @ _outside(v, _capped(grad_v * inverse / weights.root)).mT
         longer_side = max(u.shape[-2], v.shape[-2])
         return refuse_unless_exact("svd", gradient, ctx.kernel, s, longer_side), None
 
@@ -119,12 +125,15 @@ class Svd(Function):
         with nested_forward_mode(), full_precision(u):
             weights = _weights(s, ctx.kernel, max(u.shape[-2], v.shape[-2]))
             inner = u.mT @ tangent @ v
+            tangent_s = inner.diagonal(dim1=-2, dim2=-1).clone()
+            tangent, inner = tangent / weights.root, inner / weights.root
             summed = weights.difference.mT * symmetric_part(inner)
-            apart = weights.total * (0.5 * (inner - inner.mT))
-            inverse = weights.inverse[..., None, :]
+            apart = weights.total * antisymmetric_part(inner)
+            inverse = weights.inverse
             tangent_u = u @ (summed + apart) + _outside(u, (tangent @ v) * inverse)
             tangent_v = v @ (summed - apart) + _outside(v, (tangent.mT @ u) * inverse)
-            tangent_s = inner.diagonal(dim1=-2, dim2=-1).clone()
+            tangent_u = _capped(tangent_u / weights.root)
+            tangent_v = _capped(tangent_v / weights.root)
             rest = (ctx.kernel, s, max(u.shape[-2], v.shape[-2]))
             return (
                 refuse_unless_exact("svd", tangent_u, *rest),

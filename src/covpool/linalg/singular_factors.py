@@ -87,7 +87,9 @@ def _with_jitter(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
     """The matrix with n · eps of its norm, times 1 to 2, added to its diagonal; with a warning."""
     rows, columns = matrix.shape
     count = min(rows, columns)
-    jitter = rank_tolerance(max(rows, columns), matrix.dtype) * torch.linalg.matrix_norm(matrix)
+    scale = matrix.abs().amax()
+    share = rank_tolerance(max(rows, columns), matrix.dtype)
+    jitter = share * torch.linalg.matrix_norm(matrix / scale) * scale
     jittered = matrix.clone()
     ramp = torch.linspace(1, 2, count, dtype=matrix.dtype, device=matrix.device)
     jittered.diagonal().add_(jitter * ramp)

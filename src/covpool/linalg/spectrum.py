@@ -3,6 +3,7 @@
 Shapes: (*, n, n) matrices, eigenvalues (*, m) in ascending order.
 """
 
+import math
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -37,7 +38,42 @@ def on_cpu(tensor: Tensor) -> bool:
 
 
 def symmetric_part(matrix: Tensor) -> Tensor:
-    return 0.5 * (matrix + matrix.mT)
+    # Halved before the sum, which would overflow for entries above half of the largest number.
+    half = 0.5 * matrix
+    return half + half.mT
+
+
+def antisymmetric_part(matrix: Tensor) -> Tensor:
+    half = 0.5 * matrix
+    return half - half.mT
+
+
+def range_unit(tensor: Tensor, dtype: torch.dtype, power: int = 3) -> Tensor | None:
+    """(*, 1, 1), powers of four by which to divide (*, m, n), so that `dtype` holds their powers.
+
+    Of matrices whose cubes it holds, roots, inverse roots and their derivatives neither overflow
+    nor vanish on the way to a result that does not; of features it is the sixth power. Dividing by
+    a power of two is exact. Samples within the range get 1, and others are taken to its edge:
+    constants with a unit, such as that of `svd-trunc`, see no jump.
+
+    None where no sample needs it: known from the tensor's dtype, or, on a CPU, by a look at the
+    values, for which a GPU would have to synchronise.
+    """
+    edge = math.log2(torch.finfo(dtype).max) / power
+    own = torch.finfo(tensor.dtype)
+    least, most = math.log2(own.tiny) + math.log2(own.eps), math.log2(own.max)
+    if -edge <= least and most <= edge:
+        return None
+    largest = tensor.detach().abs().amax((-2, -1), keepdim=True)
+    if on_cpu(tensor) and not unreadable(tensor):
+        within = (largest >= 2**-edge) & (largest <= 2**edge) | (largest == 0)
+        if within.all():
+            return None
+    wide = largest.to(torch.promote_types(tensor.dtype, dtype))
+    # Below the least normal number a logarithm may be infinite; above, the largest is rounded up.
+    exponent = wide.log2().clamp(least, most - 1)
+    exponent = torch.where(wide == 0, 0, exponent)
+    return torch.exp2(2 * ((exponent - exponent.clamp(-edge, edge)) / 2).round())
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
