@@ -1,5 +1,6 @@
 """Runs that are killed between any two of their writes, share a directory, or are tampered with."""
 
+import errno
 import os
 import platform
 import shutil
@@ -161,6 +162,25 @@ def test_a_finished_run_that_lost_a_result_writes_it_anew(copy, watched, capsys)
     assert_same_run(copy, watched[0])
 
 
+def test_a_disk_that_is_full_at_the_summary_is_made_up_for(copy, watched, monkeypatch, capsys):
+    def full(path, text):
+        if path.name == "summary.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(path, text)
+
+    replace = run_directory.replace_text
+    (copy / "summary.json").unlink()
+    command = ["train", "--resume", str(copy)]
+    monkeypatch.setattr(run_directory, "replace_text", full)
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert f"cannot write the results to {copy}: {os.strerror(errno.ENOSPC)}" in error
+    assert f"make room, then go on with: covpool train --resume {copy}" in error
+    monkeypatch.undo()
+    assert main(command) == 0
+    assert_same_run(copy, watched[0])
+
+
 def test_a_picture_that_cannot_be_drawn_does_not_take_the_results_with_it(
     copy, watched, monkeypatch, caplog
 ):
@@ -244,6 +264,20 @@ def test_a_directory_in_use_is_refused(name, copy, tmp_path, capsys):
     assert f"{path} is in use by process {os.getpid()} on {platform.node()}; wait" in error
     assert error.count("\n") == 1
     assert claim.LOCK not in os.listdir(path)
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_where_the_file_system_knows_no_locks_the_file_is_one(tmp_path, monkeypatch):
+    def missing(*arguments):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", missing)
+    held = f"by process {os.getpid()} on .*, remove {tmp_path / claim.LOCK} if it is no more"
+    with claimed(tmp_path):
+        with pytest.raises(ValueError, match=held), claimed(tmp_path):
+            pass
+        assert os.listdir(tmp_path) == [claim.LOCK]
+    assert not os.listdir(tmp_path)
 
 
 def test_a_default_directory_that_another_run_takes_first_is_not_shared(
