@@ -16,6 +16,7 @@ from covpool.cli.parsing import (
     RunParser,
     checking_files,
     chosen_recipe,
+    holding,
     users_input,
 )
 from covpool.linalg.methods import METHODS
@@ -43,14 +44,19 @@ def run(arguments: list[str]) -> int:
         f"{len(cells)} runs ({methods} methods, {len(cells) // methods} seeds), "
         f"{config.train.epochs} epochs each, {jobs} at a time, in {folder}{_on(config)}"
     )
-    try:
-        with GridReport(console) as report:
-            failures = run_grid(cells, jobs, report.show)
-    except Interrupted as error:
-        print("covpool: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 128 + error.signal_number
-    comparison = table.tabulate(cells, failures)
-    write(comparison, cells, config, jobs, folder)
+    with holding(folder):
+        with users_input():
+            open_folder(folder, config)
+        try:
+            with GridReport(console) as report:
+                failures = run_grid(cells, jobs, report.show)
+        except Interrupted as error:
+            print(
+                "covpool: interrupted; the same command goes on where it stopped", file=sys.stderr
+            )
+            return 128 + error.signal_number
+        comparison = table.tabulate(cells, failures)
+        write(comparison, cells, config, jobs, folder)
     show(comparison, console)
     console.print(f"table and runs: {folder}")
     return 1 if comparison.problems else 0
@@ -114,7 +120,6 @@ def _prepare(
         check_names(cell.config)
     if "gap" in methods[1:]:  # of the first method, `prepare` has said it
         warn_of_unmeasured(config, "gap")
-    open_folder(folder, config)
     return config, cells, own.jobs, folder
 
 

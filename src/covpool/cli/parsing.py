@@ -10,7 +10,7 @@ import difflib
 import re
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,18 @@ def users_input() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
+
+
+@contextmanager
+def holding(directory: Path) -> Iterator[None]:
+    """Within it no other covpool command writes into the directory; that one does is the user's
+    mistake."""
+    from covpool.train.claim import claimed
+
+    with ExitStack() as held:
+        with users_input():
+            held.enter_context(claimed(directory))
+        yield
 
 
 FileProgress = Callable[[int, int], None]

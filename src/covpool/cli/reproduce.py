@@ -13,6 +13,7 @@ from covpool.cli.parsing import (
     FileProgress,
     RunParser,
     checking_files,
+    holding,
     nearest,
     refuse_methods,
     users_input,
@@ -78,6 +79,11 @@ def run(arguments: list[str]) -> int:
     if request.dry_run:
         _estimate(request, console)
         return 0
+    with holding(request.output):
+        return _run(request, console)
+
+
+def _run(request: Request, console: Console) -> int:
     failures: dict[str, str] = {}
     if request.cells:
         with users_input():

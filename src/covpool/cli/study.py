@@ -13,6 +13,7 @@ from covpool.cli.parsing import (
     FileProgress,
     RunParser,
     checking_files,
+    holding,
     refuse_methods,
     users_input,
 )
@@ -44,6 +45,7 @@ from covpool.train.grid import run_grid
 from covpool.train.interruption import Interrupted
 from covpool.train.job import Job, check_names, prepare
 from covpool.train.progress import duration
+from covpool.train.run_directory import is_free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,12 @@ def run(arguments: list[str]) -> int:
     if request.dry_run:
         _plan(request, console)
         return 0
+    with holding(output):
+        return _run(request, console)
+
+
+def _run(request: Request, console: Console) -> int:
+    study, output = request.study, request.output
     try:
         rates = request.rates
         if rates is None:
@@ -235,7 +243,7 @@ def _check_free(config: RunConfig) -> None:
 
 def _check_output(output: Path) -> None:
     """Refuse a folder that holds anything but a study: its summary would be written over."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if is_free(output):
         return
     if not (output / TUNING).is_dir() and not (output / RATES).is_file():
         raise ValueError(f"--output {output} exists and is not a study's; choose another --output")

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +16,21 @@ from covpool.cli.parsing import (
 )
 from covpool.data import DataError
 from covpool.train.allocator import keep_freed_memory
+from covpool.train.cells import RESUME_KEYS, difference
+from covpool.train.claim import claimed
 from covpool.train.config import RunConfig
 from covpool.train.engine import train
 from covpool.train.interruption import Interrupted
 from covpool.train.job import Job, RunFinished, check_names, prepare, prepare_resume
 from covpool.train.module import TrainingDiverged
-from covpool.train.run_directory import RunDirectory, free_path, refuse_existing
+from covpool.train.run_directory import RunDirectory, make_numbered, refuse_existing
 from covpool.train.storage import StorageError
 from covpool.train.trainer import main_process
 
 RUNS = Path("runs")
 
-RESUMABLE = (
-    "data.name",
-    "data.root",
-    "data.workers",
-    "data.check",
-    "data.skip_damaged",
-    "train.epochs",
-    "train.accelerator",
-    "train.devices",
-    "train.nodes",
-    "train.strategy",
-    "train.threads",
-    "train.checkpoint_steps",
-    "train.on_nonfinite",
-    "train.loggers",
-    "train.probes",
-    "train.probe_every",
-)
-"""What may differ between a run and its resumption: where it runs, for how long, and what is
-measured along it."""
-
+RESUMABLE = tuple(".".join(key) for key in RESUME_KEYS)
+"""`RESUME_KEYS` as options."""
 
 AUTO = Path("auto")
 """`--resume auto`: go on with --output where it is a run, else start it."""
@@ -64,13 +48,18 @@ def run(arguments: list[str]) -> int:
     arguments = [ALIASES.get(name, name) + equals + rest for name, equals, rest in words]
     speaks = main_process()
     keep_freed_memory()
-    try:
-        with users_input(), checking_files() as progress:
-            job, directory, checkpoint = _prepare(arguments, progress)
-    except NothingToDo as error:
-        if speaks:
-            print(error)
-        return 0
+    with ExitStack() as claims:
+        try:
+            with users_input(), checking_files() as progress:
+                prepared = _prepare(arguments, progress, claims)
+        except NothingToDo as error:
+            if speaks:
+                print(error)
+            return 0
+        return _train(*prepared, speaks=speaks)
+
+
+def _train(job: Job, directory: RunDirectory, checkpoint: Path | None, *, speaks: bool) -> int:
     if speaks:
         print(job.describe())
         if job.start is not None:
@@ -83,12 +72,12 @@ def run(arguments: list[str]) -> int:
         if speaks:
             print(f"covpool: interrupted; go on with: {go_on}", file=sys.stderr)
         return 128 + error.signal_number if speaks else 0
-    except DataError as error:
+    except (DataError, ChildProcessError) as error:
         raise UserError(f"{error}; then go on with: {go_on}") from error
     except StorageError as error:
         if not speaks:
             return 0
-        kept = "; the checkpoints before are intact" if directory.last.is_file() else ""
+        kept = "; the checkpoints before are intact" if directory.has_checkpoint() else ""
         raise UserError(f"{error}{kept}; make room, then go on with: {go_on}") from error
     except TrainingDiverged as error:
         if not speaks:
@@ -115,7 +104,15 @@ def run(arguments: list[str]) -> int:
 Prepared = tuple[Job, RunDirectory, Path | None]
 
 
-def _prepare(arguments: list[str], progress: FileProgress) -> Prepared:
+def _prepare(arguments: list[str], progress: FileProgress, claims: ExitStack) -> Prepared:
+    """The job, and its directory, which is this process's alone until `claims` are released."""
+    speaks = main_process()  # the first of several processes, which alone writes
+
+    def claim(path: Path) -> RunDirectory:
+        if speaks:
+            claims.enter_context(claimed(path))
+        return RunDirectory(path)
+
     recipe = chosen_recipe(arguments)
     config, own = _parser(defaults=recipe and recipe.config).parse(arguments)
     if own.resume == AUTO:
@@ -124,7 +121,7 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Prepared:
                 "--resume auto needs --output, the run directory to go on with or to start"
             )
         if (own.output / "config.yaml").is_file():
-            directory = RunDirectory.open(own.output)
+            directory = claim(RunDirectory.open(own.output).path)
             _check_same(config, directory)
             try:
                 return _resume(config, directory, progress)
@@ -141,34 +138,30 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Prepared:
                 f"--recipe {own.recipe} and --resume {own.resume} exclude each other: a resumed "
                 "run goes on with its own configuration"
             )
-        directory = RunDirectory.open(own.resume)
+        directory = claim(RunDirectory.open(own.resume).path)
         parser = _parser(allowed=RESUMABLE, defaults=directory.read_config())
         return _resume(parser.parse(arguments)[0], directory, progress)
     if recipe is not None:
         recipe.check(config)
     check_names(config)
-    speaks = main_process()
     if own.output is not None and speaks:
         refuse_existing(own.output)
     job = prepare(config, progress=progress)
-    label = f"{job.splits.name}-{config.model.backbone}-{job.schedule.label}"
-    path = own.output or free_path(RUNS / label)
-    # The other processes are given rank 0's directory when training begins.
-    directory = RunDirectory.create(path, config) if speaks else RunDirectory(path)
-    return job, directory, None
+    path = own.output or RUNS / f"{job.splits.name}-{config.model.backbone}-{job.schedule.label}"
+    if not speaks:  # it is given the first process's directory when training begins
+        return job, RunDirectory(path), None
+    directory = claim(path if own.output else make_numbered(path))
+    return job, RunDirectory.create(directory.path, config), None
 
 
 def _check_same(config: RunConfig, directory: RunDirectory) -> None:
     """Raise a ValueError where the options are not those that the run was started with."""
-    now, then = config.to_dict(), directory.read_config().to_dict()
-    for group, fields in now.items():
-        for name, value in fields.items():
-            if f"{group}.{name}" not in RESUMABLE and then[group][name] != value:
-                raise ValueError(
-                    f"run {directory.path} was started with {group}.{name} "
-                    f"{_written(then[group][name])}, not {_written(value)}; give the same options, "
-                    "or another --output"
-                )
+    if found := difference(directory.read_config(), config, free=RESUME_KEYS):
+        key, then, now = found
+        raise ValueError(
+            f"run {directory.path} was started with {key} {_written(then)}, not {_written(now)}; "
+            "give the same options, or another --output"
+        )
 
 
 def _written(value: object) -> str:

@@ -1,11 +1,11 @@
 """Weights of other projects: read without running anything, and compared with a network's."""
 
-import pickle
-import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from covpool.train.checkpoint import holds_weights, naming_damage
 
 Weights = dict[str, Tensor]
 
@@ -20,29 +20,24 @@ def read_weights(path: Path) -> Weights:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}")
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        try:
+        with naming_damage(f"{path} is damaged and cannot be read"):
             return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged and cannot be read ({error})") from error
-    try:
+    with naming_damage(
+        f"{path} is damaged, or holds more than tensors, numbers and texts, which is not read "
+        "because it could run code",
+        "; get it again, or save its state_dict alone",
+    ):
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{path} is damaged, or holds more than tensors, numbers and texts, which is not read "
-            f"because it could run code ({reason[:120]}); get it again, or save its state_dict "
-            "alone"
-        ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} holds no state_dict but a {type(content).__name__}")
-    strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise ValueError(f"{path} holds no state_dict: {strange[0]} is no tensor")
+    if not holds_weights(content):
+        strange = next((n for n, value in content.items() if not isinstance(value, Tensor)), None)
+        what = "a name in it is no text" if strange is None else f"{strange} is no tensor"
+        raise ValueError(f"{path} holds no state_dict: {what}")
     return dict(content)
 
 

@@ -7,7 +7,6 @@ need be done once.
 Hooks name our module's class where Lightning's name its base: `type: ignore[override]`.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from covpool.train.checkpoint import METADATA, read_checkpoint
 from covpool.train.config import RunConfig
 from covpool.train.module import ClassificationModule
 from covpool.train.recorder import PROGRESS
-from covpool.train.run_directory import RunDirectory, replace_file
+from covpool.train.run_directory import RunDirectory, remove, replace_file, replacing
 from covpool.train.schedule import method_schedule
 
 
@@ -50,13 +49,11 @@ class BranchPoint(Callback):
         if module.epoch != self.epochs or not trainer.is_global_zero:
             return
         kept = self.directory.path / BRANCH
-        partial = kept.with_name(f".partial-{BRANCH}")
-        for folder in (partial, kept):
-            shutil.rmtree(folder, ignore_errors=True)
-        partial.mkdir()
-        for file in (self.directory.last, self.directory.best):
-            shutil.copy2(file, partial / file.name)
-        os.replace(partial, kept)
+        with replacing(kept) as partial:
+            partial.mkdir()
+            for file in (self.directory.last, self.directory.best):
+                shutil.copy2(file, partial / file.name)
+            remove(kept)
 
 
 def begin_at_branch(trunk: Path, directory: RunDirectory, config: RunConfig) -> bool:
@@ -77,11 +74,12 @@ def begin_at_branch(trunk: Path, directory: RunDirectory, config: RunConfig) -> 
         }
     except (FileNotFoundError, ValueError):
         return False
+    # The checkpoint to go on from comes last: where it is, the others are.
+    directory.write_metrics(found[directory.last][PROGRESS]["history"])
     for path, checkpoint in found.items():
         checkpoint[METADATA] |= {
             "config": config.to_dict(),
             "schedule": str(method_schedule(config)),
         }
         replace_file(path, lambda partial, content=checkpoint: torch.save(content, partial))
-    directory.write_metrics(found[directory.last][PROGRESS]["history"])
     return True

@@ -1,13 +1,13 @@
 """One run of a grid over ways to train and seeds, and what must be equal between such runs."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from covpool.train.config import RunConfig
-from covpool.train.run_directory import RunDirectory
+from covpool.train.run_directory import RunDirectory, is_free
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -31,6 +31,17 @@ them."""
 
 GRID_KEYS = (("model", "method"), ("train", "seed"))
 """What the grid varies."""
+
+RESUME_KEYS = (
+    *(("data", name) for name in ("name", "root", "check", "skip_damaged")),
+    *(("train", name) for name in ("epochs", "on_nonfinite", "loggers")),
+    *MACHINE_KEYS,
+)
+"""What may differ between a run and its resumption: where it runs, for how long, and what is
+measured along it."""
+
+Options = Mapping[str, Mapping[str, Any]]
+"""A configuration as plain values, by group and name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,19 +169,18 @@ def open_folder(folder: Path, config: RunConfig) -> None:
         ValueError: it holds something else, or a comparison with other options.
     """
     file = folder / "config.yaml"
-    if not folder.exists() or not any(folder.iterdir()):
+    if is_free(folder):
         folder.mkdir(parents=True, exist_ok=True)
         RunDirectory(folder).write_config(config)
         return
     if not file.is_file() or (folder / "last.ckpt").exists():
         raise ValueError(f"{folder} exists and is not a comparison; choose another --output")
-    before, now = comparable(RunDirectory(folder).read_config()), comparable(config)
-    different = [key for key in now if before.get(key) != now[key]]
-    if different:
-        key = different[0]
+    before = RunDirectory(folder).read_config()
+    if found := difference(before, config, free=(*MACHINE_KEYS, *GRID_KEYS)):
+        key, there, here = found
         raise ValueError(
-            f"comparison {folder} was begun with {'.'.join(key)} {before.get(key)!r}, not "
-            f"{now[key]!r}; choose another --output"
+            f"comparison {folder} was begun with {key} {there!r}, not {here!r}; choose another "
+            "--output"
         )
 
 
@@ -186,15 +196,32 @@ def check_same_options(cell: Cell, free: frozenset[tuple[str, str]] = frozenset(
     """
     if not (cell.path / "config.yaml").is_file():
         return
-    before, now = RunDirectory(cell.path).read_config().to_dict(), cell.config.to_dict()
-    for group, fields in now.items():
+    before = RunDirectory(cell.path).read_config()
+    if found := difference(before, cell.config, free=(*MACHINE_KEYS, *free)):
+        key, there, here = found
+        raise ValueError(
+            f"run {cell.path} was begun with {key} {there!r}, not {here!r}; choose another "
+            "--output, or move that run away"
+        )
+
+
+def difference(
+    there: RunConfig | Options, here: RunConfig, *, free: Collection[tuple[str, str]]
+) -> tuple[str, Any, Any] | None:
+    """The first option, as group.name, in which two configurations differ, with both its values.
+
+    Args:
+        there: one of them; what an older version wrote lacks the options that are newer than it,
+            which were at their defaults.
+        here: the other one.
+        free: (group, name) of the options that may differ.
+    """
+    known = with_defaults(there.to_dict() if isinstance(there, RunConfig) else there)
+    for group, fields in here.to_dict().items():
         for name, value in fields.items():
-            there = before[group].get(name)
-            if there != value and (group, name) not in (*MACHINE_KEYS, *free):
-                raise ValueError(
-                    f"run {cell.path} was begun with {group}.{name} {there!r}, not {value!r}; "
-                    "choose another --output, or move that run away"
-                )
+            if (group, name) not in free and known[group].get(name) != value:
+                return f"{group}.{name}", known[group].get(name), value
+    return None
 
 
 def comparable(config: RunConfig) -> dict[tuple[str, str], Any]:
@@ -207,7 +234,10 @@ def comparable(config: RunConfig) -> dict[tuple[str, str], Any]:
     }
 
 
-def with_defaults(options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def with_defaults(options: Options) -> dict[str, dict[str, Any]]:
     """The groups of options of a config.yaml; what an older version lacked was at its default."""
     defaults = RunConfig().to_dict()
-    return {group: {**defaults.get(group, {}), **fields} for group, fields in options.items()}
+    return {
+        group: {**defaults.get(group, {}), **options.get(group, {})}
+        for group in (*defaults, *options)
+    }

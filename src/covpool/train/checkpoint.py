@@ -5,15 +5,17 @@ class names, the layout of the pooled vector, the schedule of methods, how an im
 network's input, and which images it was trained and tested on. last.ckpt has the run's history too.
 """
 
-import pickle
+import json
 import zipfile
-import zlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from covpool.pooling import VECTOR_LAYOUT
+from covpool.train.cells import difference
 from covpool.train.config import RunConfig
 from covpool.train.run_directory import PREVIOUS
 
@@ -31,15 +33,28 @@ METADATA_KEYS = (
 )
 
 
-DAMAGE = (
-    *(RuntimeError, pickle.UnpicklingError, EOFError, OSError, zipfile.BadZipFile, zlib.error),
-    *(NotImplementedError, ValueError, KeyError, IndexError),
-)
-"""What zipfile and torch.load raise on a file whose bytes were changed."""
-
-
 class DamagedCheckpoint(ValueError):
     """A checkpoint whose content is not what was written."""
+
+
+@contextmanager
+def naming_damage(problem: str, remedy: str = "") -> Iterator[None]:
+    """Within it a file of weights is read, and whatever its reader raises becomes one error.
+
+    Args:
+        problem: the message's beginning, with the file's name.
+        remedy: its end, after the reader's own reason.
+
+    Raises:
+        DamagedCheckpoint: the reader raised something.
+    """
+    try:
+        yield
+    # On changed bytes zipfile, the unpickler and torch raise what they like: KeyError,
+    # AssertionError, struct.error, RecursionError, MemoryError, …
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DamagedCheckpoint(f"{problem} ({reason[:120]}){remedy}") from error
 
 
 def check_integrity(path: Path) -> None:
@@ -89,13 +104,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}")
-    try:
+    with naming_damage(f"checkpoint {path} is damaged"):
         check_integrity(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({reason[:120]})") from error
-    about = checkpoint.get(METADATA) if isinstance(checkpoint, dict) else None
+        about = checkpoint.get(METADATA) if isinstance(checkpoint, dict) else None
+        json.dumps(about)  # plain values, and none that contains itself
     if not isinstance(about, dict):
         raise ValueError(f"{path} is not a checkpoint that covpool wrote")
     missing = [f"{METADATA}.{key}" for key in METADATA_KEYS if key not in about]
@@ -104,6 +117,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a checkpoint that covpool wrote, or one of another version: it lacks "
             f"{', '.join(missing)}"
+        )
+    if not holds_weights(checkpoint["state_dict"]):
+        raise ValueError(
+            f"{path} is not a checkpoint that covpool wrote: its weights are no tensors"
         )
     layout = about["vector_layout"]
     if layout != VECTOR_LAYOUT:
@@ -115,19 +132,38 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def check_model(config: RunConfig, checkpoint: dict[str, Any], path: Path) -> None:
-    """Raise a ValueError where the checkpoint's model was configured otherwise than the run's.
+def holds_weights(content: object) -> bool:
+    """Whether it is a state dict: tensors by name."""
+    return isinstance(content, Mapping) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    )
 
-    Weights of another run may fit by their shapes and mean something else under this pooling.
+
+def check_options(
+    config: RunConfig,
+    checkpoint: dict[str, Any],
+    path: Path,
+    *,
+    free: Collection[tuple[str, str]],
+) -> None:
+    """Raise a ValueError where the checkpoint's run had other options than the configuration.
+
+    Weights of another run may fit by their shapes and mean something else under this pooling, and
+    with another batch size the steps would be those of other epochs.
+
+    Args:
+        config: the run's.
+        checkpoint: its content.
+        path: its file.
+        free: (group, name) of the options that may differ.
     """
-    here, there = config.to_dict()["model"], checkpoint[METADATA]["config"]["model"]
-    for name in {**here, **there}:
-        if here.get(name) != there.get(name):
-            raise ValueError(
-                f"checkpoint {path} is of another model: model.{name} is {there.get(name)!r} in "
-                f"it, {here.get(name)!r} in the run's configuration; put the run's own checkpoint "
-                "back"
-            )
+    if found := difference(checkpoint[METADATA]["config"], config, free=free):
+        key, there, here = found
+        what = "model" if key.startswith("model.") else "run"
+        raise ValueError(
+            f"checkpoint {path} is of another {what}: {key} is {there!r} in it, {here!r} in the "
+            "run's configuration; put the run's own checkpoint, or its own config.yaml, back"
+        )
 
 
 def load_weights(module: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:

@@ -15,7 +15,7 @@ from covpool.data import DataError
 from covpool.data.reading import REMEDY
 from covpool.train.checkpoint import (
     METADATA,
-    check_model,
+    check_options,
     load_weights,
     read_checkpoint,
 )
@@ -23,7 +23,7 @@ from covpool.train.config import RunConfig
 from covpool.train.figures import draw_confusion, draw_curves
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.job import Job, check_classes, parameters, prepare
-from covpool.train.loaders import ImageDataModule
+from covpool.train.loaders import ImageDataModule, naming_dead_workers
 from covpool.train.loggers import close_loggers, make_loggers
 from covpool.train.machine import describe_machine
 from covpool.train.memory import peak_bytes, reset_peak
@@ -51,6 +51,8 @@ def train(
 ) -> Row:
     """Train to the end of the schedule and write the run directory.
 
+    Where the checkpoint has all epochs, its weights are evaluated and the results written.
+
     Args:
         job: what to train.
         directory: where to write.
@@ -68,6 +70,7 @@ def train(
         DataError: an image could not be read; last.ckpt, once a step has been taken, is the state
             before it.
         StorageError: a file of the run could not be written; the checkpoints are as they were.
+        ChildProcessError: a process that reads images was killed; last.ckpt is as it was.
     """
     config = job.config
     module = job.module()
@@ -91,7 +94,12 @@ def train(
         device = trainer.strategy.root_device
         measured = reset_peak(device)
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            with naming_dead_workers():
+                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+                if not module.confusion.any():
+                    # All epochs were there already: the run was killed before its results were.
+                    measured = False
+                    trainer.validate(module, datamodule=data, verbose=False)
         except Interrupted as error:
             summary = {"status": "interrupted", "reason": str(error)}
             raise
@@ -101,7 +109,7 @@ def train(
         except TrainingDiverged as error:
             summary = {"status": "diverged", "reason": f"Training diverged in {error}."}
             raise
-        except StorageError as error:
+        except (StorageError, ChildProcessError) as error:
             summary = {"status": "failed", "reason": str(error)}
             raise
         except BaseException as error:
@@ -126,10 +134,21 @@ def write_results(
     directory: RunDirectory,
     summary: dict[str, Any],
 ) -> None:
-    """Summary and pictures; where the disk is full, what has ended the run is the news."""
+    """All that a finished run has beside its checkpoints, summary.json last.
+
+    Where the disk is full, what has ended the run is the news. A picture that cannot be drawn for
+    another reason does not take the results with it.
+    """
     try:
+        if recorder.history:
+            directory.write_metrics(recorder.history)
+        try:
+            write_pictures(job, module, recorder, directory)
+        except OSError:
+            raise
+        except Exception:
+            logger.exception("a picture in %s could not be drawn", directory.path)
         directory.write_summary(summary)
-        write_pictures(job, module, recorder, directory)
     except OSError as error:
         problem = f"cannot write the results to {directory.path}: {error.strerror or error}"
         if summary["status"] == "finished":
@@ -196,7 +215,9 @@ def evaluate(path: Path, config: RunConfig, *, report: bool = False) -> dict[str
             other classes, or whose weights give no finite loss.
     """
     checkpoint = read_trained(path)
-    check_model(config, checkpoint, path)
+    others = {(group, name) for group, own in config.to_dict().items() for name in own}
+    free = {key for key in others if key[0] != "model"}
+    check_options(config, checkpoint, path, free=free)
     one_process = replace(
         config.train,
         devices=1,
@@ -235,7 +256,9 @@ def evaluate(path: Path, config: RunConfig, *, report: bool = False) -> dict[str
     with quiet_lightning():
         trainer = make_trainer(config, [shown] if report else [])
         try:
-            trainer.validate(module, datamodule=ImageDataModule(job.splits, config), verbose=False)
+            with naming_dead_workers():
+                data = ImageDataModule(job.splits, config)
+                trainer.validate(module, datamodule=data, verbose=False)
         except TrainingDiverged as error:
             raise ValueError(
                 f"checkpoint {path} gives no finite result in {error}; it is damaged, or its run "

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from covpool.train.allocator import keep_freed_memory
 from covpool.train.cells import BRANCH, Cell
+from covpool.train.claim import claimed
 from covpool.train.interruption import Interrupted, StopRequest
-from covpool.train.run_directory import RunDirectory
+from covpool.train.run_directory import RunDirectory, refuse_existing
 
 POLL_SECONDS = 0.5
 
@@ -31,21 +32,22 @@ def run_cell(cell: Cell) -> None:
     """
     from covpool.train.branches import begin_at_branch
     from covpool.train.engine import train
-    from covpool.train.job import prepare, prepare_resume
+    from covpool.train.job import prepare_resume
     from covpool.train.module import TrainingDiverged
 
-    if cell.trunk is not None and not cell.path.exists():
-        begin_at_branch(cell.trunk, RunDirectory.create(cell.path, cell.config), cell.config)
-    if (cell.path / "config.yaml").is_file():
-        directory = RunDirectory.open(cell.path)
+    directory = RunDirectory(cell.path)
+    # A process of a comparison that was killed may need its grace to end.
+    with claimed(cell.path, patience=2 * GRACE_SECONDS):
+        if not (cell.path / "config.yaml").is_file():
+            refuse_existing(cell.path)
+        if cell.trunk is not None and not directory.has_checkpoint():
+            directory.write_config(cell.config)
+            begin_at_branch(cell.trunk, directory, cell.config)
         job, checkpoint = prepare_resume(cell.config, directory)
         directory.write_config(cell.config)
-    else:
-        job, checkpoint = prepare(cell.config), None
-        directory = RunDirectory.create(cell.path, cell.config)
-    with suppress(TrainingDiverged):  # noted in the summary, which the table reads
-        callbacks = [make(cell.path) for make in cell.callbacks]
-        train(job, directory, checkpoint=checkpoint, report=False, callbacks=callbacks)
+        with suppress(TrainingDiverged):  # noted in the summary, which the table reads
+            callbacks = [make(cell.path) for make in cell.callbacks]
+            train(job, directory, checkpoint=checkpoint, report=False, callbacks=callbacks)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ or OSError. After `prepare`, an exception is a fault of the program, except `Tra
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +19,14 @@ from covpool.data import ImageSplits, Preprocessing, open_images
 from covpool.models import CovPoolModel, check_backbone
 from covpool.pooling import VECTOR_LAYOUT
 from covpool.train.building import build_model
-from covpool.train.checkpoint import METADATA, check_model, find_checkpoint, load_weights
+from covpool.train.cells import RESUME_KEYS
+from covpool.train.checkpoint import METADATA, check_options, find_checkpoint, load_weights
 from covpool.train.config import RunConfig
 from covpool.train.loggers import check_loggers
 from covpool.train.module import ClassificationModule
 from covpool.train.probes import warn_of_unmeasured
-from covpool.train.recorder import PROGRESS
-from covpool.train.run_directory import LAST, RunDirectory
+from covpool.train.recorder import PROGRESS, restore_best
+from covpool.train.run_directory import RunDirectory, put_aside
 from covpool.train.sampling import (
     EvaluationBatchSampler,
     TrainBatchSampler,
@@ -208,12 +208,14 @@ def prepare_resume(
     """The job of an earlier run, and the checkpoint to start it from, where there is one.
 
     That is last.ckpt, or previous.ckpt where the last one is damaged, which is then put aside as
-    last.ckpt.damaged, lest it take the place of the good one when the next is written.
+    last.ckpt.damaged, lest it take the place of the good one when the next is written. A best.ckpt
+    that is missing or damaged is written anew where another checkpoint has its weights.
 
     Raises:
-        ValueError, OSError: as `prepare`; checkpoints that are damaged, of another model, of other
-            classes or of other images.
-        RunFinished: nothing is left to do.
+        ValueError, OSError: as `prepare`; checkpoints that are damaged, of a run with other options
+            than the configuration's but for `RESUME_KEYS`, of other classes or of other images.
+        RunFinished: nothing is left to do. A run that was killed after its last epoch, before its
+            results were written, is not finished: `train` then writes what is missing.
     """
     found = find_checkpoint(directory.last)
     if found is None:
@@ -224,9 +226,11 @@ def prepare_resume(
             f"checkpoint {path} holds weights only (a best.ckpt); put the run's own "
             f"{path.name} back, or start a new run"
         )
-    check_model(config, checkpoint, path)
+    check_options(config, checkpoint, path, free=RESUME_KEYS)
+    if main_process() and (lost := restore_best(directory, checkpoint)):
+        logger.warning("%s", lost)
     done = len(checkpoint[PROGRESS]["history"])
-    if done >= config.train.epochs:
+    if done >= config.train.epochs and not directory.owes(done):
         raise RunFinished(
             f"run {directory.path} has finished its {done} epochs; --train.epochs with a larger "
             "number would go on"
@@ -240,8 +244,7 @@ def prepare_resume(
     if problem and main_process():
         step = checkpoint["global_step"]
         logger.warning("%s; going on from %s, after step %d", problem, path, step)
-        with suppress(FileNotFoundError):
-            directory.last.rename(directory.last.with_name(f"{LAST}.damaged"))
+        put_aside(directory.last)
     return job, path
 
 

@@ -1,7 +1,9 @@
 """The loaders of both splits, each process with its own part."""
 
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -19,6 +21,32 @@ from covpool.train.sampling import EvaluationBatchSampler, TrainBatchSampler
 def ignore_interrupts(worker: int) -> None:
     """Leave Ctrl-C to the main process, which ends the run in order and then its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.+?)(?:\.\s|\.?$)")
+"""How torch tells it, which has no class of errors for it."""
+
+
+@contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Within it images are read, and the death of a process that reads them is told as such.
+
+    Raises:
+        ChildProcessError: one was killed, or ended by itself.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.match(
+            r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.+?)(\.\s|\.?$)", str(error)
+        )
+        if found is None:
+            raise
+        raise ChildProcessError(
+            f"process {found[1]}, which read images for data.workers, {found[2]}; most often the "
+            "memory was full: give fewer data.workers, or more memory (of a container also its "
+            "shared memory, /dev/shm)"
+        ) from error
 
 
 class ImageDataModule(LightningDataModule):

@@ -6,8 +6,6 @@ executed when it is read.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from torch import Tensor
 from covpool.pooling import VECTOR_LAYOUT
 from covpool.train.checkpoint import METADATA, METADATA_KEYS, read_checkpoint
 from covpool.train.config import RunConfig
-from covpool.train.run_directory import replace_file, replace_text
+from covpool.train.run_directory import replace_file, replace_text, replacing
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -80,14 +78,9 @@ def appearing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the path is taken by anything but an empty directory.
     """
-    partial = path.with_name(f".partial-{path.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replacing(path) as partial:
+        partial.mkdir(parents=True)
         yield partial
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_published(

@@ -6,6 +6,7 @@ Hooks name our module's class where Lightning's name its base: `type: ignore[ove
 import math
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,21 @@ from lightning.pytorch import Callback, Trainer
 from typing_extensions import override
 
 from covpool.data import DataError
+from covpool.train.checkpoint import METADATA, read_checkpoint
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.module import ClassificationModule, TrainingDiverged
 from covpool.train.progress import ProgressReport
-from covpool.train.run_directory import Row, RunDirectory, best_row
+from covpool.train.run_directory import Row, RunDirectory, best_row, put_aside, replace_file
 from covpool.train.storage import AtomicCheckpointIO, StorageError
 from covpool.train.trainer import over_processes
 
 PROGRESS = "covpool_progress"
+
+WEIGHTS_KEYS = (
+    *("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops"),
+    METADATA,
+)
+"""What Lightning writes into a checkpoint of weights only, and this package beside it."""
 
 
 class Recorder(Callback):
@@ -113,9 +121,10 @@ class Recorder(Callback):
             except OSError as error:
                 problem = f"cannot write {self.directory.path / 'metrics.csv'}: {error.strerror}"
         self._agree_on(trainer, problem)
+        # In this order: what a crash leaves undone here is made up for from last.ckpt.
+        self._save(trainer, self.directory.last)
         if best is row:
             self._save(trainer, self.directory.best, weights_only=True)
-        self._save(trainer, self.directory.last)
         epochs = pl_module.config.train.epochs
         if self.report is not None and trainer.is_global_zero:
             self.report.epoch_ended(row, epochs, best["test_top1"])
@@ -207,3 +216,46 @@ class Recorder(Callback):
             pl_module.train_sums.copy_(sums[trainer.global_rank])
         elif trainer.is_global_zero:  # other processes than before: the total, once
             pl_module.train_sums.copy_(sums.sum(0))
+
+
+def restore_best(directory: RunDirectory, checkpoint: dict[str, Any]) -> str | None:
+    """Make sure that best.ckpt is that of the best epoch so far.
+
+    Where it is missing, damaged or of another epoch it is written anew from last.ckpt or
+    previous.ckpt, if one of them is of that epoch.
+
+    Args:
+        directory: the run's.
+        checkpoint: the content of the one that the run goes on from.
+
+    Returns:
+        What was wrong and what was done, or None.
+    """
+    history = checkpoint[PROGRESS]["history"]
+    if not history:
+        return None
+    wanted, file = best_row(history)["epoch"], directory.best
+    try:
+        epoch = read_checkpoint(file)[METADATA]["epoch"] + 1
+        # A later one is of an epoch that is about to be trained again.
+        if epoch == wanted or epoch > len(history):
+            return None
+        problem = f"{file} is of epoch {epoch}, and epoch {wanted} is the best"
+    except (FileNotFoundError, ValueError) as error:
+        problem = str(error)
+    put_aside(file)
+    for path in (directory.last, directory.previous):
+        try:
+            found = read_checkpoint(path)
+        except (FileNotFoundError, ValueError):
+            continue
+        # One that was saved in the midst of the next epoch has other weights.
+        rows = len(found.get(PROGRESS, {}).get("history", ()))
+        if wanted == rows == found[METADATA]["epoch"] + 1:
+            content = {key: found[key] for key in WEIGHTS_KEYS if key in found}
+            replace_file(file, partial(torch.save, content))
+            return f"{problem}; it is written anew from {path}"
+    return (
+        f"{problem}; the weights of epoch {wanted} are in no other checkpoint, so that there is no "
+        "best.ckpt until a later epoch is better"
+    )

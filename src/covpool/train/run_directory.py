@@ -1,17 +1,22 @@
 """The directory of a run: its files and how they are named.
 
 config.yaml, metrics.csv, metrics.jsonl, last.ckpt, previous.ckpt, best.ckpt, curves.svg,
-confusion.png, confusions.csv, summary.json, summary.md. Whatever is written again during a run
-replaces its predecessor in one step, so a reader or a crash never meets half a file.
+confusion.png, confusions.csv, summary.md, summary.json. Whatever is written again during a run
+replaces its predecessor in one step, so a reader or a crash never meets half a file. summary.json
+is the last one that is written: where it says "finished", all others are there.
 """
 
 import csv
 import io
 import json
 import os
+import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +28,18 @@ Row = dict[str, Any]
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """Where the checkpoint to go on from is, and the one before it."""
+
+LOCK = ".lock"
+"""The file that a process holds while it writes the directory; see `covpool.train.claim`."""
+
+PARTIAL = re.compile(r"\.partial-(\d+)-")
+"""How the name of what is not written to its end begins, with the number of the process."""
+
+RESULTS = (
+    *("metrics.csv", "metrics.jsonl", "curves.svg", "confusion.png", "confusions.csv"),
+    *("summary.md", "summary.json"),
+)
+"""What a finished run has beside its configuration and its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +55,8 @@ class RunDirectory:
         Raises:
             ValueError: it exists and holds something.
         """
-        refuse_existing(path)
         path.mkdir(parents=True, exist_ok=True)
+        refuse_existing(path)
         directory = cls(path)
         directory.write_config(config)
         return directory
@@ -71,6 +88,18 @@ class RunDirectory:
     def best(self) -> Path:
         """The weights of the epoch with the highest test top-1."""
         return self.path / "best.ckpt"
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to go on from."""
+        return self.last.is_file() or self.previous.is_file()
+
+    def owes(self, epochs: int) -> list[str]:
+        """What a run that has finished so many epochs has not written yet."""
+        missing = [name for name in RESULTS if not (self.path / name).is_file()]
+        summary = self.read_summary() or {}
+        if summary.get("status") != "finished" or summary.get("epochs") != epochs:
+            missing.append("summary.json")
+        return missing
 
     def read_config(self) -> RunConfig:
         """The run's configuration.
@@ -124,9 +153,9 @@ class RunDirectory:
         replace_text(self.path / "confusions.csv", csv_text(rows, header))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json and, for people, summary.md."""
-        replace_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        """Write summary.md for people and then summary.json, which is to be the run's last file."""
         replace_text(self.path / "summary.md", summary_markdown(summary))
+        replace_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
     def read_summary(self) -> dict[str, Any] | None:
         """The summary, or None where the run has not come to one."""
@@ -136,22 +165,36 @@ class RunDirectory:
             return None
 
 
+def is_free(path: Path) -> bool:
+    """Whether nothing is there but, at most, a directory with what a start left that was killed."""
+    if not path.is_dir():
+        return not path.exists()
+    return all(file.name == LOCK or PARTIAL.match(file.name) for file in path.iterdir())
+
+
 def refuse_existing(path: Path) -> None:
     """Raise a ValueError where the path is taken by anything but an empty directory."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if not is_free(path):
         is_run = (path / "config.yaml").is_file()
         go_on = f"go on with it by --resume {shlex.quote(str(path))}, or " if is_run else ""
         what = "run directory" if is_run else "--output"
         raise ValueError(f"{what} {path} exists; {go_on}choose another --output")
 
 
-def free_path(path: Path) -> Path:
-    """The path itself where nothing is there, else with the first free number from 2 appended."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+def make_numbered(path: Path) -> Path:
+    """Make the directory; where something is there, the first free one of NAME-2, NAME-3, …
+
+    Processes that do this at the same time get different directories.
+    """
+    names = (f"{path.name}-{number}" for number in count(2))
+    free = path
+    while True:
+        try:
+            free.mkdir(parents=True)
+        except FileExistsError:
+            free = path.with_name(next(names))
+        else:
+            return free
 
 
 def best_row(history: Iterable[Row]) -> Row:
@@ -205,9 +248,79 @@ def replace_text(path: Path, text: str) -> None:
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a neighbouring file, then put it in the path's place."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
+    with replacing(path) as partial:
         write(partial)
+
+
+@contextmanager
+def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
+    """A neighbouring path for a new file or directory, which takes the path's place in one step.
+
+    Its name has the process in it, so that two processes do not write into the same one. Where the
+    block raises, the path is left as it was.
+
+    Args:
+        path: the place; a directory there must be empty.
+        keep: where the file that is replaced goes, if it is to be kept.
+    """
+    # A part of the name only: the whole of a long one would leave no room for what precedes it.
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name[:40]}")
+    try:
+        yield partial
+        synchronise(partial)
+        if keep is not None and path.is_file():
+            os.replace(path, keep)
         os.replace(partial, path)
+        synchronise(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        remove(partial)
+
+
+def put_aside(path: Path) -> None:
+    """Let a damaged file, where there is one, make room for a good one; it is kept."""
+    with suppress(FileNotFoundError):
+        os.replace(path, path.with_name(f"{path.name}.damaged"))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory where it is there and can be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what processes that are no more have left half-written."""
+    for path in directory.iterdir():
+        found = PARTIAL.match(path.name)
+        if found and not is_alive(int(found[1])):
+            remove(path)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of that number runs on this machine, as far as the system tells."""
+    if os.name != "posix":
+        return True  # elsewhere the question would end it
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # another user's
+    return True
+
+
+def synchronise(path: Path) -> None:
+    """Make a file's content, or a directory's entries, outlive a power cut, where possible."""
+    if path.is_file():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    elif hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with suppress(OSError):  # some network file systems cannot do this for a directory
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_pretrained_cfg, load_state_dict
@@ -18,7 +17,7 @@ from torch import Tensor
 from covpool.data import DataConfig
 from covpool.models import CovPoolModel
 from covpool.models.backbones import SOURCES
-from covpool.train.checkpoint import METADATA, read_checkpoint
+from covpool.train.checkpoint import METADATA, holds_weights, naming_damage, read_checkpoint
 from covpool.train.config import ModelConfig, RunConfig
 from covpool.train.published import WEIGHTS, PublishedDirectory, read_published
 from covpool.train.run_directory import RunDirectory
@@ -217,23 +216,15 @@ def _is_ours(path: Path) -> bool:
 
 
 def _read_plain(path: Path) -> dict[str, Tensor]:
-    try:
+    remedy = "; give a file that torch.save(model.state_dict(), …) or safetensors wrote"
+    with naming_damage(f"model.init_from {path} cannot be read as weights", remedy):
         # timm opens wrappers of several kinds, and safetensors.
         content = load_state_dict(str(path), weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(
-            f"model.init_from {path} cannot be read as weights ({reason}); give a file that "
-            "torch.save(model.state_dict(), …) or safetensors wrote"
-        ) from error
-    named = isinstance(content, Mapping) and content
-    strange = [k for k, v in content.items() if not isinstance(v, Tensor)] if named else []
-    if not named or strange:
+    if not content or not holds_weights(content):
+        named = isinstance(content, Mapping) and content
+        strange = [k for k, v in content.items() if not isinstance(v, Tensor)] if named else []
         what = f"{strange[0]!r} in it is no tensor" if strange else "it has no names"
-        raise ValueError(
-            f"model.init_from {path} holds no state dict ({what}); give a file that "
-            "torch.save(model.state_dict(), …) or safetensors wrote"
-        )
+        raise ValueError(f"model.init_from {path} holds no state dict ({what}){remedy}")
     weights = dict(content)
     if all(name.startswith("model.") for name in weights):
         weights = {name.removeprefix("model."): value for name, value in weights.items()}

@@ -1,7 +1,5 @@
 """Writing checkpoints, each in one step."""
 
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
-from covpool.train.run_directory import LAST, PREVIOUS
+from covpool.train.run_directory import LAST, PREVIOUS, replacing
 
 
 class StorageError(RuntimeError):
@@ -35,26 +33,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         target = Path(path)
-        partial = target.with_name(target.name + ".partial")
+        keep = target.with_name(PREVIOUS) if target.name == LAST else None
         self.failure = None
         try:
-            with partial.open("wb") as file:
+            with replacing(target, keep=keep) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if target.name == LAST and target.is_file():
-                os.replace(target, target.with_name(PREVIOUS))
-            os.replace(partial, target)
-            synchronise(target.parent)
         except (OSError, RuntimeError) as error:
             # torch's writer turns an error of the file into its own, with the file's as context.
             cause = next((e for e in causes(error) if isinstance(e, OSError)), None)
             if cause is None:
                 raise
             self.failure = f"cannot write {target}: {cause.strerror or cause}"
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
 
 
 def causes(error: BaseException | None) -> list[BaseException]:
@@ -64,13 +53,3 @@ def causes(error: BaseException | None) -> list[BaseException]:
         found.append(error)
         error = error.__cause__ or error.__context__
     return found
-
-
-def synchronise(directory: Path) -> None:
-    """Make the directory's entries outlive a power cut, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
