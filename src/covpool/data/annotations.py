@@ -23,16 +23,17 @@ def find(root: Path, what: str, *names: str) -> Path:
     )
 
 
-def inside(folder: Path, name: str, source: Path) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """The file of that name in the folder.
 
     Raises:
-        DataError: the name leads out of the folder; `source` is the file that has it.
+        DataError: the name leads out of the folder.
     """
     path = PurePath(name)
     if path.is_absolute() or ".." in path.parts:
         raise DataError(
-            f"{source} names {name!r}, which is not in {folder}; restore it as it was published"
+            f"{name!r} is named as a file in {folder}, out of which it leads; restore what names "
+            "it as it was published"
         )
     return folder / path
 

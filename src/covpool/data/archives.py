@@ -18,7 +18,7 @@ KEYS = ("train_images", "train_labels", "test_images", "test_labels", "classes")
 
 LARGEST_GROWTH = 200
 """How many times the file's size its arrays may take in memory; DEFLATE reaches 1032. The embedded
-typefaces grow to 1.6 times theirs."""
+typefaces grow to twice theirs."""
 
 ALWAYS_READ = 2**28
 """Bytes of arrays that are read however small the file is."""

@@ -23,8 +23,8 @@ from covpool.data.folders import list_splits
 from covpool.data.listing import Labelled, Listing
 
 
-def _files(source: Path, folder: Path, names: list[str], labels: list[int]) -> Labelled:
-    return Files([str(inside(folder, name, source)) for name in names]), labels
+def _files(folder: Path, names: list[str], labels: list[int]) -> Labelled:
+    return Files([str(inside(folder, name)) for name in names]), labels
 
 
 def _compare_lengths(path: Path, counts: dict[str, int]) -> None:
@@ -66,7 +66,7 @@ def read_birds(root: Path) -> Listing:
             )
         part[0].append(name)
         part[1].append(label)
-    train, test = (_files(paths["images"], folder, *split[part]) for part in ("1", "0"))
+    train, test = (_files(folder, *split[part]) for part in ("1", "0"))
     return Listing(name="birds", classes=classes, train=train, test=test)
 
 
@@ -89,7 +89,7 @@ def read_dogs(root: Path) -> Listing:
                     f"{path}: class {label + 1} is {names[label]!r} and, by {name}, {breed!r}; "
                     "restore it from the published archive"
                 )
-        splits.append(_files(path, folder, files, labels))
+        splits.append(_files(folder, files, labels))
     classes = tuple(names.get(label, f"class {label + 1}") for label in range(max(names) + 1))
     return Listing(name="dogs", classes=classes, train=splits[0], test=splits[1])
 
@@ -114,8 +114,7 @@ def read_cars(root: Path) -> Listing:
         [structs] = read_mat(path, "annotations")
         labels = to_labels(path, field(path, structs, "class"), len(classes))
         folder = find(root, f"the folder of its {split} images", f"cars_{split}")
-        names = [str(name) for name in field(path, structs, "fname")]
-        splits.append(_files(path, folder, names, labels))
+        splits.append(_files(folder, [str(n) for n in field(path, structs, "fname")], labels))
     return Listing(name="cars", classes=classes, train=splits[0], test=splits[1])
 
 
@@ -137,5 +136,5 @@ def read_aircraft(root: Path) -> Listing:
                     "restore them from the published archive"
                 )
         files = [f"{image}.jpg" for image, _ in pairs]
-        splits.append(_files(path, folder, files, [numbers[name] for _, name in pairs]))
+        splits.append(_files(folder, files, [numbers[name] for _, name in pairs]))
     return Listing(name="aircraft", classes=classes, train=splits[0], test=splits[1])

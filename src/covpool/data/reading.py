@@ -41,7 +41,7 @@ LARGEST_PIXELS = 178_956_970
 
 LARGEST_RATIO = 100
 """How many times longer than its shorter side an image may be: resizing the shorter side to 512
-then takes 310 MB at most."""
+then takes about 80 MB."""
 
 LARGEST_BYTES = 2**30
 """What an image may take as a file: more than `LARGEST_PIXELS` of three bytes each."""

@@ -124,11 +124,9 @@ def _split_shards(root: Path) -> dict[str, list[Path]]:
         try:
             splits = json.loads(information.read_text(encoding="utf-8"))["splits"]
             found = {
-                name: [inside(root, file, information) for file in of["filenames"]]
+                name: [inside(root, file) for file in of["filenames"]]
                 for name, of in splits.items()
             }
-        except DataError:
-            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"cannot read {information}: {type(error).__name__} {error}; it must hold "
