@@ -4,20 +4,27 @@ opened beside the directory, and what is published names no path of the publishe
 import copy
 import json
 import shutil
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import covpool
 from covpool.cli import main
 from covpool.data import DataConfig, Preprocessing
+from covpool.publish.export import FORMATS, export_model
+from covpool.publish.hub import pull, push
+from covpool.publish.images import Sample
 from covpool.train.config import ModelConfig, RunConfig
+from covpool.train.metadata import without_local_paths
 from covpool.train.prediction import TrainedModel
 from covpool.train.published import PublishedDirectory, write_published
 
@@ -27,13 +34,15 @@ ROW = {"epoch": 1, "method": "isqrt-cov", "test_top1": 0.5, "test_top5": 1.0, "t
 IMAGES = {"number": 9, "digest": "0" * 64}
 
 
-def trained_model(**of_data: Any) -> TrainedModel:
+def trained_model(hidden: int | None = 5, **of_data: Any) -> TrainedModel:
     """Untrained, of the smallest size, with every entry that a published config.json may have."""
     torch.manual_seed(0)
-    model = covpool.create_model("small-convnet", 3, method="isqrt-cov", width=4, hidden_features=5)
+    model = covpool.create_model(
+        "small-convnet", 3, method="isqrt-cov", width=4, hidden_features=hidden
+    )
     config = RunConfig(
         data=DataConfig(augment="timm", augment_options={"hflip": 0.5}, **of_data),
-        model=ModelConfig(backbone_options={"width": 4}, hidden_features=5),
+        model=ModelConfig(backbone_options={"width": 4}, hidden_features=hidden),
     )
     metadata = {
         "version": covpool.__version__,
@@ -244,3 +253,98 @@ def test_the_machine_is_not_chosen_by_others(published):
     changed(published, config__train__threads=100_000, config__data__workers=100_000)
     config = PublishedDirectory.open(published).read_config()
     assert (config.train.threads, config.data.workers) == (None, 0)
+
+
+SECRET = b"secret-place"
+"""A folder of the publisher's machine, which nothing that is published may name."""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Of a run whose configuration names paths wherever one can stand."""
+    trained = trained_model(None, root=f"/home/{SECRET.decode()}/letters")
+    config = trained.metadata["config"]
+    config["model"] |= {"init_from": f"../{SECRET.decode()}/start.pth"}
+    config["data"]["augment_options"] = {"hflip": 0.5, "file": f"~/{SECRET.decode()}/policy"}
+    path = tmp_path_factory.mktemp("exported") / "model"
+    formats = [row for row in FORMATS.values() if row is not None]
+    torch.manual_seed(0)
+    sample = Sample(images=torch.rand(3, 3, 8, 8), source="noise")
+    export_model(trained, path, formats, sample, title="letters")
+    return path, sample
+
+
+def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Each file's bytes, and those of the files that an archive holds."""
+    for file in folder.iterdir():
+        yield file.name, file.read_bytes()
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                yield from ((f"{file.name}/{n}", archive.read(n)) for n in archive.namelist())
+
+
+def test_what_is_exported_names_no_local_path(exported):
+    folder, _ = exported
+    local = [SECRET, *(str(Path(m.__file__).parent).encode() for m in (covpool, torch))]
+    found = {
+        (name, path.decode())
+        for name, content in contents(folder)
+        for path in local
+        if path in content
+    }
+    assert not found
+    config = json.loads((folder / "config.json").read_text())["config"]
+    assert (config["data"]["root"], config["model"]["init_from"]) == ("letters", "start.pth")
+
+
+def test_what_is_exported_holds_no_image(exported):
+    """torch.export keeps the example that it was given."""
+    folder, sample = exported
+    pixels = sample.images[0, 0, 0, :4].numpy().tobytes()
+    assert not [name for name, content in contents(folder) if pixels in content]
+
+
+PATHS = {
+    "/home/me/birds": "birds",
+    "C:\\me\\birds": "birds",
+    "hfds//home/me/birds": "hfds/birds",
+    "hfds/owner/birds": "hfds/owner/birds",
+    "local-dir:me/net": "local-dir:net",
+    "hf-hub:owner/net": "hf-hub:owner/net",
+    "rand-m9-mstd0.5": "rand-m9-mstd0.5",
+}
+
+
+@pytest.mark.parametrize("text", PATHS)
+def test_the_last_component_stays(text):
+    config = {"data": {"name": text, "root": None}, "model": {"backbone_options": {"x": [text]}}}
+    found = without_local_paths({"config": config, "classes": ["/m/01"]})
+    assert found["config"]["data"] == {"name": PATHS[text], "root": None}
+    assert found["config"]["model"] == {"backbone_options": {"x": [PATHS[text]]}}
+    assert found["classes"] == ["/m/01"]
+
+
+def test_push_refuses_local_paths(published, tmp_path):
+    changed(published, config__data__root="/home/me/birds")
+    with pytest.raises(ValueError, match=r"config\.json names files of this machine"):
+        push(published, str(tmp_path / "hub"))
+    assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.onnx", "config.json"])
+def test_links_are_neither_pushed_nor_pulled(published, tmp_path, name):
+    original = published / name
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(original.read_bytes() if original.exists() else b"key")
+    original.unlink(missing_ok=True)
+    original.symlink_to(elsewhere)
+    api = create_autospec(HfApi, instance=True, spec_set=True)
+    for call in (
+        lambda: push(published, str(tmp_path / "hub")),
+        lambda: push(published, "owner/name", api=api),
+        lambda: pull(str(published), tmp_path / "new"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} is a link"):
+            call()
+    assert not api.mock_calls
+    assert {path.name for path in tmp_path.iterdir()} == {"published", "elsewhere"}
