@@ -286,7 +286,8 @@ def test_damaged_images_are_left_out_aloud(tmp_path):
     splits = open_root(root, skip_damaged=True)
     assert len(splits.train) == 11
     assert splits.skipped == (
-        f"{root}/cars_train/00003.jpg: not an image, or of an unknown format",
+        f"{root}/cars_train/00003.jpg: not an image, or of another format than JPEG, PNG, "
+        "WEBP, GIF, BMP, TIFF, PPM",
     )
 
 

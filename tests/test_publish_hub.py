@@ -15,22 +15,24 @@ import torch
 from huggingface_hub import HfApi, RepoUrl
 
 from covpool.cli import main
+from covpool.data import Preprocessing
 from covpool.publish.hub import pull, push
-from covpool.train.config import RunConfig
+from covpool.train.config import ModelConfig, RunConfig
 from covpool.train.published import read_published, write_published
 
 
 @pytest.fixture
 def model(tmp_path):
+    preprocessing = Preprocessing(channels=1, image_size=8, resize=8, mean=(0.5,), std=(0.2,))
     metadata = {
         "version": "0",
         "classes": ["a"],
         "vector_layout": "triu-row-major-v1",
         "images": {},
         "schedule": "gap",
-        "preprocessing": {},
+        "preprocessing": preprocessing.to_dict(),
         "epoch": 0,
-        "config": RunConfig().to_dict(),
+        "config": RunConfig(model=ModelConfig(method="gap")).to_dict(),
     }
     path = tmp_path / "model"
     write_published(path, {"weight": torch.arange(3.0)}, metadata, "# card\n")

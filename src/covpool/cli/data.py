@@ -1,6 +1,7 @@
 """`covpool data check`."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,9 +29,11 @@ def run(arguments: list[str]) -> int:
         check_name(given.name)
         if given.root is not None and not Path(given.root).expanduser().exists():
             raise UserError(f"{given.root} does not exist; give the folder or archive of images")
-        for file in (given.json, given.contact_sheet):
+        for option, file in (("--json", given.json), ("--contact-sheet", given.contact_sheet)):
             if file is not None and not file.absolute().parent.is_dir():
                 raise UserError(f"cannot write {file}: there is no folder {file.absolute().parent}")
+            if file is not None and os.path.lexists(file):
+                raise UserError(f"{option} {file} exists; remove it, or name another file")
         config = DataConfig(name=given.name, root=given.root)
     try:
         with _progress("opening") as progress:

@@ -4,8 +4,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from covpool.cli.parsing import RunParser, users_input
+from covpool.cli.parsing import RunParser, add_allow_external, users_input
 from covpool.train.engine import evaluate
+from covpool.train.metadata import refuse_external
 from covpool.train.published import PublishedDirectory, read_trained
 from covpool.train.run_directory import RunDirectory
 
@@ -34,6 +35,8 @@ def run(arguments: list[str]) -> int:
         _, own = _parser().parse(arguments)
         directory, checkpoints = find_checkpoints(own.run)
         config, _ = _parser(defaults=directory.read_config()).parse(arguments)
+        if isinstance(directory, PublishedDirectory) and not own.allow_external:
+            refuse_external(config, own.run, images=True)
         if config.data.evaluate == "validation":
             print("on held-out training images (data.evaluate validation), not on the test split")
         results: dict[int | None, dict[str, Any]] = {}
@@ -63,6 +66,7 @@ def _parser(**options: Any) -> RunParser:
     parser.add_argument(
         "run", type=Path, help="run directory, one checkpoint in it, or a published model"
     )
+    add_allow_external(parser)
     return parser
 
 

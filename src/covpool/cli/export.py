@@ -7,10 +7,11 @@ import torch
 from rich.console import Console
 
 from covpool.cli import ArgumentParser
-from covpool.cli.parsing import users_input
+from covpool.cli.parsing import add_allow_external, users_input
 from covpool.publish.export import FORMATS, export_model, get_formats
 from covpool.publish.images import sample_of_files, sample_of_run
 from covpool.train.config import RunConfig
+from covpool.train.metadata import refuse_external
 from covpool.train.prediction import load_model
 from covpool.train.published import PublishedDirectory
 from covpool.train.run_directory import RunDirectory, refuse_existing
@@ -32,7 +33,7 @@ def run(arguments: list[str]) -> int:
         source, scores = _find(given.run, given.checkpoint)
         output = given.output or _beside(given.run)
         refuse_existing(output)
-        trained = load_model(source)
+        trained = load_model(source, allow_external=given.allow_external)
         trained.metadata.update(scores)
         sample = None
         if formats:
@@ -41,6 +42,8 @@ def run(arguments: list[str]) -> int:
                 sample = sample_of_files(given.images, trained.preprocessing, given.number)
             else:
                 config = RunConfig.from_dict(trained.metadata["config"])
+                if PublishedDirectory.is_at(given.run) and not given.allow_external:
+                    refuse_external(config, given.run, images=True)
                 sample = sample_of_run(config, trained.preprocessing, given.number)
         rows = export_model(
             trained,
@@ -137,4 +140,5 @@ def _parser() -> ArgumentParser:
         "--licence", "--license", help="of the weights, as apache-2.0 (default: none)"
     )
     parser.add_argument("--title", help="of the model card (default: the run's name)")
+    add_allow_external(parser)
     return parser

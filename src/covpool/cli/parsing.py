@@ -54,6 +54,16 @@ def holding(directory: Path) -> Iterator[None]:
         yield
 
 
+def add_allow_external(parser: Any) -> None:
+    """Add --allow-external, for the commands that build a network which others may have made."""
+    parser.add_argument(
+        "--allow-external",
+        action="store_true",
+        help="let the model's configuration fetch from a hub (hf-hub:…, hfds/…), with your token, "
+        "or open other files of this machine (local-dir:…, checkpoint_path)",
+    )
+
+
 FileProgress = Callable[[int, int], None]
 """Called with (files checked, files in all)."""
 

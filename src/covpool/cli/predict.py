@@ -5,7 +5,7 @@ from pathlib import Path
 
 from covpool.cli import ArgumentParser
 from covpool.cli.evaluate import find_checkpoints
-from covpool.cli.parsing import users_input
+from covpool.cli.parsing import add_allow_external, users_input
 from covpool.train.prediction import predict
 
 
@@ -19,12 +19,18 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path, help="run directory, checkpoint, or published model")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--top", type=int, default=5, help="number of classes (default: 5)")
+    add_allow_external(parser)
     given = parser.parse_args(arguments)
     with users_input():
         if given.top < 1:
             raise ValueError(f"--top must be at least 1, not {given.top}")
         _, checkpoints = find_checkpoints(given.run)
-        predictions = predict(checkpoints[-1][1], given.images, top=given.top)
+        predictions = predict(
+            checkpoints[-1][1],
+            given.images,
+            top=given.top,
+            allow_external=given.allow_external,
+        )
     bad = 0
     for prediction in predictions:
         if prediction.error is not None:

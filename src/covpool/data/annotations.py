@@ -1,11 +1,12 @@
 """Annotation files as data sets are published with: numbered lines of text, and MATLAB files."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from covpool.data.config import DataError
+from covpool.data.reading import open_file
 
 
 def find(root: Path, what: str, *names: str) -> Path:
@@ -22,6 +23,21 @@ def find(root: Path, what: str, *names: str) -> Path:
     )
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The file of that name in the folder.
+
+    Raises:
+        DataError: the name leads out of the folder.
+    """
+    path = PurePath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(
+            f"{name!r} is named as a file in {folder}, out of which it leads; restore what names "
+            "it as it was published"
+        )
+    return folder / path
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that hold something.
 
@@ -29,7 +45,8 @@ def read_lines(path: Path) -> list[str]:
         DataError: a file that cannot be read, or is empty.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_file(path) as file:
+            text = file.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(
@@ -81,10 +98,10 @@ def read_mat(path: Path, *names: str) -> list[np.ndarray]:
     from scipy.io import loadmat
 
     try:
-        content = loadmat(str(path))
-    except MemoryError:
-        raise
-    # scipy raises what it likes on damaged files: ValueError, TypeError, zlib.error, …
+        with open_file(path) as file:
+            content = loadmat(file)
+    # scipy raises what it likes on damaged files: ValueError, TypeError, zlib.error, MemoryError
+    # where they claim more than there is, …
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(

@@ -1,8 +1,8 @@
 """NumPy archives of images, the embedded typefaces among them."""
 
 import difflib
+import math
 import zipfile
-import zlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,8 +12,16 @@ import torch
 from torch import Tensor
 
 from covpool.data.config import DataError
+from covpool.data.reading import check_size, open_file
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "classes")
+
+LARGEST_GROWTH = 200
+"""How many times the file's size its arrays may take in memory; DEFLATE reaches 1032. The embedded
+typefaces grow to twice theirs."""
+
+ALWAYS_READ = 2**28
+"""Bytes of arrays that are read however small the file is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +49,7 @@ def read_archive(path: Path) -> ArchiveContents:
     """
     try:
         # np.load leaves a damaged file open where it opened it itself.
-        with path.open("rb") as file:
+        with open_file(path) as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(
@@ -56,10 +64,14 @@ def read_archive(path: Path) -> ArchiveContents:
                         f"{path} lacks {', '.join(missing)}; an archive of images holds "
                         f"{', '.join(KEYS)}{remedy}"
                     )
+                assert archive.zip is not None
+                _check_claims(path, archive.zip)
                 arrays = {key: archive[key] for key in KEYS}
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    # NumPy and zipfile raise what they like: BadZipFile, zlib.error, TokenError on damaged files,
+    # RuntimeError where they are encrypted, MemoryError where the machine is too small, …
+    except Exception as error:
         cause = " ".join(str(error).split())
         raise DataError(
             f"cannot read NumPy archive {path}: {cause}; it is damaged, or holds more than plain "
@@ -95,6 +107,36 @@ def read_archive(path: Path) -> ArchiveContents:
     return ArchiveContents(classes=classes, train=splits["train"], test=splits["test"])
 
 
+def _check_claims(path: Path, archive: zipfile.ZipFile) -> None:
+    """Compare what the arrays claim to take with what the file holds, before memory is asked for.
+
+    Raises:
+        ValueError: a header that claims more than its entry holds.
+        DataError: entries that would grow to many times the file.
+    """
+    total, size = 0, path.stat().st_size
+    for key in KEYS:
+        entry = archive.getinfo(f"{key}.npy")
+        total += entry.file_size
+        with archive.open(entry) as file:
+            first = np.lib.format.read_magic(file) == (1, 0)
+            read = (
+                np.lib.format.read_array_header_1_0
+                if first
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read(file)
+            claimed, held = math.prod(shape) * dtype.itemsize, entry.file_size - file.tell()
+        if claimed > held:
+            raise ValueError(f"{key} claims {claimed} bytes and has {held}")
+    if total > max(ALWAYS_READ, LARGEST_GROWTH * size):
+        raise DataError(
+            f"{path}: its arrays would take {total / 2**30:.1f} GiB, {total // size} times the "
+            f"file's size, and more than {LARGEST_GROWTH} times is refused; if they are as they "
+            "should be, write them uncompressed, by numpy.savez"
+        )
+
+
 def _images(path: Path, split: str, images: np.ndarray) -> Tensor:
     channels_last = images.ndim == 4 and images.shape[-1] in (1, 3)
     if images.dtype != np.uint8 or not (images.ndim == 3 or channels_last) or images.size == 0:
@@ -102,6 +144,10 @@ def _images(path: Path, split: str, images: np.ndarray) -> Tensor:
             f"{path}: {split}_images must be uint8 of shape (n, height, width) or "
             f"(n, height, width, 1 or 3), got {images.dtype} {images.shape}"
         )
+    try:
+        check_size(images.shape[2], images.shape[1])
+    except ValueError as error:
+        raise DataError(f"{path}: {split}_images have {error}") from error
     tensor = torch.from_numpy(images)
     return tensor.permute(0, 3, 1, 2).contiguous() if channels_last else tensor[:, None]
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+from covpool.data.types import check_types
 
 
 class DataError(ValueError):
@@ -98,18 +100,7 @@ class DataConfig:
         return f"{self.evaluate} split"
 
     def __post_init__(self) -> None:
-        kinds = {
-            "channels": Channels,
-            "augment": Augment,
-            "views": Views,
-            "check": Check,
-            "evaluate": Evaluate,
-        }
-        for name, kind in kinds.items():
-            value = getattr(self, name)
-            if value not in get_args(kind):
-                choices = ", ".join(map(str, get_args(kind)))
-                raise ValueError(f"data.{name} must be one of {choices}, not {value!r}")
+        check_types("data", self)
         if self.skip_damaged and self.check not in ("auto", "full"):
             raise ValueError(
                 f"data.check must be full or auto with data.skip_damaged, not {self.check!r}: "

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from covpool.data.augmentation import AUGMENTATIONS, Augmentation
 from covpool.data.preprocessing import Preprocessing
-from covpool.data.reading import read_image
+from covpool.data.reading import LARGEST_BYTES, open_file, read_image
 
 
 class Source(Protocol):
@@ -79,7 +79,7 @@ class Files(EncodedSource):
         return self.paths[index]
 
     def open(self, index: int) -> IO[bytes]:
-        return open(self.paths[index], "rb")
+        return open_file(self.paths[index], LARGEST_BYTES)
 
     def marks(self, root: Path) -> Iterator[bytes]:
         for path in self.paths:

@@ -10,6 +10,7 @@ from covpool.data.annotations import (
     entries,
     field,
     find,
+    inside,
     read_lines,
     read_mat,
     read_pairs,
@@ -23,7 +24,7 @@ from covpool.data.listing import Labelled, Listing
 
 
 def _files(folder: Path, names: list[str], labels: list[int]) -> Labelled:
-    return Files([str(folder / name) for name in names]), labels
+    return Files([str(inside(folder, name)) for name in names]), labels
 
 
 def _compare_lengths(path: Path, counts: dict[str, int]) -> None:

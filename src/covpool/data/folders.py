@@ -8,8 +8,9 @@ from pathlib import Path
 from covpool.data.config import DataError
 from covpool.data.dataset import Files
 from covpool.data.listing import Labelled, Listing, shorten
+from covpool.data.reading import FORMATS
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+IMAGE_ENDINGS = tuple(ending for endings in FORMATS.values() for ending in endings)
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 

@@ -11,7 +11,7 @@ from covpool.data.archives import ArchiveContents
 from covpool.data.dataset import Arrays, Source, content_digest
 from covpool.data.layouts import Contents
 from covpool.data.listing import SPLITS, Listing, Progress, in_threads, shorten
-from covpool.data.reading import cause, to_tensor
+from covpool.data.reading import cause, open_picture, to_tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,8 +206,6 @@ def _examine(split: str, source: Source, index: int, label: int) -> Facts:
 
 def _decode(stored: bytes) -> tuple[int, int]:
     """Width and height of an image, upright, once all of it has been decoded."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(stored)) as image:
+    with open_picture(io.BytesIO(stored)) as image:
         pixels = to_tensor(image, 1)
     return pixels.shape[2], pixels.shape[1]

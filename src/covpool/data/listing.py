@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 from covpool.data.config import DataConfig, DataError
 from covpool.data.dataset import EncodedSource, Files
-from covpool.data.reading import REMEDY, cause, read_image
+from covpool.data.reading import REMEDY, cause, open_picture, read_image
 
 GREY_MODES = ("1", "L", "LA", "La")
 FULL_CHECK_FILES = 5000
@@ -159,12 +159,10 @@ def check_images(
         return damaged, False
 
     def examine(entry: tuple[str, EncodedSource, int]) -> tuple[str | None, bool]:
-        from PIL import Image
-
         _, source, index = entry
         try:
             with source.open(index) as file:
-                with Image.open(file) as image:
+                with open_picture(file) as image:
                     grey = image.mode in GREY_MODES or image.mode.startswith("I")
                 if check == "full":
                     file.seek(0)

@@ -8,9 +8,13 @@ import torch
 from torch import Tensor
 
 from covpool.data.config import DataError, Views
+from covpool.data.types import check_types, check_value
 
 RESIZE_RATIO = 256 / 224
 """Evaluation: the shorter side is this much longer than the centre crop (the paper's recipe)."""
+
+LARGEST_SIDE = 4096
+"""Of the size from which crops are taken; with more a single image takes gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,7 @@ class Preprocessing:
 
     Raises:
         DataError: a size to which the crop does not fit.
+        ValueError: a value of another type, or out of its range.
     """
 
     channels: int
@@ -37,7 +42,20 @@ class Preprocessing:
     views: Views = "center"
 
     def __post_init__(self) -> None:
-        shorter = self.resize if isinstance(self.resize, int) else min(self.resize)
+        check_types("preprocessing", self)
+        sides = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+        if self.image_size < 1 or max(sides) > LARGEST_SIDE:
+            raise DataError(
+                f"data.image_size {self.image_size} and data.resize {_plain(self.resize)} must be "
+                f"from 1 to {LARGEST_SIDE}"
+            )
+        numbers = {self.channels, len(self.mean), len(self.std)}
+        if numbers not in ({1}, {3}) or min(self.std) <= 0:
+            raise DataError(
+                f"channels {self.channels} must be 1 or 3, and mean {list(self.mean)} and std "
+                f"{list(self.std)} as many numbers, those of std above 0"
+            )
+        shorter = min(sides)
         if shorter < self.image_size:
             raise DataError(
                 f"data.resize {_plain(self.resize)} is smaller than the crop, data.image_size "
@@ -59,12 +77,20 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What `to_dict` described, of this version or an earlier one."""
+        """What `to_dict` described, of this version or an earlier one.
+
+        Raises:
+            ValueError: an entry that is missing, unknown or not as it must be.
+        """
+        check_value("preprocessing", values, dict[str, Any])
         arguments: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
         }
-        return cls(**arguments)
+        try:
+            return cls(**arguments)
+        except TypeError as error:
+            raise ValueError(f"preprocessing is of another version: {error}") from error
 
     def normalise(self, image: Tensor) -> Tensor:
         """(..., channels, H, W) uint8 → float32, standardised."""

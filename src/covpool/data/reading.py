@@ -1,5 +1,15 @@
-"""Decoding image files."""
+"""Decoding image files.
 
+Whoever made a file decides what is in it. So the formats are listed (Pillow would choose a decoder
+by the content alone, and runs Ghostscript for PostScript), only regular files are opened, and what
+a file may claim has limits, which are checked before anything is decoded.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -14,6 +24,83 @@ if TYPE_CHECKING:
     from PIL import Image
 
 REMEDY = "repair or remove it, or train without such files by --data.skip_damaged true"
+
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm"),
+}
+"""The formats that are read, by Pillow's names, and how the names of their files end."""
+
+LARGEST_PIXELS = 178_956_970
+"""The number of pixels above which Pillow too refuses an image, unless it was told otherwise."""
+
+LARGEST_RATIO = 100
+"""How many times longer than its shorter side an image may be: resizing the shorter side to 512
+then takes about 80 MB."""
+
+LARGEST_BYTES = 2**30
+"""What an image may take as a file: more than `LARGEST_PIXELS` of three bytes each."""
+
+SPECIAL_FILES = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_file(path: str | Path, largest: int | None = None) -> IO[bytes]:
+    """A regular file, opened for reading: a pipe would hang, and a device may never end.
+
+    Args:
+        path: where it is; links are followed.
+        largest: refuse files of more bytes.
+
+    Raises:
+        OSError: no such file, not a regular one, or too large a one.
+    """
+    status = os.stat(path)
+    kind = SPECIAL_FILES.get(stat.S_IFMT(status.st_mode))
+    if kind is not None:
+        raise OSError(errno.EINVAL, f"{kind}, not a file", str(path))
+    if largest is not None and status.st_size > largest:
+        taken = f"it takes {status.st_size} bytes, more than the {largest} of an image"
+        raise OSError(errno.EFBIG, taken, str(path))
+    return open(path, "rb")
+
+
+@contextmanager
+def open_picture(file: str | Path | IO[bytes]) -> Iterator["Image.Image"]:
+    """A picture of one of `FORMATS`, not yet decoded, whose size is within the limits.
+
+    Raises:
+        Exception: what Pillow's readers raise, which may be anything; OSError, ValueError: the file
+            or its size is refused.
+    """
+    from PIL import Image
+
+    is_path = isinstance(file, str | Path)
+    with (
+        open_file(file, LARGEST_BYTES) if is_path else nullcontext(file) as content,
+        Image.open(content, formats=tuple(FORMATS)) as image,
+    ):
+        check_size(*image.size)
+        yield image
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise a ValueError for a picture that is too large, or too long for its width."""
+    if width * height > LARGEST_PIXELS:
+        raise ValueError(f"{width}×{height} pixels, and at most {LARGEST_PIXELS} are read")
+    if max(width, height) > LARGEST_RATIO * min(width, height):
+        raise ValueError(
+            f"{width}×{height} pixels: one side is more than {LARGEST_RATIO} times the other"
+        )
 
 
 def to_tensor(image: "Image.Image", channels: int) -> Tensor:
@@ -46,11 +133,9 @@ def read_image(file: str | Path | IO[bytes], channels: int, name: str | None = N
     Raises:
         DataError: no such file, not an image, or a damaged one.
     """
-    from PIL import Image
-
     name = str(file) if name is None else name
     try:
-        with Image.open(file) as image:
+        with open_picture(file) as image:
             image.load()
             return to_tensor(image, channels)
     except FileNotFoundError:
@@ -67,7 +152,7 @@ def cause(error: BaseException) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return "not an image, or of an unknown format"
+        return f"not an image, or of another format than {', '.join(FORMATS)}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__

@@ -5,6 +5,7 @@ timm's own reader of them gives a stream, from which a run could not be resumed 
 
 import io
 import json
+import mmap
 import os
 import re
 import tarfile
@@ -15,15 +16,17 @@ from typing import IO, Self
 
 from torch import Tensor
 
-from covpool.data.annotations import read_lines
+from covpool.data.annotations import inside, read_lines
 from covpool.data.config import DataError
 from covpool.data.dataset import EncodedSource
 from covpool.data.folders import IMAGE_ENDINGS, TEST_FOLDERS
 from covpool.data.listing import Labelled, Listing, Progress
-from covpool.data.reading import read_image
+from covpool.data.reading import LARGEST_BYTES, open_file, read_image
 
 INFORMATION = ("_info.json", "info.json")
 CLASSES = "classes.txt"
+LONGEST_NUMBER = 20
+"""How many bytes a class number may take."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class TarImages(EncodedSource):
 
     def open(self, index: int) -> IO[bytes]:
         shard, offset, size, _ = self.places[index]
-        with open(self.shards[shard], "rb") as file:
+        with open_file(self.shards[shard]) as file:
             file.seek(offset)
             return io.BytesIO(file.read(size))
 
@@ -93,7 +96,6 @@ def read_shards(title: str, root: Path, progress: Progress | None = None) -> Lis
             raise DataError(f"{root}: the {split} shards, such as {paths[0]}, hold no images")
         splits[split] = TarImages(tuple(map(str, paths)), places), labels
     highest = max(max(labels) for _, labels in splits.values())
-    classes = tuple(map(str, range(highest + 1)))
     if (root / CLASSES).is_file():
         classes = tuple(read_lines(root / CLASSES))
         if len(classes) <= highest:
@@ -101,6 +103,16 @@ def read_shards(title: str, root: Path, progress: Progress | None = None) -> Lis
                 f"{root / CLASSES} has {len(classes)} lines, and the shards hold an image of class "
                 f"{highest}, counted from 0; add the missing names"
             )
+    else:
+        images = len(splits["train"][1])
+        for source, labels in splits.values():
+            if highest >= images and highest in labels:
+                raise DataError(
+                    f"{source.name(labels.index(highest))} is of class {highest}, and there are "
+                    f"{images} training images, one of each class being due; number the classes "
+                    "from 0 without gaps"
+                )
+        classes = tuple(map(str, range(highest + 1)))
     return Listing(name=title, classes=classes, train=splits["train"], test=splits["test"])
 
 
@@ -111,8 +123,11 @@ def _split_shards(root: Path) -> dict[str, list[Path]]:
     if information is not None:
         try:
             splits = json.loads(information.read_text(encoding="utf-8"))["splits"]
-            found = {name: [root / file for file in of["filenames"]] for name, of in splits.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            found = {
+                name: [inside(root, file) for file in of["filenames"]]
+                for name, of in splits.items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"cannot read {information}: {type(error).__name__} {error}; it must hold "
                 '{"splits": {"train": {"filenames": […]}, …}}, or be removed'
@@ -137,23 +152,33 @@ def _index(path: Path) -> list[tuple[int, int, str, int]]:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     try:
-        length = os.path.getsize(path)
-        with tarfile.open(path, "r:") as shard:
+        # Of a mapped file no more can be read than there is, whatever a header claims.
+        with (
+            open_file(path) as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            tarfile.open(fileobj=mapped, mode="r:") as shard,
+        ):
             for member in shard:
                 folder, name = os.path.split(member.name)
                 stem, _, ending = name.partition(".")
                 key = os.path.join(folder, stem)
                 if not member.isfile():
                     continue
-                if member.offset_data + member.size > length:
+                blocks = -(-member.size // tarfile.BLOCKSIZE)
+                if member.offset_data + blocks * tarfile.BLOCKSIZE > len(mapped):
                     raise tarfile.ReadError("unexpected end of data")
                 if f".{ending.lower()}" in IMAGE_ENDINGS:
+                    if member.size > LARGEST_BYTES:
+                        raise ValueError(f"{key} takes more than {LARGEST_BYTES} bytes")
                     images[key] = member.offset_data, member.size
                 elif ending == "cls":
                     content = shard.extractfile(member)
                     assert content is not None
-                    labels[key] = int(content.read())
-    except (OSError, tarfile.TarError, ValueError) as error:
+                    number = content.read(LONGEST_NUMBER + 1)
+                    if len(number) > LONGEST_NUMBER:
+                        raise ValueError(f"{key}.cls holds more than a number")
+                    labels[key] = int(number)
+    except (OSError, tarfile.TarError, ValueError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(
             f"cannot read shard {path}: {reason}; restore it, or write it anew uncompressed"

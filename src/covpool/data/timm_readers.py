@@ -4,6 +4,7 @@ Exact resume reads any image by its number, so that a reader must have random ac
 The others give a stream; for `wds/` stands `covpool.data.shards`, the rest is `REFUSED`.
 """
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from covpool.data.config import DataError
 from covpool.data.dataset import EncodedSource, content_digest
 from covpool.data.listing import Labelled, Listing, Progress
-from covpool.data.reading import read_image
+from covpool.data.reading import LARGEST_BYTES, open_file, read_image
 from covpool.data.shards import read_shards
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
@@ -56,7 +57,11 @@ class ReaderImages(EncodedSource):
         return f"{self.title}[{self.indices[index]}]"
 
     def open(self, index: int) -> IO[bytes]:
-        return self.reader[self.indices[index]][0]
+        # Not by the reader's own indexing, which would open whatever lies at the path.
+        stored = self.reader.dataset[self.indices[index]][self.reader.image_key]
+        if stored.get("bytes"):
+            return io.BytesIO(stored["bytes"])
+        return open_file(stored["path"], LARGEST_BYTES)
 
     def marks(self, root: Path) -> Iterator[bytes]:
         # Names would be those of the reader's cache. Reading all images could take hours.

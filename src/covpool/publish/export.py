@@ -25,6 +25,7 @@ from covpool.pooling import CovPool2d
 from covpool.publish.card import model_card
 from covpool.publish.images import Sample
 from covpool.publish.roots import ProductsPool, in_products
+from covpool.train.metadata import without_local_paths
 from covpool.train.prediction import TrainedModel
 from covpool.train.published import WEIGHTS, appearing, write_published
 
@@ -61,6 +62,10 @@ def _write_torch_export(network: nn.Module, example: Tensor, file: Path) -> None
     batch = {"images": {0: torch.export.Dim("batch")}}
     with torch.no_grad():
         program = torch.export.export(_Named(network), (example,), dynamic_shapes=batch)
+    # Where in which file each operation was called, which nobody else needs to know.
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
     torch.export.save(program, file)
 
 
@@ -70,18 +75,20 @@ def _load_torch_export(file: Path) -> Run:
 
 def _write_onnx(network: nn.Module, example: Tensor, file: Path) -> None:
     with _quiet(), torch.no_grad():
-        torch.onnx.export(
+        program = torch.onnx.export(
             _Named(network),
             (example,),
-            file,
             dynamo=True,
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             input_names=["images"],
             output_names=["logits"],
             opset_version=OPSET,
-            external_data=False,
             verbose=False,
         )
+        assert program is not None
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # as above
+        program.save(file, external_data=False)
 
 
 def _load_onnx(file: Path) -> Run:
@@ -211,7 +218,8 @@ def _export(
         for row in formats:
             progress(f"writing {row.file}")
             network = in_products(model, root_dtype) if row.products else model
-            example = sample.images[:1].expand(2, -1, -1, -1).contiguous()
+            # The file keeps its example, which must not be somebody's image.
+            example = torch.zeros(2, *sample.images.shape[1:])
             try:
                 row.write(network, example, output / row.file)
             except Exception as error:  # exporters raise what they like
@@ -236,8 +244,9 @@ def _export(
             )
         (output / REPORT).write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", "utf-8")
     progress(f"writing {WEIGHTS} and the model card")
-    card = model_card(trained.metadata, exports=rows, **of_card)
-    write_published(output, trained.model.state_dict(), trained.metadata, card)
+    metadata = without_local_paths(trained.metadata)
+    card = model_card(metadata, exports=rows, **of_card)
+    write_published(output, trained.model.state_dict(), metadata, card)
     return rows
 
 

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from covpool.publish.export import FORMATS, REPORT
+from covpool.train.metadata import without_local_paths
 from covpool.train.published import CARD, CONFIG, WEIGHTS, appearing, read_published
 from covpool.train.run_directory import refuse_existing
 
@@ -50,11 +51,16 @@ def push(path: Path, target: str, *, private: bool = False, api: HfApi | None = 
         Where it is now.
 
     Raises:
-        ValueError: not a published model, a folder that is taken, or a hub that refuses; the
-            message says what to do.
+        ValueError: not a published model, one with links or with paths of this machine in it, a
+            folder that is taken, or a hub that refuses; the message says what to do.
     """
-    read_published(path)
-    present = [name for name in FILES if (path / name).is_file()]
+    _, metadata = read_published(path)
+    if without_local_paths(metadata) != metadata:
+        raise ValueError(
+            f"{path / CONFIG} names files of this machine (data.root, model.init_from or others), "
+            "as earlier versions exported it; export the model anew"
+        )
+    present = _present(path)
     folder = local_folder(target)
     if folder is not None:
         if private:
@@ -92,8 +98,8 @@ def pull(
         `output`.
 
     Raises:
-        ValueError: nothing there, no published model, an output that is taken, or a hub that
-            refuses; the message says what to do.
+        ValueError: nothing there, no published model, one with links in it, an output that is
+            taken, or a hub that refuses; the message says what to do.
     """
     refuse_existing(output)
     folder = local_folder(source)
@@ -103,9 +109,8 @@ def pull(
                 raise ValueError(f"--revision {revision}: {source} is a folder and has none")
             if not folder.is_dir():
                 raise ValueError(f"no folder {folder} to get a model from")
-            for name in FILES:
-                if (folder / name).is_file():
-                    shutil.copyfile(folder / name, partial / name)
+            for name in _present(folder):
+                shutil.copyfile(folder / name, partial / name)
         else:
             api = api or HfApi(library_name="covpool")
             with _plain_words(source, "read"):
@@ -117,12 +122,26 @@ def pull(
                     allow_patterns=list(FILES),
                 )
             shutil.rmtree(partial / ".cache", ignore_errors=True)  # its notes on the download
+            _present(partial)
         try:
             read_published(partial)
         except ValueError as error:
             message = str(error).replace(str(partial), source)
             raise ValueError(f"nothing was kept of {source}: {message}") from error
     return output
+
+
+def _present(folder: Path) -> list[str]:
+    """Those of `FILES` that are there.
+
+    Raises:
+        ValueError: one is a link, which may lead to a file that was never meant to be given away.
+    """
+    present = [name for name in FILES if (folder / name).is_file()]
+    for name in present:
+        if (folder / name).is_symlink():
+            raise ValueError(f"{folder / name} is a link; put the file itself in its place")
+    return present
 
 
 @contextmanager

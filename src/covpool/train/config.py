@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from covpool.data import DataConfig
+from covpool.data.types import check_value
 from covpool.train.options import ModelConfig, OptimConfig, TrainConfig
 
 __all__ = ["DataConfig", "ModelConfig", "OptimConfig", "RunConfig", "TrainConfig"]
@@ -62,6 +63,7 @@ class RunConfig:
         Raises:
             ValueError: an unknown group or field (a run of another version), or a bad value.
         """
+        check_value("the configuration", values, dict[str, dict[str, Any]])
         made = {}
         for group, fields in values.items():
             if group not in cls.groups():

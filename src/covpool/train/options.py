@@ -6,26 +6,15 @@ Names of methods and backbones are checked where they are looked up (`covpool.tr
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
+
+from covpool.data.types import check_types
 
 
 def require(ok: bool, option: str, requirement: str, value: object) -> None:
     """Raise a ValueError that names the option, what it must be and what it was, unless ok."""
     if not ok:
         raise ValueError(f"{option} must be {requirement}, not {value!r}")
-
-
-def require_choices(group: str, options: object) -> None:
-    """`require` of each option, or each part of a list, that it is one of its type's literals."""
-    for name, kind in get_type_hints(type(options)).items():
-        value = getattr(options, name)
-        several = get_origin(kind) is tuple
-        kind = get_args(kind)[0] if several else kind
-        if get_origin(kind) is Literal:
-            choices = ("a list out of " if several else "one of ") + ", ".join(get_args(kind))
-            given = list(value) if several else [value]
-            ok = set(given) <= set(get_args(kind))
-            require(ok, f"{group}.{name}", choices, given if several else value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +68,7 @@ class ModelConfig:
     """Further arguments of the backbone, as in --model.backbone_options.width 32."""
 
     def __post_init__(self) -> None:
+        check_types("model", self)
         channels = self.reduced_channels
         require(
             not isinstance(channels, int) or channels >= 1,
@@ -166,7 +156,7 @@ class OptimConfig:
     kept; null: none. The decay rises to this value over the first steps."""
 
     def __post_init__(self) -> None:
-        require_choices("optim", self)
+        check_types("optim", self)
         rate, clip = self.learning_rate, self.clip_norm
         require(rate > 0, "optim.learning_rate", "above 0", rate)
         require(0 <= self.momentum < 1, "optim.momentum", "in [0, 1)", self.momentum)
@@ -265,7 +255,7 @@ class TrainConfig:
     """Steps from one measurement of the probes to the next; null: three in an epoch."""
 
     def __post_init__(self) -> None:
-        require_choices("train", self)
+        check_types("train", self)
         require(0 <= self.seed < 2**32, "train.seed", "in [0, 2**32)", self.seed)
         for name in ("epochs", "devices", "nodes", "accumulate"):
             value = getattr(self, name)

@@ -13,7 +13,8 @@ from covpool.models import CovPoolModel
 from covpool.train.building import build_model
 from covpool.train.checkpoint import METADATA, load_weights
 from covpool.train.config import RunConfig
-from covpool.train.published import PublishedDirectory, model_weights, read_trained
+from covpool.train.metadata import refuse_external
+from covpool.train.published import PublishedDirectory, check_finite, model_weights, read_trained
 from covpool.train.run_directory import RunDirectory
 from covpool.train.schedule import method_schedule
 
@@ -66,9 +67,15 @@ class TrainedModel:
                 reason = str(error).removesuffix(f"; {REMEDY}")
                 yield Prediction(path=image, likeliest=[], error=reason)
                 continue
-            with torch.no_grad():
-                logits = average_over_views(self.model, pixels[None].to(parameter))
+            try:
+                with torch.no_grad():
+                    logits = average_over_views(self.model, pixels[None].to(parameter))
                 shares = logits[0].softmax(0)
+                if not shares.isfinite().all():
+                    raise ValueError("NaN or infinite logits")
+            except ValueError as error:  # of the pooling, for features that are not finite
+                yield Prediction(path=image, likeliest=[], error=f"no result for {image}: {error}")
+                continue
             best = shares.topk(min(top, len(self.classes)))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             yield Prediction(
@@ -76,16 +83,20 @@ class TrainedModel:
             )
 
 
-def load_model(path: str | Path) -> TrainedModel:
+def load_model(path: str | Path, *, allow_external: bool = False) -> TrainedModel:
     """A trained network, ready to predict.
 
     Args:
         path: a published model's directory (of `covpool export`, `convert` or `pull`), a run's
             directory, of which the best checkpoint is taken, or one checkpoint.
+        allow_external: build the network even where its configuration has parts of it fetched from
+            a hub, with your token, or opened elsewhere on this machine: a backbone of "hf-hub:…"
+            or "local-dir:…", or an option such as checkpoint_path. Whoever wrote it chose them.
 
     Raises:
-        ValueError, OSError: nothing of the kind, damaged, of another version, or weights that do
-            not fit the model that the configuration describes; the first difference is named.
+        ValueError, OSError: nothing of the kind, damaged, of another version, in need of
+            `allow_external`, or weights that are not finite or do not fit the model that the
+            configuration describes; the first difference is named.
 
     >>> trained = covpool.load_model("runs/birds")                              # doctest: +SKIP
     >>> trained.predict("image.jpg")[0].likeliest                               # doctest: +SKIP
@@ -94,6 +105,8 @@ def load_model(path: str | Path) -> TrainedModel:
     checkpoint = read_trained(path)
     about = checkpoint[METADATA]
     config = RunConfig.from_dict(about["config"])
+    if not allow_external:
+        refuse_external(config, path)
     classes: list[str] = about["classes"]
     preprocessing = Preprocessing.from_dict(about["preprocessing"])
     schedule = method_schedule(config)
@@ -106,7 +119,9 @@ def load_model(path: str | Path) -> TrainedModel:
             image_size=preprocessing.image_size,
             pretrained=False,
         )
-    load_weights(model, {**checkpoint, "state_dict": model_weights(checkpoint)}, path)
+    weights = model_weights(checkpoint)
+    check_finite(weights, path)
+    load_weights(model, {**checkpoint, "state_dict": weights}, path)
     method = schedule.method_at(about["epoch"])
     if method is not None:
         model.method = method
@@ -140,15 +155,18 @@ def find_weights(path: Path) -> Path:
     return found
 
 
-def predict(path: Path, images: Sequence[Path], *, top: int = 5) -> Iterator[Prediction]:
+def predict(
+    path: Path, images: Sequence[Path], *, top: int = 5, allow_external: bool = False
+) -> Iterator[Prediction]:
     """The likeliest classes of image files, as `TrainedModel.predictions`.
 
     Args:
         path: as for `load_model`.
         images: image files; one that cannot be read gives a `Prediction` with its error.
         top: number of classes.
+        allow_external: as for `load_model`.
 
     Raises:
         ValueError, OSError: as `load_model`.
     """
-    return load_model(path).predictions(images, top=top)
+    return load_model(path, allow_external=allow_external).predictions(images, top=top)

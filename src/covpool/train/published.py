@@ -8,16 +8,16 @@ executed when it is read.
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from covpool.pooling import VECTOR_LAYOUT
 from covpool.train.checkpoint import METADATA, METADATA_KEYS, read_checkpoint
 from covpool.train.config import RunConfig
+from covpool.train.metadata import checked_metadata
 from covpool.train.run_directory import replace_file, replace_text, replacing
 
 WEIGHTS = "model.safetensors"
@@ -58,17 +58,19 @@ class PublishedDirectory:
             return False
         try:
             content = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        except (ValueError, OSError):
+        except (ValueError, OSError, RecursionError):
             return True  # damaged: its reader says so
         return not (isinstance(content, dict) and "architecture" in content)
 
     def read_config(self) -> RunConfig:
-        """The configuration of the run that trained it.
+        """The configuration of the run that trained it, but for what is of the machine alone.
 
         Raises:
             ValueError: config.json cannot be read, or is of another version.
         """
-        return RunConfig.from_dict(read_metadata(self.path)["config"])
+        config = RunConfig.from_dict(read_metadata(self.path)["config"])
+        train = replace(config.train, threads=None, accelerator="auto", compile=False)
+        return replace(config, train=train, data=replace(config.data, workers=0))
 
 
 @contextmanager
@@ -124,47 +126,44 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """The content of config.json of a published model.
 
     Raises:
-        ValueError: it cannot be read, lacks an entry, or has another layout of the pooled vector.
+        ValueError: it cannot be read, or as `checked_metadata`.
     """
     file = path / CONFIG
     try:
         metadata = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{file} is damaged and cannot be read ({error}); get it again") from error
-    missing = [
-        key for key in METADATA_KEYS if not isinstance(metadata, dict) or key not in metadata
-    ]
-    if missing:
-        raise ValueError(
-            f"{file} is not a published model's, or one of another version: it lacks "
-            f"{', '.join(missing)}"
-        )
-    if metadata["vector_layout"] != VECTOR_LAYOUT:
-        raise ValueError(
-            f"{path} has the vector layout {metadata['vector_layout']!r}, this version "
-            f"{VECTOR_LAYOUT!r}: its classifier's weights would mean something else; use the "
-            f"version that wrote it ({metadata['version']})"
-        )
-    return metadata
+    return checked_metadata(metadata, file)
 
 
 def read_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights of a published model, on the CPU, and its metadata.
 
     Raises:
-        ValueError: not a published model, damaged, or with another layout of the pooled vector.
+        ValueError: not a published model, damaged, or as `checked_metadata` and `check_finite`.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     PublishedDirectory.open(path)
     metadata = read_metadata(path)
     try:
-        return load_file(path / WEIGHTS), metadata
-    except (SafetensorError, OSError) as error:
+        weights = load_file(path / WEIGHTS)
+    except Exception as error:  # what a changed header leads to may be anything
         raise ValueError(
             f"{path / WEIGHTS} is damaged and cannot be read ({error}); get it again"
         ) from error
+    check_finite(weights, path / WEIGHTS)
+    return weights, metadata
+
+
+def check_finite(weights: Mapping[str, Tensor], file: object) -> None:
+    """Raise a ValueError that names the first weight with NaN or infinity in it."""
+    for name, value in weights.items():
+        if value.is_complex() or not value.to(torch.float32).isfinite().all():
+            raise ValueError(
+                f"{file}: {name} holds NaN, infinity or complex numbers; it is damaged, or its "
+                "training diverged: get another one"
+            )
 
 
 def read_trained(path: Path) -> dict[str, Any]:
@@ -174,7 +173,9 @@ def read_trained(path: Path) -> dict[str, Any]:
         ValueError, OSError: as `read_checkpoint` and `read_published`.
     """
     if not path.is_dir():
-        return read_checkpoint(path)
+        checkpoint = read_checkpoint(path)
+        about = checked_metadata(checkpoint[METADATA], path)
+        return {**checkpoint, METADATA: about}
     weights, metadata = read_published(path)
     return {"state_dict": {PREFIX + k: v for k, v in weights.items()}, METADATA: metadata}
 

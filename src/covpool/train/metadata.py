@@ -1,0 +1,152 @@
+"""What checkpoints and published models say of themselves, checked: they may come from others."""
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePath, PureWindowsPath
+from typing import Any, NotRequired, TypedDict
+
+from covpool.data import Preprocessing
+from covpool.data.types import check_value
+from covpool.models.backbones import SOURCES
+from covpool.pooling import VECTOR_LAYOUT
+from covpool.train.checkpoint import METADATA_KEYS
+from covpool.train.config import RunConfig
+from covpool.train.schedule import method_schedule
+
+
+class ImagesRecord(TypedDict):
+    """Which images one split had."""
+
+    number: int
+    digest: str
+
+
+class Score(TypedDict):
+    """What was measured after an epoch."""
+
+    epoch: int
+    test_top1: float
+    test_top5: float
+    test_loss: float
+
+
+class Metadata(TypedDict):
+    """The entries by their types; others may stand beside them."""
+
+    version: str
+    config: dict[str, dict[str, Any]]
+    classes: list[str]
+    vector_layout: str
+    schedule: str
+    preprocessing: dict[str, Any]
+    images: dict[str, ImagesRecord]
+    epoch: int
+    checkpoint: NotRequired[str | None]
+    data: NotRequired[str | None]
+    converted_from: NotRequired[str | None]
+    scores: NotRequired[dict[str, Score]]
+
+
+EXTERNAL_OPTIONS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+"""Arguments of timm's `create_model` that name files, or where to get them."""
+
+
+def checked_metadata(about: Any, file: object) -> dict[str, Any]:
+    """The metadata with every option in it, those that an earlier version lacked by their defaults.
+
+    Args:
+        about: as it was read.
+        file: for messages.
+
+    Raises:
+        ValueError: an entry that is missing, of another type, out of its range, of another version,
+            or at odds with another entry.
+    """
+    missing = [key for key in METADATA_KEYS if not isinstance(about, dict) or key not in about]
+    if missing:
+        raise ValueError(
+            f"{file} is not a published model's, or one of another version: it lacks "
+            f"{', '.join(missing)}"
+        )
+    try:
+        check_value("it", about, Metadata)
+        if about["vector_layout"] != VECTOR_LAYOUT:
+            raise ValueError(
+                f"it has the vector layout {about['vector_layout']!r}, this version "
+                f"{VECTOR_LAYOUT!r}: its classifier's weights would mean something else; use the "
+                f"version that wrote it ({about['version']})"
+            )
+        config = RunConfig.from_dict(about["config"])
+        schedule = str(method_schedule(config))
+        if about["schedule"] != schedule:
+            raise ValueError(f"schedule is {about['schedule']!r}, its configuration's {schedule!r}")
+        if not about["classes"]:
+            raise ValueError("it has no classes")
+        if about["epoch"] < 0:
+            raise ValueError(f"epoch must be at least 0, not {about['epoch']}")
+        if about["images"] and not {"train", "test"} <= set(about["images"]):
+            raise ValueError("images must have train and test")
+        preprocessing = Preprocessing.from_dict(about["preprocessing"])
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be used: {error}") from error
+    return {**about, "config": config.to_dict(), "preprocessing": preprocessing.to_dict()}
+
+
+def refuse_external(config: RunConfig, path: object, *, images: bool = False) -> None:
+    """Raise a ValueError where a configuration would fetch something, or open files that lie
+    elsewhere.
+
+    Args:
+        config: of somebody else's model.
+        path: the model, for the message.
+        images: whether its images are going to be opened too.
+    """
+    model, data = config.model, config.data
+    found = [
+        f"model.backbone_options.{name} {model.backbone_options[name]!r}"
+        for name in EXTERNAL_OPTIONS
+        if name in model.backbone_options
+    ]
+    if model.backbone.startswith(SOURCES):
+        found.append(f"model.backbone {model.backbone!r}")
+    if images and data.name.startswith("hfds/"):
+        found.append(f"data.name {data.name!r}")
+    if found:
+        raise ValueError(
+            f"{path} would take {' and '.join(found)} from a hub or from other files of this "
+            "machine; if you trust its maker, allow it by --allow-external (in Python, "
+            "allow_external=True)"
+        )
+
+
+def without_local_paths(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata with the last component in place of each path of this machine."""
+    config = {group: dict(fields) for group, fields in about["config"].items()}
+    data, model = config.get("data", {}), config.get("model", {})
+    for group, name in ((data, "root"), (data, "name"), (model, "init_from"), (model, "backbone")):
+        if isinstance(group.get(name), str):
+            group[name] = _last_component(group[name], anywhere=name in ("root", "init_from"))
+    for group, name in ((data, "augment_options"), (model, "backbone_options")):
+        if name in group:
+            group[name] = _without_paths(group[name])
+    return {**about, "config": config}
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(inner) for inner in value]
+    return _last_component(value) if isinstance(value, str) else value
+
+
+def _last_component(text: str, *, anywhere: bool = False) -> str:
+    """Of a path; other text stays. `anywhere`: the text is a path, even a relative one."""
+    prefix = re.match(r"(local-dir:|hfds/|wds/)?", text)
+    assert prefix is not None
+    place = text[prefix.end() :]
+    is_path = anywhere or re.match(r"[~/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]", place) is not None
+    if not is_path and prefix.group() != "local-dir:":
+        return text
+    kind = PureWindowsPath if "\\" in place else PurePath
+    return prefix.group() + kind(place).name
