@@ -1,12 +1,11 @@
 """`covpool export`."""
 
-import sys
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from covpool.cli import ArgumentParser
+from covpool.cli import ArgumentParser, say
 from covpool.cli.parsing import users_input
 from covpool.publish.export import FORMATS, export_model, get_formats
 from covpool.publish.images import sample_of_files, sample_of_run
@@ -53,20 +52,20 @@ def run(arguments: list[str]) -> int:
             progress=status.update,
         )
     for row in rows:
-        print(
+        say(
             f"{row['file']}: root by {row['root']}; on {row['images']} images ({row['source']}) "
             f"logits change by up to {row['max_logit']:.1e} (of {row['logit_scale']:.3g}), "
             f"probabilities by {row['max_probability']:.1e}, top-1 is the same for "
             f"{row['top1_agreement']:.2%}"
         )
         if row["top1_agreement"] < FEWEST_SAME:
-            print(
+            say(
                 f"covpool: warning: {row['file']} is not the network that was trained: method "
                 f"{row['method']!r} has another root than the file; fine-tune with isqrt-cov or "
                 "exact before exporting, or use the other formats",
-                file=sys.stderr,
+                error=True,
             )
-    print(f"model, card and exported files: {output}")
+    say(f"model, card and exported files: {output}")
     return 0
 
 

@@ -1,9 +1,8 @@
 """`covpool report`."""
 
-import sys
 from pathlib import Path
 
-from covpool.cli import ArgumentParser, UserError
+from covpool.cli import ArgumentParser, UserError, say
 from covpool.cli.parsing import users_input
 from covpool.report.observations import find_observations
 from covpool.report.page import GENERATOR, render
@@ -32,9 +31,9 @@ def run(arguments: list[str]) -> int:
         check_output(output)
         runs = find_runs(own.paths)
         observations = find_observations(own.paths)
-        print(f"{len(runs)} runs; drawing", file=sys.stderr, flush=True)
+        say(f"{len(runs)} runs; drawing", error=True)
         replace_text(output, render(runs, baseline=own.baseline, observations=observations))
-    print(output)
+    say(output)
     return 0
 
 

@@ -1,11 +1,10 @@
 """`covpool train`."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
-from covpool.cli import UserError
+from covpool.cli import UserError, say
 from covpool.cli.parsing import (
     FileProgress,
     RunParser,
@@ -14,6 +13,7 @@ from covpool.cli.parsing import (
     users_input,
 )
 from covpool.data import DataError
+from covpool.text import file_name
 from covpool.train.allocator import keep_freed_memory
 from covpool.train.config import RunConfig
 from covpool.train.engine import train
@@ -69,19 +69,19 @@ def run(arguments: list[str]) -> int:
             job, directory, checkpoint = _prepare(arguments, progress)
     except NothingToDo as error:
         if speaks:
-            print(error)
+            say(error)
         return 0
     if speaks:
-        print(job.describe())
+        say(job.describe())
         if job.start is not None:
-            print(job.start)
-        print(f"{'going on in' if checkpoint else 'writing to'} {directory.path}", flush=True)
+            say(job.start)
+        say(f"{'going on in' if checkpoint else 'writing to'} {directory.path}")
     go_on = f"covpool train --resume {shlex.quote(str(directory.path))}"
     try:
         summary = train(job, directory, checkpoint=checkpoint)
     except Interrupted as error:
         if speaks:
-            print(f"covpool: interrupted; go on with: {go_on}", file=sys.stderr)
+            say(f"covpool: interrupted; go on with: {go_on}", error=True)
         return 128 + error.signal_number if speaks else 0
     except DataError as error:
         raise UserError(f"{error}; then go on with: {go_on}") from error
@@ -95,20 +95,20 @@ def run(arguments: list[str]) -> int:
             return 0
         kept = "last.ckpt holds the last good state; " if directory.last.is_file() else ""
         skipping = job.config.train.on_nonfinite == "skip"
-        print(
+        say(
             f"covpool: training diverged in {error}; {kept}try a lower optim.learning_rate or "
             f"optim.clip_norm{'' if skipping else ', or --on-nonfinite skip'}",
-            file=sys.stderr,
+            error=True,
         )
         return 1
     if speaks:
         for name in ("final", "best"):
             row = summary[name]
-            print(
+            say(
                 f"{name.capitalize():5}  top-1 {100 * row['test_top1']:.2f}%  "
                 f"top-5 {100 * row['test_top5']:.2f}%  (epoch {row['epoch']})"
             )
-        print(f"summary, curves and checkpoints: {directory.path}")
+        say(f"summary, curves and checkpoints: {directory.path}")
     return 0
 
 
@@ -152,7 +152,7 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Prepared:
         refuse_existing(own.output)
     job = prepare(config, progress=progress)
     label = f"{job.splits.name}-{config.model.backbone}-{job.schedule.label}"
-    path = own.output or free_path(RUNS / label)
+    path = own.output or free_path(RUNS / file_name(label))
     # The other processes are given rank 0's directory when training begins.
     directory = RunDirectory.create(path, config) if speaks else RunDirectory(path)
     return job, directory, None
@@ -181,7 +181,7 @@ def _resume(config: RunConfig, directory: RunDirectory, progress: FileProgress) 
     if main_process():
         directory.write_config(config)
         if checkpoint is None:
-            print(f"no checkpoint yet in {directory.path}: starting from the beginning")
+            say(f"no checkpoint yet in {directory.path}: starting from the beginning")
     return job, directory, checkpoint
 
 
