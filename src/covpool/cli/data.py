@@ -1,6 +1,7 @@
 """`covpool data check`."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ def run(arguments: list[str]) -> int:
             raise ValueError(f"{given.path} and --data.root {given.root} exclude each other")
         given.root = given.root or given.path
         check_name(given.name)
-        if given.root is not None and not Path(given.root).expanduser().exists():
+        if given.root is not None and not Path(os.path.expanduser(given.root)).exists():
             raise UserError(f"{given.root} does not exist; give the folder or archive of images")
         for file in (given.json, given.contact_sheet):
             if file is not None and not file.absolute().parent.is_dir():

@@ -28,8 +28,8 @@ def run(arguments: list[str]) -> int:
     own = parser.parse_args(arguments)
     output = own.output or (own.paths[0] / NAME if len(own.paths) == 1 else Path(NAME))
     with users_input():
+        runs = find_runs(own.paths)  # first: the default output lies in what is named
         check_output(output)
-        runs = find_runs(own.paths)
         observations = find_observations(own.paths)
         say(f"{len(runs)} runs; drawing", error=True)
         replace_text(output, render(runs, baseline=own.baseline, observations=observations))

@@ -4,6 +4,7 @@ A new one is one row and its reader.
 """
 
 import difflib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,7 +126,7 @@ def _read(config: DataConfig, progress: Progress | None) -> tuple[str, Contents]
         return name, read_timm(name, config.root, progress)
     if config.root is None or name == "typefaces":
         return _embedded(config)
-    path = Path(config.root).expanduser()
+    path = Path(os.path.expanduser(config.root))
     if not path.exists():
         raise DataError(f"data.root {config.root!r} does not exist; {_remedy(path)}")
     if name == "archive" or path.is_file():
@@ -156,7 +157,7 @@ def layout_name(config: DataConfig) -> str:
     check_name(config.name)
     if config.root is None:
         return "typefaces" if config.name == "auto" else config.name
-    path = Path(config.root).expanduser()
+    path = Path(os.path.expanduser(config.root))
     if not path.exists():
         raise DataError(f"data.root {config.root!r} does not exist; {_remedy(path)}")
     if config.name != "auto":

@@ -133,7 +133,7 @@ def hold_out_validation(
         DataError: a class with a single training image.
     """
     source, labels = train
-    marks = list(source.marks(Path(config.root or ".").expanduser()))
+    marks = list(source.marks(Path(os.path.expanduser(config.root or "."))))
     kept, held = _hold_out(
         classes,
         train,
