@@ -256,9 +256,7 @@ def test_batch_norm_that_sees_one_value_of_a_channel():
     assert single_valued_layers(narrow, 3, 16) == ["backbone.features.12"]
     splits: Any = SimpleNamespace(train=range(4), channels=3, image_size=16)
     config = RunConfig(data=DataConfig(batch_size=1))
-    with pytest.raises(
-        ValueError, match=r"several in backbone\.features\.12; take"
-    ):
+    with pytest.raises(ValueError, match=r"several in backbone\.features\.12; take"):
         check_batch_statistics(config, splits, narrow)
     for harmless in (
         replace(config, data=DataConfig(batch_size=2)),

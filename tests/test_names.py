@@ -5,8 +5,10 @@ import csv
 import json
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -62,7 +64,7 @@ def test_other_forms_of_a_name():
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A class for each of the hostile names, in a folder and with files of such names too."""
-    root = tmp_path_factory.mktemp("images") / HOSTILE["escape"]
+    root = tmp_path_factory.mktemp("images") / f"{HOSTILE['escape']}{HOSTILE['bytes']}"
     for label, name in enumerate(HOSTILE.values()):
         for number in range(3):
             file = root / name / f"{number}{HOSTILE['escape']}{HOSTILE['bytes']}.png"
@@ -98,7 +100,8 @@ def test_strange_names_through_every_command(images, tmp_path, capsys, monkeypat
         assert re.sub(r"\s+", "", name) in table
     assert set(json.loads(report.read_text())["classes"]) == {*map(encodable, HOSTILE.values())}
 
-    run(capsys, "train", "--data.root", images, *OPTIONS, "--train.epochs", "1")
+    logged = ["--train.loggers", "[tensorboard]"] if find_spec("tensorboard") else []
+    run(capsys, "train", "--data.root", images, *OPTIONS, "--train.epochs", "1", *logged)
     [directory] = (tmp_path / "runs").iterdir()
     assert printable(HOSTILE["escape"]) in directory.name
     with (directory / "confusions.csv").open(encoding="utf-8", newline="") as file:
@@ -107,6 +110,8 @@ def test_strange_names_through_every_command(images, tmp_path, capsys, monkeypat
     config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
     assert config["data"]["root"] == str(images)
 
+    directory = directory.rename(tmp_path / HOSTILE["bytes"])
+    run(capsys, "train", "--resume", directory, "--train.epochs", "2", "--train.loggers", "[]")
     run(capsys, "evaluate", directory)
     picture = next((images / HOSTILE["lines"]).iterdir())
     out, _ = run(capsys, "predict", directory, picture, "--top", len(names))
@@ -117,6 +122,8 @@ def test_strange_names_through_every_command(images, tmp_path, capsys, monkeypat
     exported = tmp_path / "<b>exported</b>"
     run(capsys, "export", directory, "--output", exported, "--formats", "safetensors")
     run(capsys, "predict", exported, picture)
+    assert main(["export", str(directory), "--formats", "onnx"]) == 2
+    assert r"caf\xe9/export is not UTF-8" in capsys.readouterr().err
     run(capsys, "report", directory)
     page = (directory / "report.html").read_text(encoding="utf-8")
     assert "<img" not in page
@@ -196,6 +203,24 @@ def test_notes_and_errors_of_others_names_are_clean(tmp_path, capsys):
         assert r"\x1b" in captured.err
         assert not CONTROL.search(captured.err + captured.out), ascii(captured.err)
         assert captured.err.count("\n") == 1
+
+
+def test_text_of_an_archive_is_no_markup(tmp_path, capsys):
+    """Class names of folders have no slash; those of archives may close what was never opened."""
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 8, 8), np.uint8)
+    archive = tmp_path / "archive.npz"
+    labels = np.array([0, 1, 0, 1])
+    names = np.array(["[/] [/red]", "\x1b[31m"])
+    splits = {"images": pixels, "labels": labels}
+    arrays = {
+        f"{split}_{key}": value for split in ("train", "test") for key, value in splits.items()
+    }
+    np.savez(archive, classes=names, **arrays)
+    assert main(["data", "check", str(archive)]) == 1
+    out = capsys.readouterr().out
+    assert "[/] [/red]" in out
+    assert r"\x1b[31m" in out
+    assert not CONTROL.search(out)
 
 
 def test_an_output_that_cannot_hold_a_name_gets_escapes(images, tmp_path, monkeypatch):

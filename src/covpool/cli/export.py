@@ -9,6 +9,7 @@ from covpool.cli import ArgumentParser, say
 from covpool.cli.parsing import users_input
 from covpool.publish.export import FORMATS, export_model, get_formats
 from covpool.publish.images import sample_of_files, sample_of_run
+from covpool.text import encodable
 from covpool.train.config import RunConfig
 from covpool.train.prediction import load_model
 from covpool.train.published import PublishedDirectory
@@ -31,6 +32,11 @@ def run(arguments: list[str]) -> int:
         source, scores = _find(given.run, given.checkpoint)
         output = given.output or _beside(given.run)
         refuse_existing(output)
+        if formats and encodable(str(output)) != str(output):
+            raise ValueError(
+                f"--output {output} is not UTF-8, as PyTorch and ONNX need it; choose another, or "
+                "--formats safetensors"
+            )
         trained = load_model(source)
         trained.metadata.update(scores)
         sample = None

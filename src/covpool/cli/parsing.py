@@ -129,6 +129,9 @@ class RunParser:
 
     def add_argument(self, name: str, **options: Any) -> None:
         """Add an argument of the command itself, as in argparse."""
+        if options.get("type") in (Path, Path | None):
+            # As a type, jsonargparse reads it as YAML, which names of files need not be.
+            options["type"] = lambda text: text if text is None else Path(text)
         self.parser.add_argument(name, **options)
         if name.startswith("--"):
             self.own.append(name[2:])
