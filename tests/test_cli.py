@@ -2,15 +2,23 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import covpool
 from covpool.cli import COMMANDS, main
+from covpool.cli.parsing import SYNONYMS
 from covpool.linalg.methods import METHODS
+from covpool.models import create_model
 from covpool.pooling import POOLINGS
-from covpool.train.config import RunConfig
+from covpool.train.building import single_valued_layers
+from covpool.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from covpool.train.job import check_batch_statistics
 from covpool.train.recipe import read_recipe
 from tiny_images import OPTIONS, make_tiny_images
 
@@ -63,8 +71,6 @@ def test_methods_lists_every_pooling_with_its_constants(capsys):
 
 
 def test_train_help_describes_every_option(capsys):
-    from covpool.train.config import RunConfig
-
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out
     for group, owner in RunConfig.groups().items():
@@ -160,6 +166,111 @@ def test_a_configuration_file_may_set_open_mappings(tmp_path, capsys):
     file.write_text("model:\n  method: svd-taylor\n  constants: {degree: 7}\n")
     assert main(["train", "--config", str(file), "--print_config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["constants"] == {"degree": 7}
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    {
+        "--lr": "optim.learning_rate",
+        "--optim.lr": "optim.learning_rate",
+        "--train.lr": "optim.learning_rate",
+        "--wd": "optim.weight_decay",
+        "--bs": "data.batch_size",
+        "--batch-size": "data.batch_size",
+        "--train.batch_size": "data.batch_size",
+        "--seed": "train.seed",
+        "--arch": "model.backbone",
+        "--gpus": "train.devices",
+        "--data.num_workers": "data.workers",
+        "--data.path": "data.root",
+        "--model.pooling": "model.method",
+        "--dropout": "model.drop_rate",
+        "--optim.scheduler": "optim.decay",
+        "--output_dir": "output",
+        "--data": "data.root",
+        "--model": "model.backbone",
+    }.items(),
+)
+def test_what_other_projects_call_an_option(given, meant, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", given, "3"]) == 2
+    error = capsys.readouterr().err
+    assert f"did you mean {meant}?" in error
+    assert error.count("\n") == 1
+
+
+def test_synonyms_are_of_options_that_there_are():
+    names = {name for owner in RunConfig.groups().values() for name in owner.__dataclass_fields__}
+    assert set(SYNONYMS.values()) <= names
+    assert not set(SYNONYMS) & names
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_images_without_their_option(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "birds", "--train.epochs", "1"]) == 2
+    assert "--data.root birds" in capsys.readouterr().err
+
+
+def test_a_root_in_the_home_of_nobody(capsys):
+    assert main(["train", "--data.root", "~no such user/birds"]) == 2
+    assert "data.root '~no such user/birds' does not exist" in capsys.readouterr().err
+
+
+def test_a_report_of_what_is_not_there(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for path, what in (("runs/nothing", "no directory runs/nothing"), ("file", "file is a file")):
+        assert main(["report", path]) == 2
+        assert f"{what}; name a run" in capsys.readouterr().err
+
+
+BATCHES_OF_ONE = {
+    "batch": (["--data.batch_size", "1"], 1),
+    "parts": (["--data.batch_size", "4", "--train.accumulate", "4"], 4),
+    "processes": (["--data.batch_size", "2", "--train.devices", "2"], 2),
+    "few images": (["--data.class_limit", "2", "--train.accumulate", "18"], 18),
+}
+
+
+@pytest.mark.parametrize("way", BATCHES_OF_ONE)
+def test_batch_norm_of_one_image_is_refused_by_name(way, images, capsys, tmp_path):
+    options, parts = BATCHES_OF_ONE[way]
+    gap = ["--model.method", "gap", "--model.hidden_features", "matched"]
+    if way == "few images":
+        options = [*options, "--data.batch_size", "36"]
+    assert main(["train", "--data.root", images, *OPTIONS, *gap, *options]) == 2
+    error = capsys.readouterr().err
+    assert "batch norm needs several in hidden.1;" in error
+    assert f"data.batch_size of at least {2 * parts}" in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_batch_norm_that_sees_one_value_of_a_channel():
+    """After the pooling, and on a map of one position; other layers take a batch of one."""
+    model = create_model("small-convnet", 3, method="exact", width=8, hidden_features=4)
+    assert single_valued_layers(model, 3, 16) == ["hidden.1"]
+    narrow = create_model("small-convnet", 3, method="gap", width=8)
+    narrow.backbone.features.append(torch.nn.AdaptiveAvgPool2d(1))
+    narrow.backbone.features.append(torch.nn.BatchNorm2d(8))
+    assert single_valued_layers(narrow, 3, 16) == ["backbone.features.12"]
+    splits: Any = SimpleNamespace(train=range(4), channels=3, image_size=16)
+    config = RunConfig(data=DataConfig(batch_size=1))
+    with pytest.raises(ValueError, match=r"several in backbone\.features\.12; take"):
+        check_batch_statistics(config, splits, narrow)
+    for harmless in (
+        replace(config, data=DataConfig(batch_size=2)),
+        replace(config, optim=OptimConfig(trained="classifier")),
+        RunConfig(data=DataConfig(batch_size=2), train=TrainConfig(devices=2, sync_batchnorm=True)),
+    ):
+        check_batch_statistics(harmless, splits, narrow)
+    assert model.training
+    assert not model.backbone.features[1]._forward_pre_hooks
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(torch.rand(1, 3, 16, 16))
+    plain = create_model("small-convnet", 3, method="exact", width=8)
+    assert single_valued_layers(plain, 3, 16) == []
+    assert plain(torch.rand(1, 3, 16, 16)).isfinite().all()
 
 
 def test_images_too_small_for_the_backbone(images, capsys):

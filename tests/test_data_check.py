@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from covpool.cli import main
+from covpool.data import DataConfig, DataError, open_images
 from miniatures import MINIATURES, write_miniature
 
 
@@ -77,6 +78,71 @@ def test_missing_images_and_annotations(tmp_path, capsys):
     (root / "data" / "variants.txt").unlink()
     assert check(root, tmp_path) == (1, None)
     assert "lacks variants.txt, the names of the classes" in capsys.readouterr().err
+
+
+def test_every_fault_of_folders_is_told(tmp_path, capsys):
+    """Empty classes, classes of one split, loops and damage, all at once."""
+    root = write_miniature("folder", tmp_path / "data", classes=4)
+    names = [f"typeface {number}" for number in range(4)]
+    for file in (root / "train" / names[0]).iterdir():
+        file.unlink()
+    (root / "test" / names[1]).rename(root / "test" / "typeface one")
+    (root / "train" / names[2] / "loop").symlink_to(root)
+    (root / "test" / names[3] / "0.jpg").write_bytes(b"words")
+    status, report = check(root, tmp_path)
+    assert status == 1
+    starts = [
+        f"class folder {root / 'train' / names[0]} holds no images",
+        f"training and test classes differ: '{names[1]}' only in {root / 'train'}",
+        "unreadable images: 1 of ",
+        f"classes without a training image: '{names[0]}', 'typeface one'",
+        f"classes without a test image: '{names[1]}'",
+    ]
+    assert len(report["problems"]) == len(starts)
+    for problem, start in zip(report["problems"], starts, strict=True):
+        assert problem.startswith(start), problem
+    assert report["links_passed_over"] == 1
+    out = capsys.readouterr().out
+    assert all(f"wrong: {start}" in out for start in starts)
+    with pytest.raises(DataError, match="holds no images"):  # a training stops at the first
+        open_images(DataConfig(root=str(root)))
+
+
+def test_every_fault_of_annotations_is_told(tmp_path, capsys):
+    root = write_miniature("birds", tmp_path / "birds")
+    for name in ("image_class_labels", "train_test_split"):
+        file = next(tmp_path.rglob(f"{name}.txt"))
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join(["1 7", *lines[2:]]))
+    status, report = check(root, tmp_path)
+    assert status == 1
+    [_, second, *_] = next(tmp_path.rglob("images.txt")).read_text().splitlines()
+    image = f"image {second.replace(' ', ' (', 1)})"
+    expected = [
+        "image_class_labels.txt: image 1 has '7', where a number of ",
+        f"image_class_labels.txt has no line for {image}; restore it",
+        f"train_test_split.txt has no line for {image}; restore it",
+        "classes without a test image: '001.",
+    ]
+    assert len(report["problems"]) == len(expected)
+    for problem, part in zip(report["problems"], expected, strict=True):
+        assert part in problem
+    for name in ("classes", "train_test_split"):
+        next(tmp_path.rglob(f"{name}.txt")).unlink()
+    assert check(root, tmp_path) == (1, None)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "lacks classes.txt, the names of the classes" in lines[0]
+    assert "lacks train_test_split.txt, which images are for training" in lines[1]
+
+
+def test_the_root_may_be_given_as_to_other_commands(tmp_path, capsys):
+    root = write_miniature("folder", tmp_path / "data")
+    file = tmp_path / "report.json"
+    assert main(["data", "check", "--data.root", str(root), "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["images"] == 18
+    assert main(["data", "check", str(root), "--data.root", str(root)]) == 2
+    assert "exclude each other" in capsys.readouterr().err
 
 
 def test_folder_without_splits(tmp_path):

@@ -1,5 +1,6 @@
 """Folders of class folders: layouts, the division into splits, and every message about them."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -103,6 +104,48 @@ def test_other_files_are_counted_and_hidden_ones_left_alone(tmp_path):
     splits = open_folder(tmp_path)
     assert splits.train.labels == [0, 0, 0, 0, 1, 1, 1]
     assert splits.notes == ("passed over 3 file(s) that are no images by their ending",)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    """What is there counts before links to it; loops end; no link makes other classes' images of
+    this one."""
+    elsewhere = add(tmp_path / "elsewhere", *(f"{name}/{name}.png" for name in "abc"))
+    root = flat_tree(tmp_path / "pets", 2)
+    cat = root / "cat"
+    (cat / "a link").symlink_to(elsewhere / "a")
+    (elsewhere / "a" / "on").symlink_to(elsewhere / "b", target_is_directory=True)
+    (elsewhere / "b" / "back").symlink_to(elsewhere / "a")
+    (root / "fox").symlink_to(elsewhere / "c")
+    add(elsewhere, "c/1.png")
+    (root / "dog" / ".hidden").symlink_to(elsewhere / "c")
+    assert "passed over 1 link(s) to folders that were read already" in open_folder(root).notes
+    for number, target in enumerate((cat, root, tmp_path, "missing")):
+        (cat / f"link {number}").symlink_to(target)
+    (cat / "before").symlink_to(cat / "inner")
+    add(cat, "inner/3.png")
+    splits = open_folder(root)
+    assert splits.classes == ("cat", "dog", "fox", "owl")
+    assert {*paths(splits.train), *paths(splits.test)} == {
+        *(f"{name}/{number}.png" for name in ("cat", "dog", "owl") for number in "01"),
+        *("a link/a.png", "on/b.png", "inner/3.png", "fox/c.png", "fox/1.png"),
+    }
+    assert "passed over 5 link(s) to folders that were read already" in splits.notes
+    assert "passed over 1 file(s) that are no images by their ending" in splits.notes
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    root = flat_tree(tmp_path, 2)
+    (root / "cat" / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"cannot read folder .*cat/closed: Permission denied"):
+        open_folder(root)
 
 
 @pytest.mark.parametrize(("check", "channels"), [("full", 1), ("headers", 1), ("none", 3)])

@@ -9,9 +9,10 @@ from covpool.linalg.evaluation import warn_of_float32, working_dtype
 from covpool.linalg.features import Computation, works_on_gram
 from covpool.linalg.functions import matrix_sqrt
 from covpool.linalg.kernels import require_integer
-from covpool.linalg.methods import METHODS, Method, choose, get_method
+from covpool.linalg.methods import METHODS, Method, get_method
 from covpool.linalg.scalar import SQRT
 from covpool.linalg.spectrum import full_precision, on_cpu, product, range_unit
+from covpool.linalg.tables import choose
 
 POOLINGS: tuple[str, ...] = ("gap", *METHODS)
 """What may be chosen where a pooling is chosen: global average pooling, and every method."""
@@ -246,6 +247,7 @@ class CovPool2d(nn.Module):
         return size * (size + 1) // 2 if self.vectorize else size * size
 
     def forward(self, x: Tensor) -> Tensor:
+        checks.tensor("CovPool2d", x)
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f"CovPool2d needs features (B, {self.in_channels}, H, W), got {tuple(x.shape)}"

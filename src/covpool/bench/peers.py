@@ -8,6 +8,7 @@ of features (B, C, H, W), as its own training code calls them.
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -245,7 +246,7 @@ def open_peer(text: str, device: torch.device) -> OpenPeer:
                 f"--peer {text}: {name} is an installed package; give --peer {name}, without a path"
             )
         return _open_package(peer, peer.package, device)
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     remedy = f"git clone {peer.home} and give --peer {name}=ITS_FOLDER"
     if not path:
         raise ValueError(f"--peer {text}: {name} is read from your clone of it; {remedy}")

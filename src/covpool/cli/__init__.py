@@ -10,6 +10,8 @@ program and keeps its traceback.
 
 import argparse
 import importlib
+import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from covpool._version import __version__
+from covpool.text import printable_lines
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,35 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+class PrintableFormatter(logging.Formatter):
+    """Log records in which the names of others do nothing to the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
+def say(text: object, *, error: bool = False) -> None:
+    """Print a text in which names of others may stand, on standard output or standard error."""
+    print(printable_lines(str(text)), file=sys.stderr if error else sys.stdout, flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    # A terminal or pipe of another encoding than UTF-8 gets escapes for what it cannot hold.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if logging.lastResort is not None:  # which shows the warnings of this package
+        logging.lastResort.setFormatter(PrintableFormatter())
     try:
         name, rest = _parse(sys.argv[1:] if arguments is None else list(arguments))
         if name is None:
             return 0
         return _run(COMMANDS[name], rest)
     except UserError as error:
-        print(f"covpool: error: {error}", file=sys.stderr)
+        say(f"covpool: error: {error}", error=True)
         return 2
     except KeyboardInterrupt:
-        print("covpool: interrupted", file=sys.stderr)
+        say("covpool: interrupted", error=True)
         return 130
     except SystemExit as leave:  # how argparse ends after --help and after its own errors
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)

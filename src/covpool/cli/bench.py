@@ -1,7 +1,6 @@
 """`covpool bench`."""
 
 import argparse
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from covpool.bench.features import SPECTRA
 from covpool.bench.peers import PEERS
 from covpool.bench.progress import Progress
 from covpool.bench.settings import DTYPES, FEWEST_ROUNDS, Settings, available_cores
-from covpool.cli import ArgumentParser, UserError
+from covpool.cli import ArgumentParser, UserError, say
+from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import users_input
 from covpool.linalg.methods import METHODS
 
@@ -30,12 +30,12 @@ def run(arguments: list[str]) -> int:
         settings.open_peers()  # a mistake is told before anything is measured
         if options.output is not None and options.output.is_dir():
             raise ValueError(f"--output {options.output} is a folder; name a file in it")
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = PlainConsole()
     if settings.rounds < FEWEST_ROUNDS:
-        print(
+        say(
             f"covpool: --rounds {settings.rounds}: a median of fewer than {FEWEST_ROUNDS} is "
             "for a first look",
-            file=sys.stderr,
+            error=True,
         )
     done, progress = 0, Progress()
 

@@ -1,7 +1,6 @@
 """`covpool compare`."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from covpool.cli import say
+from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import (
     FileProgress,
     RunParser,
@@ -21,6 +22,7 @@ from covpool.cli.parsing import (
 )
 from covpool.linalg.methods import METHODS
 from covpool.pooling import check_pooling
+from covpool.text import file_name
 from covpool.train import comparison as table
 from covpool.train.cells import Cell, check_one_process, constants_of, make_grid, open_folder
 from covpool.train.config import ModelConfig, RunConfig
@@ -38,7 +40,7 @@ def run(arguments: list[str]) -> int:
     """Run or continue the grid, print its table, and return the exit status."""
     with users_input(), checking_files() as progress:
         config, cells, jobs, folder = _prepare(arguments, progress)
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = PlainConsole()
     methods = len({cell.label for cell in cells})
     console.print(
         f"{len(cells)} runs ({methods} methods, {len(cells) // methods} seeds), "
@@ -51,9 +53,7 @@ def run(arguments: list[str]) -> int:
             with GridReport(console) as report:
                 failures = run_grid(cells, jobs, report.show)
         except Interrupted as error:
-            print(
-                "covpool: interrupted; the same command goes on where it stopped", file=sys.stderr
-            )
+            say("covpool: interrupted; the same command goes on where it stopped", error=True)
             return 128 + error.signal_number
         comparison = table.tabulate(cells, failures)
         write(comparison, cells, config, jobs, folder)
@@ -114,7 +114,8 @@ def _prepare(
     constants = constants_of(config, methods[0])
     first = replace(config.model, method=methods[0], constants=constants)
     job = prepare(replace(config, model=first), progress=progress)
-    folder = own.output or Path("runs") / f"compare-{job.splits.name}-{config.model.backbone}"
+    label = f"compare-{job.splits.name}-{config.model.backbone}"
+    folder = own.output or Path("runs") / file_name(label)
     cells = make_grid(config, methods, own.seeds, folder, own.jobs)
     for cell in cells:
         check_names(cell.config)
@@ -193,9 +194,9 @@ def show(comparison: table.Comparison, console: Console) -> None:
             drawn.add_row(*row)
         console.print(drawn)
     else:
-        console.print(markdown_table(rows), markup=False)
+        console.print(markdown_table(rows))
     for problem in comparison.problems:
-        console.print(f"not in the means: {problem}", markup=False)
+        console.print(f"not in the means: {problem}")
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,9 +1,8 @@
 """`covpool convert`."""
 
-import sys
 from pathlib import Path
 
-from covpool.cli import ArgumentParser
+from covpool.cli import ArgumentParser, say
 from covpool.cli.parsing import users_input
 from covpool.linalg.methods import METHODS
 from covpool.publish.convert import CONVERTERS, Options, convert
@@ -28,11 +27,11 @@ def run(arguments: list[str]) -> int:
             image_size=given.image_size,
             resize=given.resize,
         )
-        print(f"reading {given.checkpoint}", file=sys.stderr, flush=True)
+        say(f"reading {given.checkpoint}", error=True)
         title = f"{given.checkpoint.name.partition('.')[0]} ({given.source})"
         found = convert(given.checkpoint, given.source, given.output, options, title=title)
-    print(found.replace("OUTPUT", str(given.output)))
-    print(f"written: {given.output}")
+    say(found.replace("OUTPUT", str(given.output)))
+    say(f"written: {given.output}")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +10,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from covpool.cli import ArgumentParser, UserError
+from covpool.cli import ArgumentParser, UserError, say
+from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import FileProgress, one_line, users_input
 from covpool.data import DataConfig, DataError
+from covpool.data.config import collecting_faults
 from covpool.data.contact_sheet import draw_contact_sheet
 from covpool.data.inspection import Facts, Report, inspect_images, labelled_sources
 from covpool.data.layouts import LAYOUTS, check_name, read_layout
+from covpool.text import printable
 
 SHOWN = 20
 """How many classes, files and duplicates the report lists at most; --json has all."""
@@ -26,8 +28,11 @@ def run(arguments: list[str]) -> int:
     """Report on a data set; exit status 1 where something is wrong with it."""
     given = _parser().parse_args(arguments)
     with users_input():
+        if given.path is not None and given.root is not None:
+            raise ValueError(f"{given.path} and --data.root {given.root} exclude each other")
+        given.root = given.root or given.path
         check_name(given.name)
-        if given.root is not None and not Path(given.root).expanduser().exists():
+        if given.root is not None and not Path(os.path.expanduser(given.root)).exists():
             raise UserError(f"{given.root} does not exist; give the folder or archive of images")
         for option, file in (("--json", given.json), ("--contact-sheet", given.contact_sheet)):
             if file is not None and not file.absolute().parent.is_dir():
@@ -35,19 +40,24 @@ def run(arguments: list[str]) -> int:
             if file is not None and os.path.lexists(file):
                 raise UserError(f"{option} {file} exists; remove it, or name another file")
         config = DataConfig(name=given.name, root=given.root)
-    try:
-        with _progress("opening") as progress:
-            layout, contents = read_layout(config, progress)
-    except DataError as error:
-        print(f"covpool: error: {one_line(error)}", file=sys.stderr)
-        return 1
+    with collecting_faults() as faults:
+        try:
+            with _progress("opening") as progress:
+                layout, contents = read_layout(config, progress)
+        except (DataError, OSError) as error:
+            # A file that is not there has been named where it was looked for.
+            missing = FileNotFoundError in (type(error), type(error.__cause__))
+            for each in faults if faults and missing else [*faults, error]:
+                say(f"covpool: error: {one_line(each)}", error=True)
+            return 1
     with _progress("reading images") as progress:
-        report = inspect_images(layout, contents, progress)
+        report = inspect_images(layout, contents, progress, faults=[*map(one_line, faults)])
     show(report)
     with users_input():
         if given.json is not None:
             text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False)
-            given.json.write_text(text + "\n", encoding="utf-8")
+            # Bytes of a name that are no UTF-8 become the escapes by which JSON writes them.
+            given.json.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         if given.contact_sheet is not None:
             _, source, labels = next(iter(labelled_sources(contents)))
             with _progress("drawing classes") as progress:
@@ -65,11 +75,12 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("action", choices=["check"], help="what to do")
     parser.add_argument(
-        "root",
+        "path",
         nargs="?",
         metavar="PATH",
         help="the folder or archive, as for --data.root (default: the embedded typefaces)",
     )
+    parser.add_argument("--data.root", dest="root", metavar="PATH", help="the same")
     parser.add_argument(
         "--data.name",
         dest="name",
@@ -91,23 +102,25 @@ def _parser() -> ArgumentParser:
 def _progress(title: str) -> Iterator[FileProgress]:
     """A bar on standard error, which goes when it is done."""
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def show(report: Report) -> None:
     """Print the report, long lists cut."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole()
     counts = report.counts()
     console.print(
         f"{LAYOUTS[report.layout].title if report.layout in LAYOUTS else report.layout}"
-        f" (data.name {report.layout}): {len(report.classes)} classes, {len(report.images)} images",
-        markup=False,
+        f" (data.name {report.layout}): {len(report.classes)} classes, {len(report.images)} images"
     )
     table = Table("class", *report.splits)
     for name, found in list(counts.items())[:SHOWN]:
-        table.add_row(name, *(str(found[split]) for split in report.splits))
+        table.add_row(printable(name), *(str(found[split]) for split in report.splits))
     if len(counts) > SHOWN:
         table.add_row(f"… and {len(counts) - SHOWN} more", *("…" for _ in report.splits))
     totals = (sum(found[split] for found in counts.values()) for split in report.splits)
@@ -119,8 +132,9 @@ def show(report: Report) -> None:
             f"{side}: {values['least']:g} to {values['greatest']:g} pixels, median "
             f"{values['median']:g}"
         )
-    if report.ignored:
-        console.print(f"passed over {report.ignored} file(s) that are no images by their ending")
+    for what, count in report.passed_over.items():
+        if count:
+            console.print(f"passed over {count} {what}")
     _list(console, "unreadable", [f"{one.name}: {one.error}" for one in report.unreadable])
 
     def names(group: Sequence[Facts]) -> str:
@@ -134,8 +148,10 @@ def show(report: Report) -> None:
         if group not in report.across_splits and group not in report.across_classes
     ]
     _list(console, "several times in one class of one split", list(map(names, harmless)))
-    for problem in report.problems:
-        console.print(f"wrong: {problem}", markup=False)
+    for problem in report.problems[:SHOWN]:
+        console.print(f"wrong: {printable(problem)}")
+    if len(report.problems) > SHOWN:
+        console.print(f"  … and {len(report.problems) - SHOWN} more")
     if not report.problems:
         console.print("nothing wrong was found")
 
@@ -145,6 +161,6 @@ def _list(console: Console, title: str, lines: list[str]) -> None:
         return
     console.print(f"{title}: {len(lines)}")
     for line in lines[:SHOWN]:
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {printable(line)}")
     if len(lines) > SHOWN:
         console.print(f"  … and {len(lines) - SHOWN} more")

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from covpool.cli import say
 from covpool.cli.parsing import RunParser, add_allow_external, users_input
 from covpool.train.engine import evaluate
 from covpool.train.metadata import refuse_external
@@ -38,7 +39,7 @@ def run(arguments: list[str]) -> int:
         if isinstance(directory, PublishedDirectory) and not own.allow_external:
             refuse_external(config, own.run, images=True)
         if config.data.evaluate == "validation":
-            print("on held-out training images (data.evaluate validation), not on the test split")
+            say("on held-out training images (data.evaluate validation), not on the test split")
         results: dict[int | None, dict[str, Any]] = {}
         for label, path in checkpoints:
             # Where the last epoch was the best, both are the weights of one step.
@@ -46,11 +47,10 @@ def run(arguments: list[str]) -> int:
             if step not in results:
                 results[step] = evaluate(path, config, report=True)
             found = results[step]
-            print(
+            say(
                 f"{label:5}  top-1 {100 * found['test_top1']:.2f}%  "
                 f"top-5 {100 * found['test_top5']:.2f}%  loss {found['test_loss']:.4f}  "
                 f"(epoch {found['epoch']}, {found['method']}, {found['images']} images)",
-                flush=True,
             )
     return 0
 

@@ -1,15 +1,15 @@
 """`covpool export`."""
 
-import sys
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from covpool.cli import ArgumentParser
+from covpool.cli import ArgumentParser, say
 from covpool.cli.parsing import add_allow_external, users_input
 from covpool.publish.export import FORMATS, export_model, get_formats
 from covpool.publish.images import sample_of_files, sample_of_run
+from covpool.text import encodable
 from covpool.train.config import RunConfig
 from covpool.train.metadata import refuse_external
 from covpool.train.prediction import load_model
@@ -33,6 +33,11 @@ def run(arguments: list[str]) -> int:
         source, scores = _find(given.run, given.checkpoint)
         output = given.output or _beside(given.run)
         refuse_existing(output)
+        if formats and encodable(str(output)) != str(output):
+            raise ValueError(
+                f"--output {output} is not UTF-8, as PyTorch and ONNX need it; choose another, or "
+                "--formats safetensors"
+            )
         trained = load_model(source, allow_external=given.allow_external)
         trained.metadata.update(scores)
         sample = None
@@ -56,20 +61,20 @@ def run(arguments: list[str]) -> int:
             progress=status.update,
         )
     for row in rows:
-        print(
+        say(
             f"{row['file']}: root by {row['root']}; on {row['images']} images ({row['source']}) "
             f"logits change by up to {row['max_logit']:.1e} (of {row['logit_scale']:.3g}), "
             f"probabilities by {row['max_probability']:.1e}, top-1 is the same for "
             f"{row['top1_agreement']:.2%}"
         )
         if row["top1_agreement"] < FEWEST_SAME:
-            print(
+            say(
                 f"covpool: warning: {row['file']} is not the network that was trained: method "
                 f"{row['method']!r} has another root than the file; fine-tune with isqrt-cov or "
                 "exact before exporting, or use the other formats",
-                file=sys.stderr,
+                error=True,
             )
-    print(f"model, card and exported files: {output}")
+    say(f"model, card and exported files: {output}")
     return 0
 
 

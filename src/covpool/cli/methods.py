@@ -1,9 +1,9 @@
 """`covpool methods`."""
 
-from rich.console import Console
 from rich.table import Table
 
-from covpool.cli import ArgumentParser
+from covpool.cli import ArgumentParser, say
+from covpool.cli.console import PlainConsole
 from covpool.linalg.methods import METHODS
 from covpool.pooling import POOLINGS
 
@@ -16,10 +16,10 @@ def run(arguments: list[str]) -> int:
     parser = ArgumentParser(prog="covpool methods", description=__doc__)
     parser.description = "List the poolings that --model.method takes."
     parser.parse_args(arguments)
-    console = Console(highlight=False)
+    console = PlainConsole(soft_wrap=False)
     if not console.is_terminal:
         for row in rows():
-            print("\t".join(row))
+            say("\t".join(row))
         return 0
     table = Table(show_lines=True)
     for column in COLUMNS:

@@ -26,6 +26,35 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+SYNONYMS = {
+    "amp": "precision",
+    "arch": "backbone",
+    "bs": "batch_size",
+    "data": "root",
+    "device": "accelerator",
+    "dir": "root",
+    "dropout": "drop_rate",
+    "gpus": "devices",
+    "hidden": "hidden_features",
+    "lr": "learning_rate",
+    "model": "backbone",
+    "path": "root",
+    "pooling": "method",
+    "scheduler": "decay",
+    "wd": "weight_decay",
+}
+"""What other projects call options, by which no nearest name would be found."""
+
+
+def nearest_option(name: str, known: Collection[str]) -> str:
+    """As `nearest`, for options such as group.name: by the last word where it fits, since users
+    leave out the group, and by what other projects call it."""
+    word = name.rpartition(".")[2].replace("-", "_")
+    word = SYNONYMS.get(word, word)
+    same = [option for option in known if option.rpartition(".")[2] == word]
+    return f"; did you mean {same[0]}?" if same else nearest(name, known)
+
+
 def one_line(error: BaseException) -> str:
     """An exception's text without line breaks."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
@@ -122,6 +151,9 @@ class RunParser:
 
     def add_argument(self, name: str, **options: Any) -> None:
         """Add an argument of the command itself, as in argparse."""
+        if options.get("type") in (Path, Path | None):
+            # As a type, jsonargparse reads it as YAML, which names of files need not be.
+            options["type"] = lambda text: text if text is None else Path(text)
         self.parser.add_argument(name, **options)
         if name.startswith("--"):
             self.own.append(name[2:])
@@ -141,7 +173,7 @@ class RunParser:
             parsed = self.parser.parse_args(list(arguments))
             made = self.parser.instantiate(parsed)
         except (argparse.ArgumentError, ValueError, TypeError) as error:
-            text = _readable(one_line(error))
+            text = _readable(one_line(error), self._known_keys())
             raise UserError(f"{text} (see covpool {self.command} --help)") from error
         groups = {name: getattr(made, name) for name in self.config_class.groups()}
         return self.config_class(**groups), parsed
@@ -168,7 +200,7 @@ class RunParser:
         for name in names:
             root = ".".join(name.split(".")[:2])
             if name not in accepted and not (root in self._open_keys() and name.count(".") == 2):
-                hint = nearest(name, [*known, *self.own])
+                hint = nearest_option(name, [*known, *self.own])
                 raise UserError(
                     f"unknown option {prefix}{name}{hint} (covpool {self.command} --help lists all)"
                 )
@@ -223,8 +255,13 @@ def refuse_methods(config: Any, instead: str) -> None:
             raise ValueError(f"model.{option} {value!r} cannot be used here: {instead}")
 
 
-def _readable(text: str) -> str:
-    """jsonargparse's report of a value that does not fit, in the words of the other messages."""
+def _readable(text: str, known: Collection[str]) -> str:
+    """jsonargparse's report of what does not fit, in the words of the other messages."""
+    if found := re.match(r"unrecognized arguments: ([^-].*)$", text):
+        return f"what is {found[1]} for? images are given by --data.root {found[1]}"
+    if found := re.match(r"Parser key \"(\w+)\": Unable to load config '(.*?)'", text):
+        hint = nearest_option(found[1], known)
+        return f"--{found[1]} {found[2]}: no such YAML file of the options --{found[1]}.NAME{hint}"
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
     # Shells take brackets for a pattern of file names.

@@ -1,11 +1,11 @@
 """`covpool predict`."""
 
-import sys
 from pathlib import Path
 
-from covpool.cli import ArgumentParser
+from covpool.cli import ArgumentParser, say
 from covpool.cli.evaluate import find_checkpoints
 from covpool.cli.parsing import add_allow_external, users_input
+from covpool.text import printable
 from covpool.train.prediction import predict
 
 
@@ -35,13 +35,13 @@ def run(arguments: list[str]) -> int:
     for prediction in predictions:
         if prediction.error is not None:
             bad += 1
-            print(f"covpool: error: {prediction.error}", file=sys.stderr)
+            say(f"covpool: error: {prediction.error}", error=True)
             continue
-        print(prediction.path)
+        say(printable(str(prediction.path)))
         for name, share in prediction.likeliest:
-            print(f"  {share:7.2%}  {name}")
+            say(f"  {share:7.2%}  {printable(name)}")
     if bad:
         count = len(given.images)
-        print(f"covpool: error: {bad} of {count} images could not be read", file=sys.stderr)
+        say(f"covpool: error: {bad} of {count} images could not be read", error=True)
         return 2
     return 0

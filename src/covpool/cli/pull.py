@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from covpool.cli import ArgumentParser
+from covpool.cli import ArgumentParser, say
 from covpool.cli.parsing import users_input
 from covpool.publish.hub import pull
 
@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> int:
     name = given.source.rstrip("/").rpartition("/")[2]
     output = given.output or Path(name or "model")
     console = Console(stderr=True)
-    with users_input(), console.status(f"getting {given.source}"):
+    with users_input(), console.status("getting the model"):
         pull(given.source, output, revision=given.revision)
-    print(f"model: {output}; covpool predict {output} IMAGE")
+    say(f"model: {output}; covpool predict {output} IMAGE")
     return 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from covpool.cli import ArgumentParser
+from covpool.cli import ArgumentParser, say
 from covpool.cli.parsing import users_input
 from covpool.publish.hub import push
 
@@ -21,7 +21,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     given = parser.parse_args(arguments)
     console = Console(stderr=True)
-    with users_input(), console.status(f"pushing {given.directory} to {given.target}"):
+    with users_input(), console.status("pushing the model"):
         place = push(given.directory, given.target, private=given.private)
-    print(f"published: {place}")
+    say(f"published: {place}")
     return 0

@@ -1,10 +1,10 @@
 """`covpool recipes`."""
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-from covpool.cli import ArgumentParser
+from covpool.cli import ArgumentParser, say
+from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import users_input
 from covpool.train.recipe import read_recipe, read_recipes
 
@@ -22,12 +22,12 @@ def run(arguments: list[str]) -> int:
     name = parser.parse_args(arguments).name
     if name is not None:
         with users_input():
-            print(read_recipe(name).text, end="")
+            say(read_recipe(name).text.rstrip())
         return 0
-    console = Console(highlight=False)
+    console = PlainConsole(soft_wrap=False)
     if not console.is_terminal:
         for row in rows():
-            print("\t".join(row))
+            say("\t".join(row))
         return 0
     # Five columns do not fit into the 80 of a terminal.
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))

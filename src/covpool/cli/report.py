@@ -1,9 +1,8 @@
 """`covpool report`."""
 
-import sys
 from pathlib import Path
 
-from covpool.cli import ArgumentParser, UserError
+from covpool.cli import ArgumentParser, UserError, say
 from covpool.cli.parsing import users_input
 from covpool.report.observations import find_observations
 from covpool.report.page import GENERATOR, render
@@ -29,12 +28,12 @@ def run(arguments: list[str]) -> int:
     own = parser.parse_args(arguments)
     output = own.output or (own.paths[0] / NAME if len(own.paths) == 1 else Path(NAME))
     with users_input():
+        runs = find_runs(own.paths)  # first: the default output lies in what is named
         check_output(output)
-        runs = find_runs(own.paths)
         observations = find_observations(own.paths)
-        print(f"{len(runs)} runs; drawing", file=sys.stderr, flush=True)
+        say(f"{len(runs)} runs; drawing", error=True)
         replace_text(output, render(runs, baseline=own.baseline, observations=observations))
-    print(output)
+    say(output)
     return 0
 
 

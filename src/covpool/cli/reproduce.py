@@ -1,6 +1,5 @@
 """`covpool reproduce`."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
+from covpool.cli import say
 from covpool.cli.compare import GridReport
+from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import (
     FileProgress,
     RunParser,
@@ -74,7 +75,7 @@ def run(arguments: list[str]) -> int:
     """Train what is missing, write the sheets, and return the exit status."""
     with users_input(), checking_files() as progress:
         request = _prepare(arguments, progress)
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = PlainConsole()
     _describe(request, console)
     if request.dry_run:
         _estimate(request, console)
@@ -93,9 +94,7 @@ def _run(request: Request, console: Console) -> int:
             with GridReport(console) as report:
                 failures = run_grid(request.cells, request.jobs, report.show)
         except Interrupted as error:
-            print(
-                "covpool: interrupted; the same command goes on where it stopped", file=sys.stderr
-            )
+            say("covpool: interrupted; the same command goes on where it stopped", error=True)
             return 128 + error.signal_number
     settings = [replace(setting, failures=failures) for setting in request.settings]
     with users_input():

@@ -1,14 +1,14 @@
 """`covpool study`."""
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from covpool.cli import UserError
+from covpool.cli import UserError, say
 from covpool.cli.compare import GridReport
+from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import (
     FileProgress,
     RunParser,
@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> int:
     """Plan, tune, train, summarise; return the exit status."""
     with users_input(), checking_files() as progress:
         request = _prepare(arguments, progress)
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = PlainConsole()
     study, output = request.study, request.output
     console.print(f"{study.title}\n{_about(request, study)}")
     if request.dry_run:
@@ -97,7 +97,7 @@ def _run(request: Request, console: Console) -> int:
             console.print(f"rate of {label}: {chosen['rate']:g}, by {_tried(chosen)}")
         failures = _train(cells, request, output / RUNS, "runs that count", console)
     except Interrupted as error:
-        print("covpool: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        say("covpool: interrupted; the same command goes on where it stopped", error=True)
         return 128 + error.signal_number
     with users_input():
         # Runs of other arms and seeds that an earlier command trained here are summarised too.

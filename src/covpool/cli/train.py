@@ -1,12 +1,11 @@
 """`covpool train`."""
 
 import shlex
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from covpool.cli import UserError
+from covpool.cli import UserError, say
 from covpool.cli.parsing import (
     FileProgress,
     RunParser,
@@ -15,6 +14,7 @@ from covpool.cli.parsing import (
     users_input,
 )
 from covpool.data import DataError
+from covpool.text import file_name
 from covpool.train.allocator import keep_freed_memory
 from covpool.train.cells import RESUME_KEYS, difference
 from covpool.train.claim import claimed
@@ -54,23 +54,23 @@ def run(arguments: list[str]) -> int:
                 prepared = _prepare(arguments, progress, claims)
         except NothingToDo as error:
             if speaks:
-                print(error)
+                say(error)
             return 0
         return _train(*prepared, speaks=speaks)
 
 
 def _train(job: Job, directory: RunDirectory, checkpoint: Path | None, *, speaks: bool) -> int:
     if speaks:
-        print(job.describe())
+        say(job.describe())
         if job.start is not None:
-            print(job.start)
-        print(f"{'going on in' if checkpoint else 'writing to'} {directory.path}", flush=True)
+            say(job.start)
+        say(f"{'going on in' if checkpoint else 'writing to'} {directory.path}")
     go_on = f"covpool train --resume {shlex.quote(str(directory.path))}"
     try:
         summary = train(job, directory, checkpoint=checkpoint)
     except Interrupted as error:
         if speaks:
-            print(f"covpool: interrupted; go on with: {go_on}", file=sys.stderr)
+            say(f"covpool: interrupted; go on with: {go_on}", error=True)
         return 128 + error.signal_number if speaks else 0
     except (DataError, ChildProcessError) as error:
         raise UserError(f"{error}; then go on with: {go_on}") from error
@@ -84,20 +84,20 @@ def _train(job: Job, directory: RunDirectory, checkpoint: Path | None, *, speaks
             return 0
         kept = "last.ckpt holds the last good state; " if directory.last.is_file() else ""
         skipping = job.config.train.on_nonfinite == "skip"
-        print(
+        say(
             f"covpool: training diverged in {error}; {kept}try a lower optim.learning_rate or "
             f"optim.clip_norm{'' if skipping else ', or --on-nonfinite skip'}",
-            file=sys.stderr,
+            error=True,
         )
         return 1
     if speaks:
         for name in ("final", "best"):
             row = summary[name]
-            print(
+            say(
                 f"{name.capitalize():5}  top-1 {100 * row['test_top1']:.2f}%  "
                 f"top-5 {100 * row['test_top5']:.2f}%  (epoch {row['epoch']})"
             )
-        print(f"summary, curves and checkpoints: {directory.path}")
+        say(f"summary, curves and checkpoints: {directory.path}")
     return 0
 
 
@@ -147,7 +147,8 @@ def _prepare(arguments: list[str], progress: FileProgress, claims: ExitStack) ->
     if own.output is not None and speaks:
         refuse_existing(own.output)
     job = prepare(config, progress=progress)
-    path = own.output or RUNS / f"{job.splits.name}-{config.model.backbone}-{job.schedule.label}"
+    label = f"{job.splits.name}-{config.model.backbone}-{job.schedule.label}"
+    path = own.output or RUNS / file_name(label)
     if not speaks:  # it is given the first process's directory when training begins
         return job, RunDirectory(path), None
     directory = claim(path if own.output else make_numbered(path))
@@ -174,7 +175,7 @@ def _resume(config: RunConfig, directory: RunDirectory, progress: FileProgress) 
     if main_process():
         directory.write_config(config)
         if checkpoint is None:
-            print(f"no checkpoint yet in {directory.path}: starting from the beginning")
+            say(f"no checkpoint yet in {directory.path}: starting from the beginning")
     return job, directory, checkpoint
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from covpool.data.config import DataError
+from covpool.data.config import DataError, fault
 from covpool.data.reading import open_file
 
 
@@ -13,14 +13,18 @@ def find(root: Path, what: str, *names: str) -> Path:
     """The first of the files or folders that is there.
 
     Raises:
-        DataError: none is; the message says what was looked for.
+        DataError: none is; the message says what was looked for. Where faults are collected, the
+            first name is returned, which cannot be read.
     """
     for name in names:
         if (root / name).exists():
             return root / name
-    raise DataError(
-        f"{root} lacks {' or '.join(names)}, {what}; restore it from the published archive"
+    fault(
+        DataError(
+            f"{root} lacks {' or '.join(names)}, {what}; restore it from the published archive"
+        )
     )
+    return root / names[0]
 
 
 def inside(folder: Path, name: str) -> Path:

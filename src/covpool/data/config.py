@@ -1,6 +1,8 @@
 """What images to read and how; each option is one of `covpool train`'s, as --data.NAME."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,6 +11,29 @@ from covpool.data.types import check_types
 
 class DataError(ValueError):
     """Images that cannot be used as they are; the message names them and says what to do."""
+
+
+_collected: ContextVar[list[DataError] | None] = ContextVar("collected", default=None)
+
+
+def fault(error: DataError) -> None:
+    """Raise the error; within `collecting_faults`, note it, so that the reader goes on without what
+    is wrong. For a reader's faults after which there is more to look at."""
+    faults = _collected.get()
+    if faults is None:
+        raise error
+    faults.append(error)
+
+
+@contextmanager
+def collecting_faults() -> Iterator[list[DataError]]:
+    """Within it, readers of data sets note what is wrong in this list, as far as they can go on."""
+    faults: list[DataError] = []
+    token = _collected.set(faults)
+    try:
+        yield faults
+    finally:
+        _collected.reset(token)
 
 
 Channels = Literal["auto", 1, 3]

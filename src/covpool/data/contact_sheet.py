@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from covpool.data.config import DataError
 from covpool.data.dataset import Source
 from covpool.data.listing import Progress
+from covpool.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,7 +54,7 @@ def draw_contact_sheet(
     of_class: dict[int, list[int]] = {label: [] for label in range(len(classes))}
     for index, label in enumerate(labels):
         of_class[label].append(index)
-    for label, name in enumerate(classes):
+    for label, name in enumerate(map(printable, classes)):
         row, column = divmod(label, columns)
         left, top = column * width + GAP, row * height + GAP
         while name and pen.textlength(name, font) > width - 3 * GAP:

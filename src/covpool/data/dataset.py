@@ -197,7 +197,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         It does not read files through: one that was changed in its place goes unnoticed.
         """
         found = hashlib.sha256()
-        marks = self.source.marks(Path(root or ".").expanduser())
+        marks = self.source.marks(Path(os.path.expanduser(root or ".")))
         for label, mark in zip(self.labels, marks, strict=True):
             found.update(f"{label}/".encode() + mark + b"\0")
         return found.hexdigest()

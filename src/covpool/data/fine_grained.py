@@ -17,7 +17,7 @@ from covpool.data.annotations import (
     read_table,
     to_labels,
 )
-from covpool.data.config import DataError
+from covpool.data.config import DataError, fault
 from covpool.data.dataset import Files
 from covpool.data.folders import list_splits
 from covpool.data.listing import Labelled, Listing
@@ -30,7 +30,7 @@ def _files(folder: Path, names: list[str], labels: list[int]) -> Labelled:
 def _compare_lengths(path: Path, counts: dict[str, int]) -> None:
     if len(set(counts.values())) > 1:
         held = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise DataError(f"{path} holds {held}; these must be as many: restore the file")
+        fault(DataError(f"{path} holds {held}; these must be as many: restore the file"))
 
 
 def read_birds(root: Path) -> Listing:
@@ -50,20 +50,31 @@ def read_birds(root: Path) -> Listing:
     positions = {number: label for label, number in enumerate(tables["classes"])}
     split: dict[str, tuple[list[str], list[int]]] = {"1": ([], []), "0": ([], [])}
     for number, name in tables["images"].items():
-        for other in ("image_class_labels", "train_test_split"):
-            if number not in tables[other]:
-                raise DataError(
-                    f"{paths[other]} has no line for image {number} ({name}); restore it from the "
+        lacking = [
+            paths[other]
+            for other in ("image_class_labels", "train_test_split")
+            if number not in tables[other]
+        ]
+        for file in lacking:
+            fault(
+                DataError(
+                    f"{file} has no line for image {number} ({name}); restore it from the "
                     "published archive"
                 )
+            )
+        if lacking:
+            continue
         label = positions.get(tables["image_class_labels"][number])
         part = split.get(tables["train_test_split"][number])
         if label is None or part is None:
             file = paths["image_class_labels" if label is None else "train_test_split"]
             due = f"a number of {paths['classes']}" if label is None else "0 or 1"
-            raise DataError(
-                f"{file}: image {number} has {tables[file.stem][number]!r}, where {due} is due"
+            fault(
+                DataError(
+                    f"{file}: image {number} has {tables[file.stem][number]!r}, where {due} is due"
+                )
             )
+            continue
         part[0].append(name)
         part[1].append(label)
     train, test = (_files(folder, *split[part]) for part in ("1", "0"))
@@ -82,14 +93,17 @@ def read_dogs(root: Path) -> Listing:
         files = [str(entry) for entry in entries(path, cells)]
         labels = to_labels(path, numbers.tolist(), 120)
         _compare_lengths(path, {"files": len(files), "labels": len(labels)})
-        for name, label in zip(files, labels, strict=True):
+        pairs = list(zip(files, labels, strict=False))
+        for name, label in pairs:
             breed = Path(name).parts[0].partition("-")[2] or Path(name).parts[0]
             if names.setdefault(label, breed) != breed:
-                raise DataError(
-                    f"{path}: class {label + 1} is {names[label]!r} and, by {name}, {breed!r}; "
-                    "restore it from the published archive"
+                fault(
+                    DataError(
+                        f"{path}: class {label + 1} is {names[label]!r} and, by {name}, "
+                        f"{breed!r}; restore it from the published archive"
+                    )
                 )
-        splits.append(_files(folder, files, labels))
+        splits.append(_files(folder, [name for name, _ in pairs], [label for _, label in pairs]))
     classes = tuple(names.get(label, f"class {label + 1}") for label in range(max(names) + 1))
     return Listing(name="dogs", classes=classes, train=splits[0], test=splits[1])
 
@@ -131,10 +145,12 @@ def read_aircraft(root: Path) -> Listing:
         pairs = read_pairs(path)
         for image, name in pairs:
             if name not in numbers:
-                raise DataError(
-                    f"{path}: image {image} is of the variant {name!r}, which {variants} lacks; "
-                    "restore them from the published archive"
+                fault(
+                    DataError(
+                        f"{path}: image {image} is of the variant {name!r}, which {variants} "
+                        "lacks; restore them from the published archive"
+                    )
                 )
-        files = [f"{image}.jpg" for image, _ in pairs]
-        splits.append(_files(folder, files, [numbers[name] for _, name in pairs]))
+        known = [(f"{image}.jpg", numbers[name]) for image, name in pairs if name in numbers]
+        splits.append(_files(folder, [file for file, _ in known], [label for _, label in known]))
     return Listing(name="aircraft", classes=classes, train=splits[0], test=splits[1])

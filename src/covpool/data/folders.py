@@ -2,15 +2,20 @@
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from covpool.data.config import DataError
+from covpool.data.config import DataError, fault
 from covpool.data.dataset import Files
 from covpool.data.listing import Labelled, Listing, shorten
 from covpool.data.reading import FORMATS
 
 IMAGE_ENDINGS = tuple(ending for endings in FORMATS.values() for ending in endings)
+FILES = "file(s) that are no images by their ending"
+LINKS = "link(s) to folders that were read already"
+"""What `files_below` passes over."""
+
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
@@ -34,19 +39,19 @@ def list_splits(name: str, train_root: Path, test_root: Path | None) -> Listing:
     Raises:
         DataError: what is wrong with the folders, by name.
     """
-    train, ignored = class_files(train_root)
-    test = None
+    train, passed = class_files(train_root)
+    classes, test = list(train), None
     if test_root is not None:
-        found, passed = class_files(test_root)
-        compare_classes(train, found, train_root, test_root)
-        test, ignored = label(found, train), ignored + passed
+        found, more = class_files(test_root)
+        classes = compare_classes(train, found, train_root, test_root)
+        test, passed = label(found, classes), passed + more
     return Listing(
         name=name,
-        classes=tuple(train),
-        train=label(train, train),
+        classes=tuple(classes),
+        train=label(train, classes),
         test=test,
         root=train_root,
-        ignored=ignored,
+        passed_over=passed,
     )
 
 
@@ -59,12 +64,16 @@ def split_folders(root: Path) -> tuple[Path, Path | None]:
     if train.is_dir() and tests:
         return train, (with_classes or tests)[0]
     if train.is_dir() and subfolders(train):
-        raise DataError(
-            f"{root} has train/ but none of {', '.join(TEST_FOLDERS)}; add one with the same "
-            f"class folders, or give {train} as data.root to hold some images out"
+        fault(
+            DataError(
+                f"{root} has train/ but none of {', '.join(TEST_FOLDERS)}; add one with the same "
+                f"class folders, or give {train} as data.root to hold some images out"
+            )
         )
+        return train, None
     if with_classes and len(subfolders(root)) == len(tests):
-        raise DataError(f"{root} has {with_classes[0].name}/ but no train/; add it")
+        fault(DataError(f"{root} has {with_classes[0].name}/ but no train/; add it"))
+        return with_classes[0], None
     return root, None
 
 
@@ -73,8 +82,51 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(entry for entry in visible if entry.is_dir())
 
 
-def class_files(folder: Path) -> tuple[dict[str, list[str]], int]:
-    """Image paths by class, classes in alphabetical order, and the number of other files."""
+def files_below(folder: Path, endings: Collection[str]) -> tuple[list[str], Counter[str]]:
+    """The files of these endings in a folder and in all below it, sorted, and counts of what was
+    passed over, by what it is.
+
+    Links to folders are followed, after all that is really there, and each folder is read once: a
+    link that leads to one that was read, or to one in which this folder itself lies, is passed
+    over. So are hidden files and folders; folders such as .ipynb_checkpoints hold copies of images.
+
+    Raises:
+        DataError: a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"cannot read folder {error.filename}: {error.strerror}; make it readable, or remove it"
+        ) from error
+
+    found: list[str] = []
+    passed = Counter[str]()
+    read = {os.path.realpath(above) for above in folder.absolute().parents}
+    read |= {str(above) for above in Path(os.path.realpath(folder)).parents}
+    waiting = [str(folder)]
+    for top in waiting:
+        for base, inner, names in os.walk(top, onerror=refuse):
+            place = os.path.realpath(base)
+            if place in read:
+                passed[LINKS] += 1
+                inner.clear()
+                continue
+            read.add(place)
+            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            paths = (os.path.join(base, name) for name in inner)
+            waiting += filter(os.path.islink, paths)
+            chosen = [
+                name
+                for name in names
+                if os.path.splitext(name)[1].lower() in endings and not name.startswith(".")
+            ]
+            found += [os.path.join(base, name) for name in chosen]
+            passed[FILES] += len(names) - len(chosen)
+    return sorted(found), passed
+
+
+def class_files(folder: Path) -> tuple[dict[str, list[str]], Counter[str]]:
+    """Image paths by class, classes in alphabetical order, and counts of what was passed over."""
     folders = subfolders(folder)
     loose = [entry.name for entry in folder.iterdir() if entry.is_file()]
     if not folders:
@@ -86,41 +138,37 @@ def class_files(folder: Path) -> tuple[dict[str, list[str]], int]:
             "test/ with those in each"
         )
     classes: dict[str, list[str]] = {}
-    ignored = len(loose)
+    passed = Counter({FILES: len(loose)})
     for entry in folders:
-        images = []
-        for base, inner, names in os.walk(entry):
-            # Hidden folders, such as .ipynb_checkpoints, hold copies of images.
-            inner[:] = [name for name in inner if not name.startswith(".")]
-            chosen = [
-                name
-                for name in names
-                if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
-            ]
-            images += [os.path.join(base, name) for name in chosen]
-            ignored += len(names) - len(chosen)
-        classes[entry.name] = sorted(images)
+        classes[entry.name], more = files_below(entry, IMAGE_ENDINGS)
+        passed += more
     empty = [str(folder / name) for name, images in classes.items() if not images]
     if empty:
         holds = "class folder {} holds" if len(empty) == 1 else "class folders {} hold"
-        # Where others hold images these are class folders, and no other layout comes into question.
-        kind = NotClassFolders if len(empty) == len(classes) else DataError
-        raise kind(
+        message = (
             f"{holds.format(shorten(empty))} no images ({', '.join(IMAGE_ENDINGS)}); add some "
             "or remove the folder"
         )
+        # Where others hold images these are class folders, and no other layout comes into question.
+        if len(empty) == len(classes):
+            raise NotClassFolders(message)
+        fault(DataError(message))
     if len(classes) < 2:
         below = len(subfolders(folders[0]))
         remedy = f"; is data.root {folders[0]}, which holds {below} folders?" if below else ""
         raise NotClassFolders(
             f"{folder} holds one class, {folders[0].name!r}; at least two are needed{remedy}"
         )
-    return classes, ignored
+    return classes, passed
 
 
 def compare_classes(
-    train: Iterable[str], test: Iterable[str], train_root: Path, test_root: Path
-) -> None:
+    train: Mapping[str, list[str]],
+    test: Mapping[str, list[str]],
+    train_root: Path,
+    test_root: Path,
+) -> list[str]:
+    """The names of the classes, which must be the same in both splits."""
     problems = [
         f"{shorten([repr(name) for name in sorted(names)])} only in {root}"
         for names, root in (
@@ -136,12 +184,15 @@ def compare_classes(
             for near in difflib.get_close_matches(name, sorted(set(train) - set(test)), n=1)
         ]
         remedy = f" (is {pairs[0][0]!r} {pairs[0][1]!r}?)" if pairs else ""
-        raise DataError(
-            f"training and test classes differ: {'; '.join(problems)}; make them alike{remedy}"
+        fault(
+            DataError(
+                f"training and test classes differ: {'; '.join(problems)}; make them alike{remedy}"
+            )
         )
+    return sorted({*train, *test})
 
 
-def label(found: dict[str, list[str]], classes: Iterable[str]) -> Labelled:
+def label(found: Mapping[str, list[str]], classes: Iterable[str]) -> Labelled:
     """Files by class as one list, with each file's class number."""
-    pairs = [(path, number) for number, name in enumerate(classes) for path in found[name]]
+    pairs = [(path, number) for number, name in enumerate(classes) for path in found.get(name, ())]
     return Files([path for path, _ in pairs]), [number for _, number in pairs]

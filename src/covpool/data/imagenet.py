@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from covpool.data.annotations import field, find, read_lines, read_mat, read_table
-from covpool.data.config import DataError
+from covpool.data.config import DataError, fault
 from covpool.data.dataset import Files
 from covpool.data.folders import IMAGE_ENDINGS, class_files, compare_classes, label, subfolders
 from covpool.data.listing import Labelled, Listing
@@ -32,20 +32,25 @@ def read_imagenet(root: Path) -> Listing:
     """
     train = find(root, "the folder of training images", "train")
     val = find(root, "the folder of validation images", "val")
-    found, ignored = class_files(train)
+    found, passed = class_files(train)
+    wnids = list(found)
     if subfolders(val):
-        tests, passed = class_files(val)
-        compare_classes(found, tests, train, val)
-        test = label(tests, found)
-        ignored += passed
+        tests, more = class_files(val)
+        wnids = compare_classes(found, tests, train, val)
+        test = label(tests, wnids)
+        passed += more
     else:
-        test = _flat_validation(root, list(found))
+        test = _flat_validation(root, wnids)
     words = _words(root)
     classes = tuple(
-        f"{wnid} {words[wnid].split(',')[0]}" if wnid in words else wnid for wnid in found
+        f"{wnid} {words[wnid].split(',')[0]}" if wnid in words else wnid for wnid in wnids
     )
     return Listing(
-        name="imagenet", classes=classes, train=label(found, found), test=test, ignored=ignored
+        name="imagenet",
+        classes=classes,
+        train=label(found, wnids),
+        test=test,
+        passed_over=passed,
     )
 
 
@@ -104,26 +109,31 @@ def _flat_validation(root: Path, wnids: list[str]) -> Labelled:
             f"devkit nor {SOLUTION} was found in {places}; put one there, or the images into "
             "folders of their classes"
         )
-    labels = []
+    paths: list[str] = []
+    labels: list[int] = []
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
     for name in names:
         wnid = of_image.get(Path(name).stem)
         if wnid is None:
-            raise DataError(
-                f"{source} says nothing of {val / name}; restore it, or remove the image"
-            )
-        if wnid not in numbers:
-            raise DataError(
+            what = f"{source} says nothing of {val / name}"
+        elif wnid not in numbers:
+            what = (
                 f"{val / name} is of class {wnid} by {source}, and {root / 'train'} has no such "
-                "folder; restore it, or remove the image"
+                "folder"
             )
-        labels.append(numbers[wnid])
+        else:
+            paths.append(str(val / name))
+            labels.append(numbers[wnid])
+            continue
+        fault(DataError(f"{what}; restore it, or remove the image"))
     if missing := sorted(set(of_image) - {Path(name).stem for name in names}):
-        raise DataError(
-            f"{val} lacks {len(missing)} of the {len(of_image)} images of {source}, such as "
-            f"{missing[0]}.JPEG; restore them"
+        fault(
+            DataError(
+                f"{val} lacks {len(missing)} of the {len(of_image)} images of {source}, such as "
+                f"{missing[0]}.JPEG; restore them"
+            )
         )
-    return Files([str(val / name) for name in names]), labels
+    return Files(paths), labels
 
 
 def _by_devkit(root: Path, truth: Path, names: list[str]) -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from covpool.data.archives import ArchiveContents
 from covpool.data.dataset import Arrays, Source, content_digest
+from covpool.data.folders import FILES, LINKS
 from covpool.data.layouts import Contents
 from covpool.data.listing import SPLITS, Listing, Progress, in_threads, shorten
 from covpool.data.reading import cause, open_picture, to_tensor
@@ -47,7 +48,8 @@ class Report:
         splits: the splits that there are.
         images: every image's facts.
         duplicates: groups of images of the same content.
-        ignored: how many files are no images by their ending.
+        passed_over: counts of what is not read in the folders, by what it is.
+        faults: what the layout's reader found wrong, a line for each.
     """
 
     layout: str
@@ -55,7 +57,8 @@ class Report:
     splits: tuple[str, ...]
     images: Sequence[Facts]
     duplicates: Sequence[Sequence[Facts]]
-    ignored: int = 0
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    faults: Sequence[str] = ()
 
     @property
     def unreadable(self) -> list[Facts]:
@@ -94,7 +97,7 @@ class Report:
     @property
     def problems(self) -> list[str]:
         """A line for each kind of thing that is wrong; none where all is well."""
-        found = []
+        found = list(self.faults)
         if self.unreadable:
             found.append(f"unreadable images: {len(self.unreadable)} of {len(self.images)}")
         for split in self.splits:
@@ -119,7 +122,8 @@ class Report:
         return {
             "layout": self.layout,
             "images": len(self.images),
-            "ignored": self.ignored,
+            "ignored": self.passed_over.get(FILES, 0),
+            "links_passed_over": self.passed_over.get(LINKS, 0),
             "classes": self.counts(),
             "sizes": self.sizes(),
             "unreadable": [{"name": one.name, "reason": one.error} for one in self.unreadable],
@@ -139,13 +143,20 @@ def labelled_sources(contents: Contents) -> Iterator[tuple[str, Source, list[int
         yield from contents.splits()
 
 
-def inspect_images(layout: str, contents: Contents, progress: Progress | None = None) -> Report:
+def inspect_images(
+    layout: str,
+    contents: Contents,
+    progress: Progress | None = None,
+    *,
+    faults: Sequence[str] = (),
+) -> Report:
     """Read every image in full, and report on all.
 
     Args:
         layout: the layout's name.
         contents: what was found by the layout's reader.
         progress: called with (images read, images in all).
+        faults: what the reader found wrong, a line for each.
     """
     sources = list(labelled_sources(contents))
     entries = [
@@ -168,7 +179,8 @@ def inspect_images(layout: str, contents: Contents, progress: Progress | None = 
         splits=tuple(split for split, _, _ in sources),
         images=images,
         duplicates=[group for group in same.values() if len(group) > 1],
-        ignored=contents.ignored if isinstance(contents, Listing) else 0,
+        passed_over=contents.passed_over if isinstance(contents, Listing) else {},
+        faults=faults,
     )
 
 

@@ -4,8 +4,9 @@ A new one is one row and its reader.
 """
 
 import difflib
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from covpool.data import fine_grained, imagenet
@@ -14,6 +15,7 @@ from covpool.data.config import DataConfig, DataError
 from covpool.data.folders import NotClassFolders, read_folder
 from covpool.data.listing import Listing, Progress
 from covpool.data.timm_readers import READERS, REFUSED, read_timm
+from covpool.text import encodable
 
 Contents = Listing | ArchiveContents
 
@@ -106,17 +108,25 @@ LAYOUTS: Mapping[str, Layout] = {
 def read_layout(config: DataConfig, progress: Progress | None = None) -> tuple[str, Contents]:
     """The name of the configuration's layout, and what the data set holds.
 
+    A byte that is no UTF-8 in a class's name is an escape such as \\xe9 from here on, so that every
+    file can hold the name.
+
     Raises:
         DataError: an unknown or ambiguous layout, a root that is not as the layout has it, or what
             its reader finds wrong.
     """
+    name, contents = _read(config, progress)
+    return name, replace(contents, classes=tuple(map(encodable, contents.classes)))
+
+
+def _read(config: DataConfig, progress: Progress | None) -> tuple[str, Contents]:
     name = config.name
     check_name(name)
     if "/" in name:
         return name, read_timm(name, config.root, progress)
     if config.root is None or name == "typefaces":
         return _embedded(config)
-    path = Path(config.root).expanduser()
+    path = Path(os.path.expanduser(config.root))
     if not path.exists():
         raise DataError(f"data.root {config.root!r} does not exist; {_remedy(path)}")
     if name == "archive" or path.is_file():
@@ -147,7 +157,7 @@ def layout_name(config: DataConfig) -> str:
     check_name(config.name)
     if config.root is None:
         return "typefaces" if config.name == "auto" else config.name
-    path = Path(config.root).expanduser()
+    path = Path(os.path.expanduser(config.root))
     if not path.exists():
         raise DataError(f"data.root {config.root!r} does not exist; {_remedy(path)}")
     if config.name != "auto":

@@ -2,9 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -36,7 +36,7 @@ class Listing:
         train: the training images.
         test: the test images; None where some of the training images are to be held out.
         root: folder of the class folders, where some are to be held out.
-        ignored: how many files are no images by their ending.
+        passed_over: counts of what is not read in the folders, by what it is.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Listing:
     train: Labelled
     test: Labelled | None
     root: Path | None = None
-    ignored: int = 0
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def splits(self) -> Iterator[tuple[str, EncodedSource, list[int]]]:
         """("train" or "test", images, labels) of each split that there is."""

@@ -20,6 +20,7 @@ from covpool.data.selection import (
     hold_out_validation,
     select_classes,
 )
+from covpool.text import printable
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -189,8 +190,7 @@ def _from_listing(
     if checked.skipped:
         notes.append(f"left out {len(checked.skipped)} damaged file(s):")
         notes += [f"  {line}" for line in checked.skipped]
-    if listing.ignored:
-        notes.append(f"passed over {listing.ignored} file(s) that are no images by their ending")
+    notes += [f"passed over {count} {what}" for what, count in listing.passed_over.items() if count]
     splits = _splits(
         listing.name,
         classes,
@@ -262,10 +262,11 @@ def _splits(
     notes: Sequence[str],
 ) -> ImageSplits:
     """Both splits as inputs; the augmentation is what is given here where the options leave it."""
+    notes = [printable(note) for note in notes]
     for note in notes:
         logger.warning("%s", note)
     return ImageSplits(
-        name=name,
+        name=printable(name),
         classes=classes,
         train=Images(
             *train,

@@ -102,8 +102,8 @@ def hold_out_test(
     source, labels = train
 
     def identity(index: int) -> bytes:
-        path = Path(source.name(index)).relative_to(root / classes[labels[index]])
-        return os.fsencode(path.as_posix())
+        _, *inner = Path(source.name(index)).relative_to(root).parts  # the first is the class's
+        return os.fsencode("/".join(inner))
 
     kept, held = _hold_out(
         classes,
@@ -133,7 +133,7 @@ def hold_out_validation(
         DataError: a class with a single training image.
     """
     source, labels = train
-    marks = list(source.marks(Path(config.root or ".").expanduser()))
+    marks = list(source.marks(Path(os.path.expanduser(config.root or "."))))
     kept, held = _hold_out(
         classes,
         train,

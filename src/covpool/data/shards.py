@@ -19,7 +19,7 @@ from torch import Tensor
 from covpool.data.annotations import inside, read_lines
 from covpool.data.config import DataError
 from covpool.data.dataset import EncodedSource
-from covpool.data.folders import IMAGE_ENDINGS, TEST_FOLDERS
+from covpool.data.folders import IMAGE_ENDINGS, TEST_FOLDERS, files_below
 from covpool.data.listing import Labelled, Listing, Progress
 from covpool.data.reading import LARGEST_BYTES, open_file, read_image
 
@@ -133,7 +133,7 @@ def _split_shards(root: Path) -> dict[str, list[Path]]:
                 '{"splits": {"train": {"filenames": […]}, …}}, or be removed'
             ) from error
     else:
-        for path in sorted(root.rglob("*.tar")):
+        for path in map(Path, files_below(root, (".tar",))[0]):
             words = re.split(r"[^a-z]+", path.relative_to(root).as_posix().lower())
             for name in ("train", *TEST_FOLDERS):
                 if name in words:

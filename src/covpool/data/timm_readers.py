@@ -5,6 +5,7 @@ The others give a stream; for `wds/` stands `covpool.data.shards`, the rest is `
 """
 
 import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,9 +105,9 @@ def read_timm(name: str, root: str | None, progress: Progress | None = None) -> 
     if prefix == "wds":
         if root is None:
             raise DataError(f"data.name {name!r} needs data.root: the folder of the shards")
-        if not Path(root).expanduser().is_dir():
+        if not Path(os.path.expanduser(root)).is_dir():
             raise DataError(f"data.root {root!r} is no folder; give that of the shards")
-        return read_shards(inner or "wds", Path(root).expanduser(), progress)
+        return read_shards(inner or "wds", Path(os.path.expanduser(root)), progress)
     train, classes = _open(name, "train", root)
     tried = []
     for split in TEST_SPLITS:

@@ -19,7 +19,18 @@ LARGEST_TOLERANCE = 0.05
 """What passes as rounding at most, in half precision too, where n roundings exceed everything."""
 
 
+def tensor(caller: str, value: object) -> None:
+    """Refuse arrays, lists and whatever else is no tensor."""
+    if not isinstance(value, Tensor):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        raise TypeError(
+            f"{caller} needs a torch.Tensor, got {kind}; torch.as_tensor makes one of arrays and "
+            "lists of numbers"
+        )
+
+
 def square(caller: str, matrix: Tensor) -> None:
+    tensor(caller, matrix)
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
         raise ValueError(
             f"{caller} needs square matrices (*, n, n), got shape {tuple(matrix.shape)}"
@@ -27,9 +38,10 @@ def square(caller: str, matrix: Tensor) -> None:
     floating(caller, matrix)
 
 
-def floating(caller: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise ValueError(f"{caller} needs a real floating-point tensor, got {tensor.dtype}")
+def floating(caller: str, values: Tensor) -> None:
+    tensor(caller, values)
+    if not values.is_floating_point():
+        raise ValueError(f"{caller} needs a real floating-point tensor, got {values.dtype}")
 
 
 def compute_dtype(caller: str, dtype: torch.dtype | None) -> None:

@@ -6,9 +6,9 @@ from torch import Tensor
 from covpool.linalg import checks
 from covpool.linalg.eigen import eigendecomposition
 from covpool.linalg.kernels import KERNELS, Kernel
-from covpool.linalg.methods import choose
 from covpool.linalg.singular import singular_value_decomposition
 from covpool.linalg.spectrum import symmetric_part
+from covpool.linalg.tables import choose
 
 
 def eigh(
@@ -117,9 +117,9 @@ def svd(
     the kernels' own. The separation of the two poles is ours.
     """
     chosen = _choose_kernel(kernel)
+    checks.floating("svd", matrix)
     if matrix.ndim < 2:
         raise ValueError(f"svd needs matrices (*, m, n), got shape {tuple(matrix.shape)}")
-    checks.floating("svd", matrix)
     _require_native("svd", matrix)
     if check:
         checks.finite("svd", matrix, sample_dims=2)

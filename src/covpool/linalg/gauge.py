@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from covpool.linalg import checks
 from covpool.linalg.decompositions import eigh, svd
 from covpool.linalg.kernels import require_integer
-from covpool.linalg.methods import choose
 from covpool.linalg.spectrum import name_samples, rank_tolerance
+from covpool.linalg.tables import choose
 
 ALARM = 1e-3
 """What `str` counts as dependent: far above rounding, far below 1, where real dependence lies."""
@@ -103,6 +104,7 @@ def gauge_dependence(
     choose("decomposition", decomposition, {"eigh": eigh, "svd": svd})
     require_integer("draws", draws, 1)
     require_integer("seed", seed, 0)
+    checks.tensor("gauge_dependence", matrix)
     matrix = matrix.detach()
     if decomposition == "eigh":
         values, vectors = eigh(matrix)

@@ -11,13 +11,13 @@ x itself, rounded, would not be.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from covpool.linalg.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
+from covpool.linalg.tables import table
 
 
 def require_integer(name: str, value: object, lowest: int) -> None:
@@ -332,7 +332,7 @@ class Lorentzian(Kernel):
         return 0.5 / self.epsilon / eigenvalue
 
 
-KERNELS: Mapping[str, Kernel] = MappingProxyType(
+KERNELS: Mapping[str, Kernel] = table(
     {
         "difference": Difference(),
         "truncated": Truncated(),
@@ -340,5 +340,6 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
         "pade": Pade(),
         "power-iteration": PowerIteration(),
         "lorentzian": Lorentzian(),
-    }
+    },
+    kind="kernel",
 )

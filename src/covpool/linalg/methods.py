@@ -1,10 +1,8 @@
 """METHODS, the one table of spectral methods; everything that lists methods iterates it."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Self, cast
 
 import torch
@@ -31,6 +29,7 @@ from covpool.linalg.kernels import (
 )
 from covpool.linalg.minimax import MinimaxNewtonSchulz
 from covpool.linalg.scalar import FUNCTIONS
+from covpool.linalg.tables import choose, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +135,7 @@ _MATRIX_TAYLOR = MatrixTaylor()
 _MATRIX_PADE = MatrixPade()
 _MINIMAX = MinimaxNewtonSchulz()
 
-METHODS: Mapping[str, Method] = MappingProxyType(
+METHODS: Mapping[str, Method] = table(
     {
         row.name: row
         for row in (
@@ -263,17 +262,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "methods and their application to the Muon algorithm, 2025",
             ),
         )
-    }
+    },
+    kind="method",
 )
-
-
-def choose(kind: str, name: object, table: Mapping[str, Any]) -> Any:
-    """The table's row of that name; a ValueError that names the choices and the nearest one."""
-    if isinstance(name, str) and name in table:
-        return table[name]
-    near = difflib.get_close_matches(str(name), table, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(table)}{hint}")
 
 
 def get_method(method: str | Method) -> Method:

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from covpool.linalg import checks
 from covpool.linalg.evaluation import evaluate, get_pairing
-from covpool.linalg.methods import Method, choose
+from covpool.linalg.methods import Method
 from covpool.linalg.scalar import FUNCTIONS
+from covpool.linalg.tables import choose
 
 
 class MatrixFunction(nn.Module):

@@ -15,11 +15,12 @@ taken: λ^1 has f[0, 0] = 1.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from covpool.linalg.tables import table
 
 NEAR_TIE = 1 / 32
 """Relative spread of three eigenvalues below which their divided difference is a Taylor series.
@@ -331,6 +332,6 @@ INV_SQRT = _InvSqrt()
 LOG = _Log()
 POWER = _Power()
 
-FUNCTIONS: Mapping[str, ScalarFunction] = MappingProxyType(
-    {function.name: function for function in (SQRT, INV_SQRT, POWER, LOG)}
+FUNCTIONS: Mapping[str, ScalarFunction] = table(
+    {function.name: function for function in (SQRT, INV_SQRT, POWER, LOG)}, kind="function"
 )

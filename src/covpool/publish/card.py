@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from covpool.linalg.methods import METHODS
+from covpool.text import markdown
 
 TAGS = ("image-classification", "global-covariance-pooling", "pytorch")
 
@@ -31,7 +32,7 @@ def model_card(
     )
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {title}",
+        f"# {markdown(title)}",
         _summary(metadata),
         "## Use",
         _use(),
@@ -80,7 +81,7 @@ def _data(metadata: Mapping[str, Any]) -> str:
     images = metadata["images"]
     lines = []
     if metadata.get("data"):
-        lines.append(f"Trained on: {metadata['data']}.")
+        lines.append(f"Trained on: {markdown(metadata['data'])}.")
     if images:
         lines.append(
             f"{images['train']['number']:,} training and {images['test']['number']:,} "
@@ -172,7 +173,7 @@ def _exports(exports: Sequence[Mapping[str, Any]]) -> str:
         "| file | format | root by | dtype of the root | largest change of a logit | of a "
         "probability | same top-1 |\n|---|---|---|---|---|---|---|\n"
         + "\n".join(rows)
-        + f"\n\nMeasured on {first['images']} images ({first['source']}): the file, read back and "
-        f"run, against the network in PyTorch with its own method `{first['method']}`. The "
-        f"largest magnitude of a logit was {first['logit_scale']:.3g}."
+        + f"\n\nMeasured on {first['images']} images ({markdown(first['source'])}): the file, read "
+        f"back and run, against the network in PyTorch with its own method `{first['method']}`. "
+        f"The largest magnitude of a logit was {first['logit_scale']:.3g}."
     )

@@ -9,7 +9,8 @@ import covpool
 from covpool.data import DataConfig, Preprocessing
 from covpool.data.opening import IMAGENET_MEAN, IMAGENET_STD
 from covpool.data.preprocessing import RESIZE_RATIO
-from covpool.linalg.methods import choose, get_method
+from covpool.linalg.methods import get_method
+from covpool.linalg.tables import choose
 from covpool.models import create_model
 from covpool.pooling import VECTOR_LAYOUT
 from covpool.publish.card import model_card

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from covpool.linalg.methods import choose
+from covpool.linalg.tables import choose
 from covpool.models import CovPoolModel
 from covpool.pooling import CovPool2d
 from covpool.publish.card import model_card

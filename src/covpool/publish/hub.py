@@ -1,5 +1,6 @@
 """Published models on the Hugging Face hub, or in a folder that stands for it."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def local_folder(target: str) -> Path | None:
     if parts.scheme == "file":
         return Path(unquote(parts.path))
     if re.match(r"(~|\.{0,2}/)", target) or target in (".", ".."):
-        return Path(target).expanduser()
+        return Path(os.path.expanduser(target))
     return None
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from covpool.data import DataError, Preprocessing, load_image, open_images
-from covpool.data.folders import IMAGE_ENDINGS
+from covpool.data.folders import IMAGE_ENDINGS, files_below
 from covpool.train.config import RunConfig
 
 
@@ -31,8 +31,7 @@ def sample_of_files(paths: Sequence[Path], preprocessing: Preprocessing, number:
         if not path.exists():
             raise ValueError(f"--images {path} does not exist; give image files or folders")
         if path.is_dir():
-            found = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
-            files += sorted(found)
+            files += map(Path, files_below(path, IMAGE_ENDINGS)[0])
         else:
             files.append(path)
     if not files:

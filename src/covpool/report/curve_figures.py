@@ -8,6 +8,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from covpool.report.figures import (
+    AXIS,
     SMALL,
     WIDE,
     Missing,
@@ -15,14 +16,14 @@ from covpool.report.figures import (
     Styles,
     names,
     panel,
-    shortened,
     title,
     whole_numbers,
 )
 from covpool.report.groups import MethodRow, Setting, Spread
 from covpool.report.series import Points, legend, mark_switches, mean_by_place, plot, switch_epochs
 from covpool.report.sources import Run
-from covpool.report.svg import clean, colour
+from covpool.report.svg import colour
+from covpool.text import printable, shortened
 
 TOGETHER = 6
 """As many methods' learning curves are drawn in one panel; more get a panel each."""
@@ -130,7 +131,7 @@ def _curve_alone(curves: Curves, row: MethodRow, styles: Styles, name: str) -> M
     def draw(axes: Axes) -> None:
         curves.draw(axes, [row], styles)
         axes.set_ylim(curves.limits())
-        title(axes, shortened(row.label), x="epoch")
+        title(axes, shortened(row.label, AXIS), x="epoch")
 
     return panel(name, f"Learning curves: {curves.text}, {row.label}", draw, size=SMALL)
 
@@ -203,7 +204,9 @@ def _dots(
         if spread.mean is None:
             # In axes coordinates: there is no accuracy to place it at.
             text = f"{row.runs[0].status}: no accuracy"
-            axes.text(0.02, place, clean(text), transform=axes.get_yaxis_transform(), va="center")
+            axes.text(
+                0.02, place, printable(text), transform=axes.get_yaxis_transform(), va="center"
+            )
             continue
         if spread.low is not None and spread.high is not None:
             ends = [spread.low, spread.high]
@@ -212,7 +215,7 @@ def _dots(
             axes.plot(values, [place + 0.24] * len(values), ".", color=style.color, alpha=0.7, ms=5)
         face = colour("surface") if row.hybrid else style.color
         axes.plot(spread.mean, place, style.marker, color=style.color, mfc=face, ms=7)
-    axes.set_yticks(range(len(rows)), [shortened(row.label) for row in rows])
+    axes.set_yticks(range(len(rows)), [shortened(row.label, AXIS) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)

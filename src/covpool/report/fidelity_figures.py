@@ -19,7 +19,6 @@ from covpool.report.figures import (
     number,
     panel,
     power_of_ten,
-    shortened,
     title,
     whole_numbers,
 )
@@ -33,6 +32,7 @@ from covpool.report.probe_records import (
     quantile,
 )
 from covpool.report.series import Points, mark_switches, plot, switch_epochs
+from covpool.text import shortened
 
 LEAST, MIDDLE, MOST = 0, 3, -1
 """Places of the least, median and largest sample in a record's distribution."""

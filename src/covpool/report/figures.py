@@ -14,7 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from covpool.linalg.algorithms import Pairwise
 from covpool.linalg.methods import METHODS
 from covpool.pooling import POOLINGS
-from covpool.report.svg import SERIES, clean, colour, drawing, inline
+from covpool.report.svg import SERIES, colour, drawing, inline
+from covpool.text import printable
 
 ALONE, WIDE, SMALL = (4.8, 3.1), (4.3, 2.9), (2.3, 1.9)
 """Sizes of panels in inches at 72 units: on a phone text is then about as large as it was drawn."""
@@ -23,6 +24,9 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "<", ">", "*", "h", "d", "8")
 
 KERNELS = tuple(row.name for row in METHODS.values() if isinstance(row.gradient, Pairwise))
 """The methods whose gradient has a kernel K, which one figure draws together."""
+
+AXIS = 26
+"""How many characters fit beside an axis."""
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -159,7 +163,7 @@ def panel(
 
 def title(axes: Axes, text: str, *, x: str = "") -> None:
     """Name the vertical axis above it, where its name stands level, and the horizontal one."""
-    axes.set_title(clean(text), fontsize=10, x=0)
+    axes.set_title(printable(text), fontsize=10, x=0)
     axes.set_xlabel(x)
 
 
@@ -209,11 +213,6 @@ def number(value: float) -> str:
         digits, exponent = f"{value:.2e}".split("e")
         return f"{digits}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
     return f"{value:.3g}"
-
-
-def shortened(text: str, most: int = 26) -> str:
-    """The text as it fits beside an axis, fit to be drawn."""
-    return clean(text if len(text) <= most else f"{text[: most - 1]}…")
 
 
 def names(values: Iterable[str], most: int = 7) -> str:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from covpool.analysis import gradient_bounds
 from covpool.report.figures import (
+    AXIS,
     WIDE,
     Missing,
     PageFigure,
@@ -16,7 +17,6 @@ from covpool.report.figures import (
     number,
     panel,
     sample,
-    shortened,
     title,
     whole_numbers,
 )
@@ -24,6 +24,7 @@ from covpool.report.groups import Setting
 from covpool.report.probe_records import NO_PROBE, Record, as_float, probe_rows
 from covpool.report.series import Points, plot
 from covpool.report.svg import colour
+from covpool.text import shortened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +180,7 @@ def _draw_bounds(axes: Axes, measured: Mapping[str, Sizes], styles: Styles) -> N
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     logarithmic(axes, "x", [low, high])
-    axes.set_yticks(range(len(measured)), [shortened(method) for method in measured])
+    axes.set_yticks(range(len(measured)), [shortened(method, AXIS) for method in measured])
     axes.set_ylim(len(measured) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)

@@ -13,15 +13,16 @@ import covpool
 from covpool.report import paper
 from covpool.report.curve_figures import accuracy, learning_curves
 from covpool.report.fidelity_figures import real_fidelity
-from covpool.report.figures import Missing, PageFigure, Styles, shortened
+from covpool.report.figures import Missing, PageFigure, Styles
 from covpool.report.groups import Setting, group
 from covpool.report.kernel_figures import kernel_sizes
 from covpool.report.observations import Observations
 from covpool.report.probe_figures import conditioning, smoothness
 from covpool.report.sources import Run
-from covpool.report.svg import SERIES, clean
+from covpool.report.svg import SERIES
 from covpool.report.tables import accuracy_row, paper_rows, spread_text, table1_rows
 from covpool.report.theory_figures import theory_figures
+from covpool.text import printable_lines, shortened
 
 GENERATOR = "covpool report"
 """The page's `generator`, by which an earlier report is known."""
@@ -111,7 +112,7 @@ def render(
 
 def _finalize(value: object) -> object:
     """Nothing of the data can break the encoding; markup of ours stays what it is."""
-    return clean(value) if type(value) is str else value
+    return printable_lines(value) if type(value) is str else value
 
 
 def headline(settings: Sequence[Setting]) -> list[str]:

@@ -95,7 +95,8 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     runs: dict[Path, Run] = {}
     for path in paths:
         if not path.is_dir():
-            raise ValueError(f"no directory {path}; name a run, or the folder of a comparison")
+            what = f"{path} is a file" if path.exists() else f"no directory {path}"
+            raise ValueError(f"{what}; name a run, or the folder of a comparison")
         found = list(_runs_below(path, DEPTH))
         if not found:
             raise ValueError(

@@ -16,6 +16,8 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from covpool.text import printable
+
 SERIES = 8
 """Colours for series; the style sheet defines --series-0 and so on, for light and dark."""
 
@@ -75,11 +77,6 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def clean(text: str) -> str:
-    """The text with what neither XML nor UTF-8 can hold shown as �."""
-    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
-
-
 def inline(figure: Figure, prefix: str, label: str) -> Markup:
     """The figure as an `<svg>` element for a page of HTML.
 
@@ -110,7 +107,7 @@ def inline(figure: Figure, prefix: str, label: str) -> Markup:
             element.text = None
     box = root.get("viewBox", "")
     root.attrib.clear()
-    root.attrib.update({"viewBox": box, "role": "img", "aria-label": clean(label)})
+    root.attrib.update({"viewBox": box, "role": "img", "aria-label": printable(label)})
     return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=False))
 
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from covpool.linalg.methods import METHODS, choose
+from covpool.linalg.methods import METHODS
+from covpool.linalg.tables import choose
 from covpool.report.paper import NAMES
 
 NEWTON_SCHULZ = "isqrt-cov"

@@ -1,6 +1,10 @@
 """The model of a configuration, for training and for prediction, which needs no Lightning."""
 
+from functools import partial
+
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from covpool.models import CovPoolModel, create_model
 from covpool.train.config import RunConfig
@@ -49,3 +53,30 @@ def build_model(
             "or options"
         ) from error
     return model.train()
+
+
+def single_valued_layers(model: CovPoolModel, channels: int, image_size: int) -> list[str]:
+    """The names of the batch norms that see one value of each channel where the batch is one image:
+    those after the pooling, and those on maps of one position."""
+    found: list[str] = []
+
+    def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].numel() == inputs[0].shape[1]:
+            found.append(name)
+
+    hooks = [
+        layer.register_forward_pre_hook(partial(look, name))
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm)
+    ]
+    training = model.training
+    weight = next(model.parameters())
+    image = torch.zeros(1, channels, image_size, image_size).to(weight)
+    try:
+        with torch.no_grad():
+            model.eval()(image)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return found

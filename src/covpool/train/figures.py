@@ -9,9 +9,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from covpool.text import shortened
 from covpool.train.run_directory import Row, replace_file
 
 WORST_CLASSES = 20
+
+NAME_LENGTH = 40
+"""As many characters of a class's name fit beside the picture."""
 
 
 def draw_curves(history: Sequence[Row], path: Path) -> None:
@@ -46,7 +50,7 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> Non
     recall = confusion.diagonal() / images.clamp(min=1)
     worst = torch.argsort(recall, stable=True)[:WORST_CLASSES]
     shares = 100 * (confusion / images.clamp(min=1)[:, None])[worst][:, worst]
-    names = [classes[int(i)] for i in worst.tolist()]
+    names = [shortened(classes[int(i)], NAME_LENGTH) for i in worst.tolist()]
     side = 2.5 + 0.33 * len(names)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()

@@ -18,7 +18,7 @@ import covpool
 from covpool.data import ImageSplits, Preprocessing, open_images
 from covpool.models import CovPoolModel, check_backbone
 from covpool.pooling import VECTOR_LAYOUT
-from covpool.train.building import build_model
+from covpool.train.building import build_model, single_valued_layers
 from covpool.train.cells import RESUME_KEYS
 from covpool.train.checkpoint import METADATA, check_options, find_checkpoint, load_weights
 from covpool.train.config import RunConfig
@@ -161,6 +161,8 @@ def prepare(
         image_size=splits.image_size,
         pretrained=choice.pretrained and checkpoint is None,
     )
+    if checkpoint is None:
+        check_batch_statistics(config, splits, model)
     warn_of_unmeasured(config, model.method)
     start = source and source.load(model, choice, splits.classes)
     if start and data != config.data:
@@ -193,6 +195,29 @@ def check_batches(config: RunConfig, splits: ImageSplits) -> None:
         parts=config.train.accumulate,
     )
     EvaluationBatchSampler(len(splits.test), batch_size, world=world)
+
+
+def check_batch_statistics(config: RunConfig, splits: ImageSplits, model: CovPoolModel) -> None:
+    """Refuse parts of a batch of one image where a layer normalises by statistics of the batch.
+
+    Raises:
+        ValueError: such a layer sees a single value of each channel, which normalised is zero.
+    """
+    processes = 1 if config.train.sync_batchnorm else config.train.devices * config.train.nodes
+    parts = processes * config.train.accumulate
+    batch = steps_and_batch(len(splits.train), config.data.batch_size)[1]
+    if batch // parts > 1:
+        return
+    layers = single_valued_layers(model, splits.channels, splits.image_size)
+    if config.optim.trained == "classifier":  # the rest keeps its statistics
+        layers = [name for name in layers if not name.startswith(("backbone.", "pool."))]
+    if layers:
+        cut = f" in {parts} parts (train.devices, nodes, accumulate)" if parts > 1 else ""
+        raise ValueError(
+            f"a batch of {batch} training images{cut} leaves one image at a time, and batch norm "
+            f"needs several in {', '.join(layers)}; take data.batch_size of at least {2 * parts}, "
+            "fewer parts, or a model without these layers (model.hidden_features, model.backbone)"
+        )
 
 
 class RunFinished(ValueError):
@@ -238,6 +263,7 @@ def prepare_resume(
     job = prepare(config, checkpoint=checkpoint, progress=progress)
     check_classes(job.splits, checkpoint, path)
     check_images(job, checkpoint, directory)
+    check_batch_statistics(config, job.splits, job.model)
     module = job.module()
     module.on_load_checkpoint(checkpoint)
     load_weights(module, checkpoint, path)

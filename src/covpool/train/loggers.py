@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from covpool.text import encodable
 from covpool.train.config import RunConfig
 from covpool.train.run_directory import RunDirectory, replace_text
 
@@ -61,9 +62,16 @@ def check_loggers(config: RunConfig) -> None:
 
 def make_loggers(config: RunConfig, directory: RunDirectory, step: int) -> list[Logger]:
     """The configuration's loggers, which go on after `step` in the run directory's own logs."""
+    # Their files hold UTF-8, which the path of the images need not be.
+    options = {
+        group: {
+            key: encodable(value) if isinstance(value, str) else value for key, value in of.items()
+        }
+        for group, of in config.to_dict().items()
+    }
     made = [LOGGERS[name].make(directory, config, step) for name in config.train.loggers]
     for logger in made:
-        logger.log_hyperparams(config.to_dict())
+        logger.log_hyperparams(options)
     return made
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from covpool.linalg.methods import choose
+from covpool.linalg.tables import choose
 from covpool.train.config import RunConfig
 
 EMBEDDED = "typefaces"

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import yaml
 
+from covpool.text import markdown
 from covpool.train.config import RunConfig
 
 Row = dict[str, Any]
@@ -205,7 +206,7 @@ def best_row(history: Iterable[Row]) -> Row:
 def summary_markdown(summary: Mapping[str, Any]) -> str:
     """The summary as a short Markdown text."""
     lines = [
-        f"# {summary['backbone']}, {summary['schedule']}, {summary['data']}",
+        f"# {summary['backbone']}, {summary['schedule']}, {markdown(summary['data'])}",
         "",
         f"Status: {summary['status']}, {summary['epochs']} of {summary['epochs_planned']} epochs, "
         f"{summary['seconds']:.0f} s of training, seed {summary['seed']}, "
@@ -243,7 +244,11 @@ def csv_text(rows: Sequence[Mapping[str, Any]], header: Sequence[str] | None = N
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file by way of a neighbour that takes its place."""
-    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    # Bytes of a path that are no UTF-8 become the escapes by which JSON and YAML write them.
+    replace_file(
+        path,
+        lambda partial: partial.write_text(text, encoding="utf-8", errors="backslashreplace"),
+    )
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -4,6 +4,7 @@ They are for a new run, whose classes may be others; `covpool.train.checkpoint` 
 a run. What is loaded, what stays fresh and what the file has besides is always said.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,7 +182,7 @@ def read_starting_weights(path: str | Path) -> StartingWeights:
         ValueError, OSError: nothing there, a damaged file, one that holds no weights, or a vector
             layout of another version.
     """
-    given = path = Path(path).expanduser()
+    given = path = Path(os.path.expanduser(path))
     if PublishedDirectory.is_at(path):
         weights, about = read_published(path)
         return StartingWeights(path=path, weights=weights, about=about)
