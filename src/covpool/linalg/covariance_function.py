@@ -13,7 +13,12 @@ from torch.autograd import Function
 from covpool.linalg import features as spectral
 from covpool.linalg.features import Computation
 from covpool.linalg.matrix_function import eigenpairs, lift
-from covpool.linalg.spectrum import clip_to_rank, full_precision, symmetric_part
+from covpool.linalg.spectrum import (
+    apply_function,
+    clip_to_rank,
+    full_precision,
+    symmetric_part,
+)
 
 
 def covariance_function(features: Tensor, computation: Computation) -> Tensor:
@@ -22,9 +27,9 @@ def covariance_function(features: Tensor, computation: Computation) -> Tensor:
     Differentiable in both modes; second derivatives, by way of the covariance, are right or refused
     as those of `lift` are.
     """
-    compiling = torch.compiler.is_compiling()
-    function = CovarianceFunction if compiling else _CovarianceFunctionBothModes
-    result, *_ = function.apply(features, computation)
+    result, *_ = apply_function(
+        CovarianceFunction, _CovarianceFunctionBothModes, features, computation
+    )
     return result
 
 
@@ -78,9 +83,9 @@ class _CovarianceFunctionBothModes(CovarianceFunction):
 def _derive(
     along: Tensor, saved: tuple[Tensor, ...], computation: Computation, *, adjoint: bool
 ) -> Tensor:
-    compiling = torch.compiler.is_compiling()
-    derivative = CovarianceDerivative if compiling else _CovarianceDerivativeBothModes
-    return derivative.apply(along, *saved, computation, adjoint)
+    return apply_function(
+        CovarianceDerivative, _CovarianceDerivativeBothModes, along, *saved, computation, adjoint
+    )
 
 
 class CovarianceDerivative(Function):

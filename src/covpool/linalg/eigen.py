@@ -9,6 +9,7 @@ from torch.autograd import Function
 from covpool.linalg.decomposition import decompose
 from covpool.linalg.kernels import Kernel
 from covpool.linalg.spectrum import (
+    apply_function,
     full_precision,
     nested_forward_mode,
     rank_tolerance,
@@ -135,6 +136,5 @@ def refuse_unless_exact(
 
 
 def eigendecomposition(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    function = Eigh if torch.compiler.is_compiling() else EighWithForwardMode
-    eigenvalues, eigenvectors = function.apply(matrix, kernel)
+    eigenvalues, eigenvectors = apply_function(Eigh, EighWithForwardMode, matrix, kernel)
     return eigenvalues, eigenvectors

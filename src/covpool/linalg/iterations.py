@@ -28,7 +28,7 @@ from covpool.linalg.lyapunov import (
     solve_lyapunov,
 )
 from covpool.linalg.scalar import INV_SQRT, SQRT, ScalarFunction
-from covpool.linalg.spectrum import full_precision, symmetric_part
+from covpool.linalg.spectrum import apply_function, full_precision, symmetric_part
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
@@ -111,9 +111,8 @@ class RootIteration(ABC):
                 f"gradient of the Lyapunov equation alone, got {method.gradient.title!r}"
             )
         inverse = function is INV_SQRT
-        compiling = torch.compiler.is_compiling()
-        roots = IterativeRoot if compiling else IterativeRootBothModes
-        result = roots.apply(covariance, self, method.gradient, method.name, inverse)
+        arguments = (covariance, self, method.gradient, method.name, inverse)
+        result = apply_function(IterativeRoot, IterativeRootBothModes, *arguments)
         return result[2] if inverse else result[0]
 
 

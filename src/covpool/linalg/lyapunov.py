@@ -8,7 +8,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
-from covpool.linalg.spectrum import full_precision, name_samples, symmetric_part, unreadable
+from covpool.linalg.spectrum import (
+    apply_function,
+    full_precision,
+    name_samples,
+    symmetric_part,
+    unreadable,
+)
 
 if TYPE_CHECKING:
     from covpool.linalg.iterations import Lyapunov, RootIteration
@@ -136,9 +142,8 @@ class IterativeRootBothModes(IterativeRoot):
 
 
 def _solution(gradient: Tensor, root: Tensor, scale: Tensor, rule: "Lyapunov", name: str) -> Tensor:
-    compiling = torch.compiler.is_compiling()
-    solution = LyapunovSolution if compiling else _LyapunovSolutionBothModes
-    return solution.apply(gradient, root, scale, rule, name)
+    arguments = (gradient, root, scale, rule, name)
+    return apply_function(LyapunovSolution, _LyapunovSolutionBothModes, *arguments)
 
 
 class LyapunovSolution(Function):

@@ -18,6 +18,7 @@ from covpool.linalg.retries import BelowTransforms
 from covpool.linalg.scalar import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.second_order import pseudoinverse_and_null, second_derivative
 from covpool.linalg.spectrum import (
+    apply_function,
     full_precision,
     refuse_second_derivative,
     symmetric_part,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """`decompose`, as constants to autograd, of tensors inside torch.func transforms too."""
     detached = matrix.detach()
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return decompose(detached)
     return BelowTransforms.apply(detached, decompose)
 
@@ -51,8 +52,8 @@ def lift(
         eigenvalues: (*, n) of the matrix, ascending, clipped to its rank; detached.
         eigenvectors: (*, n, n); detached.
     """
-    lifted = Lift if torch.compiler.is_compiling() else _LiftBothModes
-    return lifted.apply(matrix, exponent, eigenvalues, eigenvectors, function, method)
+    arguments = (matrix, exponent, eigenvalues, eigenvectors, function, method)
+    return apply_function(Lift, _LiftBothModes, *arguments)
 
 
 def derive(
@@ -65,9 +66,10 @@ def derive(
     method: "Method",
     adjoint: bool,
 ) -> Tensor:
-    derived = Derivative if torch.compiler.is_compiling() else _DerivativeBothModes
-    return derived.apply(
-        direction, anchor, exponent, eigenvalues, eigenvectors, function, method, adjoint
+    spectrum = (eigenvalues, eigenvectors)
+    rest = (function, method, adjoint)
+    return apply_function(
+        Derivative, _DerivativeBothModes, direction, anchor, exponent, *spectrum, *rest
     )
 
 

@@ -19,6 +19,7 @@ from covpool.linalg.eigen import contract, refuse_unless_exact
 from covpool.linalg.kernels import Kernel
 from covpool.linalg.singular_factors import SINGULAR_VALUE_DECOMPOSITION
 from covpool.linalg.spectrum import (
+    apply_function,
     full_precision,
     nested_forward_mode,
     rank_tolerance,
@@ -143,6 +144,5 @@ class SvdWithForwardMode(Svd):
 
 
 def singular_value_decomposition(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
-    function = Svd if torch.compiler.is_compiling() else SvdWithForwardMode
-    u, s, vh = function.apply(matrix, kernel)
+    u, s, vh = apply_function(Svd, SvdWithForwardMode, matrix, kernel)
     return u, s, vh
