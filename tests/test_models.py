@@ -249,6 +249,13 @@ def test_grey_images(name):
         model(torch.randn(2, 3, 96, 96))
 
 
+def test_images_of_which_one_position_is_left_are_refused():
+    model = create_model("resnet10t", 3)
+    with pytest.raises(ValueError, match=r"one position has no covariance; take larger images"):
+        model(torch.randn(2, 3, 32, 32))
+    assert create_model("resnet10t", 3, method="gap")(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+
+
 def test_backbone_of_a_fixed_size_refuses_another():
     model = create_model("vit_tiny_patch16_224", 3, image_size=64, depth=1)
     with pytest.raises(ValueError, match=r"built for images of \(64, 64\), got \(96, 96\)"):

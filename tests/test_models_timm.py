@@ -76,6 +76,30 @@ def test_interface():
         model.reset_classifier(-1)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("resnet10t", {}), ("vit_tiny_patch16_224", {"image_size": 64, "depth": 2})],
+)
+def test_intermediate_features_are_the_backbones(name, arguments):
+    model = create_model(name, 3, **arguments).eval()
+    images = torch.randn(2, 3, 64, 64)
+    features, found = model.forward_intermediates(images, indices=2)
+    assert torch.equal(features, model.forward_features(images))
+    expected = model.backbone.forward_intermediates(images, indices=2, intermediates_only=True)
+    only = model.forward_intermediates(images, indices=2, intermediates_only=True)
+    for several in (found, only):
+        assert len(several) == 2
+        assert all(torch.equal(a, b) for a, b in zip(several, expected, strict=True))
+    with pytest.raises(ValueError, match=r"takes images \(batch, 3, height, width\), got \(2, 64"):
+        model.forward_intermediates(images[:, 0])
+
+
+def test_intermediate_features_of_backbones_without_them():
+    model = create_model("small-convnet", 3)
+    with pytest.raises(ValueError, match="SmallConvNet gives no intermediate features; name"):
+        model.forward_intermediates(torch.randn(1, 3, 48, 48))
+
+
 def test_num_classes_zero_is_no_classifier_in_timm():
     model = timm.create_model("covpool_small_convnet", num_classes=0)
     assert model(torch.randn(1, 3, 48, 48)).shape == (1, model.head_hidden_size)

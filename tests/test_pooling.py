@@ -12,6 +12,8 @@ from covpool import METHODS
 from covpool.pooling import POOLINGS, check_pooling
 from spectra import relative_error
 
+ONE_POSITION = pytest.mark.filterwarnings("ignore:cov_pool gives zeros")
+
 
 def features(*shape, dtype=torch.float64, seed=0):
     return torch.randn(*shape, dtype=dtype, generator=torch.manual_seed(seed))
@@ -43,6 +45,7 @@ def autograd_nodes(result):
     return names
 
 
+@ONE_POSITION
 @pytest.mark.parametrize("positions", [1, 2, 7, 8, 9, 20])
 @pytest.mark.parametrize("name", METHODS)
 def test_gram_path_is_the_covariance_path(name, positions, note_error):
@@ -340,6 +343,22 @@ def test_layer_refuses_other_shapes(shape):
         layer(torch.ones(shape))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_one_position_is_refused_by_the_layer_and_zero_with_a_warning_by_the_function(method):
+    """It would train on zeros, and give the same logits for every image."""
+    message = "one position has no covariance; take larger images or a backbone of a smaller stride"
+    layer = covpool.CovPool2d(4, 3, method)
+    with pytest.raises(ValueError, match=rf"CovPool2d: {message}.*got features \(2, 4, 1, 1\)"):
+        layer(torch.randn(2, 4, 1, 1))
+    for shape, batch in (((3, 4, 1, 1), (3,)), ((3, 4, 1), (3,)), ((4, 1), ())):
+        x = features(*shape).requires_grad_()
+        with pytest.warns(UserWarning, match=f"cov_pool gives zeros: {message}") as caught:
+            pooled = covpool.cov_pool(x, method)
+        assert [warning.filename for warning in caught] == [__file__]
+        assert torch.equal(pooled, torch.zeros(*batch, 4, 4, dtype=torch.float64))
+        assert torch.equal(torch.autograd.grad(pooled.sum(), x)[0], torch.zeros_like(x))
+
+
 def test_layer_shows_its_constants():
     layer = covpool.CovPool2d(4, None, METHODS["isqrt-cov"].replace(iterations=7))
     assert "method='isqrt-cov', iterations=7, out_features=10" in repr(layer)
@@ -360,6 +379,7 @@ def test_backward_within_autocast_keeps_its_precision():
     assert torch.equal(inside[1], outside[1])
 
 
+@ONE_POSITION
 @pytest.mark.parametrize("positions", [1, 3, 6, 7, 12])
 @pytest.mark.parametrize("name", METHODS)
 def test_second_derivatives_are_right_or_refused(name, positions):

@@ -210,6 +210,22 @@ def test_from_average_to_covariance_pooling_and_back(tmp_path):
     assert "not used of it: reduction and classifier" in told
 
 
+@pytest.mark.parametrize("hidden", [(36, None), (None, 36)], ids=["hidden to none", "none to it"])
+def test_a_classifier_goes_with_the_hidden_layer_that_it_reads(tmp_path, hidden):
+    """36 is the length of the pooled vector of 8 channels too, so that shapes do not tell."""
+    source, model = (
+        create_model(
+            *("small-convnet", 3), reduced_channels=8, in_chans=1, width=16, hidden_features=width
+        )
+        for width in hidden
+    )
+    classifier = model.classifier.weight.clone()
+    weights = StartingWeights(path=tmp_path, weights=source.state_dict(), about=about())
+    told = weights.load(model, ModelConfig(), CLASSES)
+    assert "loaded: backbone and reduction; fresh: classifier" in told
+    assert torch.equal(model.classifier.weight, classifier)
+
+
 def test_another_stride_is_said(tmp_path):
     source = StartingWeights(
         path=tmp_path, weights=reduced().state_dict(), about=about(last_stride=1)

@@ -1,5 +1,7 @@
 """Global covariance pooling: functions on feature maps, and the module."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -10,8 +12,9 @@ from covpool.linalg.features import Computation, works_on_gram
 from covpool.linalg.functions import matrix_sqrt
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.methods import METHODS, Method, get_method
+from covpool.linalg.products import product_steps, root_in_products
 from covpool.linalg.scalar import SQRT
-from covpool.linalg.spectrum import full_precision, on_cpu, product, range_unit
+from covpool.linalg.spectrum import full_precision, on_cpu, product, range_unit, recorded
 from covpool.linalg.tables import choose
 
 POOLINGS: tuple[str, ...] = ("gap", *METHODS)
@@ -19,6 +22,12 @@ POOLINGS: tuple[str, ...] = ("gap", *METHODS)
 
 VECTOR_LAYOUT = "triu-row-major-v1"
 """The order of `triu_vector`. Part of a checkpoint's meaning: it is recorded beside the weights."""
+
+
+ONE_POSITION = (
+    "one position has no covariance; take larger images or a backbone of a smaller stride "
+    "(last_stride=1 or output_stride=16 of create_model, where the backbone has them)"
+)
 
 
 def check_pooling(name: str) -> str:
@@ -44,8 +53,9 @@ def covariance(x: Tensor) -> Tensor:
         x: (*, C, H, W), or (*, C, N) where it has two or three dimensions.
 
     Returns:
-        (*, C, C) in the input's dtype, of rank at most N − 1. In float32 its small eigenvalues
-        are rounding errors: for a root, convert to float64 first or let `cov_pool` choose.
+        (*, C, C) in the input's dtype, of rank at most N − 1: zero of one position. In float32
+        its small eigenvalues are rounding errors: for a root, convert to float64 first or let
+        `cov_pool` choose.
 
     Raises:
         ValueError: fewer than two dimensions, none of C or N, or not floating point.
@@ -98,6 +108,8 @@ def cov_pool(
     Returns:
         (*, C, C) symmetric, in the input's dtype.
 
+    One position has no covariance: the result is zero, with zero gradient and a UserWarning.
+
     Ties and rank deficiency: as for `matrix_sqrt`. The gradient of x is right for `exact` at any
     rank, unless singular values of Xc that are not zero lie near or below √(C · eps) of the
     largest, 2.4e-7 at C = 256 in float64: those count as zero.
@@ -121,6 +133,8 @@ def cov_pool(
     checks.compute_dtype("cov_pool", compute_dtype)
     warn_of_float32(row, compute_dtype, stacklevel=2)
     features = _as_positions("cov_pool", x)
+    if features.shape[-1] == 1 and not torch.compiler.is_compiling():
+        warnings.warn(f"cov_pool gives zeros: {ONE_POSITION}", UserWarning, stacklevel=2)
     if check_finite:
         checks.finite("cov_pool", features, sample_dims=2)
     working = compute_dtype or torch.promote_types(x.dtype, torch.float32)
@@ -131,8 +145,11 @@ def cov_pool(
         unit = range_unit(features, decomposition, power=6)
         if unit is not None:
             features = features / unit
-        if not on_gram and _iterates(row, features):
-            pooled = _by_iteration(features, row, compute_dtype)
+        own = working_dtype(x.dtype, row, compute_dtype)
+        if recorded() and (steps := product_steps(row, own)) is not None:
+            pooled = root_in_products(features.to(own), *steps)
+        elif not on_gram and _iterates(row, features):
+            pooled = _by_iteration(features, row, own, exactly=compute_dtype is not None)
         else:
             pooled = covariance_function(features, Computation(SQRT, row, decomposition, working))
         return (pooled if unit is None else pooled * unit).to(x.dtype)
@@ -148,12 +165,11 @@ def _iterates(method: Method, features: Tensor) -> bool:
     return not on_cpu(features) or features.shape[-2] <= method.iteration.iterated_channels
 
 
-def _by_iteration(features: Tensor, method: Method, compute_dtype: torch.dtype | None) -> Tensor:
-    own = working_dtype(features.dtype, method, compute_dtype)
+def _by_iteration(features: Tensor, method: Method, dtype: torch.dtype, *, exactly: bool) -> Tensor:
     # Few channels on a CPU: float64 halves the error for little. A GPU's may be 64 times as slow.
-    wide = compute_dtype is None and on_cpu(features)
-    matrix = _covariance(features.to(torch.float64 if wide else own)).to(own)
-    return matrix_sqrt(matrix, method, compute_dtype=own, check=False)
+    wide = not exactly and on_cpu(features)
+    matrix = _covariance(features.to(torch.float64 if wide else dtype)).to(dtype)
+    return matrix_sqrt(matrix, method, compute_dtype=dtype, check=False)
 
 
 def triu_vector(matrix: Tensor) -> Tensor:
@@ -185,6 +201,20 @@ def channel_reduction(channels: int, reduced_channels: int | None) -> nn.Module:
     return nn.Sequential(convolution, nn.BatchNorm2d(reduced_channels), nn.ReLU(inplace=True))
 
 
+def _checked_map(x: Tensor, channels: int) -> Tensor:
+    """A feature map as it is, or a ValueError where it has no covariance to pool."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"CovPool2d needs features (B, {channels}, H, W), got {tuple(x.shape)}")
+    if x.shape[2] * x.shape[3] == 1:
+        raise ValueError(f"CovPool2d: {ONE_POSITION}; got features {tuple(x.shape)}")
+    return x
+
+
+# What decides by shapes and values is one call in a graph of torch.fx.
+for _function in (_checked_map, cov_pool, triu_vector):
+    torch.fx.wrap(_function)
+
+
 class CovPool2d(nn.Module):
     """Global covariance pooling as a layer: (B, C, H, W) → (B, `out_features`).
 
@@ -203,7 +233,8 @@ class CovPool2d(nn.Module):
 
     Raises:
         ValueError: a number of channels that is not whole or below 1, an unknown method; in
-            `forward`, another shape than (B, in_channels, H, W), and as `cov_pool`.
+            `forward`, another shape than (B, in_channels, H, W), one position alone (a 1×1 map),
+            and as `cov_pool`.
 
     Source: Li, Xie, Wang, Zuo, "Is second-order information helpful for large-scale visual
     recognition?", ICCV 2017.
@@ -248,12 +279,8 @@ class CovPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         checks.tensor("CovPool2d", x)
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"CovPool2d needs features (B, {self.in_channels}, H, W), got {tuple(x.shape)}"
-            )
         pooled = cov_pool(
-            self.reduction(x),
+            self.reduction(_checked_map(x, self.in_channels)),
             self._method,
             compute_dtype=self.compute_dtype,
             check_finite=self.check_finite,

@@ -200,7 +200,7 @@ class TopN:
 
     def kept_count(self, size: int) -> int:
         """N for matrices of that size."""
-        return max(1, round(self.kept_fraction * size))
+        return max(1, round(self.kept_fraction * int(size)))  # torch.jit.trace has it a tensor
 
     def _kept(self, eigenvalues: Tensor, size: int) -> Tensor:
         count = self.kept_count(size)

@@ -14,6 +14,7 @@ from torch import Tensor
 from covpool.linalg.iterations import RootIteration
 from covpool.linalg.kernels import require_integer
 from covpool.linalg.scalar import INV_SQRT, SQRT
+from covpool.linalg.spectrum import refuse_onnx
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +179,7 @@ def _times_linear(polynomial: Sequence[float], s: float, c: float) -> list[float
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     """D⁻¹ N of commuting symmetric matrices, D positive definite; NaN where it is not."""
+    refuse_onnx("Cholesky factorisation")
     factor, failed = torch.linalg.cholesky_ex(denominator)
     quotient = torch.cholesky_solve(numerator, factor)
     return torch.where(failed[..., None, None] == 0, quotient, torch.nan)

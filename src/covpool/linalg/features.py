@@ -149,7 +149,7 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
         else:
             eigenvalues = clip_to_rank(eigenvalues, channels)
             images = left.to(working)
-    # The first is what the null space gets, which polynomials of A do not leave at zero.
+    # The first is what the null space gets, which only the smooth methods do not leave at zero.
     with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
     values = method.forward.values(computation.function, with_zero, channels)
     unit = None
@@ -170,7 +170,9 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
     result = (images * weights[..., None, :]) @ left.to(working).mT
     if linear is not None:
         result = symmetric_part(result).add_(linear)
-    result.diagonal(dim1=-2, dim2=-1).add_(null)
+    if method.smooth:
+        identity = torch.eye(channels, dtype=working, device=features.device)
+        result = result + null[..., None] * identity
     if unit is not None:
         result.mul_(unit[..., None].to(working))
     return result, left, right, eigenvalues

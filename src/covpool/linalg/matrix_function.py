@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """`decompose`, as constants to autograd, of tensors inside torch.func transforms too."""
     detached = matrix.detach()
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return decompose(detached)
     return BelowTransforms.apply(detached, decompose)
 

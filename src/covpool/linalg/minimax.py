@@ -12,6 +12,7 @@ from covpool.linalg.iterations import RootIteration
 from covpool.linalg.lyapunov import sign_steps
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
 from covpool.linalg.scalar import INV_SQRT, SQRT
+from covpool.linalg.spectrum import refuse_onnx
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,7 @@ class MinimaxNewtonSchulz(RootIteration):
         Cholesky factorisation finds lower ones (rounding errors of float32 input), the smallest
         rung of a ladder of shifts that lifts them is added; above the ladder, NaN.
         """
+        refuse_onnx("Cholesky factorisation")
         harmless = 0.05 / math.prod([step[0] for step in steps]) ** 2
         rungs = max(1, math.ceil(math.log(0.1 / harmless, 8)))
         ladder = [0.0, *(harmless * 8**k for k in range(rungs + 1))]

@@ -11,7 +11,8 @@ def in_both_modes(function: type[Function]) -> Callable[..., Any]:
     """`function.apply`, differentiable in reverse and in forward mode, vmapped and compiled.
 
     torch.compile takes no function with a `jvp`: where it traces, a twin without one is applied.
-    `backward` is left out where no gradient has arrived (see `save`).
+    torch.jit.trace cannot save a call of one: it gets what the forward pass does. `backward` is
+    left out where no gradient has arrived (see `save`).
     """
     backward = function.__dict__["backward"].__func__
 
@@ -29,7 +30,11 @@ def in_both_modes(function: type[Function]) -> Callable[..., Any]:
     )
 
     def apply(*inputs: Any) -> Any:
-        return (compiled if torch.compiler.is_compiling() else eager).apply(*inputs)
+        if torch.compiler.is_compiling():
+            return compiled.apply(*inputs)
+        if torch.jit.is_tracing():
+            return function.forward(*inputs)
+        return eager.apply(*inputs)
 
     return apply
 

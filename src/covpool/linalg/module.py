@@ -12,6 +12,20 @@ from covpool.linalg.scalar import FUNCTIONS
 from covpool.linalg.tables import choose
 
 
+@torch.fx.wrap  # one call in a graph of torch.fx, as it decides by shapes and values
+def _evaluated(
+    function: str,
+    matrix: Tensor,
+    exponent: Tensor | float | None,
+    method: Method,
+    compute_dtype: torch.dtype | None,
+    check: bool,
+) -> Tensor:
+    caller, chosen = f"MatrixFunction({function!r})", FUNCTIONS[function]
+    result = evaluate(caller, chosen, matrix, exponent, method, compute_dtype, check, False)
+    return cast(Tensor, result)
+
+
 class MatrixFunction(nn.Module):
     """A function of symmetric matrices as a layer: (*, n, n) → (*, n, n).
 
@@ -87,17 +101,9 @@ class MatrixFunction(nn.Module):
         self._method = get_pairing("MatrixFunction", FUNCTIONS[self._function], method)
 
     def forward(self, matrix: Tensor) -> Tensor:
-        result = evaluate(
-            f"MatrixFunction({self.function!r})",
-            FUNCTIONS[self._function],
-            matrix,
-            self.exponent,
-            self._method,
-            self.compute_dtype,
-            self.check,
-            return_info=False,
+        return _evaluated(
+            self._function, matrix, self.exponent, self._method, self.compute_dtype, self.check
         )
-        return cast(Tensor, result)
 
     def extra_repr(self) -> str:
         shown = [f"{self.function!r}", f"method={self._method.name!r}"]

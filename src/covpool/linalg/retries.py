@@ -17,6 +17,7 @@ from covpool.linalg.spectrum import (
     full_precision,
     on_cpu,
     rank_tolerance,
+    refuse_onnx,
     transformed,
     unreadable,
 )
@@ -74,6 +75,7 @@ class Factorisation:
         if transformed(matrix):
             return BelowTransforms.apply(matrix.detach(), self)
         if unreadable(matrix) or matrix.numel() == 0:
+            refuse_onnx(self.name)
             return self.solve(matrix)
         matrix = matrix.detach()
         with full_precision(matrix):

@@ -172,6 +172,34 @@ def nested_forward_mode() -> AbstractContextManager[Any]:
     return forward_ad._set_fwd_grad_enabled(True)  # pyright: ignore[reportPrivateUsage]
 
 
+def recorded() -> bool:
+    """Whether a graph is being recorded for other programs to run, without backward passes."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return torch.jit.is_tracing()
+
+
+def refuse_onnx(what: str) -> None:
+    """Refuse an operation that ONNX lacks, while a graph is being recorded for it.
+
+    Raises:
+        RuntimeError: in torch.onnx.export, which shows the message at the end of its own.
+    """
+    if recorded() and _in_onnx_export():
+        if not torch.compiler.is_dynamo_compiling():
+            # torch.compile's tracer, by which the exporter tries again, takes it for False.
+            torch.compiler.assume_constant_result(_in_onnx_export)
+        raise RuntimeError(
+            f"covpool: ONNX has no {what}; what can be exported is cov_pool and CovPool2d with "
+            "method 'newton-schulz-minimax', which is the root of 'exact' to rounding, or "
+            "'isqrt-cov': assign it to the layer's method"
+        )
+
+
+def _in_onnx_export() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
 def transformed(tensor: Tensor) -> bool:
     """Whether the tensor is inside a transform of torch.func, and not being compiled."""
     if torch.compiler.is_compiling():
@@ -185,6 +213,7 @@ def unreadable(tensor: Tensor) -> bool:
     """Whether there are no values to look at."""
     return (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or tensor.is_meta
         or isinstance(tensor, FakeTensor)
         or transformed(tensor)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from covpool.models.plain import ALEXNET, SMALL_CONVNET, SmallConvNet, alexnet
 from covpool.models.stages import keep_stages, set_last_stride
+from covpool.pooling import ONE_POSITION
 
 PREFIX = "covpool_"
 """How the names begin under which whole models are registered with timm."""
@@ -172,14 +173,16 @@ class FeatureLayout:
         return tokens.unflatten(2, token_grid(tokens.shape[2], image_size))
 
 
+@torch.fx.wrap  # one call in a graph of torch.fx, as it decides by the numbers
 def token_grid(tokens: int, image_size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of `tokens` square patches of an image of this size.
 
     Raises:
         ValueError: they fill no rectangle of the image's proportions.
     """
-    height, width = image_size
-    short = round((tokens * min(image_size) / max(image_size)) ** 0.5)
+    # torch.jit.trace has them as tensors.
+    tokens, height, width = map(int, (tokens, *image_size))
+    short = round((tokens * min(height, width) / max(height, width)) ** 0.5)
     if short == 0 or tokens % short:
         raise ValueError(
             f"{tokens} tokens fill no grid with the proportions of a {height}×{width} image"
@@ -251,9 +254,7 @@ def probe(backbone: nn.Module, name: str, image: Tensor) -> FeatureLayout:
         backbone.train(was_training)
     if feature_map.shape[2] * feature_map.shape[3] < 2:
         raise ValueError(
-            f"backbone {name!r} leaves one position of a {size[0]}×{size[1]} image, and one "
-            "position has no covariance; take larger images, or last_stride=1 or output_stride=16 "
-            "where the backbone has them"
+            f"backbone {name!r} leaves one position of a {size[0]}×{size[1]} image: {ONE_POSITION}"
         )
     used = {p for p, g in zip(trained, gradients, strict=True) if g is not None}
     for key, child in list(backbone.named_children()):

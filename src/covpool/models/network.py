@@ -30,6 +30,22 @@ class GlobalAveragePool(nn.Module):
         return self.reduction(x).mean((2, 3))
 
 
+@torch.fx.wrap  # one call in a graph of torch.fx, as it decides by shapes
+def _checked_images(x: Tensor, channels: int, size: tuple[int, int] | None) -> Tensor:
+    """Images as they are, or a ValueError where they are not those that the model is built for."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(
+            f"the model takes images (batch, {channels}, height, width), got {tuple(x.shape)}; "
+            "in_chans of create_model sets their channels"
+        )
+    if size is not None and size != (x.shape[2], x.shape[3]):
+        raise ValueError(
+            f"the backbone is built for images of {size}, got {tuple(x.shape[2:])}; image_size of "
+            "create_model sets their size"
+        )
+    return x
+
+
 class CovPoolModel(nn.Module):
     """Images (B, in_chans, H, W) → logits (B, num_classes), with timm's interface.
 
@@ -151,18 +167,34 @@ class CovPoolModel(nn.Module):
             ValueError: images of another number of channels, or of another size where the
                 backbone is built for one.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
+        x = _checked_images(x, self.in_chans, self.fixed_size)
+        features = self.backbone.forward_features(x)
+        return self.layout.to_map(features, (x.shape[2], x.shape[3]))
+
+    def forward_intermediates(
+        self, x: Tensor, *, intermediates_only: bool = False, **options: Any
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The backbone's intermediate features, as timm's method of this name gives them.
+
+        Args:
+            x: images, as for `forward_features`.
+            intermediates_only: False puts the feature map (B, num_features, H', W') before them.
+            **options: timm's: `indices`, `norm`, `stop_early`, `output_fmt`.
+
+        Raises:
+            ValueError: as `forward_features`; a backbone without such a method.
+        """
+        intermediates = getattr(self.backbone, "forward_intermediates", None)
+        if intermediates is None:
             raise ValueError(
-                f"the model takes images (batch, {self.in_chans}, height, width), got "
-                f"{tuple(x.shape)}; in_chans of create_model sets their channels"
+                f"{type(self.backbone).__name__} gives no intermediate features; name their layers "
+                "to torchvision's create_feature_extractor, or choose a backbone of timm's"
             )
-        size = (x.shape[2], x.shape[3])
-        if self.fixed_size not in (None, size):
-            raise ValueError(
-                f"the backbone is built for images of {self.fixed_size}, got {size}; "
-                "image_size of create_model sets their size"
-            )
-        return self.layout.to_map(self.backbone.forward_features(x), size)
+        x = _checked_images(x, self.in_chans, self.fixed_size)
+        if intermediates_only:
+            return intermediates(x, intermediates_only=True, **options)
+        features, found = intermediates(x, **options)
+        return self.layout.to_map(features, (x.shape[2], x.shape[3])), found
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Feature map → logits, or what the classifier reads (B, head_hidden_size) if

@@ -146,10 +146,12 @@ class StartingWeights:
     def _takes_classifier(self, own: Mapping[str, Tensor], classes: Sequence[str]) -> bool:
         if self.about is None or self.about["classes"] != list(classes):
             return False
-        names = [name for name in own if name.startswith(HEAD)]
-        return all(
-            name in self.weights and self.weights[name].shape == own[name].shape for name in names
+        # All of it or nothing: a classifier that reads a hidden layer is none of the pooled vector.
+        here, there = (
+            {name: value.shape for name, value in weights.items() if name.startswith(HEAD)}
+            for weights in (own, self.weights)
         )
+        return here == there
 
     def _require_same(self, name: str, own: Mapping[str, Tensor]) -> None:
         there, here = self.weights.get(name), own.get(name)

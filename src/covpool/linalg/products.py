@@ -1,0 +1,71 @@
+"""The root of a covariance in matrix products alone, for graphs that other programs run.
+
+ONNX has neither an eigendecomposition nor a Cholesky factorisation, and no autograd function gets
+into a graph with its backward pass. Every root here is a polynomial of the covariance. It works on
+the smaller of the C × C covariance and the N × N Gram matrix of the centred features: with
+p(A) = A q(A), the root of X Xᵀ is X q(XᵀX) Xᵀ.
+"""
+
+import torch
+from torch import Tensor
+
+from covpool.linalg.algorithms import NewtonSchulz
+from covpool.linalg.lyapunov import NEWTON_SCHULZ_STEP, sign_steps
+from covpool.linalg.methods import Method
+from covpool.linalg.minimax import MinimaxNewtonSchulz
+
+Steps = list[tuple[float, float, float]]
+
+RESOLVED_FLOAT32 = 3e-4
+"""The smallest singular value of the features, relative to their norm, that float32 resolves."""
+
+SHIFT_FLOAT32 = 3e-7
+"""In float32 rounding makes eigenvalues negative, at which the minimax iteration grows; this
+multiple of the trace, added to all, keeps them above zero."""
+
+
+def product_steps(method: Method, dtype: torch.dtype) -> tuple[Steps, float] | None:
+    """The quintics (a, b, c) that a method's root consists of in `dtype`, and the multiple of the
+    trace that is added to every eigenvalue before; None for a method that decomposes."""
+    forward = method.forward
+    if isinstance(forward, NewtonSchulz):
+        return [NEWTON_SCHULZ_STEP] * forward.iterations, 0.0
+    if isinstance(forward, MinimaxNewtonSchulz):
+        if dtype == torch.float64:
+            return sign_steps(forward.least_root(dtype), dtype), 0.0
+        return sign_steps(RESOLVED_FLOAT32, dtype), SHIFT_FLOAT32
+    return None
+
+
+def root_in_products(features: Tensor, steps: Steps, shift: float = 0.0) -> Tensor:
+    """The square root of the covariance of features, in their dtype: (*, C, N) → (*, C, C)."""
+    channels, positions = features.shape[-2:]
+    centred = features - features.mean(-1, keepdim=True)
+    on_gram = positions - 1 < channels
+    gram = centred.mT @ centred if on_gram else centred @ centred.mT
+    # The sum of squares is the trace. Where it is 0, so are the features.
+    trace = centred.square().sum((-2, -1), keepdim=True)
+    divisor = torch.where(trace == 0, 1, trace)
+    inverse = _inverse_root(gram / divisor, steps, shift)
+    if on_gram:
+        root = (centred @ inverse @ centred.mT) / divisor.sqrt()
+    else:
+        root = (gram / divisor) @ inverse * divisor.sqrt()
+    return (root + root.mT) * (0.5 * positions**-0.5)
+
+
+def _inverse_root(normalised: Tensor, steps: Steps, shift: float) -> Tensor:
+    """q(A) ≈ A^(−1/2) of matrices (*, n, n) of trace 1."""
+    size = normalised.shape[-1]
+    identity = torch.eye(size, dtype=normalised.dtype, device=normalised.device)
+    y = normalised + shift * identity if shift else normalised
+    z = None
+    for a, b, c in steps:
+        product = y if z is None else z @ y
+        factor = a * identity + b * product
+        if c:
+            factor = factor + c * (product @ product)
+        y = y @ factor
+        z = factor if z is None else factor @ z
+    assert z is not None
+    return z
