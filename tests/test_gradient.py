@@ -290,12 +290,15 @@ def test_topn_ignores_the_discarded_part():
 
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_kernels_agree_with_exact_far_from_ties(name, note_error):
-    """Ratios of at most 1/10, where every kernel has converged to 1/(λi − λj)."""
+    """Ratios of at most 1/10, where every kernel has converged to 1/(λi − λj), the Lorentzian but
+    for (10⁻⁶/gap)², gaps of at least 0.9 of the larger eigenvalue."""
     matrix = with_spectrum(10.0 ** np.arange(5))
     cotangent = random_symmetric(5, 3)
     exact = gradient(covpool.matrix_sqrt, matrix, cotangent)
     ours = gradient(lambda a: covpool.matrix_sqrt(a, name), matrix, cotangent)
-    assert note_error("to exact, ratios <= 1/10", name, relative_error(ours, exact)) <= 1e-12
+    broadening = (1e-6 / 0.9) ** 2 if name == "svd-lorentz" else 0
+    error = relative_error(ours, exact)
+    assert note_error("to exact, ratios <= 1/10", name, error) <= broadening + 1e-13
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)

@@ -25,6 +25,9 @@ EPS = torch.finfo(torch.float64).eps
 NAMES = [name for name, row in METHODS.items() if isinstance(row.forward, RootIteration)]
 INVERSE = [name for name in NAMES if METHODS[name].supports("inv_sqrt")]
 MINIMAX = "newton-schulz-minimax"
+SINGULAR = 96 * EPS
+"""Of 200 random singular matrices each of several ranks the gradients erred by a median of 4, and
+by at most 21, times eps · κ."""
 
 
 def random_symmetric(size, seed):
@@ -38,11 +41,11 @@ def value_and_gradient(function, matrix, cotangent):
     return result.detach(), torch.autograd.grad(result, matrix, cotangent)[0]
 
 
-def geometric(size, condition):
+def geometric(size, condition, seed=0):
     """Q, √λ and the matrix, λ evenly spaced in logarithm from 1 to 1/condition."""
     eigenvalues = np.logspace(0, -np.log10(condition), size)
-    basis = torch.from_numpy(orthogonal(size, 0))
-    return basis, torch.from_numpy(eigenvalues).sqrt(), with_spectrum(eigenvalues)
+    basis = torch.from_numpy(orthogonal(size, seed))
+    return basis, torch.from_numpy(eigenvalues).sqrt(), with_spectrum(eigenvalues, seed)
 
 
 def exact(basis, roots, cotangent):
@@ -123,7 +126,7 @@ def test_matrix_form_is_spectral_form(name, spectrum, note_error):
     ours = value_and_gradient(lambda a: covpool.matrix_sqrt(a, row), matrix, cotangent)
     spectral = value_and_gradient(lambda a: on_the_spectrum(a, SQRT, row), matrix, cotangent)
     singular = name == MINIMAX and spectrum in ("decaying", "rank-deficient")
-    tolerance = 16 * EPS * row.constants["condition"] if singular else 1e-13
+    tolerance = SINGULAR * row.constants["condition"] if singular else 1e-13
     if singular:  # what reaches the factors of A: pairs of two null vectors do not
         ours, spectral = ((root, gradient @ root) for root, gradient in (ours, spectral))
     kind = "matrix = spectral" + (" (singular)" if singular else "")
@@ -243,16 +246,40 @@ def test_gradient_solves_the_lyapunov_equation(name, spectrum, note_error):
     assert note_error("gradient", name, error) <= 1e-12
 
 
-@pytest.mark.parametrize("condition", [1e1, 1e2, 1e4, 1e6, 1e8])
-def test_minimax_accuracy_is_as_documented(condition, note_error):
-    basis, roots, matrix = geometric(64, condition)
-    cotangent = random_symmetric(64, 2)
-    ours = value_and_gradient(lambda a: covpool.matrix_sqrt(a, MINIMAX), matrix, cotangent)
-    expected = exact(basis, roots, cotangent)
-    errors = [relative_error(*pair) for pair in zip(ours, expected, strict=True)]
-    print(f"\ncondition {condition:.0e}: value {errors[0]:.1e}, gradient {errors[1]:.1e}")
-    assert errors[0] <= 1e-14 + EPS * condition**0.5
-    assert errors[1] <= 1e-13 + EPS * condition
+# κ(A): value and gradient, in float64 and in float32.
+DOCUMENTED = {
+    1e1: (7e-15, 1e-14, 1.5e-6, 2.5e-6),
+    1e2: (1e-14, 1e-14, 2.5e-6, 3e-6),
+    1e4: (3e-14, 6e-14, 5e-6, 1e-5),
+    1e6: (5e-14, 5e-12, 1.5e-5, 8e-4),
+    1e8: (2e-13, 4e-10, 5e-5, 0.1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:compute_dtype=torch.float32")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("condition", DOCUMENTED)
+def test_minimax_accuracy_is_as_documented(condition, dtype, note_error):
+    """Medians of rounding errors, which hardly move between sets of matrices or processors; a
+    single error, which does, may be off by more."""
+    errors = []
+    for seed in range(5):
+        basis, roots, matrix = geometric(64, condition, seed)
+        cotangent = random_symmetric(64, seed).to(dtype)
+        if dtype == torch.float32:  # of the matrix as it is after rounding
+            matrix = matrix.float()
+            eigenvalues, basis = torch.linalg.eigh(matrix.double())
+            roots = eigenvalues.sqrt()
+        ours = value_and_gradient(
+            lambda a: covpool.matrix_sqrt(a, MINIMAX, compute_dtype=dtype), matrix, cotangent
+        )
+        expected = exact(basis, roots, cotangent.double())
+        errors.append([relative_error(a.double(), b) for a, b in zip(ours, expected, strict=True)])
+    documented = DOCUMENTED[condition][:2] if dtype == torch.float64 else DOCUMENTED[condition][2:]
+    for found, figure in zip(np.transpose(errors), documented, strict=True):
+        note_error(f"documented at {condition:.0e}, {dtype}", MINIMAX, found.max())
+        assert figure / 4 <= np.median(found) <= 4 * figure
+        assert found.max() <= 16 * figure
 
 
 def test_minimax_holds_at_condition_1e6_and_a_flat_spectrum():
@@ -269,22 +296,6 @@ def test_minimax_holds_at_condition_1e6_and_a_flat_spectrum():
     assert relative_error(ours[1], reference[1]) <= 1e-9
 
 
-@pytest.mark.filterwarnings("ignore:compute_dtype=torch.float32")
-@pytest.mark.parametrize(
-    ("condition", "value", "gradient"), [(1e2, 3.0e-6, 3.0e-6), (1e6, 1.4e-5, 8.0e-4)]
-)
-def test_minimax_in_float32_errs_as_documented(condition, value, gradient):
-    matrix = geometric(64, condition)[2].float()
-    eigenvalues, basis = torch.linalg.eigh(matrix.double())
-    cotangent = random_symmetric(64, 2).float()
-    ours = value_and_gradient(
-        lambda a: covpool.matrix_sqrt(a, MINIMAX, compute_dtype=torch.float32), matrix, cotangent
-    )
-    reference = exact(basis, eigenvalues.sqrt(), cotangent.double())
-    assert value / 4 <= relative_error(ours[0].double(), reference[0]) <= 4 * value
-    assert gradient / 4 <= relative_error(ours[1].double(), reference[1]) <= 4 * gradient
-
-
 @pytest.mark.parametrize("size", [8, 64])
 @pytest.mark.parametrize("condition", [1e2, 1e4, 1e8])
 @pytest.mark.parametrize(
@@ -293,13 +304,15 @@ def test_minimax_in_float32_errs_as_documented(condition, value, gradient):
     + [("matrix_inv_sqrt", name) for name in INVERSE if METHODS[name].smooth],
 )
 def test_float32_loses_nothing_to_the_way_of_computing(function, name, condition, size, note_error):
-    """To the same in float64: a quotient of two polynomials was off by 6e-6 in the value."""
+    """To the same in float64: a quotient of two polynomials was off by 6e-6 in the value. Random
+    matrices lose up to 6 and 15 eps; the bounds are four times that."""
     matrix = geometric(size, condition)[2].float()
     cotangent = random_symmetric(size, 2).float()
     root = partial(getattr(covpool, function), method=name, check=False)
     ours = value_and_gradient(root, matrix, cotangent)
     reference = value_and_gradient(root, matrix.double(), cotangent.double())
-    for one, other, bound in zip(ours, reference, (1.5e-6, 4e-6), strict=True):
+    eps = torch.finfo(torch.float32).eps
+    for one, other, bound in zip(ours, reference, (24 * eps, 60 * eps), strict=True):
         assert note_error("float32", name, relative_error(one.double(), other)) <= bound
 
 
@@ -381,7 +394,7 @@ def test_gradient_of_features_at_deficient_rank():
         lambda f: covpool.matrix_sqrt(f @ f.mT, MINIMAX), factor, cotangent
     )
     _, reference = value_and_gradient(lambda f: covpool.matrix_sqrt(f @ f.mT), factor, cotangent)
-    assert relative_error(ours, reference) <= 16 * EPS * METHODS[MINIMAX].constants["condition"]
+    assert relative_error(ours, reference) <= SINGULAR * METHODS[MINIMAX].constants["condition"]
 
 
 def test_no_entry_exceeds_the_documented_bound():

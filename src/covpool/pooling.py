@@ -97,8 +97,8 @@ def cov_pool(
             decomposed in float64, and products around the decomposition are in float32 (float64
             for float64 input). Methods to which small singular values are like others
             (`isqrt-cov`, `mtp-lyapunov`, `mpa-lyapunov`) are in float32 throughout, but for the
-            covariance where they iterate on a CPU: at C = 256 the value is off by up to 9e-7, the
-            gradient by up to 2e-6. `torch.float32` is for
+            covariance where they iterate on a CPU: at C = 256 the value is off by about 1e-6, the
+            gradient by about 2e-6. `torch.float32` is for
             devices without float64: singular values of Xc below √(C · eps) of the largest, 1/180
             at C = 256, are then lost, and the gradient is wrong by tens of percent where there
             are any; a UserWarning says so, for methods to which small singular values matter.

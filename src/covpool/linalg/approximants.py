@@ -88,7 +88,7 @@ class MatrixPade(RootIteration):
     powers of z cancels (Lu, "A Padé approximation method for square roots of symmetric positive
     definite matrices", SIAM J. Matrix Anal. Appl. 19, 1998; Kenney, Laub, "Rational iterative
     methods for the matrix sign function", ibid. 12, 1991). Of a matrix it is summed up from two
-    fractions; rounding in float32 then costs up to 5e-7.
+    fractions; rounding in float32 then costs a few eps, of the order of 5e-7.
 
     It approximates: the smaller an eigenvalue, the more its root is overestimated, and zero gives
     √‖A‖/N. The gradient is that of an exact root, at the approximate F, and so not the derivative
@@ -144,8 +144,8 @@ class MatrixPade(RootIteration):
         1/r is the same without the factor X and with (j − 1/2)π/N. As one fraction the denominator
         has condition 93 at degree 5 (that of the inverse 1024), and float32 lost up to 6e-6 (1e-5).
         Here the first is by itself, with condition 13 (49), and the others are one, with 7 (20), in
-        1.5 times the time, and 5e-7 (7e-7) is lost; with each by itself it would be 1e-7 (4e-7), in
-        3 times the time.
+        1.5 times the time, and of the order of 5e-7 is lost (in both); with each by itself it would
+        be 1e-7 (4e-7), in 3 times the time.
         """
         order = 2 * self.degree + 1
         first = 0.5 if inverse else 1.0

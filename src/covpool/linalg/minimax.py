@@ -31,26 +31,27 @@ class MinimaxNewtonSchulz(RootIteration):
     The error is that of rounding where all eigenvalues lie above ‖A‖_F/κ. ‖A‖_F ≤ √n ‖A‖₂, so the
     default 1e8 is enough for any matrix of condition number up to 1e6 and n up to 10,000. Smaller
     eigenvalues get something between 0 and their root, too little by at most 2.8e-6 √‖A‖, and zero
-    gets 0. Measured in float64, the default, and float32:
+    gets 0. Medians over random matrices, in float64, the default, and float32; a single one, which
+    another processor sums in another order, may be off several times as much:
 
         κ(A)                                  1e1      1e2      1e4      1e6      1e8
-        value                                 5.6e-15  1.1e-14  2.4e-14  5.7e-14  2.2e-13
-        gradient                              1.4e-14  1.7e-14  5.1e-14  5.2e-12  4.4e-10
-        value, float32                        1.5e-6   3.0e-6   4.5e-6   1.4e-5   5.2e-5
-        gradient, float32                     2.5e-6   3.0e-6   1.4e-5   8.0e-4   0.18
+        value                                 7e-15    1e-14    3e-14    5e-14    2e-13
+        gradient                              1e-14    1e-14    6e-14    5e-12    4e-10
+        value, float32                        1.5e-6   2.5e-6   5e-6     1.5e-5   5e-5
+        gradient, float32                     2.5e-6   3e-6     1e-5     8e-4     0.1
 
     So float32 arithmetic does not reach 1e-6 at any condition number; it is for devices without
     float64 (`compute_dtype=torch.float32`), and resolves eigenvalues down to 1e-6 ‖A‖ at best.
 
     The gradient is exact at ties. At singular matrices it is finite and, along changes that keep
-    the rank, right to 1e-7 (roundings times κ). Pairs of two zero eigenvalues get 0, as in
-    `DividedDifferences`, but for roundings: up to 0.1/√‖A‖. Where eigenvalues are small and not
-    zero, no entry of the Loewner matrix exceeds 6e4/√‖A‖. Second derivatives are right where no
-    eigenvalue lies below ‖A‖/κ, and refused elsewhere (NaN inside torch.func). The zero matrix
-    gives zero, with zero gradient.
+    the rank, right to about 5 eps κ, 1e-7 at the default. Pairs of two zero eigenvalues get 0, as
+    in `DividedDifferences`, but for roundings of the order of 0.05/√‖A‖. Where eigenvalues are
+    small and not zero, no entry of the Loewner matrix exceeds 6e4/√‖A‖. Second derivatives are
+    right where no eigenvalue lies below ‖A‖/κ, and refused elsewhere (NaN inside torch.func). The
+    zero matrix gives zero, with zero gradient.
 
-    The inverse root is Z/√‖A‖: 1/√λ to 2e-11 at κ(A) = 1e6 (gradient 3e-11), at most 9.7e4/√‖A‖,
-    which is what zero gives where singular matrices are not refused.
+    The inverse root is Z/√‖A‖: 1/√λ to about 1e-11 at κ(A) = 1e6 (gradient 2e-11), at most
+    9.7e4/√‖A‖, which is what zero gives where singular matrices are not refused.
 
     Eigenvalues that rounding has made negative: see `_shift`.
     """
