@@ -10,7 +10,7 @@ from covpool.linalg.algorithms import TopN
 from covpool.linalg.decomposition import decompose
 from covpool.linalg.matrix_function import eigenpairs, lift
 from covpool.linalg.methods import METHODS, Method, get_method
-from covpool.linalg.scalar import INV_SQRT, LOG, ScalarFunction
+from covpool.linalg.scalar import ScalarFunction
 from covpool.linalg.spectrum import clip_to_rank, full_precision, symmetric_part
 
 
@@ -69,7 +69,7 @@ def evaluate(
     checks.square(caller, matrix)
     checks.compute_dtype(caller, compute_dtype)
     size = matrix.shape[-1]
-    if function.needs_exponent:
+    if function.parameter is not None:
         checks.exponent(caller, exponent, matrix.shape[:-2])
     if check:
         checks.finite(caller, matrix, sample_dims=2)
@@ -87,7 +87,7 @@ def evaluate(
     with full_precision(matrix):
         symmetric = symmetric_part(matrix.to(dtype))
         if row.iteration is not None:
-            if check and _needs_full_rank(function):
+            if check and not function.defined_at_zero():
                 checks.positive_definite_matrix(caller, symmetric, matrix.dtype)
             elif check:
                 checks.positive_semidefinite_matrix(caller, symmetric, matrix.dtype)
@@ -97,7 +97,7 @@ def evaluate(
                 return lifted
             return lifted, _diagnose(function, row, symmetric, result, None, compute_dtype)
         powers = None
-        if function.needs_exponent:
+        if function.parameter is not None:
             powers = torch.as_tensor(exponent, dtype=dtype, device=matrix.device)
             powers = powers.expand(matrix.shape[:-2])
         eigenvalues, eigenvectors = eigenpairs(symmetric)
@@ -105,8 +105,9 @@ def evaluate(
         if check:
             checks.positive_semidefinite(caller, eigenvalues, matrix.dtype)
             needed = row.forward.kept_count(size) if isinstance(row.forward, TopN) else size
-            if powers is not None or _needs_full_rank(function):
-                restricted = True if powers is None else powers.detach() <= 0
+            defined = function.defined_at_zero(None if powers is None else powers.detach())
+            if defined is not True:
+                restricted = True if defined is False else ~defined
                 checks.full_rank(caller, (clipped > 0).sum(-1), needed, size, restricted)
         result = lift(symmetric, powers, clipped, eigenvectors, function, row)
         lifted = result.to(matrix.dtype)
@@ -115,10 +116,6 @@ def evaluate(
         return lifted, _diagnose(
             function, row, symmetric, result, (clipped, eigenvectors), compute_dtype
         )
-
-
-def _needs_full_rank(function: ScalarFunction) -> bool:
-    return function in (INV_SQRT, LOG)
 
 
 @torch.no_grad()
@@ -142,6 +139,6 @@ def _diagnose(
     matrix, result = matrix.detach(), result.detach()
     return diagnostics.of_spectrum(
         spectrum[0],
-        residual=diagnostics.residual(function.name, matrix, result, *spectrum),
+        residual=diagnostics.residual(function, matrix, result, *spectrum),
         iterations=iterations,
     )
