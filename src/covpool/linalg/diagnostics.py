@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from covpool.linalg import checks
+from covpool.linalg.scalar import ScalarFunction
 from covpool.linalg.spectrum import clip_to_rank, full_precision, range_unit, symmetric_part
 
 
@@ -153,29 +154,22 @@ def diagnose(
 
 
 def residual(
-    function: str, matrix: Tensor, result: Tensor, eigenvalues: Tensor, eigenvectors: Tensor
+    function: ScalarFunction,
+    matrix: Tensor,
+    result: Tensor,
+    eigenvalues: Tensor,
+    eigenvectors: Tensor,
 ) -> Tensor | None:
     """See `Diagnostics.residual`; the eigenpairs give the range alone."""
-    kept = (clip_to_rank(eigenvalues, matrix.shape[-1]) > 0).to(matrix.dtype)
+    kept = (function.clip(eigenvalues, matrix.shape[-1]) != 0).to(matrix.dtype)
     range_projector = (eigenvectors * kept[..., None, :]) @ eigenvectors.mT
     # Norms of A itself would overflow for entries beyond the root of the largest number.
     scale = matrix.abs().amax((-2, -1), keepdim=True)
     scale = torch.where(scale > 0, scale, 1)
-    if function == "sqrt":
-        expected = matrix / scale
-        actual = (result / scale.sqrt()) @ (result / scale.sqrt())
-    elif function == "inv_sqrt":
-        expected = range_projector
-        root = result * scale.sqrt()
-        actual = root @ (matrix / scale) @ root
-    elif function == "log":
-        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        beside = identity - range_projector
-        expected = matrix / scale + beside
-        # exp(Y − log(s) P) = A/s on the range, the identity beside it.
-        actual = torch.linalg.matrix_exp(result - scale.log() * range_projector)
-    else:
+    equation = function.equation(matrix, result, range_projector, scale)
+    if equation is None:
         return None
+    actual, expected = equation
     norm = torch.linalg.matrix_norm(expected)
     difference = torch.linalg.matrix_norm(actual - expected)
     return difference / torch.where(norm > 0, norm, 1)

@@ -10,7 +10,7 @@ from covpool.linalg.algorithms import TopN
 from covpool.linalg.decomposition import decompose
 from covpool.linalg.matrix_function import eigenpairs, lift
 from covpool.linalg.methods import METHODS, Method, get_method
-from covpool.linalg.scalar import INV_SQRT, LOG, POWER, ScalarFunction
+from covpool.linalg.scalar import LOG, POWER, ScalarFunction
 from covpool.linalg.spectrum import clip_to_rank, full_precision, range_unit, symmetric_part
 
 
@@ -69,7 +69,7 @@ def evaluate(
     checks.square(caller, matrix)
     checks.compute_dtype(caller, compute_dtype)
     size = matrix.shape[-1]
-    if function.needs_exponent:
+    if function.parameter is not None:
         checks.exponent(caller, exponent, matrix.shape[:-2])
     if check:
         checks.finite(caller, matrix, sample_dims=2)
@@ -85,11 +85,11 @@ def evaluate(
     warn_of_float32(row, compute_dtype, stacklevel=3)
     dtype = working_dtype(matrix.dtype, row, compute_dtype)
     with full_precision(matrix):
-        unit = range_unit(matrix, dtype)
+        unit = range_unit(matrix, dtype) if function.scales else None
         scaled = matrix if unit is None else matrix / unit
         symmetric = symmetric_part(scaled.to(dtype))
         if row.iteration is not None:
-            if check and _needs_full_rank(function):
+            if check and not function.defined_at_zero():
                 checks.positive_definite_matrix(caller, symmetric, matrix.dtype, unit)
             elif check:
                 checks.positive_semidefinite_matrix(caller, symmetric, matrix.dtype, unit)
@@ -100,7 +100,7 @@ def evaluate(
                 return lifted
             return lifted, _diagnose(function, row, symmetric, result, None, compute_dtype, unit)
         powers = None
-        if function.needs_exponent:
+        if function.parameter is not None:
             powers = torch.as_tensor(exponent, dtype=dtype, device=matrix.device)
             powers = powers.expand(matrix.shape[:-2])
         eigenvalues, eigenvectors = eigenpairs(symmetric)
@@ -108,8 +108,9 @@ def evaluate(
         if check:
             checks.positive_semidefinite(caller, eigenvalues, matrix.dtype, unit)
             needed = row.forward.kept_count(size) if isinstance(row.forward, TopN) else size
-            if powers is not None or _needs_full_rank(function):
-                restricted = True if powers is None else powers.detach() <= 0
+            defined = function.defined_at_zero(None if powers is None else powers.detach())
+            if defined is not True:
+                restricted = True if defined is False else ~defined
                 checks.full_rank(caller, (clipped > 0).sum(-1), needed, size, restricted)
         result = lift(symmetric, powers, clipped, eigenvectors, function, row)
         lifted = result
@@ -125,10 +126,6 @@ def evaluate(
         return lifted, _diagnose(
             function, row, symmetric, result, (eigenvalues, eigenvectors), compute_dtype, unit
         )
-
-
-def _needs_full_rank(function: ScalarFunction) -> bool:
-    return function in (INV_SQRT, LOG)
 
 
 @torch.no_grad()
@@ -154,6 +151,6 @@ def _diagnose(
     return diagnostics.of_spectrum(
         spectrum[0],
         unit,
-        residual=diagnostics.residual(function.name, matrix, result, *spectrum),
+        residual=diagnostics.residual(function, matrix, result, *spectrum),
         iterations=iterations,
     )

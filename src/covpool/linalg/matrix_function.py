@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.decomposition import decompose
-from covpool.linalg.modes import in_both_modes, save
+from covpool.linalg.modes import in_both_modes, is_tracing, save
 from covpool.linalg.retries import BelowTransforms
 from covpool.linalg.scalar import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.second_order import pseudoinverse_and_null, second_derivative
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """`decompose`, as constants to autograd, of tensors inside torch.func transforms too."""
     detached = matrix.detach()
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or is_tracing():
         return decompose(detached)
     return BelowTransforms.apply(detached, decompose)
 

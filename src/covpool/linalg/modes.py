@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
+# Documented by torch, but not listed in its `__all__`.
+is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]
+
 
 def in_both_modes(function: type[Function]) -> Callable[..., Any]:
     """`function.apply`, differentiable in reverse and in forward mode, vmapped and compiled.
@@ -32,7 +35,7 @@ def in_both_modes(function: type[Function]) -> Callable[..., Any]:
     def apply(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():
             return compiled.apply(*inputs)
-        if torch.jit.is_tracing():
+        if is_tracing():
             return function.forward(*inputs)
         return eager.apply(*inputs)
 

@@ -64,7 +64,7 @@ class MatrixFunction(nn.Module):
         check: bool = True,
     ) -> None:
         super().__init__()
-        needs_exponent = choose("function", function, FUNCTIONS).needs_exponent
+        needs_exponent = choose("function", function, FUNCTIONS).parameter is not None
         # The name, not the function: copies and pickles of the layer keep the table's own.
         self._function = function
         if needs_exponent and exponent is None:

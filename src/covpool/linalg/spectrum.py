@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function, forward_ad
 
-from covpool.linalg.modes import in_both_modes
+from covpool.linalg.modes import in_both_modes, is_tracing
 
 
 def rank_tolerance(size: int, dtype: torch.dtype) -> float:
@@ -176,7 +176,7 @@ def recorded() -> bool:
     """Whether a graph is being recorded for other programs to run, without backward passes."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
-    return torch.jit.is_tracing()
+    return is_tracing()
 
 
 def refuse_onnx(what: str) -> None:
@@ -213,7 +213,7 @@ def unreadable(tensor: Tensor) -> bool:
     """Whether there are no values to look at."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or is_tracing()
         or tensor.is_meta
         or isinstance(tensor, FakeTensor)
         or transformed(tensor)
