@@ -17,6 +17,7 @@ from covpool.train.checkpoint import (
     find_checkpoint,
     read_checkpoint,
 )
+from covpool.train.recorder import Recorder
 from covpool.train.storage import AtomicCheckpointIO
 from tiny_images import OPTIONS, make_tiny_images
 
@@ -142,12 +143,20 @@ def test_at_every_moment_of_writing_one_complete_checkpoint_is_there(tmp_path, m
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(finished, copy, capsys):
+def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(finished, copy, monkeypatch, capsys):
     (copy / "last.ckpt").unlink()
     (copy / "previous.ckpt").rename(copy / "last.ckpt")
-    partial = copy / "last.ckpt.partial"
-    partial.symlink_to("/dev/full")
+    partial = copy / f".partial-{os.getpid()}-last.ckpt"
+    save, full = Recorder._save, [True]
+
+    def save_on_full_disk(self, *arguments, **options):
+        if full.pop():
+            partial.symlink_to("/dev/full")
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(Recorder, "_save", save_on_full_disk)
     assert main(["train", "--resume", str(copy)]) == 2
+    monkeypatch.undo()
     error = capsys.readouterr().err
     assert f"cannot write {copy / 'last.ckpt'}: {os.strerror(errno.ENOSPC)}" in error
     assert f"make room, then go on with: covpool train --resume {copy}" in error

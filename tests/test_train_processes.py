@@ -152,15 +152,18 @@ def test_processes_stop_together_where_one_of_them_diverges(images, tmp_path):
     assert "Traceback" not in told + (tmp_path / "log.1").read_text()
 
 
+def fill_disk(path, rank):
+    (path / f".partial-{os.getpid()}-last.ckpt").symlink_to("/dev/full")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 def test_processes_stop_together_where_the_disk_is_full(images, tmp_path):
     path, log = tmp_path / "run", tmp_path / "log"
     path.mkdir()
-    (path / "last.ckpt.partial").symlink_to("/dev/full")
     (path / "config.yaml").write_text("{}")
     options = command(images, path, "--resume", "auto", *TWO)
     RunDirectory(path).write_config(config_of(options))
-    status, told = processes.run(options, log)
+    status, told = processes.run(options, log, prepare=partial(fill_disk, path))
     assert status == [2, 0], told
     assert f"cannot write {path / 'last.ckpt'}: No space left" in told
     assert "Traceback" not in told + (tmp_path / "log.1").read_text()

@@ -18,7 +18,7 @@ from covpool.train.engine import evaluate
 from covpool.train.module import ClassificationModule
 from covpool.train.progress import EPOCH_HEADER, epoch_line
 from covpool.train.recorder import Recorder
-from covpool.train.run_directory import RunDirectory, best_row, free_path
+from covpool.train.run_directory import RunDirectory, best_row, make_numbered
 from tiny_images import CLASSES, OPTIONS, make_tiny_images
 
 
@@ -244,10 +244,9 @@ def test_an_existing_directory_is_refused_and_kept(copy, images, capsys):
 
 
 def test_default_directories_are_numbered(tmp_path):
-    assert free_path(tmp_path / "run") == tmp_path / "run"
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run-2").mkdir()
-    assert free_path(tmp_path / "run") == tmp_path / "run-3"
+    for name in ("run", "run-2", "run-3"):
+        assert make_numbered(tmp_path / "run") == tmp_path / name
+        assert (tmp_path / name).is_dir()
 
 
 @pytest.mark.parametrize("kept", [0, 100, -1])

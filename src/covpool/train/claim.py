@@ -32,11 +32,12 @@ def claimed(directory: Path, *, patience: float = 0) -> Iterator[None]:
     try:
         lock.acquire(timeout=patience)
     except Timeout:
+        by_hand = f", remove {file} if it is no more" if isinstance(lock, SoftFileLock) else ""
         raise ValueError(
-            f"{directory} is in use by {holder(file)}; wait until that has ended, or choose "
-            "another --output"
+            f"{directory} is in use by {holder(file)}; wait until that has ended{by_hand}, or "
+            "choose another --output"
         ) from None
-    # A file system without such locks: there the library's file of the same form is the lock.
+    # On a file system without such locks the library's own file, of the same form, is the lock.
     by_file = isinstance(lock, SoftFileLock)
     try:
         if not by_file:
