@@ -1,6 +1,7 @@
 """Runs that are killed between any two of their writes, share a directory, or are tampered with."""
 
 import errno
+import json
 import os
 import platform
 import shutil
@@ -22,6 +23,7 @@ from covpool.train.cells import RESUME_KEYS, difference
 from covpool.train.checkpoint import DamagedCheckpoint, read_checkpoint
 from covpool.train.claim import claimed
 from covpool.train.config import RunConfig
+from covpool.train.published import appearing
 from covpool.train.run_directory import RunDirectory, make_numbered
 from covpool.train.starting_weights import read_starting_weights
 from inline_grid import command as inline
@@ -192,7 +194,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_take_the_results_with_it(
     monkeypatch.setattr(engine, "draw_confusion", fail)
     assert main(["train", "--resume", str(copy)]) == 0
     assert "could not be drawn" in caplog.text
-    assert RunDirectory(copy).read_summary()["status"] == "finished"
+    assert json.loads((copy / "summary.json").read_text())["status"] == "finished"
 
 
 def test_a_cell_of_a_comparison_that_was_killed_before_its_summary_is_healed(images, tmp_path):
@@ -332,6 +334,16 @@ def test_two_processes_that_write_one_file_do_not_meet(tmp_path, dead_process):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_what_a_killed_export_left_is_cleared_away_by_the_next_one(tmp_path, dead_process):
+    kept = {f".partial-{dead_process}-other", f".partial-{os.getpid()}-out-of-this-one"}
+    for name in (*kept, f".partial-{dead_process}-out"):
+        (tmp_path / name).mkdir()
+    with appearing(tmp_path / "out") as partial:
+        (partial / "weights").touch()
+    assert set(os.listdir(tmp_path)) == {*kept, "out"}
+    assert os.listdir(tmp_path / "out") == ["weights"]
+
+
 CHANGES = {
     "data.batch_size": 4,
     "data.augment": "none",
@@ -423,7 +435,7 @@ def test_a_killed_process_of_the_loader_is_told_and_costs_no_run(
         assert error.count("\n") == 1
         assert main(["evaluate", str(path), "--data.workers", "1"]) == 2
         assert "give fewer data.workers" in capsys.readouterr().err
-    assert RunDirectory(path).read_summary()["status"] == "failed"
+    assert json.loads((path / "summary.json").read_text())["status"] == "failed"
     assert main(["train", "--resume", str(path), "--data.workers", "0"]) == 0
     assert_same_run(path, watched[0])
 

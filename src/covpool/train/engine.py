@@ -146,8 +146,9 @@ def write_results(
             write_pictures(job, module, recorder, directory)
         except OSError:
             raise
-        except Exception:
-            logger.exception("a picture in %s could not be drawn", directory.path)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            logger.warning("a picture of %s could not be drawn (%s)", directory.path, problem)
         directory.write_summary(summary)
     except OSError as error:
         problem = f"cannot write the results to {directory.path}: {error.strerror or error}"
@@ -215,8 +216,8 @@ def evaluate(path: Path, config: RunConfig, *, report: bool = False) -> dict[str
             other classes, or whose weights give no finite loss.
     """
     checkpoint = read_trained(path)
-    others = {(group, name) for group, own in config.to_dict().items() for name in own}
-    free = {key for key in others if key[0] != "model"}
+    options = config.to_dict()
+    free = {(group, name) for group in options if group != "model" for name in options[group]}
     check_options(config, checkpoint, path, free=free)
     one_process = replace(
         config.train,

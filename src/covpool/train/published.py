@@ -18,7 +18,7 @@ from torch import Tensor
 from covpool.train.checkpoint import METADATA, METADATA_KEYS, read_checkpoint
 from covpool.train.config import RunConfig
 from covpool.train.metadata import checked_metadata
-from covpool.train.run_directory import replace_file, replace_text, replacing
+from covpool.train.run_directory import remove_leftovers, replace_file, replace_text, replacing
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -80,8 +80,10 @@ def appearing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the path is taken by anything but an empty directory.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
     with replacing(path) as partial:
-        partial.mkdir(parents=True)
+        partial.mkdir()
         yield partial
 
 

@@ -36,6 +36,9 @@ LOCK = ".lock"
 PARTIAL = re.compile(r"\.partial-(\d+)-")
 """How the name of what is not written to its end begins, with the number of the process."""
 
+KEPT = 40
+"""Characters that follow of the file's own name; the whole of a long one would leave no room."""
+
 RESULTS = (
     *("metrics.csv", "metrics.jsonl", "curves.svg", "confusion.png", "confusions.csv"),
     *("summary.md", "summary.json"),
@@ -268,8 +271,7 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
         path: the place; a directory there must be empty.
         keep: where the file that is replaced goes, if it is to be kept.
     """
-    # A part of the name only: the whole of a long one would leave no room for what precedes it.
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name[:40]}")
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name[:KEPT]}")
     try:
         yield partial
         synchronise(partial)
@@ -296,11 +298,12 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what processes that are no more have left half-written."""
-    for path in directory.iterdir():
+def remove_leftovers(directory: Path, name: str = "") -> None:
+    """Remove what processes that are no more have left half-written, of that name or of any."""
+    for path in directory.glob(".partial-*"):
         found = PARTIAL.match(path.name)
-        if found and not is_alive(int(found[1])):
+        ours = found and (not name or path.name[found.end() :] == name[:KEPT])
+        if found and ours and not is_alive(int(found[1])):
             remove(path)
 
 
