@@ -22,6 +22,7 @@ from covpool.linalg.spectrum import (
     full_precision,
     refuse_second_derivative,
     symmetric_part,
+    traced,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """`decompose`, as constants to autograd, of tensors inside torch.func transforms too."""
     detached = matrix.detach()
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or traced():
         return decompose(detached)
     return BelowTransforms.apply(detached, decompose)
 

@@ -133,6 +133,12 @@ def nested_forward_mode() -> AbstractContextManager[Any]:
     return forward_ad._set_fwd_grad_enabled(True)  # pyright: ignore[reportPrivateUsage]
 
 
+def traced() -> bool:
+    """Whether torch.jit.trace is recording."""
+    # Documented by torch, but not listed in its `__all__`.
+    return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
 def apply_function(function: type[Function], both_modes: type[Function], *arguments: Any) -> Any:
     """An autograd function, and outside torch.compile, which refuses it, its forward mode.
 
@@ -140,7 +146,7 @@ def apply_function(function: type[Function], both_modes: type[Function], *argume
     """
     if torch.compiler.is_compiling():
         return function.apply(*arguments)
-    if torch.jit.is_tracing():
+    if traced():
         return function.forward(*arguments)
     return both_modes.apply(*arguments)
 
@@ -149,7 +155,7 @@ def recorded() -> bool:
     """Whether a graph is being recorded for other programs to run, without backward passes."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
-    return torch.jit.is_tracing()
+    return traced()
 
 
 def refuse_onnx(what: str) -> None:
@@ -186,7 +192,7 @@ def unreadable(tensor: Tensor) -> bool:
     """Whether there are no values to look at."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or traced()
         or tensor.is_meta
         or isinstance(tensor, FakeTensor)
         or transformed(tensor)
