@@ -14,24 +14,38 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from covpool.linalg.lyapunov import sign_steps
-from covpool.pooling import CovPool2d
-from covpool.publish.export import deviation, logits_of
+from covpool.linalg.lyapunov import NEWTON_SCHULZ_STEP, sign_steps
+from covpool.linalg.products import SHIFT_FLOAT32, Steps, root_in_products
+from covpool.pooling import CovPool2d, triu_vector
+from covpool.publish.export import deviation, in_products, logits_of
 from covpool.publish.images import sample_of_run
-from covpool.publish.roots import ProductsPool, in_products
 from covpool.train.config import RunConfig
 from covpool.train.prediction import load_model
 
-NEWTON_SCHULZ = (1.5, -0.5, 0.0)
 ITERATIONS = (5, 10, 15, 20, 30)
 RESOLVED = (1e-2, 1e-3, 1e-4, 1e-6)
 ROUNDS = 7
 
 
-def candidates(dtype: torch.dtype) -> dict[str, list[tuple[float, float, float]]]:
+class ProductsPool(nn.Module):
+    """A layer's reduction and triangle around a root by other steps."""
+
+    def __init__(self, pool: CovPool2d, steps: Steps, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.reduction = pool.reduction
+        self.steps, self.dtype = steps, dtype
+        self.shift = SHIFT_FLOAT32 if dtype == torch.float32 else 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.reduction(x).flatten(2).to(self.dtype)
+        return triu_vector(root_in_products(features, self.steps, self.shift)).to(x.dtype)
+
+
+def candidates(dtype: torch.dtype) -> dict[str, Steps]:
     """Names and steps of iterations to the root."""
-    found = {f"Newton-Schulz, {count} steps": [NEWTON_SCHULZ] * count for count in ITERATIONS}
+    found = {f"Newton-Schulz, {count} steps": [NEWTON_SCHULZ_STEP] * count for count in ITERATIONS}
     for least in RESOLVED:
         steps = sign_steps(least, dtype)
         found[f"minimax, {len(steps)} steps (to {least:g})"] = steps
@@ -60,10 +74,8 @@ def main() -> None:
     rows = []
     for dtype in (torch.float64, torch.float32):
         for name, steps in candidates(dtype).items():
-            network = in_products(model, dtype)
-            pool = network.pool
-            assert isinstance(pool, ProductsPool)
-            pool.steps, pool.dtype = steps, dtype
+            network, pool = in_products(model), ProductsPool(model.pool, steps, dtype)
+            network.add_module("pool", pool)
             measured = deviation(logits_of(network, images), reference)
             row = {"root": name, "dtype": str(dtype).removeprefix("torch."), **measured}
             row["milliseconds"] = 1e3 * seconds(pool, features)
@@ -82,7 +94,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def seconds(pool: torch.nn.Module, features: torch.Tensor) -> float:
+def seconds(pool: nn.Module, features: Tensor) -> float:
     """Median time of the pooling, of a batch of 16."""
     pool(features)
     taken = []

@@ -1,5 +1,6 @@
 """Exported files are read back by the libraries that they are for, run, and compared."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -8,16 +9,26 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
+import timm
 import torch
 import yaml
 
 import covpool
+from covpool import METHODS
 from covpool.cli import main
 from covpool.cli.export import FEWEST_SAME
 from covpool.data import Preprocessing, load_image
-from covpool.publish.export import FORMATS, deviation, export_model
+from covpool.linalg.products import product_steps, root_in_products
+from covpool.models import create_model
+from covpool.publish.export import (
+    FORMATS,
+    SUBSTITUTE,
+    deviation,
+    export_model,
+    in_products,
+    logits_of,
+)
 from covpool.publish.images import Sample, sample_of_files
-from covpool.publish.roots import ProductsPool
 from covpool.train.config import RunConfig
 from covpool.train.prediction import TrainedModel, load_model
 from covpool.train.published import read_published
@@ -61,8 +72,15 @@ def test_products_are_the_pooling(method, positions):
     features = torch.randn(3, 24, *positions) * torch.logspace(0, -1.5, 24)[:, None, None]
     features[1] = 3.0  # no variance: the zero matrix
     features[2] *= 1e-12
-    pool = covpool.CovPool2d(24, None, method, vectorize=False)
-    found, trained = ProductsPool(pool)(features), pool(features)
+    row = METHODS[method if method == "isqrt-cov" else SUBSTITUTE]
+
+    def in_dtype(dtype):
+        dtype = row.forward.least_dtype if method == "isqrt-cov" else dtype
+        found = product_steps(row, dtype)
+        return root_in_products(features.flatten(2).to(dtype), *found).float()
+
+    trained = covpool.cov_pool(features, method)
+    found, narrow = in_dtype(torch.float64), in_dtype(torch.float32)
     if method in OTHER_ROOTS:  # compared with the root, which they approximate
         trained = torch.from_numpy(numpy_root(features.flatten(2))).float()
     elif method != "isqrt-cov":
@@ -71,16 +89,7 @@ def test_products_are_the_pooling(method, positions):
     scale = features.flatten(1).std(1).add(1e-30)[:, None, None]
     torch.testing.assert_close(found / scale, trained / scale, rtol=0, atol=3e-6)
     assert torch.equal(found[1], torch.zeros(24, 24))
-    narrow = ProductsPool(pool, torch.float32)(features)
     torch.testing.assert_close(narrow / scale, trained / scale, rtol=0, atol=5e-3)
-
-
-def test_triangle_and_reduction_are_kept():
-    torch.manual_seed(0)
-    pool = covpool.CovPool2d(12, 8, "exact").eval()
-    features = torch.randn(2, 12, 5, 5)
-    with torch.no_grad():
-        torch.testing.assert_close(ProductsPool(pool)(features), pool(features))
 
 
 def test_files_agree_with_the_network(run, exported, images):
@@ -188,6 +197,50 @@ def test_onnx_of_other_poolings(method, width, dtype, tmp_path):
     )
     assert row["max_logit"] <= (1e-6 if dtype == "float64" else 1e-4) * row["logit_scale"] + 1e-7
     assert row["dtype"] == {"isqrt-cov": "float32", "gap": "float32", "exact": dtype}[method]
+
+
+MODELS = {
+    # As wide as the pooled vector: a classifier fits it without the layer too.
+    "hidden": {"method": "svd-pade", "reduced_channels": 8, "hidden_features": 36, "width": 12},
+    "iteration": {"method": "isqrt-cov", "method_constants": {"iterations": 3}, "in_chans": 1},
+    "gap": {"method": "gap", "gap_reduction": True, "hidden_features": "matched", "drop_rate": 0.5},
+    "resnet": {"backbone": "resnet10t", "pretrained": True, "last_stride": 1, "feature_stage": 4},
+    "vit": {"backbone": "vit_tiny_patch16_224", "num_classes": 5, "image_size": 64, "depth": 1},
+}
+"""Arguments of `create_model`, each in one at least."""
+
+
+def test_every_option_of_create_model_is_exported():
+    signature = inspect.signature(create_model).parameters
+    given = {name for arguments in MODELS.values() for name in arguments}
+    assert set(signature) - given == {"backbone_kwargs"}
+    assert given - set(signature) == {"width", "depth"}  # those of `backbone_kwargs`
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx_of_every_option_of_create_model(name, tmp_path):
+    torch.manual_seed(0)
+    arguments = {"backbone": "small-convnet", "num_classes": 3, **MODELS[name]}
+    if arguments.get("pretrained"):
+        torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "weights.pt")
+        arguments["pretrained_cfg_overlay"] = {"file": str(tmp_path / "weights.pt")}
+    model = create_model(**arguments)
+    images = torch.randn(3, model.in_chans, 64, 64)
+    with torch.no_grad():
+        model(images)  # batch statistics other than those that norms begin with
+        expected = model.eval()(images)
+    FORMATS["onnx"].write(in_products(model), images[:2], tmp_path / "model.onnx")
+    found = logits_of(FORMATS["onnx"].load(tmp_path / "model.onnx"), images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_model_stays_as_it_is_and_shares_its_parameters():
+    model = untrained("svd-pade", 8).model
+    network = in_products(model, torch.float32)
+    assert (network.method, network.pool.compute_dtype) == (SUBSTITUTE, torch.float32)
+    assert (model.method, model.pool.compute_dtype) == ("svd-pade", None)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        assert network.state_dict(keep_vars=True)[name] is tensor
 
 
 def test_deviation_counts_what_differs():

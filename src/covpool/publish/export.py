@@ -1,8 +1,8 @@
 """`export_model`: a trained network as safetensors, torch.export and ONNX, each run and compared.
 
-torch.export keeps the network's own method. ONNX has no eigendecomposition: the pooling is replaced
-by `ProductsPool` there. Either file is read back, run on images and compared with the network as it
-was trained.
+torch.export keeps the network's own method. ONNX has no eigendecomposition: a method of matrix
+products takes its place there. Either file is read back, run on images and compared with the
+network as it was trained.
 """
 
 import copy
@@ -19,18 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from covpool.linalg.evaluation import working_dtype
+from covpool.linalg.products import product_steps
 from covpool.linalg.tables import choose
 from covpool.models import CovPoolModel
 from covpool.pooling import CovPool2d
 from covpool.publish.card import model_card
 from covpool.publish.images import Sample
-from covpool.publish.roots import ProductsPool, in_products
 from covpool.train.metadata import without_local_paths
 from covpool.train.prediction import TrainedModel
 from covpool.train.published import WEIGHTS, appearing, write_published
 
 OPSET = 18
 REPORT = "export.json"
+SUBSTITUTE = "newton-schulz-minimax"
+"""What stands in for a method that decomposes: of the iterations, the nearest to the exact root."""
 BATCH = 16
 """Images that are run at a time; the last batch is smaller, and so tries the dynamic batch."""
 
@@ -45,7 +48,7 @@ class Format:
         name: as in `--formats`.
         file: the file's name.
         needs: modules beside torch.
-        products: whether the pooling is replaced by matrix products.
+        products: whether the pooling is to be in matrix products.
         write: from (network, example batch, file) to the file.
         load: from the file to the function images → logits.
     """
@@ -237,7 +240,7 @@ def _export(
                     "file": row.file,
                     **({"opset": OPSET} if row.name == "onnx" else {}),
                     "method": model.method,
-                    **_root(model, network),
+                    **_root(row, network),
                     "source": sample.source,
                     **deviation(found, reference),
                 }
@@ -258,13 +261,40 @@ def _eager(model: nn.Module) -> Run:
     return run
 
 
-def _root(model: CovPoolModel, network: nn.Module) -> dict[str, str]:
+def in_products(model: CovPoolModel, root_dtype: torch.dtype = torch.float64) -> CovPoolModel:
+    """The model by a method of matrix products: a copy, whose parameters are the model's own.
+
+    `isqrt-cov` stays as it is, and `SUBSTITUTE` takes the place of every other method. That is the
+    exact root to rounding; methods whose own is another one (`svd-topn`, `mtp-lyapunov`,
+    `mpa-lyapunov`) are off by their distance from it.
+
+    Args:
+        model: a model of average pooling is copied as it is.
+        root_dtype: of the substitute. float32 is for runtimes without float64.
+    """
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    network = copy.deepcopy(model, shared)
+    if isinstance(network.pool, CovPool2d) and network.method != "isqrt-cov":
+        if network.method != SUBSTITUTE:
+            network.method = SUBSTITUTE
+        network.pool.compute_dtype = root_dtype
+    return network
+
+
+def _root(row: Format, network: CovPoolModel) -> dict[str, str]:
     pool = network.pool
-    if isinstance(pool, ProductsPool):
-        return {"root": pool.description, "dtype": str(pool.dtype).removeprefix("torch.")}
-    if isinstance(pool, CovPool2d):
-        return {"root": f"{model.method}, as trained", "dtype": "as in PyTorch"}
-    return {"root": "average, as trained", "dtype": "float32"}
+    if not isinstance(pool, CovPool2d):
+        return {"root": "average, as trained", "dtype": "float32"}
+    if not row.products:
+        return {"root": f"{network.method}, as trained", "dtype": "as in PyTorch"}
+    dtype = working_dtype(torch.float32, pool.method, pool.compute_dtype)
+    found = product_steps(pool.method, dtype)
+    assert found is not None
+    trained = ", as trained" if network.method != SUBSTITUTE else ""
+    return {
+        "root": f"{network.method}, {len(found[0])} steps{trained}",
+        "dtype": str(dtype).removeprefix("torch."),
+    }
 
 
 def logits_of(run: Run, images: Tensor) -> Tensor:
