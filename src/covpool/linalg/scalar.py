@@ -631,7 +631,8 @@ class _Sign(_PiecewiseLinear):
     domain = Domain.NONZERO
 
     def value(self, x: Tensor) -> Tensor:
-        return x.sign()
+        # torch takes the sign of NaN for 0.
+        return torch.where(x.isnan(), x, x.sign())
 
     def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
         return lifted
