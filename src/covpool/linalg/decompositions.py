@@ -35,13 +35,13 @@ def eigh(
     Ties: each kernel states its value. No kernel can make a loss well defined that depends on
     which basis of a tied eigenspace, or which sign of an eigenvector, is returned. A loss that is
     a function of V f(Λ) Vᵀ does not depend on them and has a derivative, but its gradient here
-    lacks f′(λ) between tied vectors, with every kernel: it is not in the gradients of Λ and V.
-    Off by 77% at the identity for f = exp, it is as finite as a right one. `gauge_dependence` tells
-    both; for the second, use a function of the matrix instead, `matrix_sqrt`, `matrix_power`,
-    `matrix_log`, which are exact at ties. Of a loss that depends on neither, only rounding errors of VᵀG
-    would be multiplied by K: for pairs closer than √finfo(dtype).eps of the largest |λ| what is
-    within n · finfo(dtype).eps of the norms of G's columns counts as 0 backward. Forward mode has
-    no G to look at: a tied vector's tangent is K in size, and so are its rounding errors.
+    lacks f′(λ) between tied vectors, with every kernel, as the gradients of Λ and V do not contain
+    it: often most of the gradient, and what is left is finite. `gauge_dependence` tells both; for
+    the second, use a function of the matrix, `matrix_sqrt`, `matrix_power` or `matrix_log`, which
+    are exact at ties. Of a loss that depends on neither, only rounding errors of VᵀG would be
+    multiplied by K: for pairs closer than √finfo(dtype).eps of the largest |λ| what is within
+    n · finfo(dtype).eps of the norms of G's columns counts as 0 backward. Forward mode has no G to
+    look at: a tied vector's tangent is K in size, and so are its rounding errors.
     Second derivatives (by "difference" alone) are right away from ties. At ties to rounding,
     n · finfo(dtype).eps of the largest |λ|, they are refused, and NaN inside torch.func.
 
