@@ -65,6 +65,34 @@ def test_extremes():
     assert deficient.smallest_relative_gap.item() == 0.75
 
 
+def test_what_was_dropped():
+    """The 1 of diag(1e24, 1) is known, and counts as a rounding error."""
+    graded = torch.diag(torch.tensor([1e24, 1.0], dtype=torch.float64))
+    full = torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64))
+    for scale in (1.0, 1e-300, 1e280):
+        batch = scale * torch.stack([graded, full, 0 * full])
+        root, info = covpool.matrix_sqrt(batch, return_info=True)
+        assert root[0, 1, 1] == 0
+        for figures in (info, covpool.diagnose(batch)):
+            dropped = figures.largest_dropped_eigenvalue
+            torch.testing.assert_close(dropped / scale, torch.tensor([1.0, 0, 0]).double())
+            assert figures.rank.tolist() == [1, 2, 0]
+    assert "largest dropped eigenvalue: 1" in str(covpool.diagnose(graded))
+    _, info = covpool.matrix_sqrt(graded, "isqrt-cov", return_info=True)
+    assert info.largest_dropped_eigenvalue == 1
+    negative = covpool.diagnose(torch.diag(torch.tensor([-5.0, 4.0])), check=False)
+    assert negative.largest_dropped_eigenvalue == 5
+    deficient = covpool.diagnose(SPECTRA["rank-deficient"]())
+    assert deficient.largest_dropped_eigenvalue < 1e-13
+    with pytest.raises(
+        ValueError, match=r"singular; .* rows and columns .* scale them to similar size"
+    ):
+        covpool.matrix_log(graded)
+    scales = graded.diagonal().sqrt()
+    scaled = graded / scales[:, None] / scales
+    assert covpool.diagnose(scaled).rank == 2
+
+
 @pytest.mark.parametrize(("function", "method"), PAIRINGS)
 def test_each_sample_for_itself(function, method):
     names = ["separated", "tied-diagonal", "clustered", "identity"]

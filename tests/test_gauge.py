@@ -46,6 +46,72 @@ def test_dependence_is_found_where_it_is(loss, signs, rotations):
     assert found.largest_multiplicity.tolist() == [1, 3]
 
 
+def fused(matrix):
+    """`spectral` as one function of the matrix, for torch to differentiate."""
+    return (torch.matrix_exp(matrix) * WEIGHT).sum((-2, -1)).square()
+
+
+def circulant(size=8):
+    row = torch.tensor([3.0, 1, 0.5, 0.2, 0.1, 0.2, 0.5, 1], dtype=torch.float64)
+    return torch.stack([row.roll(shift) for shift in range(size)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_lost_where_values_and_vectors_meet_in_the_loss(dtype):
+    """A function of the matrix is blind to the basis, and yet its gradient by `eigh` is wrong at
+    ties: f′(λ) between the tied vectors is not in what arrives there."""
+    matrices = [torch.eye(8, dtype=torch.float64), circulant(), TIED, 1e-30 * TIED, SEPARATED]
+    matrices = torch.stack([*matrices, SPECTRA["clustered"]()]).to(dtype)
+    found = gauge_dependence(spectral, matrices)
+    assert (found.rotation <= 1e-3).all()
+    leaf = matrices.clone().requires_grad_()
+    ours = torch.autograd.grad(spectral(*covpool.eigh(leaf)).sum(), leaf)[0]
+    right = torch.autograd.grad(fused(leaf).sum(), leaf)[0]
+    right = (right + right.mT) / 2
+    wrong = [relative_error(a, b) for a, b in zip(ours, right, strict=True)]
+    # In float32 the cluster's gaps of 1e-9 are ties; in float64 nothing is lost between them.
+    expected = [True, True, True, True, False, dtype == torch.float32]
+    for share, error, lossy in zip(found.lost.tolist(), wrong, expected, strict=True):
+        assert (share > 5e-3) == (error > 5e-3) == lossy
+        assert lossy or share <= 1e-4
+    said = str(found)
+    assert "the gradient at ties lacks up to" in said
+    assert "values and vectors meet in the loss in" in said
+    assert "[0, 1, 2, 3" in said
+
+
+def test_nothing_is_lost_of_values_alone_or_vectors_alone():
+    def projection(values, vectors):
+        return (vectors[..., -3:] @ vectors[..., -3:].mT * WEIGHT).sum().square()
+
+    def separate(values, vectors):
+        return projection(values, vectors) + values.square().sum()
+
+    assert gauge_dependence(separate, TIED).lost <= 100 * EPS
+    assert gauge_dependence(projection, TIED).lost <= 100 * EPS
+    assert "the gradient at ties lacks up to" in str(gauge_dependence(separate, TIED))
+
+
+def soft(u, s, vh):
+    """Singular value thresholding."""
+    shrunk = (u * (s - 0.5).clamp_min(0)[..., None, :]) @ vh
+    return shrunk.sin().sum((-2, -1))
+
+
+def test_what_svd_loses():
+    separated = torch.cat([with_spectrum([1, 2, 3, 4, 5.0]), torch.zeros(2, 5)])
+    tied = torch.from_numpy(orthogonal(7, 0)[:, :5]) * torch.tensor([3.0, 3, 2, 1, 1])
+    found = gauge_dependence(soft, torch.stack([separated, tied, low_rank(3)]), "svd")
+    assert (found.rotation <= 1e-12).all()
+    assert (found.lost > 0.1).tolist() == [False, True, True]
+    assert found.lost[0] <= 1e-13
+    # Of the space of zeros, which changes of the same rank do not enter, nothing is said.
+    deficient = torch.from_numpy(orthogonal(7, 0)[:, :5]) * torch.tensor([4.0, 3, 2, 0, 0])
+    assert gauge_dependence(soft, deficient, "svd").lost <= 1e-13
+    # The polar factor is a function that svd's gradient has whole.
+    assert gauge_dependence(polar, tied, "svd").lost <= 1e-13
+
+
 @pytest.mark.parametrize("column", range(8))
 def test_a_single_vectors_sign_is_never_missed(column):
     found = gauge_dependence(lambda w, v: v[..., column].sum() + (v**2).sum(), SEPARATED, draws=1)

@@ -33,11 +33,15 @@ def eigh(
         input's dtype, as computed in it: no precision is added.
 
     Ties: each kernel states its value. No kernel can make a loss well defined that depends on
-    which basis of a tied eigenspace, or which sign of an eigenvector, is returned;
-    `gauge_dependence` tells whether a loss does. Of one that does not, only rounding errors of VᵀG
-    would be multiplied by K: for pairs closer than √finfo(dtype).eps of the largest |λ| what is
-    within n · finfo(dtype).eps of the norms of G's columns counts as 0 backward. Forward mode has
-    no G to look at: a tied vector's tangent is K in size, and so are its rounding errors.
+    which basis of a tied eigenspace, or which sign of an eigenvector, is returned. A loss that is
+    a function of V f(Λ) Vᵀ does not depend on them and has a derivative, but its gradient here
+    lacks f′(λ) between tied vectors, with every kernel, as the gradients of Λ and V do not contain
+    it: often most of the gradient, and what is left is finite. `gauge_dependence` tells both; for
+    the second, use a function of the matrix, `matrix_sqrt`, `matrix_power` or `matrix_log`, which
+    are exact at ties. Of a loss that depends on neither, only rounding errors of VᵀG would be
+    multiplied by K: for pairs closer than √finfo(dtype).eps of the largest |λ| what is within
+    n · finfo(dtype).eps of the norms of G's columns counts as 0 backward. Forward mode has no G to
+    look at: a tied vector's tangent is K in size, and so are its rounding errors.
     Second derivatives (by "difference" alone) are right away from ties. At ties to rounding,
     n · finfo(dtype).eps of the largest |λ|, they are refused, and NaN inside torch.func.
 
@@ -94,10 +98,12 @@ def svd(
     exact one of the truncated decomposition, discarded part included (away from ties between kept
     and discarded values).
 
-    Ties: each kernel states its value. A loss that is a function of U f(σ) Vᵀ loses the part f′(σ)
-    between vectors that are tied, as with every kernel; its other parts are exact. No kernel can
-    make a loss well defined that depends on which basis, or which sign, is returned;
-    `gauge_dependence` tells whether a loss does. Rounding errors within ties are dropped as in
+    Ties: each kernel states its value. A loss that is a function of U f(σ) Vᵀ, such as singular
+    value thresholding, loses the part f′(σ) between vectors that are tied, as with every kernel;
+    its other parts are exact. No kernel can make a loss well defined that depends on which basis,
+    or which sign, is returned. `gauge_dependence` tells both; for the first, write U f(σ) Vᵀ by a
+    function of the matrix AᵀA, A h(AᵀA) with h(x) = f(√x)/√x, where `matrix_power` or another one
+    computes h. Rounding errors within ties are dropped as in
     `eigh`, with M + N in the place of VᵀG, and backward alone. Second derivatives (by "difference"
     alone) are right away from ties; at ties to rounding, max(m, n) · finfo(dtype).eps of σ₁, they
     are refused, and NaN inside torch.func.

@@ -96,8 +96,8 @@ def contract(
 
 
 def _column_norms(matrix: Tensor) -> Tensor:
-    """(*, m, n) → (*, n), without overflow of the squares."""
-    scale = torch.linalg.vector_norm(matrix, torch.inf, dim=-2, keepdim=True)
+    """(*, m, n) → (*, n), without overflow of the sums or squares."""
+    scale = (matrix.abs() / max(1, matrix.shape[-2])).sum(-2, keepdim=True)
     unit = matrix / torch.where(scale > 0, scale, 1)
     return unit.square().sum(-2).sqrt() * scale[..., 0, :]
 

@@ -73,7 +73,9 @@ def matrix_sqrt(
     its kernel or gradient rule.
 
     Rank deficiency: eigenvalues below n · finfo(dtype).eps of the largest (dtype that of the
-    computation) count as zero, and what they would have contributed is lost. The root's
+    computation) count as zero, and what they would have contributed is lost: the root of
+    diag(1e24, 1) lacks the 1. Where rows and columns differ so much in size, scale them, for a
+    covariance the features; `diagnose` and `return_info` tell what was dropped. The root's
     derivative is infinite there in directions that raise the rank; these are given 0, so
     gradients are finite and, along changes that keep the rank, right. The zero matrix gives zero
     and gradient zero.

@@ -1,6 +1,6 @@
-"""How far a loss depends on the gauge: on signs and on the basis within tied eigenspaces."""
+"""How far a loss depends on the gauge, signs and bases of tied spaces, and what is lost at ties."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,12 +24,15 @@ class GaugeDependence:
     Attributes:
         sign: (*), the share of the gradient that changes with the vectors' signs.
         rotation: (*), the share that changes with the basis within tied eigenspaces.
+        lost: (*), the share of the matrix's gradient that `eigh` or `svd` does not give at ties,
+            though the loss has it: see `gauge_dependence`.
         largest_multiplicity: (*), the size of the largest tied eigenspace, 1 if there is no tie.
         tolerance: the relative gap up to which neighbours counted as tied.
     """
 
     sign: Tensor
     rotation: Tensor
+    lost: Tensor
     largest_multiplicity: Tensor
     tolerance: float
 
@@ -38,14 +41,30 @@ class GaugeDependence:
             f"gauge dependence of {self.sign.numel()} samples, ties at a relative gap of at most "
             f"{self.tolerance:.1e}:"
         ]
-        for what, share, remedy in (
-            ("signs", self.sign, "use what is even in each vector, such as v vᵀ or |v|"),
-            ("rotations", self.rotation, "use spectral functions, or projections V Vᵀ on ties"),
+        for share, what, alarm, remedy in (
+            (
+                self.sign,
+                "signs     change up to {:.1e} of the gradient",
+                "the loss depends on them",
+                "use what is even in each vector, such as v vᵀ or |v|",
+            ),
+            (
+                self.rotation,
+                "rotations change up to {:.1e} of the gradient",
+                "the loss depends on them",
+                "use spectral functions, or projections V Vᵀ on ties",
+            ),
+            (
+                torch.where(self.rotation > ALARM, 0, self.lost),
+                "the gradient at ties lacks up to {:.1e}",
+                "values and vectors meet in the loss",
+                "use a function of the matrix, such as matrix_power, in place of the decomposition",
+            ),
         ):
             worst = share.max().item() if share.numel() else 0.0
-            line = f"  {what:9} change up to {worst:.1e} of the gradient"
+            line = "  " + what.format(worst)
             if worst > ALARM:
-                line += f": the loss depends on them{name_samples(share > ALARM)}; {remedy}"
+                line += f": {alarm}{name_samples(share > ALARM)}; {remedy}"
             lines.append(line)
         multiplicity = self.largest_multiplicity
         largest = multiplicity.max().item() if multiplicity.numel() else 0
@@ -76,6 +95,19 @@ def gauge_dependence(
     own condition; up to the relative gap where the tie is not exact), about 1 with it, 0 where
     there is no gradient.
 
+    A loss that does not depend on the gauge can lose its gradient at ties all the same. Let it be a
+    function of V f(Λ) Vᵀ. Where A moves along v vᵀ, v in a tied space, its derivative is the
+    gradient of the eigenvalue whose vector is v. So the gradients of the eigenvalues in one basis
+    do not tell the derivatives along the vectors of another, and no backward of `eigh` can know
+    what f′ is between tied vectors. `lost` compares, with B = Vᵀ(gradient of A)V and g(V) the
+    gradient of the eigenvalues,
+
+        max over Q of ‖diag(QᵀBQ) − g(V Q)‖ / max(‖B‖, ‖g(V Q)‖),
+
+    both being the derivatives along the vectors of V Q. The remedy is a function of the matrix,
+    `matrix_sqrt`, `matrix_power`, `matrix_log`, which is exact at ties, in place of the
+    decomposition. It means nothing where `rotation` is large: such a loss has no derivative.
+
     Args:
         loss: takes the eigenvalues (*, n) and eigenvectors (*, n, n), or for "svd" U, σ and Vᵀ, of
             the whole batch, and returns a tensor, of which the sum is differentiated. It must be
@@ -94,7 +126,8 @@ def gauge_dependence(
 
     For "svd" U and V turn together, and apart within the space of zero singular values. The freedom
     to choose U's vectors for zeros outside their own span (where m > n, or V's where m < n) is not
-    looked at. A loss that couples the samples of a batch (batch statistics) shows one sample's
+    looked at, nor is what is lost within the space of zeros, which only changes of the rank enter.
+    A loss that couples the samples of a batch (batch statistics) shows one sample's
     dependence in others too.
 
     Raises:
@@ -105,70 +138,99 @@ def gauge_dependence(
     require_integer("draws", draws, 1)
     require_integer("seed", seed, 0)
     checks.tensor("gauge_dependence", matrix)
-    matrix = matrix.detach()
-    if decomposition == "eigh":
-        values, vectors = eigh(matrix)
-        bases = [vectors]
-    else:
-        u, values, vh = svd(matrix)
-        bases = [u, vh.mT]
+    leaf = matrix.detach().requires_grad_()
+    with torch.enable_grad():
+        if decomposition == "eigh":
+            values, vectors = eigh(leaf)
+            factors = [vectors]
+        else:
+            u, values, vh = svd(leaf)
+            factors = [u, vh.mT]
     width = torch.finfo(values.dtype).eps ** 0.5 if tolerance is None else tolerance
     if isinstance(width, bool | str) or not 0 <= width < float("inf"):
         raise ValueError(f"tolerance must be a non-negative number, got {tolerance!r}")
 
+    outputs = [*factors, values]
+    bases, values = [factor.detach() for factor in factors], values.detach()
     tied = _tied(values, width)
-    zero = torch.zeros_like(tied)
+    zero, null = torch.zeros_like(tied), torch.zeros_like(values, dtype=torch.bool)
     if decomposition == "svd":
         limit = rank_tolerance(max(matrix.shape[-2:]), values.dtype) * values[..., :1]
         null = values <= limit
         zero = null[..., :, None] & null[..., None, :]
         tied = (tied & (null[..., :, None] == null[..., None, :])) | zero
 
-    def share(turns: list[Tensor]) -> Tensor:
-        turned = _gradient(loss, values, bases, turns)
-        # Scaled by the largest entry, so that squares neither overflow nor vanish.
-        scale = torch.maximum(turned.abs(), plain.abs()).amax(-1, keepdim=True)
-        scale = torch.where(scale > 0, scale, 1)
-        one, other = turned / scale, plain / scale
-        size = torch.maximum(one.norm(dim=-1), other.norm(dim=-1))
-        return (one - other).norm(dim=-1) / torch.where(size > 0, size, 1)
-
     identity = torch.diag_embed(torch.ones_like(values))
-    plain = _gradient(loss, values, bases, [identity] * len(bases))
+    gradients, of_values = _gradient(loss, values, bases, [identity] * len(bases))
+    plain = _joined(gradients)
+    (whole,) = torch.autograd.grad(outputs, leaf, [*gradients, of_values])
+    inner = bases[0].mT @ whole @ bases[-1]
+
+    def shares(turns: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Of the vectors' gradient, what changes; of the matrix's, what is lost."""
+        turned, of_values = _gradient(loss, values, bases, turns)
+        along = (turns[0].mT @ inner @ turns[-1]).diagonal(dim1=-2, dim2=-1)
+        kept = torch.where(null, 0, along), torch.where(null, 0, of_values)
+        return _share(_joined(turned), plain), _share(*kept, whole.flatten(-2))
+
     generator = torch.Generator(device=values.device).manual_seed(seed)
-    sign = rotation = values.new_zeros(values.shape[:-1])
+    sign = rotation = lost = values.new_zeros(values.shape[:-1])
     for _ in range(draws):
         flips = 2 * torch.randint(0, 2, values.shape, generator=generator, device=values.device) - 1
         flip = torch.diag_embed(flips.to(values.dtype))
         for turn in (flip, -flip):
-            sign = torch.maximum(sign, share([turn] * len(bases)))
+            sign = torch.maximum(sign, shares([turn] * len(bases))[0])
         turn = _rotation(tied, generator, values.dtype)
         own = torch.where(zero, _rotation(zero, generator, values.dtype), turn)
-        rotation = torch.maximum(rotation, share([turn, own][: len(bases)]))
+        changed, lacking = shares([turn, own][: len(bases)])
+        rotation, lost = torch.maximum(rotation, changed), torch.maximum(lost, lacking)
     # The column of zeros serves matrices without any eigenvalue.
     multiplicity = torch.nn.functional.pad(tied.sum(-1), (0, 1)).amax(-1)
-    return GaugeDependence(sign, rotation, multiplicity, width)
+    return GaugeDependence(sign, rotation, lost, multiplicity, width)
+
+
+def _joined(gradients: list[Tensor]) -> Tensor:
+    # The zero serves matrices without any vectors.
+    flat = [gradient.flatten(-2) for gradient in gradients]
+    return torch.nn.functional.pad(torch.cat(flat, -1), (0, 1))
+
+
+def _share(one: Tensor, other: Tensor, *whole: Tensor) -> Tensor:
+    """The distance of two vectors (*, p) as a share of the larger, or of what they are part of."""
+    everything = [torch.nn.functional.pad(vector, (0, 1)) for vector in (one, other, *whole)]
+    # Scaled by the largest entry, so that squares neither overflow nor vanish.
+    scale = torch.stack([vector.abs().amax(-1) for vector in everything]).amax(0)[..., None]
+    scale = torch.where(scale > 0, scale, 1)
+    sizes = [(vector / scale).norm(dim=-1) for vector in everything]
+    size = torch.stack(sizes).amax(0)
+    return (one / scale - other / scale).norm(dim=-1) / torch.where(size > 0, size, 1)
 
 
 def _gradient(
     loss: Callable[..., Tensor], values: Tensor, bases: list[Tensor], turns: list[Tensor]
-) -> Tensor:
-    """(*, p), the loss's gradient at the turned vectors, turned back; U's and V's end to end."""
+) -> tuple[list[Tensor], Tensor]:
+    """The loss's gradient at the turned vectors, turned back, U's and V's; that of the values."""
     turned = [(basis @ turn).requires_grad_() for basis, turn in zip(bases, turns, strict=True)]
+    values = values.detach().requires_grad_()
     with torch.enable_grad():
         if len(bases) == 1:
             result = loss(values, turned[0])
         else:
             result = loss(turned[0], values, turned[1].mT)
-        if not (isinstance(result, Tensor) and result.requires_grad):
+        found: Sequence[Tensor | None] = [None] * len(turned)
+        if isinstance(result, Tensor) and result.requires_grad:
+            found = torch.autograd.grad(result.sum(), [*turned, values], allow_unused=True)
+        if all(gradient is None for gradient in found[: len(turned)]):
             what = "one without a gradient" if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(
                 "gauge_dependence: the loss must return a tensor that depends on the vectors and "
                 f"is differentiable, got {what}"
             )
-        found = torch.autograd.grad(result.sum(), turned, allow_unused=True, materialize_grads=True)
-    back = [(g @ turn.mT).flatten(-2) for g, turn in zip(found, turns, strict=True)]
-    return torch.cat([*back, values.new_zeros(*values.shape[:-1], 1)], -1)
+    *gradients, of_values = (
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for gradient, leaf in zip(found, [*turned, values], strict=True)
+    )
+    return [g @ turn.mT for g, turn in zip(gradients, turns, strict=True)], of_values
 
 
 def _tied(values: Tensor, tolerance: float) -> Tensor:
