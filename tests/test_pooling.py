@@ -121,13 +121,14 @@ def by_singular_values(x, weight):
 
 @pytest.mark.parametrize(("positions", "condition"), [(49, 1e6), (64, 1e6), (100, 1e5), (300, 1e5)])
 def test_float32_features_keep_their_accuracy(positions, condition, note_error):
-    """Of 25 random ones the worst value was off by 8e-8 and the worst gradient by 3.5e-6."""
+    """Of 25 random ones the worst value was off by 8e-8 and the worst gradient by 3.5e-6, with
+    decompositions perturbed by eps of their norm by 6e-6."""
     x = decaying_features(64, positions, condition)
     ours = value_and_gradient(covpool.cov_pool, x)
     weight = features(64, 64, seed=9).float()
     reference = by_singular_values(x.double().numpy(), weight.double().numpy())
     for what, one, other, bar in zip(
-        ("value", "gradient"), ours, reference, (1e-6, 1.5e-5), strict=True
+        ("value", "gradient"), ours, reference, (1e-6, 2e-5), strict=True
     ):
         error = relative_error(one.double(), torch.from_numpy(other))
         assert note_error(f"float32 features, {what}", "exact", error) <= bar
