@@ -2,11 +2,7 @@ import signal
 from collections import defaultdict
 
 import pytest
-import torch
 from hypothesis import settings
-
-# Small LAPACK calls slow down many times over when threads outnumber cores.
-torch.set_num_threads(1)
 
 # A shell that starts the tests in the background has SIGINT ignored, and children inherit that;
 # tests of Ctrl-C need it.
