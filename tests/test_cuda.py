@@ -5,8 +5,10 @@ import torch
 
 import covpool
 from covpool import FUNCTIONS, KERNELS, METHODS
-from covpool.linalg.algorithms import DividedDifferences, NewtonSchulz, TopN
-from covpool.linalg.iterations import Lyapunov
+from covpool.linalg.forwards.coupled import NewtonSchulz
+from covpool.linalg.forwards.top_n import TopN
+from covpool.linalg.gradients.base import DividedDifferences
+from covpool.linalg.gradients.lyapunov import Lyapunov
 from spectra import SPECTRA, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

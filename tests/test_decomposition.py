@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import covpool
-from covpool.linalg import retries
-from covpool.linalg.decomposition import EIGENDECOMPOSITION
-from covpool.linalg.retries import DecompositionError, LinAlgError
-from covpool.linalg.singular_factors import SINGULAR_VALUE_DECOMPOSITION
+from covpool.linalg.engine import factorisation as retries
+from covpool.linalg.engine.factorisation import DecompositionError, LinAlgError
+from covpool.linalg.engine.singular import SINGULAR_VALUE_DECOMPOSITION
+from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from spectra import SPECTRA
 
 EIGH, SVD = torch.linalg.eigh, torch.linalg.svd

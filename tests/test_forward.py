@@ -8,9 +8,9 @@ import torch
 
 import covpool
 from covpool import FUNCTIONS, METHODS
-from covpool.linalg.algorithms import NewtonSchulz, TopN
-from covpool.linalg.approximants import MatrixPade, MatrixTaylor
-from covpool.linalg.minimax import MinimaxNewtonSchulz
+from covpool.linalg.forwards.approximants import MatrixPade, MatrixTaylor
+from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz
+from covpool.linalg.forwards.top_n import TopN
 from spectra import (
     DIGITS,
     SPECTRA,

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 import covpool
 from covpool import FUNCTIONS, METHODS
-from covpool.linalg.algorithms import NewtonSchulz, Pairwise, TopN
+from covpool.linalg.forwards.coupled import NewtonSchulz
+from covpool.linalg.forwards.top_n import TopN
+from covpool.linalg.gradients.base import Pairwise
 from spectra import (
     DIGITS,
     SPECTRA,

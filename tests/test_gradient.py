@@ -7,8 +7,9 @@ import torch
 
 import covpool
 from covpool import METHODS
-from covpool.linalg.algorithms import NewtonSchulz, Pairwise
-from covpool.linalg.scalar import INV_SQRT, SQRT
+from covpool.linalg.forwards.coupled import NewtonSchulz
+from covpool.linalg.functions import INV_SQRT, SQRT
+from covpool.linalg.gradients.base import Pairwise
 from spectra import (
     DIGITS,
     SPECTRA,

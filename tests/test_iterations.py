@@ -11,13 +11,14 @@ import torch
 
 import covpool
 from covpool import METHODS
-from covpool.linalg.approximants import MatrixPade, MatrixTaylor
-from covpool.linalg.iterations import Lyapunov, RootIteration
-from covpool.linalg.lyapunov import sign_quotient, sign_steps
-from covpool.linalg.matrix_function import lift
-from covpool.linalg.minimax import MinimaxNewtonSchulz
+from covpool.linalg.autograd.lift import lift
+from covpool.linalg.forwards.approximants import MatrixPade, MatrixTaylor
+from covpool.linalg.forwards.base import RootIteration
+from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz
+from covpool.linalg.functions import INV_SQRT, SQRT
+from covpool.linalg.gradients.lyapunov import Lyapunov
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
-from covpool.linalg.scalar import INV_SQRT, SQRT
+from covpool.linalg.sign import sign_quotient, sign_steps
 from covpool.linalg.spectrum import clip_to_rank
 from spectra import SPECTRA, orthogonal, pade_of_root, relative_error, with_spectrum
 

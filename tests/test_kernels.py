@@ -7,9 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from covpool import KERNELS, METHODS
-from covpool.linalg.algorithms import Pairwise
-from covpool.linalg.kernels import Difference, Lorentzian, Pade, PowerIteration, Taylor, Truncated
-from covpool.linalg.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
+from covpool.linalg.gradients.base import Pairwise
+from covpool.linalg.gradients.kernels import (
+    Difference,
+    Lorentzian,
+    Pade,
+    PowerIteration,
+    Taylor,
+    Truncated,
+)
+from covpool.linalg.gradients.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
 from covpool.report.paper import paper_tables
 
 EPS = torch.finfo(torch.float64).eps

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import covpool
-from covpool.linalg import parallel, threads
-from covpool.linalg.parallel import SampleError, by_shares
-from covpool.linalg.retries import DecompositionError
+from covpool.linalg.engine import cores as threads
+from covpool.linalg.engine import shares as parallel
+from covpool.linalg.engine.factorisation import DecompositionError
+from covpool.linalg.engine.shares import SampleError, by_shares
 
 WAYS = {"OpenMP": threads._openmp(), "pool": None}
 FIND_OPENMP = threads._openmp.__wrapped__
@@ -238,7 +239,7 @@ def test_a_forked_child_has_threads_of_its_own():
 @pytest.mark.parametrize("name", ["exact", "svd-pade", "isqrt-cov"])
 @pytest.mark.parametrize("positions", [9, 40])
 def test_pooling_by_shares(name, positions, monkeypatch):
-    from covpool.linalg import features
+    from covpool.linalg import covariance as features
 
     x = torch.randn(2, 5, 12, positions, generator=torch.Generator().manual_seed(0))
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import covpool
 from covpool import METHODS
-from covpool.linalg.algorithms import TopN
+from covpool.linalg.forwards.top_n import TopN
 from spectra import SPECTRA, orthogonal, relative_error, with_spectrum
 
 SIZE = 8

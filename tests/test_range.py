@@ -7,8 +7,8 @@ import torch
 
 import covpool
 from covpool import KERNELS, METHODS
-from covpool.linalg.decomposition import EIGENDECOMPOSITION
-from covpool.linalg.singular_factors import SINGULAR_VALUE_DECOMPOSITION
+from covpool.linalg.engine.singular import SINGULAR_VALUE_DECOMPOSITION
+from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from spectra import SPECTRA, relative_error, with_spectrum
 
 # Multiples of six, so that square and cube roots of powers of two are powers of two.

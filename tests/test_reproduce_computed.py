@@ -10,7 +10,7 @@ import pytest
 
 from covpool import METHODS
 from covpool.cli import main
-from covpool.linalg.pade_coefficients import SUM_RATIO
+from covpool.linalg.gradients.pade_coefficients import SUM_RATIO
 from covpool.report.paper import paper_tables
 from covpool.reproduce import computed
 from covpool.reproduce.arms import METHODS_OF_PAPER, SMOOTHED, printed_name

@@ -17,7 +17,7 @@ import torch
 from mpmath import mpf
 
 from covpool.linalg.elementwise import Elementwise
-from covpool.linalg.scalar import ALL_FUNCTIONS, FUNCTIONS, POWER, Domain, ScalarFunction
+from covpool.linalg.functions import ALL_FUNCTIONS, FUNCTIONS, POWER, Domain, ScalarFunction
 
 GAPS = [0, 3e-16, 1e-15, 1e-14, 1e-12, 1e-9, 1e-6, 1e-3, 0.01, 0.03, 0.0313, 0.05, 0.1, 0.15, 0.2]
 GAPS += [0.25, 0.3, 0.4, 0.49, 0.51, 0.6, 0.7, 0.8, 0.9, 0.999, 1 - 1e-6, 1 - 1e-12]

@@ -7,11 +7,11 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from covpool.linalg.autograd.lift import eigenpairs, lift
 from covpool.linalg.elementwise import Elementwise
-from covpool.linalg.matrix_function import eigenpairs, lift
+from covpool.linalg.functions import ALL_FUNCTIONS, Domain, ScalarFunction
 from covpool.linalg.methods import METHODS
 from covpool.linalg.quadrature import RULE, mean
-from covpool.linalg.scalar import ALL_FUNCTIONS, Domain, ScalarFunction
 
 OWN = {
     "own x/(1 + x²)": Elementwise(lambda x: x / (1 + x * x)),

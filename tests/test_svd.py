@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import covpool
 from covpool import KERNELS
-from covpool.linalg.kernels import Lorentzian, Truncated
-from covpool.linalg.singular import _weights
+from covpool.linalg.autograd.svd import _weights
+from covpool.linalg.gradients.kernels import Lorentzian, Truncated
 from spectra import DIGITS, lift, orthogonal, relative_error, to_mpmath, to_torch
 
 EPS = torch.finfo(torch.float64).eps

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import covpool
-from covpool.linalg import threads
+from covpool.linalg.engine import cores as threads
 
 
 @pytest.fixture(autouse=True)

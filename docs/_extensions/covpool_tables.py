@@ -22,8 +22,9 @@ from sphinx.util.docutils import SphinxDirective
 
 import covpool
 import covpool.analysis
-from covpool.linalg.algorithms import Forward, Gradient
-from covpool.linalg.kernels import Kernel
+from covpool.linalg.forwards.base import Forward
+from covpool.linalg.gradients.base import Gradient
+from covpool.linalg.gradients.kernels import Kernel
 
 DOCS = Path(__file__).resolve().parents[1]
 

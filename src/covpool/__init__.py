@@ -6,19 +6,14 @@ from typing import TYPE_CHECKING, Any
 from covpool._version import __version__
 
 if TYPE_CHECKING:
+    from covpool.linalg.api import matrix_inv_sqrt, matrix_log, matrix_power, matrix_sqrt
     from covpool.linalg.decompositions import eigh, svd
     from covpool.linalg.diagnostics import Diagnostics, diagnose
-    from covpool.linalg.functions import (
-        matrix_inv_sqrt,
-        matrix_log,
-        matrix_power,
-        matrix_sqrt,
-    )
+    from covpool.linalg.functions import FUNCTIONS
     from covpool.linalg.gauge import GaugeDependence, gauge_dependence
-    from covpool.linalg.kernels import KERNELS
+    from covpool.linalg.gradients.kernels import KERNELS
     from covpool.linalg.methods import METHODS, Method
     from covpool.linalg.module import MatrixFunction
-    from covpool.linalg.scalar import FUNCTIONS
     from covpool.models import create_model
     from covpool.pooling import CovPool2d, cov_pool, covariance, triu_vector
     from covpool.train.prediction import load_model
@@ -51,8 +46,8 @@ __all__ = [
 # Names are looked up when they are first used: `covpool --help` does without torch, layers do
 # without timm and torchvision.
 _HOMES = {
-    "FUNCTIONS": "covpool.linalg.scalar",
-    "KERNELS": "covpool.linalg.kernels",
+    "FUNCTIONS": "covpool.linalg.functions",
+    "KERNELS": "covpool.linalg.gradients.kernels",
     "METHODS": "covpool.linalg.methods",
     "CovPool2d": "covpool.pooling",
     "Diagnostics": "covpool.linalg.diagnostics",
@@ -66,10 +61,10 @@ _HOMES = {
     "eigh": "covpool.linalg.decompositions",
     "gauge_dependence": "covpool.linalg.gauge",
     "load_model": "covpool.train.prediction",
-    "matrix_inv_sqrt": "covpool.linalg.functions",
-    "matrix_log": "covpool.linalg.functions",
-    "matrix_power": "covpool.linalg.functions",
-    "matrix_sqrt": "covpool.linalg.functions",
+    "matrix_inv_sqrt": "covpool.linalg.api",
+    "matrix_log": "covpool.linalg.api",
+    "matrix_power": "covpool.linalg.api",
+    "matrix_sqrt": "covpool.linalg.api",
     "svd": "covpool.linalg.decompositions",
     "triu_vector": "covpool.pooling",
 }

@@ -6,16 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from covpool.linalg import checks
-from covpool.linalg.covariance_function import covariance_function
-from covpool.linalg.evaluation import warn_of_float32, working_dtype
-from covpool.linalg.features import Computation, works_on_gram
-from covpool.linalg.functions import matrix_sqrt
-from covpool.linalg.kernels import require_integer
+from covpool.linalg.api import matrix_sqrt
+from covpool.linalg.autograd.pooled import covariance_function
+from covpool.linalg.checks import require_integer
+from covpool.linalg.covariance import Computation, works_on_gram
+from covpool.linalg.evaluate import warn_of_float32, working_dtype
+from covpool.linalg.functions import SQRT
 from covpool.linalg.methods import METHODS, Method, get_method
+from covpool.linalg.precision import full_precision, on_cpu, product, range_unit
 from covpool.linalg.products import product_steps, root_in_products
-from covpool.linalg.scalar import SQRT
-from covpool.linalg.spectrum import full_precision, on_cpu, product, range_unit, recorded
 from covpool.linalg.tables import choose
+from covpool.linalg.transforms import recorded
 
 POOLINGS: tuple[str, ...] = ("gap", *METHODS)
 """What may be chosen where a pooling is chosen: global average pooling, and every method."""

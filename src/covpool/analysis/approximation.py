@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from covpool.analysis.records import Record, check_dtype
-from covpool.linalg.kernels import (
+from covpool.linalg.gradients.kernels import (
     Difference,
     Kernel,
     Lorentzian,
@@ -18,7 +18,7 @@ from covpool.linalg.kernels import (
     Taylor,
     Truncated,
 )
-from covpool.linalg.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
+from covpool.linalg.gradients.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
 
 TABLE3_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999)
 """Eigenvalue ratios λj/λi of the paper's Table 3."""

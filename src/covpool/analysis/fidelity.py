@@ -20,9 +20,9 @@ from covpool.analysis.state import (
     watch_pooling,
 )
 from covpool.linalg import checks
-from covpool.linalg.kernels import require_integer
+from covpool.linalg.checks import require_integer
+from covpool.linalg.functions import SQRT
 from covpool.linalg.methods import METHODS, Method, get_method
-from covpool.linalg.scalar import SQRT
 from covpool.linalg.spectrum import clip_to_rank, symmetric_part
 from covpool.pooling import cov_pool
 

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from covpool.analysis.conditioning import EPS
 from covpool.analysis.records import Record, check_dtype, check_spectrum
-from covpool.linalg.algorithms import Pairwise, TopN
-from covpool.linalg.kernels import (
+from covpool.linalg.forwards.top_n import TopN
+from covpool.linalg.functions import SQRT
+from covpool.linalg.gradients.base import Pairwise
+from covpool.linalg.gradients.kernels import (
     Difference,
     Kernel,
     Lorentzian,
@@ -24,7 +26,6 @@ from covpool.linalg.kernels import (
     Truncated,
 )
 from covpool.linalg.methods import METHODS, Method, get_method
-from covpool.linalg.scalar import SQRT
 from covpool.linalg.spectrum import clip_to_rank
 
 LOG10_EDGES = tuple(range(-20, 41))

@@ -12,7 +12,7 @@ from torch import Tensor
 from covpool.bench.checkouts import as_published
 from covpool.bench.features import triangle_weight
 from covpool.bench.peers import OpenPeer, Output, PeerRow, Root
-from covpool.linalg.decomposition import decompose
+from covpool.linalg.engine.symmetric import decompose
 from covpool.linalg.methods import METHODS
 from covpool.pooling import cov_pool, triu_vector
 

@@ -10,7 +10,8 @@ import sys
 import torch
 from torch import Tensor
 
-from covpool.linalg.spectrum import name_samples, rank_tolerance, unreadable
+from covpool.linalg.spectrum import name_samples, rank_tolerance
+from covpool.linalg.transforms import unreadable
 
 SYMMETRY_SLACK = 16
 """How many roundings per row two products that should be equal may differ by."""
@@ -201,3 +202,9 @@ def _refuse_indefinite(caller: str, bad: Tensor, lowest: Tensor, unit: Tensor | 
         f"eigenvalue is {lowest[bad].min().item():.3g}; add a multiple of the identity, or pass "
         "check=False to go on regardless"
     )
+
+
+def require_integer(name: str, value: object, lowest: int) -> None:
+    """A ValueError that names the constant unless it is a whole number of at least `lowest`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value!r}")

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from covpool.linalg import checks
-from covpool.linalg.eigen import eigendecomposition
-from covpool.linalg.kernels import KERNELS, Kernel
-from covpool.linalg.singular import singular_value_decomposition
+from covpool.linalg.autograd.eigh import eigendecomposition
+from covpool.linalg.autograd.svd import singular_value_decomposition
+from covpool.linalg.gradients.kernels import KERNELS, Kernel
 from covpool.linalg.spectrum import symmetric_part
 from covpool.linalg.tables import choose
 

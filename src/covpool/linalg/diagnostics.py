@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from covpool.linalg import checks
-from covpool.linalg.scalar import ScalarFunction
-from covpool.linalg.spectrum import clip_to_rank, full_precision, range_unit, symmetric_part
+from covpool.linalg.functions import ScalarFunction
+from covpool.linalg.precision import full_precision, range_unit
+from covpool.linalg.spectrum import clip_to_rank, symmetric_part
 
 
 @dataclass(frozen=True, kw_only=True)

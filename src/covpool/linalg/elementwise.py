@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from covpool.linalg.functions import Domain, ScalarFunction
 from covpool.linalg.quadrature import mean
-from covpool.linalg.scalar import Domain, ScalarFunction
 
 AGREEMENT = 100
 """How many estimated errors of the quotient a mean may differ from it: f may be off by more than

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from covpool.linalg import checks
+from covpool.linalg.checks import require_integer
 from covpool.linalg.decompositions import eigh, svd
-from covpool.linalg.kernels import require_integer
 from covpool.linalg.spectrum import name_samples, rank_tolerance
 from covpool.linalg.tables import choose
 

@@ -7,19 +7,13 @@ from typing import Any, Self, cast
 
 import torch
 
-from covpool.linalg.algorithms import (
-    DividedDifferences,
-    Eigendecomposition,
-    Forward,
-    Gradient,
-    Iteration,
-    NewtonSchulz,
-    Pairwise,
-    TopN,
-)
-from covpool.linalg.approximants import MatrixPade, MatrixTaylor
-from covpool.linalg.iterations import Lyapunov
-from covpool.linalg.kernels import (
+from covpool.linalg.forwards.approximants import MatrixPade, MatrixTaylor
+from covpool.linalg.forwards.base import Eigendecomposition, Forward, Iteration
+from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz
+from covpool.linalg.forwards.top_n import TopN
+from covpool.linalg.functions import FUNCTIONS
+from covpool.linalg.gradients.base import DividedDifferences, Gradient, Pairwise
+from covpool.linalg.gradients.kernels import (
     Difference,
     Lorentzian,
     Pade,
@@ -27,8 +21,7 @@ from covpool.linalg.kernels import (
     Taylor,
     Truncated,
 )
-from covpool.linalg.minimax import MinimaxNewtonSchulz
-from covpool.linalg.scalar import FUNCTIONS
+from covpool.linalg.gradients.lyapunov import Lyapunov
 from covpool.linalg.tables import choose, table
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from covpool.linalg import checks
-from covpool.linalg.evaluation import evaluate, get_pairing
+from covpool.linalg.evaluate import evaluate, get_pairing
+from covpool.linalg.functions import FUNCTIONS
 from covpool.linalg.methods import Method
-from covpool.linalg.scalar import FUNCTIONS
 from covpool.linalg.tables import choose
 
 

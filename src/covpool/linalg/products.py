@@ -9,10 +9,9 @@ p(A) = A q(A), the root of X Xᵀ is X q(XᵀX) Xᵀ.
 import torch
 from torch import Tensor
 
-from covpool.linalg.algorithms import NewtonSchulz
-from covpool.linalg.lyapunov import NEWTON_SCHULZ_STEP, sign_steps
+from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz
 from covpool.linalg.methods import Method
-from covpool.linalg.minimax import MinimaxNewtonSchulz
+from covpool.linalg.sign import NEWTON_SCHULZ_STEP, sign_steps
 
 Steps = list[tuple[float, float, float]]
 

@@ -3,17 +3,20 @@
 Shapes: (*, n, n) matrices, eigenvalues (*, m) in ascending order.
 """
 
-import math
-import threading
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import Function, forward_ad
 
-from covpool.linalg.modes import in_both_modes, is_tracing
+if TYPE_CHECKING:
+    pass
+
+
+def frobenius_norm(entries: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The Frobenius norm over `dims`, kept, without overflow of the squares."""
+    largest = entries.abs().amax(dims, keepdim=True)
+    divisor = torch.where(largest == 0, 1, largest)
+    return largest * torch.linalg.vector_norm(entries / divisor, dim=dims, keepdim=True)
 
 
 def rank_tolerance(size: int, dtype: torch.dtype) -> float:
@@ -32,11 +35,6 @@ def clip_to_rank(eigenvalues: Tensor, size: int) -> Tensor:
     return torch.where(eigenvalues <= threshold.clamp_min(0), 0, eigenvalues)
 
 
-def on_cpu(tensor: Tensor) -> bool:
-    """Whether the ways of computing that suit a CPU are taken: tests take the others there too."""
-    return tensor.device.type == "cpu"
-
-
 def symmetric_part(matrix: Tensor) -> Tensor:
     # Halved before the sum, which would overflow for entries above half of the largest number.
     half = 0.5 * matrix
@@ -48,178 +46,6 @@ def antisymmetric_part(matrix: Tensor) -> Tensor:
     return half - half.mT
 
 
-def range_unit(tensor: Tensor, dtype: torch.dtype, power: int = 3) -> Tensor | None:
-    """(*, 1, 1), powers of four by which to divide (*, m, n), so that `dtype` holds their powers.
-
-    Of matrices whose cubes it holds, roots, inverse roots and their derivatives neither overflow
-    nor vanish on the way to a result that does not; of features it is the sixth power. Dividing by
-    a power of two is exact. Samples within the range get 1, and others are taken to its edge:
-    constants with a unit, such as that of `svd-trunc`, see no jump.
-
-    None where no sample needs it: known from the tensor's dtype, or, on a CPU, by a look at the
-    values, for which a GPU would have to synchronise.
-    """
-    edge = math.log2(torch.finfo(dtype).max) / power
-    own = torch.finfo(tensor.dtype)
-    least, most = math.log2(own.tiny) + math.log2(own.eps), math.log2(own.max)
-    if -edge <= least and most <= edge:
-        return None
-    largest = tensor.detach().abs().amax((-2, -1), keepdim=True)
-    if on_cpu(tensor) and not unreadable(tensor):
-        within = (largest >= 2**-edge) & (largest <= 2**edge) | (largest == 0)
-        if within.all():
-            return None
-    wide = largest.to(torch.promote_types(tensor.dtype, dtype))
-    # Below the least normal number a logarithm may be infinite; above, the largest is rounded up.
-    exponent = wide.log2().clamp(least, most - 1)
-    exponent = torch.where(wide == 0, 0, exponent)
-    return torch.exp2(2 * ((exponent - exponent.clamp(-edge, edge)) / 2).round())
-
-
-def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
-    """A context in which matrix products keep the precision of their operands, TF32 off too.
-
-    torch.compile does not trace the setting of TF32: what it compiles follows the user's.
-    """
-    device = tensor.device.type
-    autocast = nullcontext()
-    if torch.amp.is_autocast_available(device):
-        autocast = torch.autocast(device, enabled=False)
-    return _WithoutTf32(autocast) if uses_tf32(tensor) else autocast
-
-
-def uses_tf32(tensor: Tensor) -> bool:
-    """Whether float32 products on the tensor's device are rounded to TF32, by the user's setting.
-
-    That is 10 bits of mantissa, which no spectral computation survives.
-    """
-    if torch.compiler.is_compiling() or tensor.device.type != "cuda":
-        return False
-    return _Tf32.depth > 0 or torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
-class _Tf32:
-    """The setting is the process's: of several threads, the first saves it, the last restores."""
-
-    lock = threading.Lock()
-    depth = 0
-    saved: Any = "none"
-
-
-class _WithoutTf32(AbstractContextManager[None]):
-    def __init__(self, inner: AbstractContextManager[Any]) -> None:
-        self._inner = inner
-
-    def __enter__(self) -> None:
-        setting = torch.backends.cuda.matmul
-        with _Tf32.lock:
-            if _Tf32.depth == 0:
-                _Tf32.saved = setting.fp32_precision
-                # The new interface alone: it leaves what the old one has stored as it was.
-                setting.fp32_precision = "ieee"
-            _Tf32.depth += 1
-        self._inner.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._inner.__exit__(*error)
-        setting = torch.backends.cuda.matmul
-        with _Tf32.lock:
-            _Tf32.depth -= 1
-            if _Tf32.depth == 0:
-                # "none" is inherited from `torch.backends.fp32_precision`, and goes on to be.
-                setting.fp32_precision = "none"
-                if setting.fp32_precision != _Tf32.saved:
-                    setting.fp32_precision = _Tf32.saved
-
-
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """A B for autograd to differentiate, TF32 being off in its derivatives too."""
-    return _product(left, right) if uses_tf32(left) else left @ right
-
-
-class _Product(Function):
-    @staticmethod
-    def forward(left: Tensor, right: Tensor) -> Tensor:
-        with full_precision(left):
-            return left @ right
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
-        left, right = ctx.saved_tensors
-        of_left = product(grad_outputs[0], right.mT).sum_to_size(left.shape)
-        return of_left, product(left.mT, grad_outputs[0]).sum_to_size(right.shape)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        left, right = ctx.saved_tensors
-        return product(tangents[0], right) + product(left, tangents[1])
-
-
-_product = in_both_modes(_Product)
-
-
-def nested_forward_mode() -> AbstractContextManager[Any]:
-    """A context for the body of a Function's `jvp`, in which outer forward derivatives go on.
-
-    torch switches forward mode off there, so that `jacfwd(jacfwd(f))` silently lacks every term
-    that comes from the `jvp` itself (pytorch issue 197867, torch 2.11 to 2.15).
-    """
-    return forward_ad._set_fwd_grad_enabled(True)  # pyright: ignore[reportPrivateUsage]
-
-
-def recorded() -> bool:
-    """Whether a graph is being recorded for other programs to run, without backward passes."""
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
-    return is_tracing()
-
-
-def refuse_onnx(what: str) -> None:
-    """Refuse an operation that ONNX lacks, while a graph is being recorded for it.
-
-    Raises:
-        RuntimeError: in torch.onnx.export, which shows the message at the end of its own.
-    """
-    if recorded() and _in_onnx_export():
-        if not torch.compiler.is_dynamo_compiling():
-            # torch.compile's tracer, by which the exporter tries again, takes it for False.
-            torch.compiler.assume_constant_result(_in_onnx_export)
-        raise RuntimeError(
-            f"covpool: ONNX has no {what}; what can be exported is cov_pool and CovPool2d with "
-            "method 'newton-schulz-minimax', which is the root of 'exact' to rounding, or "
-            "'isqrt-cov': assign it to the layer's method"
-        )
-
-
-def _in_onnx_export() -> bool:
-    return torch.onnx.is_in_onnx_export()
-
-
-def transformed(tensor: Tensor) -> bool:
-    """Whether the tensor is inside a transform of torch.func, and not being compiled."""
-    if torch.compiler.is_compiling():
-        return False
-    # torch has no public test for it (2.11 to 2.15).
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
-    return wrapped(tensor)
-
-
-def unreadable(tensor: Tensor) -> bool:
-    """Whether there are no values to look at."""
-    return (
-        torch.compiler.is_compiling()
-        or is_tracing()
-        or tensor.is_meta
-        or isinstance(tensor, FakeTensor)
-        or transformed(tensor)
-    )
-
-
 def name_samples(bad: Tensor) -> str:
     """'samples [3, 17] of 64', from a mask over the batch; '' where there is no batch."""
     if bad.ndim == 0:
@@ -229,49 +55,3 @@ def name_samples(bad: Tensor) -> str:
     more = ", …" if len(found) > 8 else ""
     listed = ", ".join(map(str, shown))
     return f" in {len(found)} of {bad.numel()} samples: [{listed}{more}]"
-
-
-class _NoSecondDerivative(Function):
-    """The identity, with a derivative that is refused by name rather than silently wrong."""
-
-    @staticmethod
-    def forward(gradient: Tensor, reason: str, samples: Tensor | None) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, ctx.reason, samples = inputs
-        ctx.save_for_backward(samples)
-        ctx.save_for_forward(samples)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return _refuse(grad_outputs[0], ctx.reason, *ctx.saved_tensors), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
-        return _refuse(grad_inputs[0], ctx.reason, *ctx.saved_tensors)
-
-
-_no_second_derivative = in_both_modes(_NoSecondDerivative)
-
-
-def _refuse(derivative: Tensor, reason: str, samples: Tensor | None) -> Tensor:
-    if samples is None:
-        raise RuntimeError(reason)
-    if not unreadable(samples) and bool(samples.any()):
-        raise RuntimeError(reason + name_samples(samples))
-    samples = samples.reshape(*samples.shape, *(1,) * (derivative.ndim - samples.ndim))
-    return torch.where(samples, torch.nan, derivative)
-
-
-def refuse_second_derivative(
-    gradient: Tensor, reason: str, samples: Tensor | None = None
-) -> Tensor:
-    """The gradient, whose derivative is refused: of the samples in the mask (*), if there is one.
-
-    Where the mask cannot be read, inside torch.func transforms, theirs is NaN.
-    """
-    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
-        return gradient
-    return _no_second_derivative(gradient, reason, samples)

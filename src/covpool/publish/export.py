@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from covpool.linalg.evaluation import working_dtype
+from covpool.linalg.evaluate import working_dtype
 from covpool.linalg.products import product_steps
 from covpool.linalg.tables import choose
 from covpool.models import CovPoolModel

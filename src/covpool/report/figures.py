@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from covpool.linalg.algorithms import Pairwise
+from covpool.linalg.gradients.base import Pairwise
 from covpool.linalg.methods import METHODS
 from covpool.pooling import POOLINGS
 from covpool.report.svg import SERIES, colour, drawing, inline

@@ -15,7 +15,7 @@ from covpool.analysis import (
     rank_spectra,
     spectral_fidelity,
 )
-from covpool.linalg.algorithms import Pairwise
+from covpool.linalg.gradients.base import Pairwise
 from covpool.linalg.methods import METHODS
 from covpool.report.figures import (
     ALONE,

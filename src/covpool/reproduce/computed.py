@@ -9,7 +9,7 @@ import torch
 
 from covpool.analysis import approximation_error, gradient_bounds
 from covpool.analysis.conditioning import EPS
-from covpool.linalg.kernels import Kernel, Pade, Taylor
+from covpool.linalg.gradients.kernels import Kernel, Pade, Taylor
 from covpool.report.paper import paper_tables
 from covpool.reproduce.arms import METHODS_OF_PAPER, printed_name
 from covpool.reproduce.sheet import Sheet, Table

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from covpool.analysis.records import plain
 from covpool.analysis.state import PoolingRecord, pooling_layer, watch_pooling
-from covpool.linalg.kernels import require_integer
+from covpool.linalg.checks import require_integer
 from covpool.train.analysis_rows import ANALYSIS, read_analysis
 from covpool.train.module import ClassificationModule
 from covpool.train.run_directory import replace_text

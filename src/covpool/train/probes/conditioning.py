@@ -17,7 +17,7 @@ from covpool.analysis import (
     summarise,
 )
 from covpool.analysis.state import pooling_layer
-from covpool.linalg.kernels import require_integer
+from covpool.linalg.checks import require_integer
 from covpool.linalg.methods import Method, get_method
 from covpool.train.probes.base import PoolingProbe, network
 

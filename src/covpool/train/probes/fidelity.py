@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from covpool.analysis import feature_fidelity, summarise
 from covpool.analysis.state import PoolingRecord, pooling_layer
-from covpool.linalg.kernels import require_integer
+from covpool.linalg.checks import require_integer
 from covpool.linalg.methods import METHODS
 from covpool.train.probes.base import PoolingProbe, network
 

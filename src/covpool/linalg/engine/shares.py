@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from covpool.linalg.threads import spread
+from covpool.linalg.engine.cores import spread
 
 SHARE_BYTES = 2**22
 """Size of the largest tensor of a share: 4 MiB. With twice as much, 16 samples of 256 × 784 took as

@@ -11,33 +11,72 @@ Errors below are relative, in the Frobenius norm, for n = 64 and eigenvalues spa
 logarithm from 1 to 1/κ; gradients for a random G.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from covpool.linalg.algorithms import Loewner
-from covpool.linalg.lyapunov import (
-    iterative_root,
-    null_factor,
-    sign_quotient,
-    sign_steps,
-    solve_lyapunov,
-)
-from covpool.linalg.scalar import INV_SQRT, SQRT, ScalarFunction
-from covpool.linalg.spectrum import full_precision, symmetric_part
+from covpool.linalg.functions import EVERY_FUNCTION, INV_SQRT, ScalarFunction
+from covpool.linalg.gradients.lyapunov import Lyapunov
+from covpool.linalg.spectrum import frobenius_norm
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from covpool.linalg.autograd.root import iterative_root
+from covpool.linalg.precision import full_precision
+from covpool.linalg.spectrum import symmetric_part
 
 
-def _frobenius(entries: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The Frobenius norm over `dims`, kept, without overflow of the squares."""
-    largest = entries.abs().amax(dims, keepdim=True)
-    divisor = torch.where(largest == 0, 1, largest)
-    return largest * torch.linalg.vector_norm(entries / divisor, dim=dims, keepdim=True)
+class Forward(Protocol):
+    """A forward algorithm: what it makes of each eigenvalue."""
+
+    least_dtype: ClassVar[torch.dtype]
+    """The dtype to compute in at least, unless another is asked for."""
+
+    functions: ClassVar[frozenset[str]]
+    """The names of the scalar functions that it computes."""
+
+    @property
+    def title(self) -> str:
+        """A few words for tables."""
+        ...
+
+    def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor: ...
+
+
+class Iteration(Forward, Protocol):
+    """A forward algorithm that works on the matrix itself, without its eigenvalues."""
+
+    iterated_channels: ClassVar[int]
+    """Channels up to which `cov_pool` works on the matrix on a CPU too, where a decomposition
+    takes longer: measured for N = 2C and batches of 1 to 256 on 2 cores. 0: never."""
+
+    def matrix(self, covariance: Tensor, function: ScalarFunction, method: "Method") -> Tensor:
+        """f(A) in matrix products, with the method's gradient. (*, n, n) → (*, n, n)."""
+        ...
+
+    def steps(self, dtype: torch.dtype) -> int | None:
+        """How many steps it takes; None where it evaluates a formula."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eigendecomposition:
+    """f(λ) of every eigenvalue, to the last digits that the decomposition has."""
+
+    least_dtype: ClassVar[torch.dtype] = torch.float64
+    functions: ClassVar[frozenset[str]] = EVERY_FUNCTION
+
+    @property
+    def title(self) -> str:
+        return "eigendecomposition"
+
+    def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
+        return function.value(eigenvalues)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +121,7 @@ class RootIteration(ABC):
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
         if eigenvalues.shape[-1] == 0:
             return eigenvalues
-        norm = _frobenius(eigenvalues, (-1,))
+        norm = frobenius_norm(eigenvalues, (-1,))
         divisor = torch.where(norm == 0, 1, norm)
         if function is INV_SQRT:
             result = self.scalar_inverse(eigenvalues / divisor) * divisor.rsqrt()
@@ -93,7 +132,7 @@ class RootIteration(ABC):
     def roots(self, matrix: Tensor, inverse: bool) -> tuple[Tensor, ...]:
         """F (*, n, n), √s (*, 1, 1) and, if asked, F⁻¹; without a gradient."""
         with full_precision(matrix):
-            norm = _frobenius(matrix, (-2, -1))
+            norm = frobenius_norm(matrix, (-2, -1))
             zero = norm == 0
             divisor = torch.where(zero, 1, norm)
             root, reciprocal = self.normalised_roots(matrix / divisor, inverse)
@@ -112,52 +151,3 @@ class RootIteration(ABC):
         inverse = function is INV_SQRT
         result = iterative_root(covariance, self, method.gradient, method.name, inverse)
         return result[2] if inverse else result[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lyapunov:
-    """P with F P + P F = G: the gradient of an exact root, at the F that `forward` gives."""
-
-    forward: RootIteration
-    """The forward algorithm."""
-
-    functions: ClassVar[frozenset[str]] = frozenset({SQRT.name, INV_SQRT.name})
-
-    @property
-    def title(self) -> str:
-        return "Lyapunov equation"
-
-    @property
-    def exact(self) -> bool:
-        """Whether it is the derivative of the forward pass."""
-        return self.forward.accurate
-
-    def solve(self, right: Tensor, root: Tensor, scale: Tensor) -> Tensor:
-        """P of symmetric G and F, by matrix products; 0 where the scale √‖A‖ is."""
-        zero = scale == 0
-        least = self.forward.least_root(root.dtype)
-        singular = self.forward.accurate
-        solution = solve_lyapunov(root, right, torch.where(zero, 1, scale), least, singular)
-        return torch.where(zero, 0, solution)
-
-    def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
-        norm = _frobenius(eigenvalues, (-1,))
-        divisor = torch.where(norm == 0, 1, norm)
-        roots = self.forward.scalar_root(eigenvalues / divisor)
-        least = self.forward.least_root(eigenvalues.dtype)
-        quotient = sign_quotient(roots, sign_steps(least, eigenvalues.dtype))
-        signs = roots * quotient
-        total = roots[..., :, None] + roots[..., None, :]
-        both_zero = total == 0
-        mean = torch.where(
-            both_zero,
-            quotient[..., :, None],
-            (signs[..., :, None] + signs[..., None, :]) / torch.where(both_zero, 1, total),
-        )
-        if self.forward.accurate:
-            mean = mean * null_factor(signs)
-        loewner = 0.5 * mean * divisor[..., None].rsqrt()
-        if function is INV_SQRT:
-            inverse = self.forward.scalar_inverse(eigenvalues / divisor) * divisor.rsqrt()
-            loewner = -inverse[..., :, None] * inverse[..., None, :] * loewner
-        return Loewner(torch.where(norm[..., None] == 0, 0, loewner))

@@ -36,16 +36,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from covpool.linalg.decomposition import decompose
-from covpool.linalg.parallel import by_shares
-from covpool.linalg.scalar import ScalarFunction
-from covpool.linalg.spectrum import (
-    clip_to_rank,
-    full_precision,
-    on_cpu,
-    symmetric_part,
-    unreadable,
-)
+from covpool.linalg.engine.shares import by_shares
+from covpool.linalg.engine.symmetric import decompose
+from covpool.linalg.functions import ScalarFunction
+from covpool.linalg.precision import full_precision, on_cpu
+from covpool.linalg.spectrum import clip_to_rank, symmetric_part
+from covpool.linalg.transforms import unreadable
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method

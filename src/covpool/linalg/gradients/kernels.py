@@ -16,14 +16,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from covpool.linalg.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
+from covpool.linalg.checks import require_integer
+from covpool.linalg.gradients.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
 from covpool.linalg.tables import table
-
-
-def require_integer(name: str, value: object, lowest: int) -> None:
-    """A ValueError that names the constant unless it is a whole number of at least `lowest`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

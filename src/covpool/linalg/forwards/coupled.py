@@ -1,18 +1,25 @@
 """The square root to rounding by matrix products alone; errors are measured as in `iterations`."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from covpool.linalg.iterations import RootIteration
-from covpool.linalg.lyapunov import sign_steps
+from covpool.linalg.checks import require_integer
+from covpool.linalg.functions import INV_SQRT, SQRT, ScalarFunction
+from covpool.linalg.gradients.base import Loewner
+from covpool.linalg.precision import product
+
+if TYPE_CHECKING:
+    from covpool.linalg.methods import Method
+import math
+from collections.abc import Sequence
+
+from covpool.linalg.forwards.base import RootIteration
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
-from covpool.linalg.scalar import INV_SQRT, SQRT
-from covpool.linalg.spectrum import refuse_onnx
+from covpool.linalg.sign import sign_steps
+from covpool.linalg.transforms import refuse_onnx
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,3 +132,121 @@ class MinimaxNewtonSchulz(RootIteration):
         failed = torch.linalg.cholesky_ex(lifted).info != 0
         lowest = torch.where(failed, torch.inf, shifts).amin(-1)
         return torch.where(lowest.isfinite(), lowest, torch.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewtonSchulz:
+    """The coupled Newton-Schulz iteration for the square root and its inverse, and its gradient.
+
+    With A = Σ/tr(Σ), Y₀ = A, Z₀ = I: T = (3I − Z Y)/2, Y ← Y T, Z ← T Z; the root is √tr(Σ) · Y
+    (Li, Xie, Wang, Gao, "Towards faster training of global covariance pooling networks by
+    iterative matrix square root normalization", CVPR 2018), the inverse root Z/√tr(Σ).
+
+    It approximates: eigenvalues far below the trace have not converged. After 5 iterations an
+    eigenvalue of 1e-2 of the trace gives 0.659 of its root, one of 1e-4 gives 0.0758; after 10
+    iterations 1 − 3e-11 and 0.529. The inverse root has the same relative errors.
+
+    Y and Z are polynomials of A, so on the spectrum the iteration is a scalar recursion f, and its
+    gradient is f's divided difference, for which there is a recursion too: a few operations on n²
+    numbers for each step, where the gradient in matrix products takes several of n³. The zero
+    matrix gives zero, with zero gradient.
+    """
+
+    functions: ClassVar[frozenset[str]] = frozenset({SQRT.name, INV_SQRT.name})
+
+    iterations: int = 5
+    """Steps of the iteration; iSQRT-COV takes 5, SVD-Newton the gradient of 10."""
+
+    least_dtype: ClassVar[torch.dtype] = torch.float32
+
+    iterated_channels: ClassVar[int] = 24
+    """0.75 to 0.95 of the decomposition's time at 8 to 24 channels, 0.8 to 1.3 at 48."""
+
+    def __post_init__(self) -> None:
+        require_integer("iterations", self.iterations, 1)
+
+    @property
+    def title(self) -> str:
+        return "Newton-Schulz"
+
+    def steps(self, dtype: torch.dtype) -> int:
+        return self.iterations
+
+    def matrix(self, covariance: Tensor, function: ScalarFunction, method: "Method") -> Tensor:
+        """The iteration in matrix products, differentiable by autograd. (*, n, n) → (*, n, n)."""
+        # √(c A) = √c √A for any constant c, so c takes the scale out of reach of overflow.
+        scale = covariance.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        zero = scale <= 0
+        scale = torch.where(zero, 1, scale)
+        scaled = covariance / scale
+        trace = scaled.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        trace = torch.where(zero, 1, trace)
+        identity = torch.eye(covariance.shape[-1], dtype=trace.dtype, device=trace.device)
+        y = scaled / trace
+        t = 1.5 * identity - 0.5 * y
+        y, z = product(y, t), t
+        for _ in range(self.iterations - 1):
+            t = 1.5 * identity - 0.5 * product(z, y)
+            y, z = product(y, t), product(t, z)
+        result = z / (trace * scale).sqrt() if function is INV_SQRT else (trace * scale).sqrt() * y
+        return torch.where(zero, 0, result)
+
+    def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
+        normalised, trace, zero = self._normalise(eigenvalues)
+        # x z² is carried along: it becomes x z² t², with t = (3 − x z²)/2.
+        z, square = torch.ones_like(normalised), normalised.clone()
+        for _ in range(self.iterations):
+            t = torch.rsub(square, 1.5, alpha=0.5)
+            z, square = z.mul_(t), square.mul_(t).mul_(t)
+        if function is INV_SQRT:
+            return torch.where(zero, 0, trace.rsqrt() * z)
+        return torch.where(zero, 0, trace.sqrt() * normalised * z)
+
+    def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
+        normalised, trace, zero = self._normalise(eigenvalues)
+        value, divided_difference = self._divided_difference(function, normalised)
+        slope = divided_difference.diagonal(dim1=-2, dim2=-1)
+        scale = torch.where(zero, 0, trace.rsqrt())
+        if function is INV_SQRT:
+            # The range alone is where a decomposing forward pass puts a value, but the iteration's
+            # own is (3/2)^iterations at zero, and this is its derivative.
+            scale = scale / trace
+            by_trace = -(0.5 * value + slope * normalised) * scale
+        else:
+            by_trace = (0.5 * value - slope * normalised) * scale
+        return Loewner(divided_difference.mul_(scale[..., None]), by_trace)
+
+    def _divided_difference(self, function: ScalarFunction, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f(x) and f[xᵢ, xⱼ] of x (*, m) with trace 1, to rounding: nothing cancels, ties or not.
+
+        s = x z² becomes s t², whose divided difference is S times tᵢtⱼ − (sᵢtᵢ + sⱼtⱼ)/2; that of
+        z t is Z tⱼ − zᵢS/2. As f = x z has the square x s, f[xᵢ, xⱼ] = (sᵢ + xⱼS)/(fᵢ + fⱼ).
+        """
+        inverse = function is INV_SQRT
+        s, z = x, torch.ones_like(x)
+        of_s = torch.ones_like(x[..., :, None] * x[..., None, :])
+        of_z = torch.zeros_like(of_s)
+        # In place: on a CPU fresh memory for a temporary costs more than the arithmetic.
+        for _ in range(self.iterations):
+            t = torch.rsub(s, 1.5, alpha=0.5)
+            if inverse:
+                of_z.mul_(t[..., None, :]).sub_(of_s * (0.5 * z)[..., :, None])
+            half = 0.5 * s * t
+            step = t[..., :, None] * t[..., None, :]
+            of_s.mul_(step.sub_(half[..., :, None]).sub_(half[..., None, :]))
+            z, s = z * t, s * t * t
+        if inverse:
+            return z, of_z
+        f = x * z
+        total = f[..., :, None] + f[..., None, :]
+        both_zero = total == 0
+        quotient = of_s.mul_(x[..., None, :]).add_(s[..., :, None])
+        quotient.div_(total.masked_fill_(both_zero, 1))
+        return f, torch.where(both_zero, z[..., :, None], quotient)
+
+    @staticmethod
+    def _normalise(eigenvalues: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        trace = eigenvalues.sum(-1, keepdim=True)
+        zero = trace <= 0
+        trace = torch.where(zero, 1, trace)
+        return eigenvalues / trace, trace, zero

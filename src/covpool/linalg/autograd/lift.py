@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from covpool.linalg.decomposition import decompose
-from covpool.linalg.modes import in_both_modes, is_tracing, save
-from covpool.linalg.retries import BelowTransforms
-from covpool.linalg.scalar import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
-from covpool.linalg.second_order import pseudoinverse_and_null, second_derivative
-from covpool.linalg.spectrum import (
-    full_precision,
-    refuse_second_derivative,
-    symmetric_part,
-)
+from covpool.linalg.autograd.modes import in_both_modes, refuse_second_derivative, save
+from covpool.linalg.engine.factorisation import BelowTransforms
+from covpool.linalg.engine.symmetric import decompose
+from covpool.linalg.functions import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
+from covpool.linalg.precision import full_precision
+from covpool.linalg.spectrum import symmetric_part
+from covpool.linalg.transforms import is_tracing
 
 if TYPE_CHECKING:
     from covpool.linalg.methods import Method
@@ -307,3 +304,44 @@ def _refuse_unless_exact(method: "Method") -> None:
             "derivative of its forward pass; use method='exact', or 'isqrt-cov' for the root "
             "and its inverse"
         )
+
+
+def pseudoinverse_and_null(eigenvalues: Tensor, eigenvectors: Tensor) -> tuple[Tensor, Tensor]:
+    """F⁺ of the root F, and the projector on its null space."""
+    zero = eigenvalues == 0
+    inverse = torch.where(zero, 0, torch.where(zero, 1, eigenvalues).rsqrt())
+    pseudoinverse = (eigenvectors * inverse[..., None, :]) @ eigenvectors.mT
+    null = (eigenvectors * zero[..., None, :].to(eigenvectors.dtype)) @ eigenvectors.mT
+    return pseudoinverse, null
+
+
+def second_derivative(
+    first: Tensor,
+    second: Tensor,
+    exponent: Tensor | None,
+    eigenvalues: Tensor,
+    eigenvectors: Tensor,
+    function: ScalarFunction,
+) -> Tensor:
+    """D²f(A)[H, K] = V M Vᵀ, Mᵢⱼ = Σₗ f[λi, λl, λj] (hᵢₗ kₗⱼ + kᵢₗ hₗⱼ).
+
+    One l at a time, as all the differences together would take O(n³) memory.
+    """
+    bound = function.bind(exponent)
+    larger = torch.maximum(eigenvalues[..., :, None], eigenvalues[..., None, :])
+    smaller = torch.minimum(eigenvalues[..., :, None], eigenvalues[..., None, :])
+    with full_precision(eigenvectors):
+        h = eigenvectors.mT @ first @ eigenvectors
+        k = eigenvectors.mT @ second @ eigenvectors
+        total = torch.zeros_like(h)
+        for index in range(eigenvalues.shape[-1]):
+            middle = eigenvalues[..., index, None, None]
+            weight = bound.second_divided_difference(
+                torch.maximum(larger, middle),
+                torch.maximum(smaller, torch.minimum(larger, middle)),
+                torch.minimum(smaller, middle),
+            )
+            product = h[..., :, index, None] * k[..., None, index, :]
+            total = total + weight * (product + product.mT)
+        result = symmetric_part(eigenvectors @ total @ eigenvectors.mT)
+    return refuse_second_derivative(result, THIRD_DERIVATIVE)

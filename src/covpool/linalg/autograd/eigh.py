@@ -6,17 +6,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from covpool.linalg.decomposition import decompose
-from covpool.linalg.kernels import Kernel
-from covpool.linalg.modes import in_both_modes
-from covpool.linalg.spectrum import (
-    antisymmetric_part,
-    full_precision,
-    nested_forward_mode,
-    rank_tolerance,
-    refuse_second_derivative,
-    symmetric_part,
-)
+from covpool.linalg.autograd.modes import in_both_modes, refuse_second_derivative
+from covpool.linalg.engine.symmetric import decompose
+from covpool.linalg.gradients.kernels import Kernel
+from covpool.linalg.precision import full_precision
+from covpool.linalg.spectrum import antisymmetric_part, rank_tolerance, symmetric_part
+from covpool.linalg.transforms import nested_forward_mode
 
 
 class Eigh(Function):

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from covpool.linalg import checks, diagnostics
-from covpool.linalg.algorithms import TopN
-from covpool.linalg.decomposition import decompose
-from covpool.linalg.matrix_function import eigenpairs, lift
+from covpool.linalg.autograd.lift import eigenpairs, lift
+from covpool.linalg.engine.symmetric import decompose
+from covpool.linalg.forwards.top_n import TopN
+from covpool.linalg.functions import LOG, POWER, ScalarFunction
 from covpool.linalg.methods import METHODS, Method, get_method
-from covpool.linalg.scalar import LOG, POWER, ScalarFunction
-from covpool.linalg.spectrum import clip_to_rank, full_precision, range_unit, symmetric_part
+from covpool.linalg.precision import full_precision, range_unit
+from covpool.linalg.spectrum import clip_to_rank, symmetric_part
 
 
 def working_dtype(

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import Function
 
-# Documented by torch, but not listed in its `__all__`.
-is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]
+from covpool.linalg.spectrum import name_samples
+from covpool.linalg.transforms import is_tracing, unreadable
 
 
 def in_both_modes(function: type[Function]) -> Callable[..., Any]:
@@ -48,3 +49,49 @@ def save(ctx: Any, *tensors: Any) -> None:
     ctx.save_for_forward(*tensors)
     if not torch.compiler.is_compiling():
         ctx.set_materialize_grads(False)
+
+
+class _NoSecondDerivative(Function):
+    """The identity, with a derivative that is refused by name rather than silently wrong."""
+
+    @staticmethod
+    def forward(gradient: Tensor, reason: str, samples: Tensor | None) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, ctx.reason, samples = inputs
+        ctx.save_for_backward(samples)
+        ctx.save_for_forward(samples)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        return _refuse(grad_outputs[0], ctx.reason, *ctx.saved_tensors), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
+        return _refuse(grad_inputs[0], ctx.reason, *ctx.saved_tensors)
+
+
+_no_second_derivative = in_both_modes(_NoSecondDerivative)
+
+
+def _refuse(derivative: Tensor, reason: str, samples: Tensor | None) -> Tensor:
+    if samples is None:
+        raise RuntimeError(reason)
+    if not unreadable(samples) and bool(samples.any()):
+        raise RuntimeError(reason + name_samples(samples))
+    samples = samples.reshape(*samples.shape, *(1,) * (derivative.ndim - samples.ndim))
+    return torch.where(samples, torch.nan, derivative)
+
+
+def refuse_second_derivative(
+    gradient: Tensor, reason: str, samples: Tensor | None = None
+) -> Tensor:
+    """The gradient, whose derivative is refused: of the samples in the mask (*), if there is one.
+
+    Where the mask cannot be read, inside torch.func transforms, theirs is NaN.
+    """
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        return gradient
+    return _no_second_derivative(gradient, reason, samples)

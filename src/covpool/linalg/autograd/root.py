@@ -1,96 +1,19 @@
-"""The Lyapunov equation F P + P F = G by matrix products, and roots whose gradient solves it."""
+"""Roots by matrix products, with the gradient that solves their Lyapunov equation."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
-from covpool.linalg.modes import in_both_modes, save
-from covpool.linalg.spectrum import full_precision, name_samples, symmetric_part, unreadable
+from covpool.linalg.autograd.modes import in_both_modes, save
+from covpool.linalg.precision import full_precision
+from covpool.linalg.spectrum import name_samples, symmetric_part
+from covpool.linalg.transforms import unreadable
 
 if TYPE_CHECKING:
-    from covpool.linalg.iterations import Lyapunov, RootIteration
-
-NEWTON_SCHULZ_STEP = (1.5, -0.5, 0.0)
-"""The cubic (3x − x³)/2, which squares what is left of 1 − x."""
-
-
-def sign_steps(least: float, dtype: torch.dtype) -> list[tuple[float, float, float]]:
-    """Odd quintics (a, b, c) whose composition p is 1 to rounding on [least, 1].
-
-    p maps [0, 1] into [0, 1]; at 0 it is 0 and has the slope Π a.
-    """
-    steps = [row[1:] for row in SIGN_QUINTICS[_first_row(least) :]]
-    if torch.finfo(dtype).eps < 1e-9:  # the last row leaves 2.7e-10
-        steps.append(NEWTON_SCHULZ_STEP)
-    return steps
-
-
-def _first_row(least: float) -> int:
-    return max(k for k, row in enumerate(SIGN_QUINTICS) if row[0] <= least)
-
-
-def sign_quotient(x: Tensor, steps: Sequence[tuple[float, float, float]]) -> Tensor:
-    """p(x)/x elementwise, with p the composition of the steps; finite at 0."""
-    quotient = torch.ones_like(x)
-    for a, b, c in steps:
-        square = (x * quotient) ** 2
-        quotient = quotient * (a + square * (b + square * c))
-    return quotient
-
-
-def solve_lyapunov(
-    root: Tensor, right: Tensor, scale: Tensor, least: float, singular: bool
-) -> Tensor:
-    """P with F P + P F = G, in matrix products.
-
-    sign([[F, G], [0, −F]]) = [[I, 2P], [0, −I]] (Roberts, "Linear model reduction and solution of
-    the algebraic Riccati equation by use of the sign function", Int. J. Control 32, 1980). The
-    composition p of `sign_steps` takes the place of the sign, so with F = V diag(f) Vᵀ
-
-        P = V ( (pᵢ + pⱼ)/2 · 1/(fᵢ + fⱼ) ∘ VᵀGV ) Vᵀ,   pᵢ = p(fᵢ/scale),
-
-    where pᵢ is 1 down to fᵢ = least · scale, and 0 at 0. 7 products a step.
-
-    In a singular F, pairs (1, 0) of p need 1/fᵢ, and pairs (0, 0) get 0 by the convention of
-    `DividedDifferences`. Both come of P ← 2 (S P + P S) − 3 S P S with S = p(F/scale), 2 products,
-    which multiplies the entries by `null_factor`.
-
-    Args:
-        root: (*, n, n) symmetric, F, eigenvalues in [0, scale].
-        right: (*, n, n) symmetric, G.
-        scale: (*, 1, 1), positive.
-        least: the least eigenvalue of F/scale that is resolved.
-        singular: whether F may have lower ones.
-    """
-    block, corner = root / scale, right
-    identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
-    for a, b, c in sign_steps(least, root.dtype):
-        square = block @ block
-        commutator = block @ corner
-        commutator = commutator - commutator.mT
-        if c:
-            # Antisymmetric times symmetric: the transpose differs in sign.
-            quartic = square @ commutator
-            slope = b * commutator + c * (quartic - quartic.mT)
-            factor = a * identity + b * square + c * (square @ square)
-        else:
-            slope, factor = b * commutator, a * identity + b * square
-        corner = symmetric_part(block @ slope + corner @ factor)
-        block = symmetric_part(block @ factor)
-    if singular:
-        product = block @ corner
-        corner = 2 * (product + product.mT) - 3 * symmetric_part(product @ block)
-    return corner / (2 * scale)
-
-
-def null_factor(signs: Tensor) -> Tensor:
-    """2 (pᵢ + pⱼ) − 3 pᵢ pⱼ of every pair: 1 at (1, 1), 2 at (1, 0), 0 at (0, 0)."""
-    row, column = signs[..., :, None], signs[..., None, :]
-    return 2 * (row + column) - 3 * row * column
+    from covpool.linalg.forwards.base import RootIteration
+    from covpool.linalg.gradients.lyapunov import Lyapunov
 
 
 class IterativeRoot(Function):

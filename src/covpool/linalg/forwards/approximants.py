@@ -11,10 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from covpool.linalg.iterations import RootIteration
-from covpool.linalg.kernels import require_integer
-from covpool.linalg.scalar import INV_SQRT, SQRT
-from covpool.linalg.spectrum import refuse_onnx
+from covpool.linalg.checks import require_integer
+from covpool.linalg.forwards.base import RootIteration
+from covpool.linalg.functions import INV_SQRT, SQRT
+from covpool.linalg.transforms import refuse_onnx
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from covpool.linalg import features as spectral
-from covpool.linalg.features import Computation
-from covpool.linalg.matrix_function import eigenpairs, lift
-from covpool.linalg.modes import in_both_modes, save
-from covpool.linalg.spectrum import clip_to_rank, full_precision, symmetric_part
+from covpool.linalg import covariance as spectral
+from covpool.linalg.autograd.lift import eigenpairs, lift
+from covpool.linalg.autograd.modes import in_both_modes, save
+from covpool.linalg.covariance import Computation
+from covpool.linalg.precision import full_precision
+from covpool.linalg.spectrum import clip_to_rank, symmetric_part
 
 
 def covariance_function(features: Tensor, computation: Computation) -> Tensor:

@@ -15,17 +15,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from covpool.linalg.eigen import contract, refuse_unless_exact
-from covpool.linalg.kernels import Kernel
-from covpool.linalg.modes import in_both_modes
-from covpool.linalg.singular_factors import SINGULAR_VALUE_DECOMPOSITION
-from covpool.linalg.spectrum import (
-    antisymmetric_part,
-    full_precision,
-    nested_forward_mode,
-    rank_tolerance,
-    symmetric_part,
-)
+from covpool.linalg.autograd.eigh import contract, refuse_unless_exact
+from covpool.linalg.autograd.modes import in_both_modes
+from covpool.linalg.engine.singular import SINGULAR_VALUE_DECOMPOSITION
+from covpool.linalg.gradients.kernels import Kernel
+from covpool.linalg.precision import full_precision
+from covpool.linalg.spectrum import antisymmetric_part, rank_tolerance, symmetric_part
+from covpool.linalg.transforms import nested_forward_mode
 
 
 class _Weights(NamedTuple):

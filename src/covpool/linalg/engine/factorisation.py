@@ -12,16 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from covpool.linalg.parallel import SampleError, shares
-from covpool.linalg.spectrum import (
-    full_precision,
-    on_cpu,
-    rank_tolerance,
-    refuse_onnx,
-    transformed,
-    unreadable,
-)
-from covpool.linalg.threads import spread
+from covpool.linalg.engine.cores import spread
+from covpool.linalg.engine.shares import SampleError, shares
+from covpool.linalg.precision import full_precision, on_cpu
+from covpool.linalg.spectrum import rank_tolerance
+from covpool.linalg.transforms import refuse_onnx, transformed, unreadable
 
 PROBE_SLACK = 64
 """How many times n · finfo(dtype).eps the probed errors of a factorisation may be. Those of LAPACK

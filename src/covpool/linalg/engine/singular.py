@@ -8,8 +8,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from covpool.linalg.parallel import empty_column_major
-from covpool.linalg.retries import Factorisation, exceeds, largest, probe
+from covpool.linalg.engine.factorisation import Factorisation, exceeds, largest, probe
+from covpool.linalg.engine.shares import empty_column_major
 from covpool.linalg.spectrum import rank_tolerance
 
 SingularFactors = tuple[Tensor, Tensor, Tensor]

@@ -1,0 +1,336 @@
+"""Functions of symmetric matrices, f(A) = V f(Λ) Vᵀ."""
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from covpool.linalg.diagnostics import Diagnostics
+from covpool.linalg.evaluate import evaluate
+from covpool.linalg.functions import INV_SQRT, LOG, POWER, SQRT
+from covpool.linalg.methods import Method
+
+
+@overload
+def matrix_sqrt(
+    matrix: Tensor,
+    method: str | Method = "exact",
+    *,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def matrix_sqrt(
+    matrix: Tensor,
+    method: str | Method = "exact",
+    *,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: Literal[True],
+) -> tuple[Tensor, Diagnostics]: ...
+
+
+def matrix_sqrt(
+    matrix: Tensor,
+    method: str | Method = "exact",
+    *,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: bool = False,
+) -> Tensor | tuple[Tensor, Diagnostics]:
+    """The square root A^(1/2) = V diag(√λ) Vᵀ of symmetric positive semi-definite matrices.
+
+    Args:
+        matrix: (*, n, n), any number of leading dimensions, none and empty ones included. float64,
+            float32, or float16/bfloat16, which are computed in higher precision.
+        method: a name of `METHODS`, or a row of it with other constants,
+            `METHODS["svd-taylor"].replace(degree=50)`. The row decides forward algorithm and
+            gradient; "exact" is exact in both.
+        compute_dtype: the dtype of the computation. None: float64 where the method decomposes
+            and for `newton-schulz-minimax`, float32 (float64 for float64 input) for the other
+            methods that iterate. `torch.float32` is for devices without float64: where that is
+            the default, eigenvalues below n · eps of the largest, 3e-5 at n = 256, are lost, and
+            the gradient is wrong by tens of percent where there are any; a UserWarning says so.
+        check: whether to refuse matrices that are not finite, symmetric and positive
+            semi-definite. Costs a synchronisation on a GPU. Off, and inside torch.compile or
+            torch.func transforms, where values cannot be read, the symmetric part is used, NaN
+            gives NaN, and negative eigenvalues count as zero (with "isqrt-cov" they give
+            anything).
+        return_info: whether to return `Diagnostics` too: condition number, effective rank,
+            smallest relative gap, residual and iterations of each matrix. Costs matrix products,
+            and an eigendecomposition where the method has none. Not under vmap, which takes
+            tensors alone.
+
+    Returns:
+        (*, n, n), symmetric, in the input's dtype; with `return_info`, a tuple of that and
+        `Diagnostics`.
+
+    Ties: `exact` needs no care, its gradient G ↦ P solves A^(1/2) P + P A^(1/2) = G and is finite
+    and exact at repeated eigenvalues. Every other decomposing method has a bias there, stated by
+    its kernel or gradient rule.
+
+    Rank deficiency: eigenvalues below n · finfo(dtype).eps of the largest (dtype that of the
+    computation) count as zero, and what they would have contributed is lost: the root of
+    diag(1e24, 1) lacks the 1. Where rows and columns differ so much in size, scale them, for a
+    covariance the features; `diagnose` and `return_info` tell what was dropped. The root's
+    derivative is infinite there in directions that raise the rank; these are given 0, so
+    gradients are finite and, along changes that keep the rank, right. The zero matrix gives zero
+    and gradient zero.
+
+    Second derivatives: right for `exact` (of any order at full rank, to the second at deficient
+    rank, where a third is refused, or NaN inside torch.func transforms), `isqrt-cov` and, at full
+    rank, `newton-schulz-minimax`; refused by a RuntimeError for the others, whose gradient is not
+    the derivative of their result. Of a third derivative at most one of the two outer ones may be
+    in forward mode: torch loses terms of the other (pytorch issue 197867). Forward mode
+    (`torch.func.jvp`, `jacfwd`, `hessian`) gives the transpose of the method's gradient; it does
+    not go through torch.compile.
+
+    Raises:
+        ValueError: not square, not floating point, an unknown method, another compute_dtype than
+            float32 and float64 or, with `check`, matrices that are not finite, symmetric or
+            positive semi-definite beyond rounding, by index.
+
+    Source: Song, Sebe, Wang, "Why approximate matrix square root outperforms accurate SVD in
+    global covariance pooling?", ICCV 2021, and the rows' references.
+
+    >>> import torch, covpool
+    >>> covpool.matrix_sqrt(torch.tensor([[2.0, 0.0], [0.0, 8.0]]) * 2)
+    tensor([[2., 0.],
+            [0., 4.]])
+    """
+    return evaluate("matrix_sqrt", SQRT, matrix, None, method, compute_dtype, check, return_info)
+
+
+@overload
+def matrix_inv_sqrt(
+    matrix: Tensor,
+    method: str | Method = "exact",
+    *,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def matrix_inv_sqrt(
+    matrix: Tensor,
+    method: str | Method = "exact",
+    *,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: Literal[True],
+) -> tuple[Tensor, Diagnostics]: ...
+
+
+def matrix_inv_sqrt(
+    matrix: Tensor,
+    method: str | Method = "exact",
+    *,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: bool = False,
+) -> Tensor | tuple[Tensor, Diagnostics]:
+    """The inverse square root A^(−1/2) = V diag(1/√λ) Vᵀ of symmetric positive definite matrices.
+
+    Args:
+        matrix: as for `matrix_sqrt`, and of full rank.
+        method: as for `matrix_sqrt`. "svd-topn" gives the pseudo-inverse root of the part that it
+            keeps. "isqrt-cov" gives Z/√tr(A) of its iteration, which has not converged where
+            eigenvalues are far below the trace: after 5 iterations an eigenvalue of 1e-4 of the
+            trace gives 7.6/√tr(A) instead of 100/√tr(A). "mpa-lyapunov" gives the inverse of its
+            root, "newton-schulz-minimax" resolves eigenvalues as it does for the root.
+        compute_dtype, check, return_info: as for `matrix_sqrt`; `check` refuses singular matrices
+            too.
+
+    Returns:
+        (*, n, n), symmetric, in the input's dtype; with `return_info`, a tuple of that and
+        `Diagnostics`.
+
+    Ties: `exact` has the gradient by divided differences −1/(√a √b (√a + √b)), finite and exact
+    at repeated eigenvalues. The others' bias is stated by their kernel or gradient rule.
+
+    Rank deficiency: numerically singular matrices (an eigenvalue at or below n · finfo(dtype).eps
+    of the largest, dtype that of the computation) are refused: add a multiple of the identity.
+    With check=False, and where values cannot be read, decomposing methods give the pseudo-inverse
+    root V diag(1/√λ on the range, else 0) Vᵀ. Its gradient is exact along changes that keep the
+    rank: pairs of a positive λ and 0 have f(λ)/λ, pairs of zeros 0. The zero matrix gives zero.
+    The matrix of a dtype with fewer digits than the computation's may be invertible by its
+    rounding errors alone: look at the condition number of `diagnose`.
+
+    Second derivatives: right for `exact` at any rank, `isqrt-cov` and, at full rank,
+    `newton-schulz-minimax`; a third one of `exact` is refused by a RuntimeError, and so is the
+    second of the others. That of `exact` takes n passes over n × n arrays (about a second for one
+    matrix of n = 256 on one core). Forward mode as for `matrix_sqrt`.
+
+    Raises:
+        ValueError: as `matrix_sqrt`; with `check`, singular matrices, by index.
+
+    Source: Higham, "Functions of Matrices", SIAM 2008, chapters 3 and 6; Daleckiĭ, Kreĭn, 1965,
+    for the gradient.
+
+    >>> import torch, covpool
+    >>> covpool.matrix_inv_sqrt(torch.diag(torch.tensor([4.0, 16.0])))
+    tensor([[0.5000, 0.0000],
+            [0.0000, 0.2500]])
+    """
+    return evaluate(
+        "matrix_inv_sqrt", INV_SQRT, matrix, None, method, compute_dtype, check, return_info
+    )
+
+
+@overload
+def matrix_power(
+    matrix: Tensor,
+    exponent: Tensor | float,
+    method: str | Method = "exact",
+    *,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def matrix_power(
+    matrix: Tensor,
+    exponent: Tensor | float,
+    method: str | Method = "exact",
+    *,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: Literal[True],
+) -> tuple[Tensor, Diagnostics]: ...
+
+
+def matrix_power(
+    matrix: Tensor,
+    exponent: Tensor | float,
+    method: str | Method = "exact",
+    *,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: bool = False,
+) -> Tensor | tuple[Tensor, Diagnostics]:
+    """The real power A^p = V diag(λ^p) Vᵀ of symmetric positive semi-definite matrices.
+
+    Args:
+        matrix: as for `matrix_sqrt`; of full rank where the exponent is not positive.
+        exponent: p, a number or a tensor that broadcasts to the batch shape (*). A tensor may need
+            a gradient: ∂ℓ/∂p = ⟨G, V diag(λ^p log λ) Vᵀ⟩, with G that of the result.
+        method: as for `matrix_sqrt`, of those that decompose. "svd-topn" gives the power of the
+            part that it keeps. The exponent's gradient is exact with each of them.
+        compute_dtype, check, return_info: as for `matrix_sqrt`; `check` refuses singular matrices
+            where p ≤ 0.
+
+    Returns:
+        (*, n, n), symmetric, in the input's dtype; with `return_info`, a tuple of that and
+        `Diagnostics`, which has no residual here.
+
+    Ties: `exact` has the gradient by divided differences a^p (1 − (b/a)^p) / (a − b), evaluated by
+    expm1 and log1p: finite and exact at repeated eigenvalues and close to them. The others' bias
+    is stated by their kernel or gradient rule.
+
+    Rank deficiency: zero eigenvalues (at or below n · finfo(dtype).eps of the largest, dtype that
+    of the computation) stay zero, for every exponent. For p ≤ 0 such matrices are refused: add a
+    multiple of the identity. With check=False, and where values cannot be read, negative powers
+    are those of the pseudo-inverse and A^0 is the projector on the range. The gradient is exact
+    along changes that keep the rank: pairs of a positive λ and 0 have λ^(p−1), pairs of zeros 0,
+    and 1 for p = 1, whose gradient is the identity.
+
+    Second derivatives: right for `exact` at any rank, with respect to A, to p and mixed; a third
+    one is refused by a RuntimeError, and so is the second of the other methods. They take n passes
+    over n × n arrays (about 5 seconds for one matrix of n = 256 on one core). Forward mode as for
+    `matrix_sqrt`.
+
+    Raises:
+        ValueError: as `matrix_sqrt`; an exponent that is not real and finite (a tensor's values are
+            looked at with `check`) or does not broadcast to the batch; a method without powers;
+            with `check`, singular matrices where p ≤ 0, by index.
+
+    Source: Higham, "Functions of Matrices", SIAM 2008, chapter 3; Daleckiĭ, Kreĭn, 1965, for the
+    gradient. As a pooling: Li, Xie, Wang, Zuo, ICCV 2017 (MPN-COV, p = 1/2).
+
+    >>> import torch, covpool
+    >>> covpool.matrix_power(torch.diag(torch.tensor([1.0, 8.0])), 1 / 3)
+    tensor([[1., 0.],
+            [0., 2.]])
+    """
+    return evaluate(
+        "matrix_power", POWER, matrix, exponent, method, compute_dtype, check, return_info
+    )
+
+
+@overload
+def matrix_log(
+    matrix: Tensor,
+    method: str | Method = "exact",
+    *,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def matrix_log(
+    matrix: Tensor,
+    method: str | Method = "exact",
+    *,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: Literal[True],
+) -> tuple[Tensor, Diagnostics]: ...
+
+
+def matrix_log(
+    matrix: Tensor,
+    method: str | Method = "exact",
+    *,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: bool = False,
+) -> Tensor | tuple[Tensor, Diagnostics]:
+    """The logarithm log A = V diag(log λ) Vᵀ of symmetric positive definite matrices.
+
+    Args:
+        matrix: as for `matrix_sqrt`, and of full rank.
+        method: as for `matrix_sqrt`, of those that keep every eigenvalue of a decomposition.
+        compute_dtype, check, return_info: as for `matrix_sqrt`; `check` refuses singular matrices
+            too.
+
+    Returns:
+        (*, n, n), symmetric, in the input's dtype; with `return_info`, a tuple of that and
+        `Diagnostics`.
+
+    Ties: `exact` has the gradient by divided differences log(a/b) / (a − b), evaluated by log1p:
+    finite and exact at repeated eigenvalues and close to them. The others' bias is stated by their
+    kernel.
+
+    Rank deficiency: numerically singular matrices (an eigenvalue at or below n · finfo(dtype).eps
+    of the largest, dtype that of the computation) are refused: add a multiple of the identity.
+    With check=False, and where values cannot be read, the logarithm is taken on the range alone
+    and is 0 on the null space. Its gradient is exact along changes that keep the rank: pairs of a
+    positive λ and 0 have log(λ)/λ, pairs of zeros 0. The zero matrix gives zero.
+
+    Second derivatives: right for `exact` at any rank; a third one is refused by a RuntimeError,
+    and so is the second of the other methods. They take n passes over n × n arrays (about 5
+    seconds for one matrix of n = 256 on one core). Forward mode as for `matrix_sqrt`.
+
+    Raises:
+        ValueError: as `matrix_sqrt`; a method without logarithm; with `check`, singular matrices,
+            by index.
+
+    Source: Arsigny, Fillard, Pennec, Ayache, "Log-Euclidean metrics for fast and simple calculus
+    on diffusion tensors", Magnetic Resonance in Medicine 56, 2006; Daleckiĭ, Kreĭn, 1965, for the
+    gradient.
+
+    >>> import torch, covpool
+    >>> covpool.matrix_log(torch.diag(torch.tensor([1.0, torch.e])))
+    tensor([[0.0000, 0.0000],
+            [0.0000, 1.0000]])
+    """
+    return evaluate("matrix_log", LOG, matrix, None, method, compute_dtype, check, return_info)

@@ -1,0 +1,1 @@
+"""How torch differentiates: each autograd function, in both modes."""

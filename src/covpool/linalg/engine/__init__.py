@@ -1,0 +1,1 @@
+"""Factorisations: solved on every core, probed, and retried."""

@@ -1,0 +1,1 @@
+"""Gradient rules: the Loewner matrix of a derivative."""

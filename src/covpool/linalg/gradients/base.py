@@ -1,0 +1,115 @@
+"""The two axes of a method: forward algorithms and gradient rules, written on the spectrum.
+
+Every method computes F = V diag(f) Vᵀ and sends back V (L ∘ (Vᵀ G V)) Vᵀ, with V the
+eigenvectors of A, f the values that the forward algorithm gives the eigenvalues, and L the Loewner
+matrix that the gradient rule gives them (Daleckiĭ and Kreĭn, 1965). The classes here compute f and
+L alone. Their arguments are shared:
+
+    function: the scalar function that is lifted to matrices.
+    eigenvalues: (*, m), ascending, non-negative, exactly zero where they are rounding errors.
+    size: n of the n × n matrix; any eigenvalues that are not given (n > m) are zeros.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from covpool.linalg.functions import EVERY_FUNCTION, ScalarFunction
+from covpool.linalg.gradients.kernels import Kernel
+
+if TYPE_CHECKING:
+    pass
+
+
+class Loewner(NamedTuple):
+    """What a gradient rule gives: the derivative of V diag(f) Vᵀ in the eigenbasis.
+
+    matrix: (*, m, m) symmetric, L.
+    trace: (*, m), the derivative of f with respect to tr(A) where f depends on it besides on the
+        eigenvalue (Newton-Schulz normalises by the trace), else None.
+    """
+
+    matrix: Tensor
+    trace: Tensor | None = None
+
+
+class Gradient(Protocol):
+    """A gradient rule."""
+
+    functions: ClassVar[frozenset[str]]
+    """The names of the scalar functions that it differentiates."""
+
+    @property
+    def title(self) -> str:
+        """A few words for tables."""
+        ...
+
+    def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
+        """The Loewner matrix of (*, m) eigenvalues, in tensors that the caller may write over."""
+        ...
+
+
+def pairs(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
+    """The larger eigenvalue of every pair, and its distance from the smaller."""
+    row, column = eigenvalues[..., :, None], eigenvalues[..., None, :]
+    return torch.maximum(row, column), (row - column).abs_()
+
+
+def with_diagonal(diagonal_source: Tensor, off_diagonal: Tensor) -> Tensor:
+    size = off_diagonal.shape[-1]
+    on_diagonal = torch.eye(size, dtype=torch.bool, device=off_diagonal.device)
+    return torch.where(on_diagonal, diagonal_source, off_diagonal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DividedDifferences:
+    """The exact gradient: L = f[λi, λj], finite at ties.
+
+    At a singular matrix the square root has no derivative in directions that raise the rank. Pairs
+    of two zero eigenvalues get 0 (unless f′(0) is finite), so the gradient is exact along every
+    change that keeps the rank, which is what any change of the features behind a covariance of
+    deficient rank does.
+    """
+
+    functions: ClassVar[frozenset[str]] = EVERY_FUNCTION
+
+    @property
+    def title(self) -> str:
+        return "exact"
+
+    def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
+        return Loewner(function.loewner(eigenvalues))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairwise:
+    """The gradient through eigenvalues and eigenvectors, with a kernel K for the latter.
+
+    The chain rule gives Lᵢⱼ = Kᵢⱼ f(λi) + Kⱼᵢ f(λj) off the diagonal, f′(λi) on it; for an
+    antisymmetric kernel that is Kᵢⱼ (λi − λj) · f[λi, λj], the exact entry times a damping factor.
+    At an exact tie the off-diagonal entry is 0 for every antisymmetric kernel, however large K is
+    there: unlike the exact gradient, the result then depends on which basis of the tied eigenspace
+    the decomposition has chosen. Pairs of zero eigenvalues get 0.
+    """
+
+    functions: ClassVar[frozenset[str]] = EVERY_FUNCTION
+
+    kernel: Kernel
+
+    @property
+    def title(self) -> str:
+        return self.kernel.title
+
+    def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
+        larger, gap = pairs(eigenvalues)
+        zero = larger == 0
+        larger = larger.masked_fill_(zero, 1)
+        exact = function.loewner(eigenvalues)
+        on_diagonal = exact.diagonal(dim1=-2, dim2=-1).clone()
+        damped = exact.mul_(self.kernel.damping(larger, gap))
+        if not self.kernel.antisymmetric:
+            damped.add_(self.kernel.asymmetry(larger, gap).mul_(function.value(larger)))
+        damped.diagonal(dim1=-2, dim2=-1).copy_(on_diagonal)
+        return Loewner(damped.masked_fill_(zero, 0))

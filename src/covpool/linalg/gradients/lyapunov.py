@@ -1,0 +1,119 @@
+"""The Lyapunov equation F P + P F = G by matrix products, and roots whose gradient solves it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from covpool.linalg.functions import INV_SQRT, SQRT, ScalarFunction
+from covpool.linalg.gradients.base import Loewner
+from covpool.linalg.sign import sign_quotient, sign_steps
+from covpool.linalg.spectrum import frobenius_norm, symmetric_part
+
+if TYPE_CHECKING:
+    pass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from covpool.linalg.forwards.base import RootIteration
+
+
+def solve_lyapunov(
+    root: Tensor, right: Tensor, scale: Tensor, least: float, singular: bool
+) -> Tensor:
+    """P with F P + P F = G, in matrix products.
+
+    sign([[F, G], [0, −F]]) = [[I, 2P], [0, −I]] (Roberts, "Linear model reduction and solution of
+    the algebraic Riccati equation by use of the sign function", Int. J. Control 32, 1980). The
+    composition p of `sign_steps` takes the place of the sign, so with F = V diag(f) Vᵀ
+
+        P = V ( (pᵢ + pⱼ)/2 · 1/(fᵢ + fⱼ) ∘ VᵀGV ) Vᵀ,   pᵢ = p(fᵢ/scale),
+
+    where pᵢ is 1 down to fᵢ = least · scale, and 0 at 0. 7 products a step.
+
+    In a singular F, pairs (1, 0) of p need 1/fᵢ, and pairs (0, 0) get 0 by the convention of
+    `DividedDifferences`. Both come of P ← 2 (S P + P S) − 3 S P S with S = p(F/scale), 2 products,
+    which multiplies the entries by `null_factor`.
+
+    Args:
+        root: (*, n, n) symmetric, F, eigenvalues in [0, scale].
+        right: (*, n, n) symmetric, G.
+        scale: (*, 1, 1), positive.
+        least: the least eigenvalue of F/scale that is resolved.
+        singular: whether F may have lower ones.
+    """
+    block, corner = root / scale, right
+    identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+    for a, b, c in sign_steps(least, root.dtype):
+        square = block @ block
+        commutator = block @ corner
+        commutator = commutator - commutator.mT
+        if c:
+            # Antisymmetric times symmetric: the transpose differs in sign.
+            quartic = square @ commutator
+            slope = b * commutator + c * (quartic - quartic.mT)
+            factor = a * identity + b * square + c * (square @ square)
+        else:
+            slope, factor = b * commutator, a * identity + b * square
+        corner = symmetric_part(block @ slope + corner @ factor)
+        block = symmetric_part(block @ factor)
+    if singular:
+        product = block @ corner
+        corner = 2 * (product + product.mT) - 3 * symmetric_part(product @ block)
+    return corner / (2 * scale)
+
+
+def null_factor(signs: Tensor) -> Tensor:
+    """2 (pᵢ + pⱼ) − 3 pᵢ pⱼ of every pair: 1 at (1, 1), 2 at (1, 0), 0 at (0, 0)."""
+    row, column = signs[..., :, None], signs[..., None, :]
+    return 2 * (row + column) - 3 * row * column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lyapunov:
+    """P with F P + P F = G: the gradient of an exact root, at the F that `forward` gives."""
+
+    forward: RootIteration
+    """The forward algorithm."""
+
+    functions: ClassVar[frozenset[str]] = frozenset({SQRT.name, INV_SQRT.name})
+
+    @property
+    def title(self) -> str:
+        return "Lyapunov equation"
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is the derivative of the forward pass."""
+        return self.forward.accurate
+
+    def solve(self, right: Tensor, root: Tensor, scale: Tensor) -> Tensor:
+        """P of symmetric G and F, by matrix products; 0 where the scale √‖A‖ is."""
+        zero = scale == 0
+        least = self.forward.least_root(root.dtype)
+        singular = self.forward.accurate
+        solution = solve_lyapunov(root, right, torch.where(zero, 1, scale), least, singular)
+        return torch.where(zero, 0, solution)
+
+    def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
+        norm = frobenius_norm(eigenvalues, (-1,))
+        divisor = torch.where(norm == 0, 1, norm)
+        roots = self.forward.scalar_root(eigenvalues / divisor)
+        least = self.forward.least_root(eigenvalues.dtype)
+        quotient = sign_quotient(roots, sign_steps(least, eigenvalues.dtype))
+        signs = roots * quotient
+        total = roots[..., :, None] + roots[..., None, :]
+        both_zero = total == 0
+        mean = torch.where(
+            both_zero,
+            quotient[..., :, None],
+            (signs[..., :, None] + signs[..., None, :]) / torch.where(both_zero, 1, total),
+        )
+        if self.forward.accurate:
+            mean = mean * null_factor(signs)
+        loewner = 0.5 * mean * divisor[..., None].rsqrt()
+        if function is INV_SQRT:
+            inverse = self.forward.scalar_inverse(eigenvalues / divisor) * divisor.rsqrt()
+            loewner = -inverse[..., :, None] * inverse[..., None, :] * loewner
+        return Loewner(torch.where(norm[..., None] == 0, 0, loewner))

@@ -1,0 +1,133 @@
+"""In which precision matrix products are computed: TF32 and autocast are off."""
+
+import math
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from covpool.linalg.autograd.modes import in_both_modes
+from covpool.linalg.transforms import unreadable
+
+
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether the ways of computing that suit a CPU are taken: tests take the others there too."""
+    return tensor.device.type == "cpu"
+
+
+def range_unit(tensor: Tensor, dtype: torch.dtype, power: int = 3) -> Tensor | None:
+    """(*, 1, 1), powers of four by which to divide (*, m, n), so that `dtype` holds their powers.
+
+    Of matrices whose cubes it holds, roots, inverse roots and their derivatives neither overflow
+    nor vanish on the way to a result that does not; of features it is the sixth power. Dividing by
+    a power of two is exact. Samples within the range get 1, and others are taken to its edge:
+    constants with a unit, such as that of `svd-trunc`, see no jump.
+
+    None where no sample needs it: known from the tensor's dtype, or, on a CPU, by a look at the
+    values, for which a GPU would have to synchronise.
+    """
+    edge = math.log2(torch.finfo(dtype).max) / power
+    own = torch.finfo(tensor.dtype)
+    least, most = math.log2(own.tiny) + math.log2(own.eps), math.log2(own.max)
+    if -edge <= least and most <= edge:
+        return None
+    largest = tensor.detach().abs().amax((-2, -1), keepdim=True)
+    if on_cpu(tensor) and not unreadable(tensor):
+        within = (largest >= 2**-edge) & (largest <= 2**edge) | (largest == 0)
+        if within.all():
+            return None
+    wide = largest.to(torch.promote_types(tensor.dtype, dtype))
+    # Below the least normal number a logarithm may be infinite; above, the largest is rounded up.
+    exponent = wide.log2().clamp(least, most - 1)
+    exponent = torch.where(wide == 0, 0, exponent)
+    return torch.exp2(2 * ((exponent - exponent.clamp(-edge, edge)) / 2).round())
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A context in which matrix products keep the precision of their operands, TF32 off too.
+
+    torch.compile does not trace the setting of TF32: what it compiles follows the user's.
+    """
+    device = tensor.device.type
+    autocast = nullcontext()
+    if torch.amp.is_autocast_available(device):
+        autocast = torch.autocast(device, enabled=False)
+    return _WithoutTf32(autocast) if uses_tf32(tensor) else autocast
+
+
+def uses_tf32(tensor: Tensor) -> bool:
+    """Whether float32 products on the tensor's device are rounded to TF32, by the user's setting.
+
+    That is 10 bits of mantissa, which no spectral computation survives.
+    """
+    if torch.compiler.is_compiling() or tensor.device.type != "cuda":
+        return False
+    return _Tf32.depth > 0 or torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+class _Tf32:
+    """The setting is the process's: of several threads, the first saves it, the last restores."""
+
+    lock = threading.Lock()
+    depth = 0
+    saved: Any = "none"
+
+
+class _WithoutTf32(AbstractContextManager[None]):
+    def __init__(self, inner: AbstractContextManager[Any]) -> None:
+        self._inner = inner
+
+    def __enter__(self) -> None:
+        setting = torch.backends.cuda.matmul
+        with _Tf32.lock:
+            if _Tf32.depth == 0:
+                _Tf32.saved = setting.fp32_precision
+                # The new interface alone: it leaves what the old one has stored as it was.
+                setting.fp32_precision = "ieee"
+            _Tf32.depth += 1
+        self._inner.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._inner.__exit__(*error)
+        setting = torch.backends.cuda.matmul
+        with _Tf32.lock:
+            _Tf32.depth -= 1
+            if _Tf32.depth == 0:
+                # "none" is inherited from `torch.backends.fp32_precision`, and goes on to be.
+                setting.fp32_precision = "none"
+                if setting.fp32_precision != _Tf32.saved:
+                    setting.fp32_precision = _Tf32.saved
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """A B for autograd to differentiate, TF32 being off in its derivatives too."""
+    return _product(left, right) if uses_tf32(left) else left @ right
+
+
+class _Product(Function):
+    @staticmethod
+    def forward(left: Tensor, right: Tensor) -> Tensor:
+        with full_precision(left):
+            return left @ right
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = ctx.saved_tensors
+        of_left = product(grad_outputs[0], right.mT).sum_to_size(left.shape)
+        return of_left, product(left.mT, grad_outputs[0]).sum_to_size(right.shape)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        left, right = ctx.saved_tensors
+        return product(tangents[0], right) + product(left, tangents[1])
+
+
+_product = in_both_modes(_Product)

@@ -1,0 +1,69 @@
+"""What torch is doing with a tensor: transforms of torch.func, tracing, forward mode."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+
+# Documented by torch, but not listed in its `__all__`.
+is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]
+
+
+def nested_forward_mode() -> AbstractContextManager[Any]:
+    """A context for the body of a Function's `jvp`, in which outer forward derivatives go on.
+
+    torch switches forward mode off there, so that `jacfwd(jacfwd(f))` silently lacks every term
+    that comes from the `jvp` itself (pytorch issue 197867, torch 2.11 to 2.15).
+    """
+    return forward_ad._set_fwd_grad_enabled(True)  # pyright: ignore[reportPrivateUsage]
+
+
+def recorded() -> bool:
+    """Whether a graph is being recorded for other programs to run, without backward passes."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return is_tracing()
+
+
+def refuse_onnx(what: str) -> None:
+    """Refuse an operation that ONNX lacks, while a graph is being recorded for it.
+
+    Raises:
+        RuntimeError: in torch.onnx.export, which shows the message at the end of its own.
+    """
+    if recorded() and _in_onnx_export():
+        if not torch.compiler.is_dynamo_compiling():
+            # torch.compile's tracer, by which the exporter tries again, takes it for False.
+            torch.compiler.assume_constant_result(_in_onnx_export)
+        raise RuntimeError(
+            f"covpool: ONNX has no {what}; what can be exported is cov_pool and CovPool2d with "
+            "method 'newton-schulz-minimax', which is the root of 'exact' to rounding, or "
+            "'isqrt-cov': assign it to the layer's method"
+        )
+
+
+def _in_onnx_export() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
+def transformed(tensor: Tensor) -> bool:
+    """Whether the tensor is inside a transform of torch.func, and not being compiled."""
+    if torch.compiler.is_compiling():
+        return False
+    # torch has no public test for it (2.11 to 2.15).
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
+    return wrapped(tensor)
+
+
+def unreadable(tensor: Tensor) -> bool:
+    """Whether there are no values to look at."""
+    return (
+        torch.compiler.is_compiling()
+        or is_tracing()
+        or tensor.is_meta
+        or isinstance(tensor, FakeTensor)
+        or transformed(tensor)
+    )
