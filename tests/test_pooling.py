@@ -193,8 +193,8 @@ def test_shares_of_the_batch_are_the_batch(name, positions, monkeypatch):
     whole = value_and_gradient(pooled, x)
     threads = torch.get_num_threads()
     decompose_only(monkeypatch)
-    monkeypatch.setattr("covpool.linalg.features.SHARED_ELEMENTS", 0)
-    monkeypatch.setattr("covpool.linalg.parallel.SHARE_BYTES", 2000)
+    monkeypatch.setattr("covpool.linalg.covariance.SHARED_ELEMENTS", 0)
+    monkeypatch.setattr("covpool.linalg.engine.shares.SHARE_BYTES", 2000)
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
@@ -224,7 +224,7 @@ def test_the_ways_of_a_gpu_give_the_same_on_a_cpu(name, shape, monkeypatch, note
         return str(caught.value)
 
     expected, refused = everything(x), refusal()
-    for module in ("pooling", "linalg.features", "linalg.retries"):
+    for module in ("pooling", "linalg.covariance", "linalg.engine.factorisation"):
         monkeypatch.setattr(f"covpool.{module}.on_cpu", lambda tensor: False)
     assert refusal() == refused
     exact_to = 1e-11 + EPS * range_condition(x.flatten(min(3, x.ndim - 1)))

@@ -31,7 +31,7 @@ of this is differentiated by autograd.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,12 +39,10 @@ from torch import Tensor
 from covpool.linalg.engine.shares import by_shares
 from covpool.linalg.engine.symmetric import decompose
 from covpool.linalg.functions import ScalarFunction
+from covpool.linalg.methods import Method
 from covpool.linalg.precision import full_precision, on_cpu
 from covpool.linalg.spectrum import clip_to_rank, symmetric_part
 from covpool.linalg.transforms import unreadable
-
-if TYPE_CHECKING:
-    from covpool.linalg.methods import Method
 
 SHARED_ELEMENTS = 2**21
 """Elements of all that a batch is computed from, from which it is computed by shares: 16 MiB in
@@ -60,7 +58,7 @@ class Computation:
     """What is computed of features, and in which precision."""
 
     function: ScalarFunction
-    method: "Method"
+    method: Method
     decomposition_dtype: torch.dtype
     working_dtype: torch.dtype
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from covpool.linalg import checks, diagnostics
 from covpool.linalg.autograd.lift import eigenpairs, lift
+from covpool.linalg.autograd.root import iterate
 from covpool.linalg.engine.symmetric import decompose
-from covpool.linalg.forwards.top_n import TopN
 from covpool.linalg.functions import LOG, POWER, ScalarFunction
 from covpool.linalg.methods import METHODS, Method, get_method
 from covpool.linalg.precision import full_precision, range_unit
@@ -94,7 +94,7 @@ def evaluate(
                 checks.positive_definite_matrix(caller, symmetric, matrix.dtype, unit)
             elif check:
                 checks.positive_semidefinite_matrix(caller, symmetric, matrix.dtype, unit)
-            result = row.iteration.matrix(symmetric, function, row)
+            result = iterate(symmetric, function, row)
             lifted = result if unit is None else function.rescale(result, unit)
             lifted = lifted.to(matrix.dtype)
             if not return_info:
@@ -108,7 +108,7 @@ def evaluate(
         clipped = clip_to_rank(eigenvalues, size)
         if check:
             checks.positive_semidefinite(caller, eigenvalues, matrix.dtype, unit)
-            needed = row.forward.kept_count(size) if isinstance(row.forward, TopN) else size
+            needed = row.forward.kept_count(size)
             defined = function.defined_at_zero(None if powers is None else powers.detach())
             if defined is not True:
                 restricted = True if defined is False else ~defined

@@ -28,17 +28,13 @@ Overflow: a value beyond the largest number is infinite (exp beyond 709.78), and
 differences that it enters. Those too small for a number are zero.
 """
 
-from typing import TYPE_CHECKING, ClassVar
-
-import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
-from typing import Self
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
 
 from covpool.linalg.quadrature import mean
 from covpool.linalg.spectrum import rank_tolerance

@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 
 from covpool.linalg.forwards.approximants import MatrixPade, MatrixTaylor
-from covpool.linalg.forwards.base import Eigendecomposition, Forward, Iteration
+from covpool.linalg.forwards.base import Eigendecomposition, Forward
 from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz
 from covpool.linalg.forwards.top_n import TopN
 from covpool.linalg.functions import FUNCTIONS
@@ -45,17 +45,28 @@ class Method:
     description: str
     reference: str
 
+    def __post_init__(self) -> None:
+        if not self.forward.differentiated_by(self.gradient):
+            raise ValueError(
+                f"method {self.name!r}: gradient {self.gradient.title!r} with {self.gradient} does "
+                f"not differentiate the forward algorithm {self.forward.title!r} with "
+                f"{self.forward}; an iteration goes with its own gradient, or with the Lyapunov "
+                "equation at the same iteration"
+            )
+
     @property
     def exact_gradient(self) -> bool:
         """Whether the gradient is the derivative of the forward pass, so that it has one too."""
-        lyapunov = isinstance(self.gradient, Lyapunov) and self.gradient.exact
-        return lyapunov or isinstance(self.gradient, DividedDifferences)
+        return self.gradient.exact
 
     @property
-    def iteration(self) -> Iteration | None:
-        """The forward algorithm where it works on the matrix itself, without its eigenvalues."""
+    def iteration(self) -> Any:
+        """The forward algorithm where it works on the matrix itself, without its eigenvalues.
+
+        An `Iteration`, or None.
+        """
         # What sets the protocol apart; a check of it at runtime would take 20 µs of each call.
-        return cast(Iteration, self.forward) if hasattr(self.forward, "matrix") else None
+        return self.forward if hasattr(self.forward, "through_steps") else None
 
     @property
     def functions(self) -> tuple[str, ...]:

@@ -1,16 +1,11 @@
 """Odd polynomials whose composition is the sign function to rounding."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
-
-if TYPE_CHECKING:
-    pass
-
 
 NEWTON_SCHULZ_STEP = (1.5, -0.5, 0.0)
 """The cubic (3x − x³)/2, which squares what is left of 1 − x."""

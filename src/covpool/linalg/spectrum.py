@@ -3,13 +3,8 @@
 Shapes: (*, n, n) matrices, eigenvalues (*, m) in ascending order.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 
 def frobenius_norm(entries: Tensor, dims: tuple[int, ...]) -> Tensor:

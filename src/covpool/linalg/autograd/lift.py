@@ -5,7 +5,7 @@ so that derivatives of second order are right or refused. Eigenpairs are constan
 throughout: their dependence on A is accounted for in the formulas.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +15,10 @@ from covpool.linalg.autograd.modes import in_both_modes, refuse_second_derivativ
 from covpool.linalg.engine.factorisation import BelowTransforms
 from covpool.linalg.engine.symmetric import decompose
 from covpool.linalg.functions import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
+from covpool.linalg.methods import Method
 from covpool.linalg.precision import full_precision
 from covpool.linalg.spectrum import symmetric_part
 from covpool.linalg.transforms import is_tracing
-
-if TYPE_CHECKING:
-    from covpool.linalg.methods import Method
 
 
 def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +35,7 @@ def lift(
     eigenvalues: Tensor,
     eigenvectors: Tensor,
     function: ScalarFunction,
-    method: "Method",
+    method: Method,
 ) -> Tensor:
     """F = V diag(f) Vᵀ, differentiable with respect to the matrix and the exponent.
 
@@ -57,7 +55,7 @@ def derive(
     eigenvalues: Tensor,
     eigenvectors: Tensor,
     function: ScalarFunction,
-    method: "Method",
+    method: Method,
     adjoint: bool,
 ) -> Tensor:
     return _derivative(
@@ -65,7 +63,7 @@ def derive(
     )
 
 
-def _by_lyapunov(function: ScalarFunction, method: "Method") -> bool:
+def _by_lyapunov(function: ScalarFunction, method: Method) -> bool:
     """Whether the second derivative comes by the root's Lyapunov equation: needs F, not A."""
     return function is SQRT and method.exact_gradient
 
@@ -90,7 +88,7 @@ class Lift(Function):
         eigenvalues: Tensor,
         eigenvectors: Tensor,
         function: ScalarFunction,
-        method: "Method",
+        method: Method,
     ) -> Tensor:
         bound = function.bind(exponent)
         values = method.forward.values(bound, eigenvalues, eigenvectors.shape[-1])
@@ -180,7 +178,7 @@ class Derivative(Function):
         eigenvalues: Tensor,
         eigenvectors: Tensor,
         function: ScalarFunction,
-        method: "Method",
+        method: Method,
         adjoint: bool,
     ) -> Tensor:
         bound = function.bind(exponent)
@@ -291,13 +289,13 @@ def _last(anchor: Tensor, eigenvalues: Tensor) -> Tensor:
     return 0 * marked
 
 
-def _refuse_mixed(function: ScalarFunction, method: "Method") -> None:
+def _refuse_mixed(function: ScalarFunction, method: Method) -> None:
     """∂F/∂p is F's second derivative where it is differentiated again with respect to A."""
     if function.name not in FUNCTIONS:
         _refuse_unless_exact(method)
 
 
-def _refuse_unless_exact(method: "Method") -> None:
+def _refuse_unless_exact(method: Method) -> None:
     if not method.exact_gradient:
         raise RuntimeError(
             f"method {method.name!r} has no second derivative: its gradient is not the "

@@ -1,4 +1,4 @@
-"""f(cov X) as one autograd function of the features X, computed by `covpool.linalg.features`."""
+"""f(cov X) as one autograd function of the features X, computed by `covpool.linalg.covariance`."""
 
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from torch.autograd import Function
 from covpool.linalg import covariance as spectral
 from covpool.linalg.autograd.lift import eigenpairs, lift
 from covpool.linalg.autograd.modes import in_both_modes, save
+from covpool.linalg.autograd.root import iterate
 from covpool.linalg.covariance import Computation
 from covpool.linalg.precision import full_precision
 from covpool.linalg.spectrum import clip_to_rank, symmetric_part
@@ -137,7 +138,7 @@ def _curvature(
         centred = spectral.centre(x, dtype)
         covariance = centred @ centred.mT / x.shape[-1]
         if method.smooth and method.iteration is not None:
-            return method.iteration.matrix(covariance, computation.function, method)
+            return iterate(covariance, computation.function, method)
         symmetric = symmetric_part(covariance)
         eigenvalues, eigenvectors = eigenpairs(symmetric)
         eigenvalues = clip_to_rank(eigenvalues, x.shape[-2])

@@ -1,19 +1,29 @@
 """Roots by matrix products, with the gradient that solves their Lyapunov equation."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.autograd.modes import in_both_modes, save
+from covpool.linalg.forwards.base import RootIteration
+from covpool.linalg.functions import INV_SQRT, ScalarFunction
+from covpool.linalg.gradients.lyapunov import Lyapunov
+from covpool.linalg.methods import Method
 from covpool.linalg.precision import full_precision
 from covpool.linalg.spectrum import name_samples, symmetric_part
 from covpool.linalg.transforms import unreadable
 
-if TYPE_CHECKING:
-    from covpool.linalg.forwards.base import RootIteration
-    from covpool.linalg.gradients.lyapunov import Lyapunov
+
+def iterate(matrix: Tensor, function: ScalarFunction, method: Method) -> Tensor:
+    """f(A) by the method's own matrix products, with its gradient. (*, n, n) → (*, n, n)."""
+    forward = method.iteration
+    inverse = function is INV_SQRT
+    if forward.through_steps:
+        return forward.iterate(matrix, inverse)
+    result = _iterative_root(matrix, forward, method.gradient, method.name, inverse)
+    return result[2] if inverse else result[0]
 
 
 class IterativeRoot(Function):
@@ -24,7 +34,7 @@ class IterativeRoot(Function):
 
     @staticmethod
     def forward(
-        matrix: Tensor, iteration: "RootIteration", rule: "Lyapunov", name: str, inverse: bool
+        matrix: Tensor, iteration: RootIteration, rule: Lyapunov, name: str, inverse: bool
     ) -> tuple[Tensor, ...]:
         return iteration.roots(matrix, inverse)
 
@@ -54,10 +64,10 @@ class IterativeRoot(Function):
             return change, None, -inverse[0] @ change @ inverse[0]
 
 
-iterative_root = in_both_modes(IterativeRoot)
+_iterative_root = in_both_modes(IterativeRoot)
 
 
-def _solution(gradient: Tensor, root: Tensor, scale: Tensor, rule: "Lyapunov", name: str) -> Tensor:
+def _solution(gradient: Tensor, root: Tensor, scale: Tensor, rule: Lyapunov, name: str) -> Tensor:
     return _lyapunov_solution(gradient, root, scale, rule, name)
 
 
@@ -69,9 +79,7 @@ class LyapunovSolution(Function):
     """
 
     @staticmethod
-    def forward(
-        gradient: Tensor, root: Tensor, scale: Tensor, rule: "Lyapunov", name: str
-    ) -> Tensor:
+    def forward(gradient: Tensor, root: Tensor, scale: Tensor, rule: Lyapunov, name: str) -> Tensor:
         with full_precision(root):
             return rule.solve(gradient, root, scale)
 
@@ -110,7 +118,7 @@ _lyapunov_solution = in_both_modes(LyapunovSolution)
 
 
 def _refuse_unless_exact(
-    derivative: Tensor, root: Tensor, scale: Tensor, rule: "Lyapunov", name: str
+    derivative: Tensor, root: Tensor, scale: Tensor, rule: Lyapunov, name: str
 ) -> Tensor:
     """The second derivative; where it is refused by sample, inside torch.func, NaN."""
     if not rule.exact:

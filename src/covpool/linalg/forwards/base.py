@@ -1,34 +1,31 @@
-"""What the forward algorithms that work by matrix products share, and their gradient rule.
+"""Forward algorithms: what is made of each eigenvalue, or of the matrix in its products.
 
-Each is a scalar function r of the eigenvalues: with s the Frobenius norm of A, F = √s · r(A/s). So
-it is written twice, on the spectrum (`values`) and in matrix products (`root`), and both give the
-same F to rounding. The gradient P of a matrix function of this kind solves the Lyapunov equation
-F P + P F = G, which is exact where F is the exact root (Song, Sebe, Wang, "Fast differentiable
-matrix square root", ICLR 2022, and "Fast differentiable matrix square root and inverse square
-root", IEEE TPAMI 2023).
+Roots by matrix products are scalar functions r of the eigenvalues: with s the Frobenius norm of A,
+F = √s · r(A/s). So each is written twice, on the spectrum (`values`) and in matrix products
+(`normalised_roots`), and both give the same F to rounding.
 
-Errors below are relative, in the Frobenius norm, for n = 64 and eigenvalues spaced evenly in
-logarithm from 1 to 1/κ; gradients for a random G.
+Arguments of `values`:
+
+    function: the scalar function that is lifted to matrices.
+    eigenvalues: (*, m), ascending, non-negative, exactly zero where they are rounding errors.
+    size: n of the n × n matrix; any eigenvalues that are not given (n > m) are zeros.
+
+Errors in the docstrings of iterations are relative, in the Frobenius norm, for n = 64 and
+eigenvalues spaced evenly in logarithm from 1 to 1/κ; gradients for a random G.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from covpool.linalg.functions import EVERY_FUNCTION, INV_SQRT, ScalarFunction
+from covpool.linalg.gradients.base import Gradient
 from covpool.linalg.gradients.lyapunov import Lyapunov
-from covpool.linalg.spectrum import frobenius_norm
-
-if TYPE_CHECKING:
-    from covpool.linalg.methods import Method
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
-
-from covpool.linalg.autograd.root import iterative_root
 from covpool.linalg.precision import full_precision
-from covpool.linalg.spectrum import symmetric_part
+from covpool.linalg.spectrum import frobenius_norm, symmetric_part
 
 
 class Forward(Protocol):
@@ -45,7 +42,17 @@ class Forward(Protocol):
         """A few words for tables."""
         ...
 
-    def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor: ...
+    def differentiated_by(self, gradient: Gradient) -> bool:
+        """Whether the gradient rule goes with it."""
+        ...
+
+    def kept_count(self, size: int) -> int:
+        """How many eigenvalues of an n × n matrix it keeps, n = `size`."""
+        ...
+
+    def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
+        """f(λ), (*, m)."""
+        ...
 
 
 class Iteration(Forward, Protocol):
@@ -55,9 +62,8 @@ class Iteration(Forward, Protocol):
     """Channels up to which `cov_pool` works on the matrix on a CPU too, where a decomposition
     takes longer: measured for N = 2C and batches of 1 to 256 on 2 cores. 0: never."""
 
-    def matrix(self, covariance: Tensor, function: ScalarFunction, method: "Method") -> Tensor:
-        """f(A) in matrix products, with the method's gradient. (*, n, n) → (*, n, n)."""
-        ...
+    through_steps: ClassVar[bool]
+    """Whether autograd differentiates its steps, `iterate`; else the rule does, from `roots`."""
 
     def steps(self, dtype: torch.dtype) -> int | None:
         """How many steps it takes; None where it evaluates a formula."""
@@ -74,6 +80,12 @@ class Eigendecomposition:
     @property
     def title(self) -> str:
         return "eigendecomposition"
+
+    def differentiated_by(self, gradient: Gradient) -> bool:
+        return True
+
+    def kept_count(self, size: int) -> int:
+        return size
 
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
         return function.value(eigenvalues)
@@ -92,8 +104,11 @@ class RootIteration(ABC):
     iterated_channels: ClassVar[int] = 0
     """See `Iteration`."""
 
+    through_steps: ClassVar[bool] = False
+    """See `Iteration`."""
+
     accurate: ClassVar[bool]
-    """Whether r is the square root to rounding, so that the Lyapunov equation differentiates it."""
+    """See `ApproximateRoot`."""
 
     @property
     @abstractmethod
@@ -101,7 +116,7 @@ class RootIteration(ABC):
 
     @abstractmethod
     def least_root(self, dtype: torch.dtype) -> float:
-        """The least r that the Lyapunov equation has to resolve when computing in `dtype`."""
+        """See `ApproximateRoot`."""
 
     @abstractmethod
     def scalar_root(self, x: Tensor) -> Tensor:
@@ -110,6 +125,12 @@ class RootIteration(ABC):
     def scalar_inverse(self, x: Tensor) -> Tensor:
         """1/r(x), of those that offer the inverse root."""
         return 1 / self.scalar_root(x)
+
+    def differentiated_by(self, gradient: Gradient) -> bool:
+        return isinstance(gradient, Lyapunov) and gradient.forward == self
+
+    def kept_count(self, size: int) -> int:
+        return size
 
     @abstractmethod
     def normalised_roots(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:
@@ -140,14 +161,3 @@ class RootIteration(ABC):
         if reciprocal is None:
             return result
         return *result, torch.where(zero, 0, divisor.rsqrt() * symmetric_part(reciprocal))
-
-    def matrix(self, covariance: Tensor, function: ScalarFunction, method: "Method") -> Tensor:
-        """F or F⁻¹ with the gradient of the Lyapunov equation. (*, n, n) → (*, n, n)."""
-        if not isinstance(method.gradient, Lyapunov):
-            raise ValueError(
-                f"method {method.name!r}: the forward algorithm {self.title!r} goes with the "
-                f"gradient of the Lyapunov equation alone, got {method.gradient.title!r}"
-            )
-        inverse = function is INV_SQRT
-        result = iterative_root(covariance, self, method.gradient, method.name, inverse)
-        return result[2] if inverse else result[0]

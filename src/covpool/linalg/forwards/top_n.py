@@ -1,16 +1,13 @@
 """The N largest eigenvalues alone, forward and backward."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from covpool.linalg.functions import EVERY_FUNCTION, LOG, ScalarFunction
-from covpool.linalg.gradients.base import Loewner, pairs, with_diagonal
-
-if TYPE_CHECKING:
-    pass
+from covpool.linalg.gradients.base import Gradient, Loewner, pairs, with_diagonal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +39,19 @@ class TopN:
             raise ValueError(f"kept_fraction must lie in (0, 1], got {self.kept_fraction!r}")
 
     @property
+    def exact(self) -> bool:
+        return False
+
+    @property
     def title(self) -> str:
         return "N largest eigenvalues"
 
     def kept_count(self, size: int) -> int:
         """N for matrices of that size."""
         return max(1, round(self.kept_fraction * int(size)))  # torch.jit.trace has it a tensor
+
+    def differentiated_by(self, gradient: Gradient) -> bool:
+        return True
 
     def _kept(self, eigenvalues: Tensor, size: int) -> Tensor:
         count = self.kept_count(size)

@@ -1,9 +1,6 @@
-"""The two axes of a method: forward algorithms and gradient rules, written on the spectrum.
+"""Gradient rules: the Loewner matrix L of V (L ∘ (Vᵀ G V)) Vᵀ, computed from the eigenvalues.
 
-Every method computes F = V diag(f) Vᵀ and sends back V (L ∘ (Vᵀ G V)) Vᵀ, with V the
-eigenvectors of A, f the values that the forward algorithm gives the eigenvalues, and L the Loewner
-matrix that the gradient rule gives them (Daleckiĭ and Kreĭn, 1965). The classes here compute f and
-L alone. Their arguments are shared:
+V are the eigenvectors of A (Daleckiĭ and Kreĭn, 1965). Arguments of every rule:
 
     function: the scalar function that is lifted to matrices.
     eigenvalues: (*, m), ascending, non-negative, exactly zero where they are rounding errors.
@@ -11,16 +8,13 @@ L alone. Their arguments are shared:
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from covpool.linalg.functions import EVERY_FUNCTION, ScalarFunction
 from covpool.linalg.gradients.kernels import Kernel
-
-if TYPE_CHECKING:
-    pass
 
 
 class Loewner(NamedTuple):
@@ -40,6 +34,11 @@ class Gradient(Protocol):
 
     functions: ClassVar[frozenset[str]]
     """The names of the scalar functions that it differentiates."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is the derivative of the forward pass, so that it has a derivative too."""
+        ...
 
     @property
     def title(self) -> str:
@@ -76,6 +75,10 @@ class DividedDifferences:
     functions: ClassVar[frozenset[str]] = EVERY_FUNCTION
 
     @property
+    def exact(self) -> bool:
+        return True
+
+    @property
     def title(self) -> str:
         return "exact"
 
@@ -97,6 +100,10 @@ class Pairwise:
     functions: ClassVar[frozenset[str]] = EVERY_FUNCTION
 
     kernel: Kernel
+
+    @property
+    def exact(self) -> bool:
+        return False
 
     @property
     def title(self) -> str:

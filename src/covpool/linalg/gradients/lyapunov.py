@@ -1,7 +1,13 @@
-"""The Lyapunov equation F P + P F = G by matrix products, and roots whose gradient solves it."""
+"""The gradient of an exact root F: P with F P + P F = G, on the spectrum or by matrix products.
+
+The gradient of a matrix function F with F² = A solves this Lyapunov equation. It is the derivative
+of the forward pass where F is the exact root (Song, Sebe, Wang, "Fast differentiable matrix square
+root", ICLR 2022, and "Fast differentiable matrix square root and inverse square root", IEEE TPAMI
+2023).
+"""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -10,13 +16,6 @@ from covpool.linalg.functions import INV_SQRT, SQRT, ScalarFunction
 from covpool.linalg.gradients.base import Loewner
 from covpool.linalg.sign import sign_quotient, sign_steps
 from covpool.linalg.spectrum import frobenius_norm, symmetric_part
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from covpool.linalg.forwards.base import RootIteration
 
 
 def solve_lyapunov(
@@ -70,11 +69,30 @@ def null_factor(signs: Tensor) -> Tensor:
     return 2 * (row + column) - 3 * row * column
 
 
+class ApproximateRoot(Protocol):
+    """What the rule needs of a root F = √‖A‖ · r(A/‖A‖), r a scalar function on [0, 1]."""
+
+    accurate: ClassVar[bool]
+    """Whether r is the square root to rounding, so that the Lyapunov equation differentiates it."""
+
+    def least_root(self, dtype: torch.dtype) -> float:
+        """The least r that the Lyapunov equation has to resolve when computing in `dtype`."""
+        ...
+
+    def scalar_root(self, x: Tensor) -> Tensor:
+        """r(x), elementwise."""
+        ...
+
+    def scalar_inverse(self, x: Tensor) -> Tensor:
+        """1/r(x), elementwise."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lyapunov:
     """P with F P + P F = G: the gradient of an exact root, at the F that `forward` gives."""
 
-    forward: RootIteration
+    forward: ApproximateRoot
     """The forward algorithm."""
 
     functions: ClassVar[frozenset[str]] = frozenset({SQRT.name, INV_SQRT.name})
