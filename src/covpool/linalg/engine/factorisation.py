@@ -3,7 +3,7 @@
 Each sample is judged and retried for itself: the others keep what the solver gave them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,6 @@ from torch.autograd import Function
 from covpool.linalg.engine.cores import spread
 from covpool.linalg.engine.shares import SampleError, shares
 from covpool.linalg.precision import full_precision, on_cpu
-from covpool.linalg.spectrum import rank_tolerance
 from covpool.linalg.transforms import refuse_onnx, transformed, unreadable
 
 PROBE_SLACK = 64
@@ -28,6 +27,7 @@ the symmetric eigendecomposition on 2 cores: 16 matrices of n = 16 take as long 
 them, 4 of n = 49 or 16 of n = 49 take 0.7, 0.75 and 0.6 of the time."""
 
 Factors = tuple[Tensor, ...]
+_Error = tuple[Tensor, Tensor | None]
 
 # Documented by torch, but not listed in its `__all__`.
 LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
@@ -45,7 +45,8 @@ class Factorisation:
         name: what it is called in messages.
         solve: the batched solver, which can be given the factors to write to.
         blank: uninitialised factors, of the shapes, dtype, device and strides that it gives.
-        failed: which of (batch, m, n) have factors that are not theirs. (batch,)
+        errors: of (batch, m, n), their factors and unit vectors by length: what should be zero,
+            (batch, k), each beside the numbers that it is an error of, None where they are ones.
         fallbacks: what is tried for a single matrix that failed, in this order. What it returns is
             probed against the matrix that it has factorised, which it returns too.
         advice: the end of the message where nothing helps.
@@ -54,7 +55,7 @@ class Factorisation:
     name: str
     solve: Callable[..., Factors]
     blank: Callable[[Tensor], Factors]
-    failed: Callable[[Tensor, Factors], Tensor]
+    errors: Callable[[Tensor, Factors, Callable[[int], Tensor]], Sequence[_Error]]
     fallbacks: Mapping[str, Callable[[Tensor], tuple[Tensor, Factors]]]
     advice: str
 
@@ -67,10 +68,12 @@ class Factorisation:
         Raises:
             DecompositionError: samples for which every way failed.
         """
-        if transformed(matrix):
-            return BelowTransforms.apply(matrix.detach(), self)
-        if unreadable(matrix) or matrix.numel() == 0:
+        if unreadable(matrix):
+            if transformed(matrix):
+                return BelowTransforms.apply(matrix.detach(), self)
             refuse_onnx(self.name)
+            return self.solve(matrix)
+        if matrix.numel() == 0:
             return self.solve(matrix)
         matrix = matrix.detach()
         with full_precision(matrix):
@@ -104,6 +107,13 @@ class Factorisation:
                 len(matrices),
             )
         return factors
+
+    def failed(self, matrices: Tensor, factors: Factors) -> Tensor:
+        """Which of (batch, m, n) have factors that are not theirs. (batch,)"""
+        size = max(matrices.shape[-2:])
+        found = self.errors(matrices, factors, lambda length: _probe_of(length, matrices))
+        masks = [_exceeds(error, numbers, size) for error, numbers in found]
+        return masks[0] if len(masks) == 1 else torch.stack(masks).any(0)
 
     def _solved(self, matrices: Tensor) -> Factors:
         """The solver's factors, NaN where it raised."""
@@ -142,7 +152,7 @@ class Factorisation:
         return None
 
 
-def probe(size: int, like: Tensor) -> Tensor:
+def _probe_of(size: int, like: Tensor) -> Tensor:
     """A unit vector (size,) without symmetries, which shows a wrong result. Not to be changed."""
     return _probe(size, like.dtype).to(like.device)
 
@@ -150,24 +160,24 @@ def probe(size: int, like: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _probe(size: int, dtype: torch.dtype) -> Tensor:
     # Kept on the CPU alone: a GPU's would be written on one stream and read on another.
-    x = torch.arange(1, size + 1, dtype=dtype, device="cpu").mul(2.4).cos()
-    return x / x.norm()
+    x = torch.arange(1, size + 1, dtype=dtype.to_real(), device="cpu").mul(2.4).cos()
+    return (x / x.norm()).to(dtype)
 
 
-def largest(values: Tensor) -> Tensor:
+def _largest(values: Tensor) -> Tensor:
     """The largest magnitude of each row (*, n); NaN where there is one. n is not 0."""
     # In one operation: on so few numbers it costs what its call costs.
     return torch.linalg.vector_norm(values, torch.inf, dim=-1)
 
 
-def exceeds(error: Tensor, scale: Tensor | float, size: int) -> Tensor:
-    """Whether an error (*, n) is more than rounding explains in numbers of that scale (*)."""
-    tolerance = PROBE_SLACK * rank_tolerance(size, error.dtype)
+def _exceeds(error: Tensor, numbers: Tensor | None, size: int) -> Tensor:
+    """Whether an error (*, n) is more than rounding explains in the largest number of (*, m)."""
+    precision = torch.finfo(error.dtype)
+    tolerance = PROBE_SLACK * size * precision.eps
     # Numbers below the least normal one are rounded to the same absolute error as that.
-    tiny = torch.finfo(error.dtype).tiny
-    scale = scale.clamp_min(tiny) if isinstance(scale, Tensor) else max(scale, tiny)
+    scale = 1 if numbers is None else _largest(numbers).clamp_min(precision.tiny)
     # This way round so that NaN counts as an error.
-    return ~(largest(error) <= tolerance * scale)
+    return ~(_largest(error) <= tolerance * scale)
 
 
 class BelowTransforms(Function):

@@ -4,11 +4,12 @@ Shapes: (*, m, n) matrices, k = min(m, n); U (*, m, k), S (*, k) descending, Vh 
 """
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from covpool.linalg.engine.factorisation import Factorisation, exceeds, largest, probe
+from covpool.linalg.engine.factorisation import Factorisation
 from covpool.linalg.engine.shares import empty_column_major
 from covpool.linalg.spectrum import rank_tolerance
 
@@ -26,24 +27,21 @@ def _blank(matrix: Tensor) -> SingularFactors:
     batch = matrix.shape[:-2]
     return (
         empty_column_major(matrix, *batch, rows, count),
-        matrix.new_empty((*batch, count)),
+        matrix.new_empty((*batch, count), dtype=matrix.dtype.to_real()),
         empty_column_major(matrix, *batch, count, columns),
     )
 
 
-def _failed(matrices: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
-    """For fixed vectors x and y, UᵀU x and VᵀV x have to be x, and U S Vᵀ y has to be A y."""
+def _errors(
+    matrices: Tensor, factors: tuple[Tensor, ...], probe: Callable[[int], Tensor]
+) -> list[tuple[Tensor, Tensor | None]]:
+    """For fixed vectors x and y, UᴴU x and VᴴV x have to be x, and U S Vᴴ y has to be A y."""
     u, s, vh = factors
-    longer = max(matrices.shape[-2:])
-    x, y = (probe(size, matrices)[:, None] for size in (s.shape[-1], matrices.shape[-1]))
-    left = u.mT @ (u @ x) - x
-    right = vh @ (vh.mT @ x) - x
+    x, y = (probe(size)[:, None] for size in (s.shape[-1], matrices.shape[-1]))
+    left = u.mH @ (u @ x) - x
+    right = vh @ (vh.mH @ x) - x
     residual = u @ (s[..., None] * (vh @ y)) - matrices @ y
-    return (
-        exceeds(left[..., 0], 1, longer)
-        | exceeds(right[..., 0], 1, longer)
-        | exceeds(residual[..., 0], largest(s), longer)
-    )
+    return [(left[..., 0], None), (right[..., 0], None), (residual[..., 0], s)]
 
 
 def _alone(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
@@ -51,8 +49,8 @@ def _alone(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
 
 
 def _in_float64(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
-    u, s, vh = _solve(matrix.double())
-    return matrix, (u.to(matrix.dtype), s.to(matrix.dtype), vh.to(matrix.dtype))
+    u, s, vh = _solve(matrix.to(torch.promote_types(matrix.dtype, torch.float64)))
+    return matrix, (u.to(matrix.dtype), s.to(matrix.dtype.to_real()), vh.to(matrix.dtype))
 
 
 def _scaled(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
@@ -64,23 +62,23 @@ def _scaled(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
 def _transposed(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
     # On CUDA there is a choice of solvers; this one is the slowest and most robust.
     driver = "gesvd" if matrix.is_cuda else None
-    v, s, uh = torch.linalg.svd(matrix.mT, full_matrices=False, driver=driver)
-    return matrix, (uh.mT, s, v.mT)
+    v, s, uh = torch.linalg.svd(matrix.mH, full_matrices=False, driver=driver)
+    return matrix, (uh.mH, s, v.mH)
 
 
 def _by_eigh(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
-    """The eigenvectors (u, v)/√2 of [[0, A], [Aᵀ, 0]], whose eigenvalues are ±σ and zeros.
+    """The eigenvectors (u, v)/√2 of [[0, A], [Aᴴ, 0]], whose eigenvalues are ±σ and zeros.
 
     Within the null space nothing keeps u and v apart: at deficient rank the probe refuses this.
     """
     rows, columns = matrix.shape
     count = min(rows, columns)
     block = matrix.new_zeros((rows + columns, rows + columns))
-    block[:rows, rows:], block[rows:, :rows] = matrix, matrix.mT
+    block[:rows, rows:], block[rows:, :rows] = matrix, matrix.mH
     eigenvalues, eigenvectors = torch.linalg.eigh(block)
     s = eigenvalues[-count:].flip(-1).clamp_min(0)
     vectors = eigenvectors[:, -count:].flip(-1) * 2**0.5
-    return matrix, (vectors[:rows], s, vectors[rows:].mT)
+    return matrix, (vectors[:rows], s, vectors[rows:].mH)
 
 
 def _with_jitter(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
@@ -91,10 +89,11 @@ def _with_jitter(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
     share = rank_tolerance(max(rows, columns), matrix.dtype)
     jitter = share * torch.linalg.matrix_norm(matrix / scale) * scale
     jittered = matrix.clone()
-    ramp = torch.linspace(1, 2, count, dtype=matrix.dtype, device=matrix.device)
+    ramp = torch.linspace(1, 2, count, dtype=jitter.dtype, device=matrix.device)
     jittered.diagonal().add_(jitter * ramp)
     factors = _solve(jittered)
-    if not bool(_failed(jittered[None], tuple(factor[None] for factor in factors))):
+    batch = tuple(factor[None] for factor in factors)
+    if not bool(SINGULAR_VALUE_DECOMPOSITION.failed(jittered[None], batch)):
         warnings.warn(
             f"a singular value decomposition of a {rows} × {columns} matrix in {matrix.dtype} "
             f"succeeded only with {2 * jitter.item():.1e} added to its diagonal",
@@ -108,7 +107,7 @@ SINGULAR_VALUE_DECOMPOSITION = Factorisation(
     name="singular value decomposition",
     solve=_solve,
     blank=_blank,
-    failed=_failed,
+    errors=_errors,
     fallbacks={
         "the same solver alone": _alone,
         "float64": _in_float64,

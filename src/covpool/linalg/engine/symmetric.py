@@ -1,14 +1,16 @@
 """The symmetric eigendecomposition that every method stands on: quick, checked, and retried.
 
-Shapes: (*, n, n) symmetric matrices; eigenvalues (*, n) ascending, eigenvectors (*, n, n).
+Shapes: (*, n, n) symmetric or Hermitian matrices; eigenvalues (*, n) ascending and real,
+eigenvectors (*, n, n).
 """
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from covpool.linalg.engine.factorisation import Factorisation, exceeds, largest, probe
+from covpool.linalg.engine.factorisation import Factorisation
 from covpool.linalg.engine.shares import empty_column_major
 from covpool.linalg.spectrum import rank_tolerance
 
@@ -19,7 +21,7 @@ def decompose(matrix: Tensor) -> Decomposition:
     """Eigenvalues and eigenvectors, of matrices that are taken to be symmetric. No gradient.
 
     On a CPU the batch is spread over the cores. Outside torch.compile, where values cannot be read,
-    each sample's result is probed: A x and x have to be what V Λ Vᵀ x and V Vᵀ x are, for one fixed
+    each sample's result is probed: A x and x have to be what V Λ Vᴴ x and V Vᴴ x are, for one fixed
     x. Samples that fail, or all of them where the solver raises, are decomposed again in the ways
     of `EIGENDECOMPOSITION`, one after the other, each sample for itself. Samples that are not
     finite give NaN.
@@ -37,20 +39,20 @@ def _solve(matrix: Tensor, **out: Decomposition) -> Decomposition:
 
 
 def _blank(matrix: Tensor) -> Decomposition:
-    return matrix.new_empty(matrix.shape[:-1]), empty_column_major(matrix, *matrix.shape)
+    eigenvalues = matrix.new_empty(matrix.shape[:-1], dtype=matrix.dtype.to_real())
+    return eigenvalues, empty_column_major(matrix, *matrix.shape)
 
 
-def _failed(matrices: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+def _errors(
+    matrices: Tensor, factors: tuple[Tensor, ...], probe: Callable[[int], Tensor]
+) -> list[tuple[Tensor, Tensor | None]]:
     eigenvalues, eigenvectors = factors
-    size = matrices.shape[-1]
-    x = probe(size, matrices)
+    x = probe(matrices.shape[-1])
     # With a vector, not with a matrix of one column: that takes a quicker way through BLAS.
-    coordinates = eigenvectors.mT @ x
+    coordinates = eigenvectors.mH @ x
     both = torch.stack([coordinates, coordinates * eigenvalues], dim=-2) @ eigenvectors.mT
     orthogonality, residual = both.unbind(-2)
-    return exceeds(orthogonality.sub_(x), 1, size) | exceeds(
-        residual.sub_(matrices @ x), largest(eigenvalues), size
-    )
+    return [(orthogonality.sub_(x), None), (residual.sub_(matrices @ x), eigenvalues)]
 
 
 def _alone(matrix: Tensor) -> tuple[Tensor, Decomposition]:
@@ -58,8 +60,9 @@ def _alone(matrix: Tensor) -> tuple[Tensor, Decomposition]:
 
 
 def _in_float64(matrix: Tensor) -> tuple[Tensor, Decomposition]:
-    eigenvalues, eigenvectors = _solve(matrix.double())
-    return matrix, (eigenvalues.to(matrix.dtype), eigenvectors.to(matrix.dtype))
+    wide = torch.promote_types(matrix.dtype, torch.float64)
+    eigenvalues, eigenvectors = _solve(matrix.to(wide))
+    return matrix, (eigenvalues.to(matrix.dtype.to_real()), eigenvectors.to(matrix.dtype))
 
 
 def _scaled(matrix: Tensor) -> tuple[Tensor, Decomposition]:
@@ -82,10 +85,10 @@ def _with_jitter(matrix: Tensor) -> tuple[Tensor, Decomposition]:
     size = matrix.shape[-1]
     scale = matrix.abs().amax()
     jitter = rank_tolerance(size, matrix.dtype) * torch.linalg.matrix_norm(matrix / scale) * scale
-    ramp = torch.linspace(1, 2, size, dtype=matrix.dtype, device=matrix.device)
+    ramp = torch.linspace(1, 2, size, dtype=jitter.dtype, device=matrix.device)
     jittered = matrix + torch.diag(jitter * ramp)
     factors = _solve(jittered)
-    if not bool(_failed(jittered[None], (factors[0][None], factors[1][None]))):
+    if not bool(EIGENDECOMPOSITION.failed(jittered[None], (factors[0][None], factors[1][None]))):
         warnings.warn(
             f"an eigendecomposition of a {size} × {size} matrix in {matrix.dtype} succeeded only "
             f"with {2 * jitter.item():.1e} added to its diagonal",
@@ -99,7 +102,7 @@ EIGENDECOMPOSITION = Factorisation(
     name="eigendecomposition",
     solve=_solve,
     blank=_blank,
-    failed=_failed,
+    errors=_errors,
     fallbacks={
         "the same solver alone": _alone,
         "float64": _in_float64,
