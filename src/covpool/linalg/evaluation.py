@@ -151,9 +151,12 @@ def _diagnose(
         matrix, result = matrix.to(wide), result.to(wide)
         spectrum = decompose(matrix)
     matrix, result = matrix.detach(), result.detach()
+    eigenvalues, eigenvectors = spectrum
+    clipped = clip_to_rank(eigenvalues, matrix.shape[-1])
     return diagnostics.of_spectrum(
-        spectrum[0],
+        clipped,
+        eigenvalues,
         unit,
-        residual=diagnostics.residual(function.name, matrix, result, *spectrum),
+        residual=diagnostics.residual(function.name, matrix, result, clipped, eigenvectors),
         iterations=iterations,
     )
