@@ -224,7 +224,12 @@ def test_the_ways_of_a_gpu_give_the_same_on_a_cpu(name, shape, monkeypatch, note
         return str(caught.value)
 
     expected, refused = everything(x), refusal()
-    for module in ("pooling", "linalg.covariance", "linalg.engine.factorisation"):
+    for module in (
+        "pooling",
+        "linalg.covariance",
+        "linalg.engine.factorisation",
+        "linalg.precision",
+    ):
         monkeypatch.setattr(f"covpool.{module}.on_cpu", lambda tensor: False)
     assert refusal() == refused
     exact_to = 1e-11 + EPS * range_condition(x.flatten(min(3, x.ndim - 1)))

@@ -1,5 +1,6 @@
 """Any scalar function of a matrix: derivatives at exact ties, and a user's own under transforms."""
 
+import itertools
 import math
 
 import pytest
@@ -216,3 +217,19 @@ def test_the_mean_and_its_error():
     # A kink is noticed.
     value, error = mean(torch.sign, x[:1], -2 * x[:1])
     assert error > 1e-3
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_second_differences_of_a_spectrum(name):
+    """For every triple what the function of three numbers gives, ties included."""
+    function = EVERY[name]
+    if name in PARAMETERS:
+        function = function.bind(torch.tensor([0.5, 2.0], dtype=torch.float64))
+    x = torch.tensor([[0.1, 0.7, 0.7, 3.0], [0.2, 0.21, 0.2100001, 9.0]], dtype=torch.float64)
+    if function.domain.has_negative:
+        x = x - 0.5
+    for middle, values in enumerate(function.second_differences(x)):
+        for i, j in itertools.product(range(4), range(4)):
+            triple = sorted((i, j, middle), reverse=True)
+            expected = function.second_divided_difference(*(x[:, k] for k in triple))
+            torch.testing.assert_close(values[:, i, j], expected, rtol=1e-12, atol=1e-14)

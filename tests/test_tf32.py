@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import covpool
-from covpool.linalg import spectrum
+from covpool.linalg import precision
 
 SETTINGS = {
     "the old flag": "torch.backends.cuda.matmul.allow_tf32 = True",
@@ -23,7 +23,7 @@ PROGRAM = """
 import warnings
 warnings.simplefilter("error")
 import torch
-from covpool.linalg import spectrum
+from covpool.linalg import precision
 {setting}
 class OnCuda:
     device = torch.device("cuda")
@@ -42,14 +42,14 @@ def state():
     return found
 before = state()
 for _ in range(2):
-    with spectrum.full_precision(OnCuda()):
+    with precision.full_precision(OnCuda()):
         assert torch.backends.cuda.matmul.fp32_precision in ("ieee", "none")
-        with spectrum.full_precision(OnCuda()):
+        with precision.full_precision(OnCuda()):
             assert torch.backends.cuda.matmul.fp32_precision in ("ieee", "none")
         assert torch.backends.cuda.matmul.fp32_precision in ("ieee", "none")
     assert state() == before, (state(), before)
 try:
-    with spectrum.full_precision(OnCuda()):
+    with precision.full_precision(OnCuda()):
         raise KeyError
 except KeyError:
     pass
@@ -83,14 +83,14 @@ def test_several_threads_share_one_setting(monkeypatch):
     inside, leave = threading.Event(), threading.Event()
 
     def first():
-        with spectrum.full_precision(OnCuda()):
+        with precision.full_precision(OnCuda()):
             inside.set()
             leave.wait(60)
 
     thread = threading.Thread(target=first)
     thread.start()
     inside.wait(60)
-    with spectrum.full_precision(OnCuda()):
+    with precision.full_precision(OnCuda()):
         leave.set()
         thread.join()
         assert setting.fp32_precision == "ieee"
@@ -114,8 +114,8 @@ def test_products_that_autograd_differentiates_keep_their_precision_backward(mon
 
     plain = derivatives()
     calls = []
-    monkeypatch.setattr(spectrum, "uses_tf32", lambda tensor: calls.append(tensor) or True)
-    monkeypatch.setattr(spectrum, "_WithoutTf32", lambda autocast: autocast)
+    monkeypatch.setattr(precision, "uses_tf32", lambda tensor: calls.append(tensor) or True)
+    monkeypatch.setattr(precision, "_WithoutTf32", lambda autocast: autocast)
     for one, other in zip(derivatives(), plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     assert calls

@@ -204,6 +204,7 @@ def channel_reduction(channels: int, reduced_channels: int | None) -> nn.Module:
 
 def _checked_map(x: Tensor, channels: int) -> Tensor:
     """A feature map as it is, or a ValueError where it has no covariance to pool."""
+    checks.tensor("CovPool2d", x)
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(f"CovPool2d needs features (B, {channels}, H, W), got {tuple(x.shape)}")
     if x.shape[2] * x.shape[3] == 1:
@@ -279,7 +280,6 @@ class CovPool2d(nn.Module):
         return size * (size + 1) // 2 if self.vectorize else size * size
 
     def forward(self, x: Tensor) -> Tensor:
-        checks.tensor("CovPool2d", x)
         pooled = cov_pool(
             self.reduction(_checked_map(x, self.in_channels)),
             self._method,

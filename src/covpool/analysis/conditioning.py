@@ -169,7 +169,7 @@ def _figures(raw: Tensor, clipped: Tensor, floor: float) -> SpectrumFigures:
     """Of eigenvalues (*, n) as computed, and with rounding errors set to zero; both ascending."""
     if not 0 < floor < float("inf"):
         raise ValueError(f"the floor under eigenvalues must be a positive number, got {floor!r}")
-    found = of_spectrum(clipped, unit=None)
+    found = of_spectrum(clipped)
     largest = clipped[..., -1]
     smallest = torch.where(clipped > 0, clipped, torch.inf).amin(-1)
     floored = raw.clamp_min(floor)

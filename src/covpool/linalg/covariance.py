@@ -150,7 +150,7 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
     if working != values.dtype:
         # It may hold every entry of the result, and yet not the root of an eigenvalue.
         large = values.amax(-1, keepdim=True) > torch.finfo(working).max / channels
-        unit = torch.where(large, 2.0 ** channels.bit_length(), 1)
+        unit = torch.where(large, 2.0 ** int(channels).bit_length(), 1)
         values = (values / unit).to(working)
     null, weights = values[..., :1], values[..., 1:] - values[..., :1]
     linear = None

@@ -73,15 +73,22 @@ class Diagnostics:
 
 
 def of_spectrum(
-    computed: Tensor,
-    unit: Tensor | None,
+    eigenvalues: Tensor,
+    computed: Tensor | None = None,
+    unit: Tensor | None = None,
     *,
     residual: Tensor | None = None,
     iterations: Tensor | None = None,
 ) -> Diagnostics:
-    """The figures of eigenvalues (*, n) as computed, ascending, n ≥ 1, in units (*, 1, 1) or 1."""
-    computed = computed.detach()
-    eigenvalues = clip_to_rank(computed, computed.shape[-1])
+    """The figures of eigenvalues (*, n), ascending, n ≥ 1.
+
+    Args:
+        eigenvalues: those that count as zero being exactly zero.
+        computed: as they were before; None: the same.
+        unit: (*, 1, 1), of both; None: 1.
+    """
+    eigenvalues = eigenvalues.detach()
+    computed = eigenvalues if computed is None else computed.detach()
     dropped = torch.where(eigenvalues == 0, computed.abs(), 0).amax(-1)
     largest, smallest = eigenvalues[..., -1], eigenvalues[..., 0]
     singular = smallest <= 0
@@ -151,7 +158,7 @@ def diagnose(
         eigenvalues = torch.linalg.eigvalsh(symmetric_part(scaled.to(dtype)))
     if check:
         checks.positive_semidefinite("diagnose", eigenvalues, matrix.dtype, unit)
-    return of_spectrum(eigenvalues, unit)
+    return of_spectrum(clip_to_rank(eigenvalues, matrix.shape[-1]), eigenvalues, unit)
 
 
 def residual(

@@ -150,6 +150,7 @@ def _diagnose(
         spectrum = decompose(matrix)
     matrix, result = matrix.detach(), result.detach()
     return diagnostics.of_spectrum(
+        clip_to_rank(spectrum[0], matrix.shape[-1]),
         spectrum[0],
         unit,
         residual=diagnostics.residual(function, matrix, result, *spectrum),

@@ -29,7 +29,7 @@ differences that it enters. Those too small for a number are zero.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import ClassVar, Self
 
@@ -146,10 +146,19 @@ class ScalarFunction(ABC):
 
     def second_divided_difference(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         """f[a, b, c] = (f[a, b] − f[b, c]) / (a − c) for a ≥ b ≥ c."""
-        tied, spread = _guarded(a - c)
-        above, below = self.confluent_difference(b, a), self.confluent_difference(b, c)
-        mixed = (a - b) / spread * above + (b - c) / spread * below
-        return torch.where(tied, above, mixed)
+        return _mix(a, b, c, self.confluent_difference(b, a), self.confluent_difference(b, c))
+
+    def second_differences(self, x: Tensor) -> Iterator[Tensor]:
+        """f[xᵢ, xₗ, xⱼ] of ascending x (*, m), as (*, m, m) for one l after the other."""
+        # What is made of two numbers alone is made once, not for every l.
+        confluent = self.confluent_difference(x[..., :, None], x[..., None, :])
+        order = torch.arange(x.shape[-1], device=x.device)
+        larger = torch.maximum(order[:, None], order)
+        smaller = torch.minimum(order[:, None], order)
+        for index in order:
+            a, c = torch.maximum(larger, index), torch.minimum(smaller, index)
+            b = larger + smaller + index - a - c
+            yield _mix(x[..., a], x[..., b], x[..., c], confluent[..., b, a], confluent[..., b, c])
 
     def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
         """f(u A) from f(A) (*, n, n), for powers of four u (*, 1, 1), of functions that `scale`.
@@ -175,10 +184,25 @@ class ScalarFunction(ABC):
         return f"<{self.name}>"
 
 
+def _by_triples(function: ScalarFunction, x: Tensor) -> Iterator[Tensor]:
+    """`second_differences` of a function whose difference of three numbers is a formula."""
+    larger = torch.maximum(x[..., :, None], x[..., None, :])
+    smaller = torch.minimum(x[..., :, None], x[..., None, :])
+    for middle in x[..., None, None].unbind(-3):
+        yield function.second_divided_difference(
+            torch.maximum(larger, middle),
+            torch.maximum(smaller, torch.minimum(larger, middle)),
+            torch.minimum(smaller, middle),
+        )
+
+
 class _OnTheRange(ScalarFunction):
     """A function of λ ≥ 0 that is not differentiable at zero, see the module."""
 
     domain = Domain.NONNEGATIVE
+
+    def second_differences(self, x: Tensor) -> Iterator[Tensor]:
+        return _by_triples(self, x)
 
     @abstractmethod
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
@@ -200,6 +224,12 @@ def _guarded(x: Tensor) -> tuple[Tensor, Tensor]:
     """Where x is zero, and x with 1 put there. NaN is not zero: it stays."""
     zero = x == 0
     return zero, torch.where(zero, 1, x)
+
+
+def _mix(a: Tensor, b: Tensor, c: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    """f[a, b, c] of f[b, b, a] and f[b, b, c], a ≥ b ≥ c."""
+    tied, spread = _guarded(a - c)
+    return torch.where(tied, above, (a - b) / spread * above + (b - c) / spread * below)
 
 
 def _log_ratio(a: Tensor, b: Tensor) -> Tensor:
@@ -551,6 +581,9 @@ class _Inverse(ScalarFunction):
         zeros = no_a.to(a.dtype) + no_b + no_c
         some = torch.where(zeros == 1, -total * product, total * total * product)
         return torch.where(zeros == 0, product, torch.where(zeros == 3, 0, some))
+
+    def second_differences(self, x: Tensor) -> Iterator[Tensor]:
+        return _by_triples(self, x)
 
     def equation(
         self, matrix: Tensor, result: Tensor, projector: Tensor, scale: Tensor

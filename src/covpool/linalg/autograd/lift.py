@@ -326,19 +326,11 @@ def second_derivative(
     One l at a time, as all the differences together would take O(n³) memory.
     """
     bound = function.bind(exponent)
-    larger = torch.maximum(eigenvalues[..., :, None], eigenvalues[..., None, :])
-    smaller = torch.minimum(eigenvalues[..., :, None], eigenvalues[..., None, :])
     with full_precision(eigenvectors):
         h = eigenvectors.mT @ first @ eigenvectors
         k = eigenvectors.mT @ second @ eigenvectors
         total = torch.zeros_like(h)
-        for index in range(eigenvalues.shape[-1]):
-            middle = eigenvalues[..., index, None, None]
-            weight = bound.second_divided_difference(
-                torch.maximum(larger, middle),
-                torch.maximum(smaller, torch.minimum(larger, middle)),
-                torch.minimum(smaller, middle),
-            )
+        for index, weight in enumerate(bound.second_differences(eigenvalues)):
             product = h[..., :, index, None] * k[..., None, index, :]
             total = total + weight * (product + product.mT)
         result = symmetric_part(eigenvectors @ total @ eigenvectors.mT)

@@ -49,7 +49,8 @@ def _inverse(positive: Tensor) -> Tensor:
 def _weights(singular_values: Tensor, kernel: Kernel, longer_side: int) -> _Weights:
     # The kernels see (σ/σ₁)²: squares of σ itself would overflow or vanish. Differences are taken
     # before the division, because neighbours subtract exactly.
-    largest = singular_values.detach()[..., :1]
+    # The column of zeros serves matrices without any singular value.
+    largest = torch.nn.functional.pad(singular_values.detach(), (0, 1))[..., :1]
     tolerance = rank_tolerance(longer_side, singular_values.dtype)
     values = torch.where(singular_values <= tolerance * largest, 0, singular_values)
     scale = torch.where(largest > 0, largest, 1)[..., None]
