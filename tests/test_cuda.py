@@ -5,12 +5,12 @@ import torch
 
 import covpool
 from covpool import FUNCTIONS, KERNELS, METHODS
-from covpool.linalg.algorithms import DividedDifferences, NewtonSchulz, TopN
+from covpool.linalg.algorithms import DividedDifferences, NewtonSchulz, Pairwise, TopN
 from covpool.linalg.iterations import Lyapunov
-from spectra import SPECTRA, relative_error
+from covpool.linalg.minimax import MinimaxNewtonSchulz
+from spectra import EPS, SPECTRA, null_space_rounding, range_condition, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-EPS = torch.finfo(torch.float64).eps
 
 
 def value_and_gradient(function, x, device):
@@ -34,8 +34,14 @@ def test_matrix_sqrt(name, spectrum, note_error):
         return  # within a tie the others depend on the basis that the decomposition returns
     if spectrum == "clustered" and isinstance(row.forward, TopN):
         return  # the cut lies within the cluster
+    tolerance = 1e-2 if spectrum == "decaying" else 1e-11
+    if spectrum == "clustered" and isinstance(row.gradient, Pairwise):
+        tolerance = 2e-5  # biased kernels see the cluster's vectors, known to n · eps/1e-9
+    if isinstance(row.forward, MinimaxNewtonSchulz) and spectrum in ("decaying", "rank-deficient"):
+        # What reaches the factors of the matrix: pairs of two null vectors are rounding errors.
+        on_gpu, on_cpu = ((root, gradient @ root) for root, gradient in (on_gpu, on_cpu))
+        tolerance = null_space_rounding(row)
     for one, other in zip(on_gpu, on_cpu, strict=True):
-        tolerance = 1e-2 if spectrum == "decaying" else 1e-11
         assert note_error(f"cuda {spectrum}", name, relative_error(one, other)) <= tolerance
 
 
@@ -83,10 +89,13 @@ def test_cov_pool(name, dtype, positions):
     x = torch.randn(2, 3, 8, 1, positions, generator=torch.manual_seed(1)).to(dtype)
     on_gpu = value_and_gradient(lambda x: covpool.cov_pool(x, name), x, "cuda")
     on_cpu = value_and_gradient(lambda x: covpool.cov_pool(x, name), x, "cpu")
+    # Two ways to form a covariance know its smallest eigenvalue to eps · its condition.
+    condition = range_condition(x.double().flatten(3))
+    singular = null_space_rounding(METHODS[name]) if positions <= 8 else 0
+    tolerance = 200 * torch.finfo(dtype).eps + EPS * condition + singular
     for one, other in zip(on_gpu, on_cpu, strict=True):
         assert one.dtype == dtype
-        error = relative_error(one.double(), other.double())
-        assert error <= 200 * torch.finfo(dtype).eps
+        assert relative_error(one.double(), other.double()) <= tolerance
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
