@@ -1,6 +1,7 @@
 """Matrices of a prescribed spectrum, and oracles in mpmath that share no code with covpool."""
 
 from collections.abc import Callable
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 SIZE = 8
 DIGITS = 50
+EPS = torch.finfo(torch.float64).eps
 
 
 def orthogonal(size: int, seed: int) -> np.ndarray:
@@ -128,3 +130,20 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     norm = (expected / scale).norm()
     error = ((actual - expected) / scale).norm()
     return (error / norm if norm > 0 else error).item()
+
+
+def null_space_rounding(row: Any) -> float:
+    """What roundings leave open in the gradient of a singular matrix's factors: some eps · κ of the
+    minimax iteration, nothing of the other rows.
+
+    Of 200 random matrices each of several ranks the errors had a median of 4 and a maximum of 21
+    times eps · κ. Pairs of two null vectors are roundings altogether.
+    """
+    return 96 * EPS * row.constants.get("condition", 0)
+
+
+def range_condition(features: Tensor) -> float:
+    """The largest condition number of the covariances of (*, C, N), each on its range."""
+    values = torch.linalg.svdvals(features - features.mean(-1, keepdim=True))
+    rank = min(values.shape[-1], features.shape[-1] - 1)
+    return (values[..., 0] / values[..., rank - 1]).square().max().item() if rank else 1

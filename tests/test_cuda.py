@@ -4,15 +4,14 @@ import pytest
 import torch
 
 import covpool
-from covpool import FUNCTIONS, KERNELS, METHODS
-from covpool.linalg.forwards.coupled import NewtonSchulz
+from covpool import KERNELS, METHODS
+from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz
 from covpool.linalg.forwards.top_n import TopN
-from covpool.linalg.gradients.base import DividedDifferences
+from covpool.linalg.gradients.base import DividedDifferences, Pairwise
 from covpool.linalg.gradients.lyapunov import Lyapunov
-from spectra import SPECTRA, relative_error
+from spectra import EPS, SPECTRA, null_space_rounding, range_condition, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-EPS = torch.finfo(torch.float64).eps
 
 
 def value_and_gradient(function, x, device):
@@ -36,14 +35,20 @@ def test_matrix_sqrt(name, spectrum, note_error):
         return  # within a tie the others depend on the basis that the decomposition returns
     if spectrum == "clustered" and isinstance(row.forward, TopN):
         return  # the cut lies within the cluster
+    tolerance = 1e-2 if spectrum == "decaying" else 1e-11
+    if spectrum == "clustered" and isinstance(row.gradient, Pairwise):
+        tolerance = 2e-5  # biased kernels see the cluster's vectors, known to n · eps/1e-9
+    if isinstance(row.forward, MinimaxNewtonSchulz) and spectrum in ("decaying", "rank-deficient"):
+        # What reaches the factors of the matrix: pairs of two null vectors are rounding errors.
+        on_gpu, on_cpu = ((root, gradient @ root) for root, gradient in (on_gpu, on_cpu))
+        tolerance = null_space_rounding(row)
     for one, other in zip(on_gpu, on_cpu, strict=True):
-        tolerance = 1e-2 if spectrum == "decaying" else 1e-11
         assert note_error(f"cuda {spectrum}", name, relative_error(one, other)) <= tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("method", ["exact", "svd-pade", "isqrt-cov"])
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", METHODS["svd"].functions)
 def test_matrix_functions(function, method, dtype):
     if not METHODS[method].supports(function):
         pytest.skip("not offered")
@@ -60,7 +65,7 @@ def test_matrix_functions(function, method, dtype):
         assert relative_error(one.double(), other.double()) <= 200 * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", METHODS["svd"].functions)
 def test_second_derivatives(function):
     exponent = torch.tensor(0.3) if function == "power" else None
     layer = covpool.MatrixFunction(function, exponent=exponent)
@@ -85,10 +90,13 @@ def test_cov_pool(name, dtype, positions):
     x = torch.randn(2, 3, 8, 1, positions, generator=torch.manual_seed(1)).to(dtype)
     on_gpu = value_and_gradient(lambda x: covpool.cov_pool(x, name), x, "cuda")
     on_cpu = value_and_gradient(lambda x: covpool.cov_pool(x, name), x, "cpu")
+    # Two ways to form a covariance know its smallest eigenvalue to eps · its condition.
+    condition = range_condition(x.double().flatten(3))
+    singular = null_space_rounding(METHODS[name]) if positions <= 8 else 0
+    tolerance = 200 * torch.finfo(dtype).eps + EPS * condition + singular
     for one, other in zip(on_gpu, on_cpu, strict=True):
         assert one.dtype == dtype
-        error = relative_error(one.double(), other.double())
-        assert error <= 200 * torch.finfo(dtype).eps
+        assert relative_error(one.double(), other.double()) <= tolerance
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

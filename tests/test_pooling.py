@@ -10,10 +10,9 @@ import torch
 import covpool
 from covpool import METHODS
 from covpool.pooling import POOLINGS, check_pooling
-from spectra import relative_error
+from spectra import EPS, null_space_rounding, range_condition, relative_error
 
 ONE_POSITION = pytest.mark.filterwarnings("ignore:cov_pool gives zeros")
-EPS = torch.finfo(torch.float64).eps
 
 
 def features(*shape, dtype=torch.float64, seed=0):
@@ -36,13 +35,6 @@ def decompose_only(monkeypatch):
             monkeypatch.setattr(type(row.forward), "iterated_channels", 0)
 
 
-def range_condition(x):
-    """The largest condition number of the covariances, each on its range: (*, C, N) → a number."""
-    values = torch.linalg.svdvals(x - x.mean(-1, keepdim=True))
-    rank = min(values.shape[-1], x.shape[-1] - 1)
-    return (values[..., 0] / values[..., rank - 1]).square().max().item() if rank else 1
-
-
 def autograd_nodes(result):
     """The names of all that backward passes through."""
     names, nodes = set(), [result.grad_fn]
@@ -61,12 +53,10 @@ def test_gram_path_is_the_covariance_path(name, positions, note_error):
     x = features(3, 8, positions)
     ours = value_and_gradient(lambda x: covpool.cov_pool(x, name), x)
     direct = value_and_gradient(lambda x: covpool.matrix_sqrt(covpool.covariance(x), name), x)
-    # Two ways to form a covariance know its smallest eigenvalue to eps · its condition, and of a
-    # singular one the minimax iteration knows the null space to eps · its own: 60 random ones were
-    # off by up to 8 times that.
-    condition = METHODS[name].constants.get("condition", 0) if positions <= 8 else 0
-    tolerance = 1e-11 + EPS * (range_condition(x) + 64 * condition)
-    kind = "gram = covariance" + (" (singular)" if condition else "")
+    # Two ways to form a covariance know its smallest eigenvalue to eps · its condition.
+    singular = null_space_rounding(METHODS[name]) if positions <= 8 else 0
+    tolerance = 1e-11 + EPS * range_condition(x) + singular
+    kind = "gram = covariance" + (" (singular)" if singular else "")
     for one, other in zip(ours, direct, strict=True):
         assert note_error(kind, name, relative_error(one, other)) <= tolerance
 

@@ -59,13 +59,33 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.manual_seed(seed))
 
 
+PARAMETERS = {"power": 0.3, "inv_root": 3.0, "clamp_min": 2.5}
+
+
+def _public(function: str) -> tuple[Callable[..., Tensor], tuple[float, ...]]:
+    """The public function, and the exponent that some take after the matrix."""
+    if function in METHODS["svd"].functions:
+        found = getattr(covpool, f"matrix_{function}")
+        return found, (0.3,) if function == "power" else ()
+    parameter = PARAMETERS.get(function)
+
+    def any_function(a: Tensor, method: str, **options: bool) -> Tensor:
+        return covpool.matrix_function(a, function, method, parameter=parameter, **options)
+
+    return any_function, ()
+
+
+def _group(function: str) -> str:
+    name = f"matrix_{function}"
+    return name if hasattr(covpool, name) else f"matrix_function, {function}"
+
+
 def _functions() -> list[Subject]:
     found = []
     batch = torch.stack([with_spectrum(np.arange(1.0, 5), seed) for seed in range(2)])
     ties = torch.diag(torch.tensor([1.0, 1, 3, 3], dtype=torch.float64))
     for function in FUNCTIONS:
-        exponent = (0.3,) if function == "power" else ()
-        public = getattr(covpool, f"matrix_{function}")
+        public, exponent = _public(function)
         for method in (name for name, row in METHODS.items() if row.supports(function)):
 
             def call(a: Tensor, method=method, public=public, exponent=exponent) -> Tensor:
@@ -81,7 +101,7 @@ def _functions() -> list[Subject]:
 
             found.append(
                 Subject(
-                    group=f"matrix_{function}",
+                    group=_group(function),
                     name=method,
                     call=call,
                     batch=batch,

@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING, Any
 from covpool._version import __version__
 
 if TYPE_CHECKING:
-    from covpool.linalg.api import matrix_inv_sqrt, matrix_log, matrix_power, matrix_sqrt
+    from covpool.linalg.api import (
+        matrix_exp,
+        matrix_function,
+        matrix_inv_sqrt,
+        matrix_log,
+        matrix_power,
+        matrix_sqrt,
+    )
     from covpool.linalg.decompositions import eigh, svd
     from covpool.linalg.diagnostics import Diagnostics, diagnose
+    from covpool.linalg.elementwise import Elementwise
     from covpool.linalg.functions import FUNCTIONS
     from covpool.linalg.gauge import GaugeDependence, gauge_dependence
     from covpool.linalg.gradients.kernels import KERNELS
@@ -24,6 +32,7 @@ __all__ = [
     "METHODS",
     "CovPool2d",
     "Diagnostics",
+    "Elementwise",
     "GaugeDependence",
     "MatrixFunction",
     "Method",
@@ -35,6 +44,8 @@ __all__ = [
     "eigh",
     "gauge_dependence",
     "load_model",
+    "matrix_exp",
+    "matrix_function",
     "matrix_inv_sqrt",
     "matrix_log",
     "matrix_power",
@@ -51,6 +62,7 @@ _HOMES = {
     "METHODS": "covpool.linalg.methods",
     "CovPool2d": "covpool.pooling",
     "Diagnostics": "covpool.linalg.diagnostics",
+    "Elementwise": "covpool.linalg.elementwise",
     "GaugeDependence": "covpool.linalg.gauge",
     "MatrixFunction": "covpool.linalg.module",
     "Method": "covpool.linalg.methods",
@@ -61,6 +73,8 @@ _HOMES = {
     "eigh": "covpool.linalg.decompositions",
     "gauge_dependence": "covpool.linalg.gauge",
     "load_model": "covpool.train.prediction",
+    "matrix_exp": "covpool.linalg.api",
+    "matrix_function": "covpool.linalg.api",
     "matrix_inv_sqrt": "covpool.linalg.api",
     "matrix_log": "covpool.linalg.api",
     "matrix_power": "covpool.linalg.api",

@@ -6,6 +6,8 @@ are left out.
 
 import math
 import sys
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +15,16 @@ from torch import Tensor
 from covpool.linalg.spectrum import name_samples, rank_tolerance
 from covpool.linalg.transforms import unreadable
 
-SYMMETRY_SLACK = 16
-"""How many roundings per row two products that should be equal may differ by."""
+ROUNDING_SLACK = 16
+"""How many roundings per row a product may be off by."""
 
 LARGEST_TOLERANCE = 0.05
 """What passes as rounding at most, in half precision too, where n roundings exceed everything."""
+
+EARLIER_DTYPE = {torch.float64: torch.float32, torch.float32: torch.bfloat16}
+"""The lowest precision in which a matrix of the dtype may have been computed before it was
+converted. Its two triangles differ by the roundings of that: those of a float32 kernel matrix in
+float64, of a bfloat16 product in float32."""
 
 
 def tensor(caller: str, value: object) -> None:
@@ -52,24 +59,40 @@ def compute_dtype(caller: str, dtype: torch.dtype | None) -> None:
         )
 
 
-def exponent(caller: str, exponent: object, batch: torch.Size) -> None:
-    """Refuse what is not a real number for each matrix; `finite` looks at the values of tensors."""
-    if isinstance(exponent, Tensor):
-        if exponent.is_complex() or exponent.dtype == torch.bool:
-            raise ValueError(f"{caller}: the exponent must be real, got {exponent.dtype}")
-        shape = tuple(exponent.shape)
-        fits = len(shape) <= len(batch) and all(
-            size in (1, wanted) for size, wanted in zip(shape[::-1], batch[::-1], strict=False)
+def parameter(caller: str, name: str, value: Any, batch: torch.Size) -> Tensor | float:
+    """A real number for each matrix of the batch; `finite` looks at the values of tensors.
+
+    A tensor may have one or two trailing dimensions of size 1 more, where it would stand beside
+    eigenvalues (*, n) or matrices (*, n, n); they are taken off.
+
+    Raises:
+        ValueError: not real, not finite, or of a shape that does not broadcast to the batch.
+    """
+    if isinstance(value, Tensor):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise ValueError(f"{caller}: the {name} must be real, got {value.dtype}")
+        shape = tuple(value.shape)
+        for extra in range(3):
+            kept = shape[: len(shape) - extra]
+            taken = shape[len(kept) :]
+            if extra <= len(shape) and taken == (1,) * extra and _broadcasts(kept, batch):
+                return value.reshape(kept)
+        raise ValueError(
+            f"{caller}: a tensor of shape {shape} for the {name} does not broadcast to the batch "
+            f"shape {tuple(batch)}; give one number for each matrix, or expand the matrices first"
         )
-        if not fits:
-            raise ValueError(
-                f"{caller}: an exponent of shape {shape} does not broadcast to the batch shape "
-                f"{tuple(batch)}; give one number for each matrix, or expand the matrices first"
-            )
-    elif isinstance(exponent, bool) or not isinstance(exponent, int | float):
-        raise ValueError(f"{caller}: the exponent must be a number or a tensor, got {exponent!r}")
-    elif not abs(exponent) <= sys.float_info.max:  # this way round so that NaN is refused
-        raise ValueError(f"{caller}: the exponent must be finite, got {exponent!r}")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{caller}: the {name} must be a number or a tensor, got {value!r}")
+    number: Any = value if isinstance(value, int) else float(value)
+    if not abs(number) <= sys.float_info.max:  # this way round so that NaN is refused
+        raise ValueError(f"{caller}: the {name} must be finite, got {value!r}")
+    return float(number)
+
+
+def _broadcasts(shape: tuple[int, ...], batch: torch.Size) -> bool:
+    return len(shape) <= len(batch) and all(
+        size in (1, wanted) for size, wanted in zip(shape[::-1], batch[::-1], strict=False)
+    )
 
 
 def full_rank(
@@ -92,7 +115,7 @@ def full_rank(
 
 
 def _tolerance(size: int, dtype: torch.dtype) -> float:
-    return min(SYMMETRY_SLACK * rank_tolerance(size, dtype), LARGEST_TOLERANCE)
+    return min(ROUNDING_SLACK * rank_tolerance(size, dtype), LARGEST_TOLERANCE)
 
 
 def finite(caller: str, tensor: Tensor, sample_dims: int) -> None:
@@ -112,12 +135,22 @@ def finite(caller: str, tensor: Tensor, sample_dims: int) -> None:
 
 
 def symmetric(caller: str, matrix: Tensor) -> None:
+    """Refuse matrices whose two triangles differ by more than any rounding explains.
+
+    The symmetric part is computed with, which is off by less than the matrix itself is. So what
+    passes is the rounding of the lowest precision that the matrix may have had (`EARLIER_DTYPE`),
+    relative to its largest entry, and that of numbers of order one: a difference of such matrices
+    that is zero to rounding has no symmetry left.
+    """
     if unreadable(matrix) or matrix.numel() == 0:
         return
     scale = matrix.detach().abs().amax((-2, -1))
     difference = (matrix - matrix.mT).detach().abs().amax((-2, -1))
     scale = scale.clamp_min(torch.finfo(matrix.dtype).tiny)
-    bad = difference > _tolerance(matrix.shape[-1], matrix.dtype) * scale
+    size = matrix.shape[-1]
+    earlier = EARLIER_DTYPE.get(matrix.dtype.to_real(), matrix.dtype)
+    allowed = (_tolerance(size, earlier) * scale).clamp_min(_tolerance(size, matrix.dtype))
+    bad = difference > allowed
     if bad.any():
         # Divided before the difference, which overflows where the largest entries are opposite.
         unit = matrix.detach() / scale[..., None, None]

@@ -5,8 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from covpool.linalg.functions import Domain, ScalarFunction
+from covpool.linalg.functions import FUNCTIONS, Domain, ScalarFunction
 from covpool.linalg.quadrature import mean
+from covpool.linalg.tables import choose, table
+
+DOMAINS = table({domain.name.lower(): domain for domain in Domain}, kind="domain")
 
 AGREEMENT = 100
 """How many estimated errors of the quotient a mean may differ from it: f may be off by more than
@@ -30,7 +33,7 @@ class Elementwise(ScalarFunction):
             right to rounding themselves: write `torch.nn.functional.softplus` as `logaddexp(x, 0)`,
             for example, as torch's is cut off at 20. Tensors that f closes over get no gradient.
         name: for messages; None: the function's own.
-        domain: which eigenvalues f accepts.
+        domain: which eigenvalues f accepts: "real" (any), "nonnegative", "positive" or "nonzero".
 
     At a kink of f the derivative is what torch takes there (0 for `abs` and `relu`), and
     differences across it are quotients, which lose the digits of 1/gap. Where f is not finite at
@@ -43,11 +46,13 @@ class Elementwise(ScalarFunction):
         self,
         f: Callable[[Tensor], Tensor],
         name: str | None = None,
-        domain: Domain = Domain.REAL,
+        domain: str | Domain = "real",
     ) -> None:
+        if not callable(f):
+            raise TypeError(f"Elementwise needs a function of a tensor, got {f!r}")
         self._f = f
         self.name = getattr(f, "__name__", type(f).__name__) if name is None else name
-        self.domain = domain
+        self.domain = domain if isinstance(domain, Domain) else choose("domain", domain, DOMAINS)
 
     @torch.no_grad()
     def value(self, x: Tensor) -> Tensor:
@@ -84,6 +89,17 @@ class Elementwise(ScalarFunction):
         first, error = self._first(x, y)
         error = error + torch.finfo(x.dtype).eps * slope.abs()
         return _better(slope - first, error, x - y, mean(self.second_derivative, x, y, power=1))[0]
+
+
+def get_function(function: str | Callable[[Tensor], Tensor] | ScalarFunction) -> ScalarFunction:
+    """The row of `FUNCTIONS` of that name, `Elementwise` of a torch function, or what is one.
+
+    Raises:
+        ValueError: no such name; the message names the nearest.
+    """
+    if isinstance(function, ScalarFunction):
+        return function
+    return Elementwise(function) if callable(function) else choose("function", function, FUNCTIONS)
 
 
 @torch.no_grad()

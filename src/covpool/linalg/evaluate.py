@@ -9,7 +9,7 @@ from covpool.linalg import checks, diagnostics
 from covpool.linalg.autograd.lift import eigenpairs, lift
 from covpool.linalg.autograd.root import iterate
 from covpool.linalg.engine.symmetric import decompose
-from covpool.linalg.functions import LOG, POWER, ScalarFunction
+from covpool.linalg.functions import POWER, ScalarFunction
 from covpool.linalg.methods import METHODS, Method, get_method
 from covpool.linalg.precision import full_precision, range_unit
 from covpool.linalg.spectrum import clip_to_rank, symmetric_part
@@ -46,8 +46,8 @@ def warn_of_float32(method: Method, compute_dtype: torch.dtype | None, stackleve
 def get_pairing(caller: str, function: ScalarFunction, method: str | Method) -> Method:
     """The method's row, or a ValueError that names the rows that offer the function."""
     row = get_method(method)
-    if not row.supports(function.name):
-        valid = [name for name, other in METHODS.items() if other.supports(function.name)]
+    if not row.offers(function):
+        valid = [name for name, other in METHODS.items() if other.offers(function)]
         raise ValueError(
             f"{caller}: method {row.name!r} does not offer {function.name!r}; methods that do: "
             f"{', '.join(valid)}"
@@ -59,7 +59,7 @@ def evaluate(
     caller: str,
     function: ScalarFunction,
     matrix: Tensor,
-    exponent: Tensor | float | None,
+    parameter: Tensor | float | None,
     method: str | Method,
     compute_dtype: torch.dtype | None,
     check: bool,
@@ -71,12 +71,12 @@ def evaluate(
     checks.compute_dtype(caller, compute_dtype)
     size = matrix.shape[-1]
     if function.parameter is not None:
-        checks.exponent(caller, exponent, matrix.shape[:-2])
+        parameter = checks.parameter(caller, function.parameter, parameter, matrix.shape[:-2])
     if check:
         checks.finite(caller, matrix, sample_dims=2)
         checks.symmetric(caller, matrix)
-        if isinstance(exponent, Tensor):
-            checks.finite(f"{caller}: exponent", exponent, sample_dims=0)
+        if isinstance(parameter, Tensor):
+            checks.finite(f"{caller}: {function.parameter}", parameter, sample_dims=0)
     if size == 0:
         if return_info:
             raise ValueError(
@@ -95,31 +95,34 @@ def evaluate(
             elif check:
                 checks.positive_semidefinite_matrix(caller, symmetric, matrix.dtype, unit)
             result = iterate(symmetric, function, row)
-            lifted = result if unit is None else function.rescale(result, unit)
+            lifted = result if unit is None else function.rescale(result, unit, lambda: result)
             lifted = lifted.to(matrix.dtype)
             if not return_info:
                 return lifted
             return lifted, _diagnose(function, row, symmetric, result, None, compute_dtype, unit)
         powers = None
         if function.parameter is not None:
-            powers = torch.as_tensor(exponent, dtype=dtype, device=matrix.device)
+            powers = torch.as_tensor(parameter, dtype=dtype, device=matrix.device)
             powers = powers.expand(matrix.shape[:-2])
+        function, powers = function.canonical(powers)
         eigenvalues, eigenvectors = eigenpairs(symmetric)
-        clipped = clip_to_rank(eigenvalues, size)
         if check:
-            checks.positive_semidefinite(caller, eigenvalues, matrix.dtype, unit)
-            needed = row.forward.kept_count(size)
+            if not function.domain.has_negative:
+                checks.positive_semidefinite(caller, eigenvalues, matrix.dtype, unit)
             defined = function.defined_at_zero(None if powers is None else powers.detach())
             if defined is not True:
+                rank = (clip_to_rank(eigenvalues.abs(), size) > 0).sum(-1)
                 restricted = True if defined is False else ~defined
-                checks.full_rank(caller, (clipped > 0).sum(-1), needed, size, restricted)
+                checks.full_rank(caller, rank, row.forward.kept_count(size), size, restricted)
+        clipped = function.clip(eigenvalues, size)
         result = lift(symmetric, powers, clipped, eigenvectors, function, row)
         lifted = result
         if unit is not None:
-            projector = None
-            if function is LOG:
+
+            def projector() -> Tensor:
                 zeroth = torch.zeros_like(clipped[..., 0])
-                projector = lift(symmetric, zeroth, clipped, eigenvectors, POWER, row)
+                return lift(symmetric, zeroth, clipped, eigenvectors, POWER, row)
+
             lifted = function.bind(powers).rescale(result, unit, projector)
         lifted = lifted.to(matrix.dtype)
         if not return_info:
@@ -149,9 +152,12 @@ def _diagnose(
         matrix, result = matrix.to(wide), result.to(wide)
         spectrum = decompose(matrix)
     matrix, result = matrix.detach(), result.detach()
+    eigenvalues = spectrum[0]
+    if function.domain.has_negative:
+        eigenvalues = eigenvalues.abs().sort(-1).values
     return diagnostics.of_spectrum(
-        clip_to_rank(spectrum[0], matrix.shape[-1]),
-        spectrum[0],
+        clip_to_rank(eigenvalues, matrix.shape[-1]),
+        eigenvalues,
         unit,
         residual=diagnostics.residual(function, matrix, result, *spectrum),
         iterations=iterations,

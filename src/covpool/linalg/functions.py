@@ -29,7 +29,7 @@ differences that it enters. Those too small for a number are zero.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import ClassVar, Self
 
@@ -160,11 +160,11 @@ class ScalarFunction(ABC):
             b = larger + smaller + index - a - c
             yield _mix(x[..., a], x[..., b], x[..., c], confluent[..., b, a], confluent[..., b, c])
 
-    def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
+    def rescale(self, lifted: Tensor, unit: Tensor, projector: Callable[[], Tensor]) -> Tensor:
         """f(u A) from f(A) (*, n, n), for powers of four u (*, 1, 1), of functions that `scale`.
 
         Args:
-            projector: the projector on the range of A, which the logarithm needs.
+            projector: gives the projector on the range of A, which the logarithm needs.
         """
         raise TypeError(f"{self.name} of a multiple of A does not follow from that of A")
 
@@ -246,7 +246,7 @@ class _Sqrt(_OnTheRange):
     def value(self, x: Tensor) -> Tensor:
         return torch.sqrt(x)
 
-    def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
+    def rescale(self, lifted: Tensor, unit: Tensor, projector: Callable[[], Tensor]) -> Tensor:
         return lifted * unit.sqrt()
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
@@ -286,7 +286,7 @@ class _InvSqrt(_OnTheRange):
         zero, x = _guarded(x)
         return torch.where(zero, 0, x.rsqrt())
 
-    def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
+    def rescale(self, lifted: Tensor, unit: Tensor, projector: Callable[[], Tensor]) -> Tensor:
         return lifted / unit.sqrt()
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
@@ -352,9 +352,8 @@ class _Log(_OnTheRange):
         zero, x = _guarded(x)
         return torch.where(zero, 0, torch.log(x))
 
-    def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
-        assert projector is not None
-        return lifted + unit.log() * projector
+    def rescale(self, lifted: Tensor, unit: Tensor, projector: Callable[[], Tensor]) -> Tensor:
+        return lifted + unit.log() * projector()
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
         zero, b = b == 0, torch.where(b == 0, a, b)
@@ -498,7 +497,7 @@ class _Power(_WithParameter, _OnTheRange):
         zero, x = _guarded(x)
         return torch.where(zero, 0, x ** self.beside(x))
 
-    def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
+    def rescale(self, lifted: Tensor, unit: Tensor, projector: Callable[[], Tensor]) -> Tensor:
         # In two steps, as u^p alone may leave the range.
         half = unit ** (0.5 * self.beside(unit))
         return lifted * half * half
@@ -564,7 +563,7 @@ class _Inverse(ScalarFunction):
         zero, x = _guarded(x)
         return torch.where(zero, 0, 1 / x)
 
-    def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
+    def rescale(self, lifted: Tensor, unit: Tensor, projector: Callable[[], Tensor]) -> Tensor:
         return lifted / unit
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
@@ -624,7 +623,7 @@ class _Abs(_PiecewiseLinear):
     def value(self, x: Tensor) -> Tensor:
         return x.abs()
 
-    def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
+    def rescale(self, lifted: Tensor, unit: Tensor, projector: Callable[[], Tensor]) -> Tensor:
         return lifted * unit
 
     def slope(self, x: Tensor) -> Tensor:
@@ -649,7 +648,7 @@ class _PositivePart(_PiecewiseLinear):
     def value(self, x: Tensor) -> Tensor:
         return x.clamp_min(0)
 
-    def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
+    def rescale(self, lifted: Tensor, unit: Tensor, projector: Callable[[], Tensor]) -> Tensor:
         return lifted * unit
 
     def slope(self, x: Tensor) -> Tensor:
@@ -667,7 +666,7 @@ class _Sign(_PiecewiseLinear):
         # torch takes the sign of NaN for 0.
         return torch.where(x.isnan(), x, x.sign())
 
-    def rescale(self, lifted: Tensor, unit: Tensor, projector: Tensor | None = None) -> Tensor:
+    def rescale(self, lifted: Tensor, unit: Tensor, projector: Callable[[], Tensor]) -> Tensor:
         return lifted
 
     def slope(self, x: Tensor) -> Tensor:
@@ -815,17 +814,19 @@ INV_SQRT = _InvSqrt()
 LOG = _Log()
 POWER = _Power()
 
+EXP = _Exp()
+
 FUNCTIONS: Mapping[str, ScalarFunction] = table(
-    {function.name: function for function in (SQRT, INV_SQRT, POWER, LOG)}, kind="function"
+    {
+        function.name: function
+        for function in (
+            *(SQRT, INV_SQRT, POWER, LOG, EXP, _Inverse(), _InvRoot(), _Entropy()),
+            *(_Sign(), _Abs(), _PositivePart(), _ClampMin(), _Softplus(), _Tanh()),
+        )
+    },
+    kind="function",
 )
-"""The functions that `METHODS` offers."""
+"""Every named function. Method `exact` offers all of them; others say which."""
 
-ANY_SPECTRUM = (_Exp(), _Inverse(), _InvRoot(), _Sign(), _Abs(), _PositivePart(), _ClampMin())
-ANY_SPECTRUM += (_Softplus(), _Tanh(), _Entropy())
-ALL_FUNCTIONS: Mapping[str, ScalarFunction] = table(
-    {**FUNCTIONS, **{function.name: function for function in ANY_SPECTRUM}}, kind="function"
-)
-"""Those too that only the exact method can do."""
-
-
-EVERY_FUNCTION = frozenset(FUNCTIONS)
+ON_COVARIANCES = frozenset(function.name for function in (SQRT, INV_SQRT, POWER, LOG))
+"""What the methods of the paper's kind, which are made for covariances, offer."""

@@ -11,7 +11,7 @@ from covpool.linalg.forwards.approximants import MatrixPade, MatrixTaylor
 from covpool.linalg.forwards.base import Eigendecomposition, Forward
 from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz
 from covpool.linalg.forwards.top_n import TopN
-from covpool.linalg.functions import FUNCTIONS
+from covpool.linalg.functions import FUNCTIONS, ScalarFunction
 from covpool.linalg.gradients.base import DividedDifferences, Gradient, Pairwise
 from covpool.linalg.gradients.kernels import (
     Difference,
@@ -71,8 +71,13 @@ class Method:
     @property
     def functions(self) -> tuple[str, ...]:
         """The names of the scalar functions that the row computes and differentiates."""
-        both = self.forward.functions & self.gradient.functions
-        return tuple(name for name in FUNCTIONS if name in both)
+        return tuple(name for name, function in FUNCTIONS.items() if self.offers(function))
+
+    def offers(self, function: ScalarFunction) -> bool:
+        """Whether the row computes and differentiates a function, of the table or another."""
+        named = FUNCTIONS.get(function.name) is function
+        both = self.forward.functions, self.gradient.functions
+        return all(names is None or (named and function.name in names) for names in both)
 
     def supports(self, function: str) -> bool:
         """Whether the row has the scalar function of that name, a key of `FUNCTIONS`."""

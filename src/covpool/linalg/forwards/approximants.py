@@ -35,7 +35,7 @@ class MatrixTaylor(RootIteration):
     degree: int = 10
     """K; the paper's 10."""
 
-    functions: ClassVar[frozenset[str]] = frozenset({SQRT.name})
+    functions: ClassVar[frozenset[str] | None] = frozenset({SQRT.name})
     least_dtype: ClassVar[torch.dtype] = torch.float32
     iterated_channels: ClassVar[int] = 24
     """0.75 to 1.0 of the decomposition's time at 8 to 24 channels, 0.9 to 1.7 at 48."""
@@ -107,7 +107,7 @@ class MatrixPade(RootIteration):
     degree: int = 5
     """m, of numerator and denominator each; the paper's 5."""
 
-    functions: ClassVar[frozenset[str]] = frozenset({SQRT.name, INV_SQRT.name})
+    functions: ClassVar[frozenset[str] | None] = frozenset({SQRT.name, INV_SQRT.name})
     least_dtype: ClassVar[torch.dtype] = torch.float32
     accurate: ClassVar[bool] = False
 

@@ -21,7 +21,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from covpool.linalg.functions import EVERY_FUNCTION, INV_SQRT, ScalarFunction
+from covpool.linalg.functions import INV_SQRT, ScalarFunction
 from covpool.linalg.gradients.base import Gradient
 from covpool.linalg.gradients.lyapunov import Lyapunov
 from covpool.linalg.precision import full_precision
@@ -34,8 +34,8 @@ class Forward(Protocol):
     least_dtype: ClassVar[torch.dtype]
     """The dtype to compute in at least, unless another is asked for."""
 
-    functions: ClassVar[frozenset[str]]
-    """The names of the scalar functions that it computes."""
+    functions: ClassVar[frozenset[str] | None]
+    """The names of the scalar functions, None being all, that it computes."""
 
     @property
     def title(self) -> str:
@@ -75,7 +75,7 @@ class Eigendecomposition:
     """f(λ) of every eigenvalue, to the last digits that the decomposition has."""
 
     least_dtype: ClassVar[torch.dtype] = torch.float64
-    functions: ClassVar[frozenset[str]] = EVERY_FUNCTION
+    functions: ClassVar[frozenset[str] | None] = None
 
     @property
     def title(self) -> str:
@@ -95,8 +95,8 @@ class Eigendecomposition:
 class RootIteration(ABC):
     """F = √s · r(A/s), s = ‖A‖ in the Frobenius norm, for a scalar function r on [0, 1]."""
 
-    functions: ClassVar[frozenset[str]]
-    """The names of the scalar functions that it computes."""
+    functions: ClassVar[frozenset[str] | None]
+    """The names of the scalar functions, None being all, that it computes."""
 
     least_dtype: ClassVar[torch.dtype]
     """The dtype to compute in at least, unless another is asked for."""

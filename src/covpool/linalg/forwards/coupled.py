@@ -86,7 +86,7 @@ class MinimaxNewtonSchulz(RootIteration):
     condition: float = 1e8
     """κ: eigenvalues down to ‖A‖/κ are resolved."""
 
-    functions: ClassVar[frozenset[str]] = frozenset({SQRT.name, INV_SQRT.name})
+    functions: ClassVar[frozenset[str] | None] = frozenset({SQRT.name, INV_SQRT.name})
     least_dtype: ClassVar[torch.dtype] = torch.float64
     accurate: ClassVar[bool] = True
 
@@ -163,7 +163,7 @@ class NewtonSchulz:
     matrix gives zero, with zero gradient.
     """
 
-    functions: ClassVar[frozenset[str]] = frozenset({SQRT.name, INV_SQRT.name})
+    functions: ClassVar[frozenset[str] | None] = frozenset({SQRT.name, INV_SQRT.name})
 
     iterations: int = 5
     """Steps of the iteration; iSQRT-COV takes 5, SVD-Newton the gradient of 10."""

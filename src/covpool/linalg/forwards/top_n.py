@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from covpool.linalg.functions import EVERY_FUNCTION, LOG, ScalarFunction
+from covpool.linalg.functions import LOG, ON_COVARIANCES, ScalarFunction
 from covpool.linalg.gradients.base import Gradient, Loewner, pairs, with_diagonal
 
 
@@ -27,7 +27,7 @@ class TopN:
     as eigenvalues of 1, the middle of its spectrum.
     """
 
-    functions: ClassVar[frozenset[str]] = EVERY_FUNCTION - {LOG.name}
+    functions: ClassVar[frozenset[str] | None] = ON_COVARIANCES - {LOG.name}
 
     kept_fraction: float = 206 / 256
     """N as a share of the matrix's size; the paper keeps 206 of 256."""

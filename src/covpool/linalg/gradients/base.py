@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from covpool.linalg.functions import EVERY_FUNCTION, ScalarFunction
+from covpool.linalg.functions import ON_COVARIANCES, ScalarFunction
 from covpool.linalg.gradients.kernels import Kernel
 
 
@@ -32,8 +32,8 @@ class Loewner(NamedTuple):
 class Gradient(Protocol):
     """A gradient rule."""
 
-    functions: ClassVar[frozenset[str]]
-    """The names of the scalar functions that it differentiates."""
+    functions: ClassVar[frozenset[str] | None]
+    """The names of the scalar functions, None being all, that it differentiates."""
 
     @property
     def exact(self) -> bool:
@@ -72,7 +72,7 @@ class DividedDifferences:
     deficient rank does.
     """
 
-    functions: ClassVar[frozenset[str]] = EVERY_FUNCTION
+    functions: ClassVar[frozenset[str] | None] = None
 
     @property
     def exact(self) -> bool:
@@ -97,7 +97,7 @@ class Pairwise:
     the decomposition has chosen. Pairs of zero eigenvalues get 0.
     """
 
-    functions: ClassVar[frozenset[str]] = EVERY_FUNCTION
+    functions: ClassVar[frozenset[str] | None] = ON_COVARIANCES
 
     kernel: Kernel
 

@@ -95,7 +95,7 @@ class Lyapunov:
     forward: ApproximateRoot
     """The forward algorithm."""
 
-    functions: ClassVar[frozenset[str]] = frozenset({SQRT.name, INV_SQRT.name})
+    functions: ClassVar[frozenset[str] | None] = frozenset({SQRT.name, INV_SQRT.name})
 
     @property
     def title(self) -> str:

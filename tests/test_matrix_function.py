@@ -1,0 +1,208 @@
+"""`matrix_function`, `matrix_exp` and the layer: any function by name or of a user's own."""
+
+import copy
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+import covpool
+from covpool import FUNCTIONS, METHODS
+from spectra import EPS, orthogonal, relative_error, with_spectrum
+
+PARAMETERS = {"power": 0.3, "inv_root": 3.0, "clamp_min": 0.8}
+INDEFINITE = np.array([-2.0, -2, -0.5, 0.7, 0.7, 3])
+POSITIVE = np.array([0.1, 0.1, 0.5, 0.7, 0.7, 3])
+
+BY_SCIPY = {
+    "sqrt": scipy.linalg.sqrtm,
+    "inv_sqrt": lambda a: scipy.linalg.inv(scipy.linalg.sqrtm(a)),
+    "power": lambda a: scipy.linalg.fractional_matrix_power(a, 0.3),
+    "log": scipy.linalg.logm,
+    "exp": scipy.linalg.expm,
+    "inverse": scipy.linalg.inv,
+    "inv_root": lambda a: scipy.linalg.fractional_matrix_power(a, -1 / 3),
+    "entropy": lambda a: -a @ scipy.linalg.logm(a),
+    "sign": scipy.linalg.signm,
+    "abs": lambda a: a @ scipy.linalg.signm(a),
+    "positive_part": lambda a: (a + a @ scipy.linalg.signm(a)) / 2,
+    "clamp_min": lambda a: a + scipy.linalg.funm(a, lambda x: np.maximum(0.8 - x, 0)),
+    "softplus": lambda a: scipy.linalg.logm(np.eye(len(a)) + scipy.linalg.expm(a)),
+    "tanh": scipy.linalg.tanhm,
+}
+
+
+def accepted(name):
+    return INDEFINITE if FUNCTIONS[name].domain.has_negative else POSITIVE
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_value_is_scipys(name):
+    matrix = with_spectrum(accepted(name))
+    found = covpool.matrix_function(matrix, name, parameter=PARAMETERS.get(name))
+    assert relative_error(found, torch.from_numpy(BY_SCIPY[name](matrix.numpy()))) <= 1e-12
+    layer = covpool.MatrixFunction(name, parameter=PARAMETERS.get(name))
+    assert torch.equal(layer(matrix), found)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_derivatives_at_ties(name):
+    """gradcheck of both orders, by finite differences of the public function itself."""
+    basis = torch.from_numpy(scipy.linalg.hadamard(4) / 2.0)
+    values = [-1.5, -1.5, 0.5, 0.5] if FUNCTIONS[name].domain.has_negative else [0.5, 0.5, 2, 2]
+    matrix = (basis * torch.tensor(values, dtype=torch.float64)) @ basis.T
+    inputs = [matrix.requires_grad_()]
+    if name in PARAMETERS:
+        inputs.append(torch.tensor(PARAMETERS[name], dtype=torch.float64, requires_grad=True))
+
+    def call(matrix, parameter=None):
+        return covpool.matrix_function((matrix + matrix.mT) / 2, name, parameter=parameter)
+
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+
+
+def test_a_users_own_function():
+    matrix = with_spectrum(INDEFINITE).requires_grad_()
+    found = covpool.matrix_function(matrix, torch.sin)
+    assert relative_error(found, torch.from_numpy(scipy.linalg.sinm(matrix.detach()))) <= 1e-13
+
+    def loss(a):
+        return covpool.matrix_function((a + a.mT) / 2, lambda x: x / (1 + x * x))
+
+    assert torch.autograd.gradcheck(loss, matrix)
+    positive = covpool.Elementwise(torch.log, domain="positive")
+    with pytest.raises(ValueError, match=r"lowest eigenvalue is -2"):
+        covpool.matrix_function(matrix, positive)
+    definite = with_spectrum(POSITIVE)
+    torch.testing.assert_close(
+        covpool.matrix_function(definite, positive), covpool.matrix_log(definite)
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, f in FUNCTIONS.items() if not f.domain.has_negative]
+)
+def test_eigenvalues_outside_the_domain_are_named(name):
+    batch = torch.stack([with_spectrum(POSITIVE), with_spectrum(INDEFINITE)])
+    with pytest.raises(ValueError, match=r"in 1 of 2 samples: \[1\]; the lowest eigenvalue is -2"):
+        covpool.matrix_function(batch, name, parameter=PARAMETERS.get(name))
+
+
+@pytest.mark.parametrize("name", ["inverse", "sign", "inv_root", "inv_sqrt", "log"])
+def test_singular_matrices_are_refused_where_the_function_is_not_defined(name):
+    singular = with_spectrum(np.array([0.0, 1, 2, 3]))
+    with pytest.raises(ValueError, match=r"matrix singular.*rank is 3 of 4"):
+        covpool.matrix_function(singular, name, parameter=PARAMETERS.get(name))
+    found = covpool.matrix_function(singular, name, parameter=PARAMETERS.get(name), check=False)
+    assert found.isfinite().all()
+
+
+def test_indefinite_matrices_have_diagnostics():
+    matrix = with_spectrum(np.array([-4.0, 0.5, 2]))
+    _, info = covpool.matrix_function(matrix, "abs", return_info=True)
+    assert info.condition_number.item() == pytest.approx(8)
+    assert info.residual <= 64 * EPS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("positiv_part",), {}, "unknown function 'positiv_part'.*did you mean 'positive_part'"),
+        (("exp", "svd-pade"), {}, "'svd-pade' does not offer 'exp'; methods that do: exact$"),
+        ((torch.sin, "isqrt-cov"), {}, "does not offer 'sin'; methods that do: exact$"),
+        (("clamp_min",), {}, "the bound must be a number or a tensor, got None"),
+        (("exp",), {"parameter": 2.0}, "function 'exp' has no parameter, got 2.0"),
+        ((lambda x: x.sum(),), {}, "must give a tensor of its input's shape"),
+    ],
+)
+def test_mistakes_are_told(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        covpool.matrix_function(torch.eye(3), *arguments, **options)
+
+
+def test_exponents_of_every_shape_that_fits():
+    batch = torch.stack([with_spectrum(POSITIVE, seed) for seed in range(2)])
+    expected = covpool.matrix_power(batch, torch.tensor([0.3, 0.5]))
+    for shape in ((2,), (2, 1), (2, 1, 1)):
+        exponents = torch.tensor([0.3, 0.5]).reshape(shape)
+        assert torch.equal(covpool.matrix_power(batch, exponents), expected)
+    one = covpool.matrix_power(batch, 0.5)
+    for exponent in (np.float64(0.5), np.float32(0.5), torch.tensor([0.5]), torch.tensor([[0.5]])):
+        assert torch.equal(covpool.matrix_power(batch, exponent), one)
+    assert torch.equal(covpool.matrix_power(batch, np.int64(2)), covpool.matrix_power(batch, 2))
+    with pytest.raises(ValueError, match=r"of shape \(3,\) for the exponent does not broadcast"):
+        covpool.matrix_power(batch, torch.ones(3))
+
+
+def test_layers_keep_their_function_and_parameter():
+    bound = torch.nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
+    layer = covpool.MatrixFunction("clamp_min", parameter=bound)
+    assert list(layer.state_dict()) == ["bound"]
+    matrix = with_spectrum(INDEFINITE)
+    layer(matrix).trace().backward()
+    assert bound.grad.item() == pytest.approx(5)  # eigenvalues below it
+    assert torch.equal(copy.deepcopy(layer)(matrix), layer(matrix))
+    own = covpool.MatrixFunction(torch.sin)
+    assert repr(own) == "MatrixFunction('sin', method='exact')"
+    assert torch.equal(copy.deepcopy(own)(matrix), own(matrix))
+    with pytest.raises(ValueError, match="function 'exp' has no parameter"):
+        covpool.MatrixFunction("exp", parameter=1.0)
+    with pytest.raises(ValueError, match="function 'inv_root' needs a root, got None"):
+        covpool.MatrixFunction("inv_root")
+
+
+def test_a_method_of_a_users_own_is_used_by_pooling():
+    row = METHODS["svd-lorentz"].replace(epsilon=1e-4)
+    x = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(covpool.cov_pool(x, row), covpool.cov_pool(x, "svd-lorentz"))
+
+
+def products(size, condition, dtype, seed=0):
+    """A covariance of the dtype, of that condition number."""
+    values = np.logspace(0, -np.log10(condition), size)
+    return with_spectrum(values, seed).to(dtype)
+
+
+ASYMMETRIC = {
+    # A congruence by two different products, and a covariance whitened by its own inverse root.
+    "float32 congruence": lambda: (lambda m, x: m @ (x @ m))(
+        products(16, 1e2, torch.float32), products(16, 1e3, torch.float32, 1)
+    ),
+    "whitened, condition 1e4": lambda: (lambda a: (r := covpool.matrix_inv_sqrt(a)) @ a @ r)(
+        products(8, 1e4, torch.float32)
+    ),
+    "whitened, condition 1e5": lambda: (lambda a: (r := covpool.matrix_inv_sqrt(a)) @ a @ r)(
+        products(64, 1e5, torch.float32)
+    ),
+    "float32 in float64": lambda: (
+        lambda x: (x @ x.mT + torch.triu(torch.full((32, 32), 1e-6), 1)).double()
+    )(torch.eye(32)),
+    "bfloat16 in float32": lambda: (lambda m: (m @ (m @ m)).float())(
+        products(16, 10, torch.bfloat16)
+    ),
+    "float64 congruence": lambda: (lambda m, x: m @ (x @ m))(
+        products(64, 1e4, torch.float64), products(64, 1e3, torch.float64, 1)
+    ),
+    "zero to rounding": lambda: EPS * torch.randn(6, 6, generator=torch.manual_seed(0)).double(),
+}
+
+
+@pytest.mark.parametrize("name", ASYMMETRIC)
+def test_what_rounding_leaves_asymmetric_is_taken(name):
+    matrix = ASYMMETRIC[name]()
+    assert not torch.equal(matrix, matrix.mT)
+    found = covpool.matrix_function(matrix, "positive_part")
+    expected = covpool.matrix_function((matrix + matrix.mT) / 2, "positive_part")
+    torch.testing.assert_close(found, expected, rtol=0, atol=8 * torch.finfo(matrix.dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gross_asymmetry_is_refused(dtype):
+    basis = torch.from_numpy(orthogonal(6, 0)).to(dtype)
+    batch = torch.stack([torch.eye(6, dtype=dtype), basis])
+    with pytest.raises(ValueError, match=r"not symmetric in 1 of 2 samples: \[1\]"):
+        covpool.matrix_exp(batch)
+    with pytest.raises(ValueError, match="not symmetric"):
+        covpool.matrix_exp(torch.eye(6, dtype=dtype) + 0.06 * torch.ones(6, 6).triu(1).to(dtype))
