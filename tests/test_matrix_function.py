@@ -132,7 +132,7 @@ def test_exponents_of_every_shape_that_fits():
     for exponent in (np.float64(0.5), np.float32(0.5), torch.tensor([0.5]), torch.tensor([[0.5]])):
         assert torch.equal(covpool.matrix_power(batch, exponent), one)
     assert torch.equal(covpool.matrix_power(batch, np.int64(2)), covpool.matrix_power(batch, 2))
-    with pytest.raises(ValueError, match=r"of shape \(3,\) for the exponent does not broadcast"):
+    with pytest.raises(ValueError, match=r"exponent of shape \(3,\) does not broadcast"):
         covpool.matrix_power(batch, torch.ones(3))
 
 

@@ -97,7 +97,7 @@ def test_public_names_exist():
 @pytest.mark.parametrize(
     "module",
     [
-        "covpool.linalg.functions",
+        "covpool.linalg.api",
         "covpool.linalg.diagnostics",
         "covpool.linalg.module",
         "covpool.pooling",

@@ -78,8 +78,8 @@ def parameter(caller: str, name: str, value: Any, batch: torch.Size) -> Tensor |
             if extra <= len(shape) and taken == (1,) * extra and _broadcasts(kept, batch):
                 return value.reshape(kept)
         raise ValueError(
-            f"{caller}: a tensor of shape {shape} for the {name} does not broadcast to the batch "
-            f"shape {tuple(batch)}; give one number for each matrix, or expand the matrices first"
+            f"{caller}: {name} of shape {shape} does not broadcast to the batch shape "
+            f"{tuple(batch)}; give one number for each matrix, or expand the matrices first"
         )
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{caller}: the {name} must be a number or a tensor, got {value!r}")
