@@ -24,7 +24,7 @@ def cells(page: Path) -> list[str]:
     return re.findall(r"^```\{code-cell\} python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["quickstart", "problems", "numerics", "analysis"])
+@pytest.mark.parametrize("page", ["quickstart", "problems", "numerics", "analysis", "adding"])
 def test_cells_run(page, capsys):
     found = cells(PAGES[page])
     assert found
@@ -92,6 +92,7 @@ def test_no_other_page_has_cells():
         "problems",
         "numerics",
         "analysis",
+        "adding",
     }
 
 

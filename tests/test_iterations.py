@@ -422,9 +422,14 @@ def test_more_condition_resolves_more(condition):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_other_gradients_are_refused(name):
-    row = dataclasses.replace(METHODS[name], gradient=METHODS["exact"].gradient)
-    with pytest.raises(ValueError, match=f"'{name}'.*Lyapunov equation alone, got 'exact'"):
-        covpool.matrix_sqrt(torch.eye(2), row)
+    """When the method is made: gradients of another rule, and of the same at another iteration."""
+    constant = next(iter(METHODS[name].constants))
+    other = METHODS[name].replace(**{constant: 7}).gradient
+    for gradient in (METHODS["exact"].gradient, other):
+        with pytest.raises(
+            ValueError, match=f"'{name}'.*does not differentiate.*the same iteration"
+        ):
+            dataclasses.replace(METHODS[name], gradient=gradient)
 
 
 @pytest.mark.parametrize("name", NAMES)

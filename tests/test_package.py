@@ -71,6 +71,52 @@ def test_imports_point_one_way(path):
     assert imported_parts(path) <= allowed
 
 
+LINALG = (
+    *("tables", "spectrum", "transforms", "minimax_coefficients", "sign", "checks"),
+    *("autograd.modes", "precision", "quadrature", "functions", "elementwise", "engine"),
+    *("gradients", "forwards", "methods", "autograd", "covariance", "autograd.pooled", "products"),
+    *("diagnostics", "evaluate", "decompositions", "gauge", "module", "api"),
+)
+"""Each part of linalg/ may import those before it, and modules of its own that do not import it."""
+
+
+def modules_of_linalg() -> dict[str, set[str]]:
+    """Below covpool.linalg: each module, and those that it names, in annotations too."""
+    root = SOURCE / "linalg"
+    paths = {".".join(p.relative_to(root).with_suffix("").parts): p for p in root.rglob("*.py")}
+    found = {}
+    for name, path in paths.items():
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("covpool"):
+                inside = node.module.removeprefix("covpool").removeprefix(".linalg").lstrip(".")
+                names |= {f"{inside}.{alias.name}".lstrip(".") for alias in node.names} & set(paths)
+                names |= {inside} & set(paths)
+        found[name] = names
+    return {name: names for name, names in found.items() if not name.endswith("__init__")}
+
+
+def place(module: str) -> int:
+    return LINALG.index(module if module in LINALG else module.split(".")[0])
+
+
+def test_linalg_imports_downwards_only():
+    modules = modules_of_linalg()
+    assert {module for module in LINALG if "." in module} <= set(modules)
+    for module, imported in modules.items():
+        upwards = [other for other in imported if place(other) > place(module)]
+        assert not upwards, f"linalg/{module} imports {upwards}"
+
+
+def test_linalg_has_no_circle():
+    modules = modules_of_linalg()
+    done: set[str] = set()
+    while len(done) < len(modules):
+        ready = {name for name, imported in modules.items() if imported <= done} - done
+        assert ready, f"in a circle: {sorted(set(modules) - done)}"
+        done |= ready
+
+
 def test_the_report_reads_what_others_wrote():
     """It shows training runs without being able to train: only files, statistics and tables."""
     allowed = {f"train.{n}" for n in ("analysis_rows", "cells", "comparison", "run_directory")}
