@@ -76,7 +76,6 @@ def test_values_and_gradients_are_torchs(name, dtype, samples, note_error):
                 gradients.append(symmetric_part(gradient) if name == "linalg.eigh" else gradient)
             found.append((result, gradients))
         (ours, our_gradients), (torchs, torchs_gradients) = found
-        assert type(ours) is type(torchs)
         for one, other in zip(ours, torchs, strict=True):
             assert (one.shape, one.dtype) == (other.shape, other.dtype)
         values, torchs_values = invariant(name, ours), invariant(name, torchs)

@@ -7,7 +7,7 @@ from covpool._version import __version__
 
 if TYPE_CHECKING:
     from covpool.linalg.api import matrix_inv_sqrt, matrix_log, matrix_power, matrix_sqrt
-    from covpool.linalg.decompositions import eigh, svd
+    from covpool.linalg.decompositions import eigh, eigh_generalized, eigvalsh, svd, svdvals
     from covpool.linalg.diagnostics import Diagnostics, diagnose
     from covpool.linalg.functions import FUNCTIONS
     from covpool.linalg.gauge import GaugeDependence, gauge_dependence
@@ -33,6 +33,8 @@ __all__ = [
     "create_model",
     "diagnose",
     "eigh",
+    "eigh_generalized",
+    "eigvalsh",
     "gauge_dependence",
     "load_model",
     "matrix_inv_sqrt",
@@ -40,6 +42,7 @@ __all__ = [
     "matrix_power",
     "matrix_sqrt",
     "svd",
+    "svdvals",
     "triu_vector",
 ]
 
@@ -59,6 +62,8 @@ _HOMES = {
     "create_model": "covpool.models",
     "diagnose": "covpool.linalg.diagnostics",
     "eigh": "covpool.linalg.decompositions",
+    "eigh_generalized": "covpool.linalg.decompositions",
+    "eigvalsh": "covpool.linalg.decompositions",
     "gauge_dependence": "covpool.linalg.gauge",
     "load_model": "covpool.train.prediction",
     "matrix_inv_sqrt": "covpool.linalg.api",
@@ -66,6 +71,7 @@ _HOMES = {
     "matrix_power": "covpool.linalg.api",
     "matrix_sqrt": "covpool.linalg.api",
     "svd": "covpool.linalg.decompositions",
+    "svdvals": "covpool.linalg.decompositions",
     "triu_vector": "covpool.pooling",
 }
 

@@ -1,7 +1,7 @@
 """`eigh` and `svd`: torch's decompositions, with a gradient that is finite at ties."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,9 +9,28 @@ from torch import Tensor
 from covpool.linalg import checks
 from covpool.linalg.autograd.eigh import eigendecomposition
 from covpool.linalg.autograd.svd import complete, singular_value_decomposition
-from covpool.linalg.engine.factorisation import require_finite
+from covpool.linalg.checks import require_integer
+from covpool.linalg.engine.factorisation import InvalidMatrixError, require_finite
 from covpool.linalg.gradients.kernels import KERNELS, Kernel
+from covpool.linalg.spectrum import name_samples, symmetric_part
 from covpool.linalg.tables import choose
+from covpool.linalg.transforms import unreadable
+
+
+class EighResult(NamedTuple):
+    """The fields of torch.linalg.eigh."""
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+
+
+class SvdResult(NamedTuple):
+    """The fields of torch.linalg.svd."""
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
@@ -21,9 +40,11 @@ def eigh(
     UPLO: str = "L",
     *,
     kernel: str | Kernel = "difference",
+    k: int | None = None,
+    largest: bool = True,
     check: bool = True,
     out: Sequence[Tensor] | None = None,
-) -> torch.return_types.linalg_eigh:
+) -> EighResult:
     """Eigenvalues and eigenvectors of symmetric or Hermitian matrices, with a finite gradient.
 
     It takes and returns what `torch.linalg.eigh` does, which is the forward pass. Backward, a
@@ -41,6 +62,9 @@ def eigh(
         kernel: a name of `KERNELS` ("difference", "truncated", "taylor", "pade",
             "power-iteration", "lorentzian") or a kernel with constants of its own,
             `Taylor(degree=50)`. "difference" is exact away from ties.
+        k: how many of the pairs are returned, all by default. All are computed: the gradient is
+            that of the whole decomposition, discarded pairs included.
+        largest: whether they are those of the k largest eigenvalues or of the k smallest.
         check: whether to refuse matrices that are not finite.
         out: two tensors to write the result to, which then has no gradient.
 
@@ -76,13 +100,9 @@ def eigh(
     Source: Ionescu, Vantzos, Sminchisescu, "Matrix backpropagation for deep networks with
     structured layers", ICCV 2015, and the kernels' own.
     """
-    chosen = _choose_kernel(kernel)
-    _require_matrices("eigh", A)
-    if A.shape[-1] != A.shape[-2]:
-        raise ValueError(f"eigh needs square matrices (*, n, n), got shape {tuple(A.shape)}")
-    lower = _is_lower("eigh", UPLO)
-    factors = eigendecomposition(A, chosen, lower=lower, check=check)
-    return torch.return_types.linalg_eigh(_written("eigh", factors, out))
+    values, vectors = _eigenpairs("eigh", A, UPLO, _choose_kernel(kernel), check)
+    kept = _kept("eigh", k, values.shape[-1], last=largest)
+    return EighResult(*_written("eigh", (values[..., kept], vectors[..., kept]), out))
 
 
 def svd(
@@ -91,9 +111,11 @@ def svd(
     *,
     driver: str | None = None,
     kernel: str | Kernel = "difference",
+    k: int | None = None,
+    largest: bool = True,
     check: bool = True,
     out: Sequence[Tensor] | None = None,
-) -> torch.return_types.linalg_svd:
+) -> SvdResult:
     """Singular value decomposition A = U diag(σ) Vᴴ, with a gradient that stays finite.
 
     It takes and returns what `torch.linalg.svd` does, which is the forward pass (thin: columns of
@@ -117,6 +139,9 @@ def svd(
         kernel: a name of `KERNELS` ("difference", "truncated", "taylor", "pade",
             "power-iteration", "lorentzian") or a kernel with constants of its own,
             `Lorentzian(epsilon=1e-4)`. "difference" is exact away from ties.
+        k: how many singular values, with their vectors alone, are returned, as without
+            `full_matrices`. All are computed; see Truncation.
+        largest: whether they are the k largest or the k smallest.
         check: whether to refuse matrices that are not finite.
         out: three tensors to write the result to, which then has no gradient.
 
@@ -127,9 +152,9 @@ def svd(
         gradient that reaches the columns of U or V beyond k is refused, as any basis of their space
         could be returned; torch ignores it. In forward mode their tangent is NaN.
 
-    Truncation: slice what is returned, U[..., :r], S[..., :r], Vh[..., :r, :]. The gradient is the
-    exact one of the truncated decomposition, discarded part included (away from ties between kept
-    and discarded values).
+    Truncation: `k`, or slices of what is returned, U[..., :r], S[..., :r], Vh[..., :r, :]. The
+    gradient is the exact one of the truncated decomposition, discarded part included (away from
+    ties between kept and discarded values).
 
     Ties: each kernel states its value. A loss that is a function of U f(σ) Vᴴ, such as singular
     value thresholding, loses the part f′(σ) between vectors that are tied, as with every kernel;
@@ -157,14 +182,114 @@ def svd(
     2016; Wan, Zhang, "Automatic differentiation for complex valued SVD", arXiv:1909.02659, 2019;
     the kernels' own. The separation of the two poles is ours.
     """
-    chosen = _choose_kernel(kernel)
-    _require_matrices("svd", A)
-    if check:
-        require_finite("svd", A)
-    u, s, vh = singular_value_decomposition(A, chosen, driver)
-    if full_matrices:
+    u, s, vh = _singular_triplets("svd", A, driver, _choose_kernel(kernel), check)
+    if k is not None:
+        kept = _kept("svd", k, s.shape[-1], last=not largest)
+        u, s, vh = u[..., kept], s[..., kept], vh[..., kept, :]
+    elif full_matrices:
         u, vh = complete(u), complete(vh.mH).mH
-    return torch.return_types.linalg_svd(_written("svd", (u, s, vh), out))
+    return SvdResult(*_written("svd", (u, s, vh), out))
+
+
+def eigvalsh(
+    A: Tensor, UPLO: str = "L", *, check: bool = True, out: Tensor | None = None
+) -> Tensor:
+    """Eigenvalues of symmetric or Hermitian matrices, (*, n, n) → (*, n), in ascending order.
+
+    As `torch.linalg.eigvalsh`, and `eigh(A, UPLO).eigenvalues`: the gradient, V diag(g) Vᴴ, has no
+    pole and needs no kernel. At ties it is right for losses that do not tell the tied values apart,
+    as those that are symmetric in all of them; others have no derivative there. Second derivatives
+    are right away from ties; at ties to rounding they are refused, and NaN inside torch.func.
+
+    Raises:
+        ValueError, torch.linalg.LinAlgError, RuntimeError: as `eigh`.
+    """
+    values = _eigenpairs("eigvalsh", A, UPLO, KERNELS["difference"], check)[0]
+    return _written("eigvalsh", (values,), None if out is None else (out,))[0]
+
+
+def svdvals(
+    A: Tensor, *, driver: str | None = None, check: bool = True, out: Tensor | None = None
+) -> Tensor:
+    """Singular values (*, m, n) → (*, min(m, n)), in descending order.
+
+    As `torch.linalg.svdvals`, and `svd(A).S`: the gradient, U diag(g) Vᴴ, has no pole and needs no
+    kernel. At ties it is right for losses that do not tell the tied values apart, and at zeros it
+    is a subgradient, that of the vectors found. Second derivatives are right away from ties and
+    zeros; at ties to rounding they are refused, and NaN inside torch.func.
+
+    Raises:
+        ValueError, torch.linalg.LinAlgError, RuntimeError: as `svd`.
+    """
+    values = _singular_triplets("svdvals", A, driver, KERNELS["difference"], check)[1]
+    return _written("svdvals", (values,), None if out is None else (out,))[0]
+
+
+def eigh_generalized(
+    A: Tensor,
+    B: Tensor,
+    *,
+    kernel: str | Kernel = "difference",
+    k: int | None = None,
+    largest: bool = True,
+    check: bool = True,
+) -> EighResult:
+    """Eigenvalues and eigenvectors of A x = λ B x, B positive definite.
+
+    With B = L Lᴴ (Cholesky), those of L⁻¹ A L⁻ᴴ by `eigh`; the vectors X = L⁻ᴴ V satisfy Xᴴ B X = I
+    and A X = B X Λ. Gradients of A and B go through all of it, and are symmetric (Hermitian).
+
+    Args:
+        A: (*, n, n), symmetric or Hermitian, of which the symmetric (Hermitian) part is taken.
+        B: (*, n, n), likewise, and positive definite.
+        kernel, k, largest, check: as for `eigh`.
+
+    Returns:
+        `eigenvalues` and `eigenvectors` as from `eigh`. What it says of ties and signs holds here.
+
+    Raises:
+        ValueError: shapes or dtypes that differ, and what `eigh` refuses.
+        torch.linalg.LinAlgError: B is not positive definite, by index, which is a ValueError
+            too; and what `eigh` raises.
+    """
+    for matrix in (A, B):
+        _require_square("eigh_generalized", matrix)
+        if check:
+            require_finite("eigh_generalized", matrix)
+    if A.shape[-1] != B.shape[-1] or A.dtype != B.dtype:
+        raise ValueError(
+            "eigh_generalized needs matrices of one size and dtype, got "
+            f"{tuple(A.shape)} in {A.dtype} and {tuple(B.shape)} in {B.dtype}"
+        )
+    factor, failed = torch.linalg.cholesky_ex(symmetric_part(B))
+    failed = failed != 0
+    if not unreadable(failed) and failed.any():
+        raise InvalidMatrixError(
+            f"eigh_generalized: B is not positive definite{name_samples(failed)}; add a "
+            "multiple of the identity to it"
+        )
+    factor = torch.where(failed[..., None, None], torch.nan, factor)
+    half = torch.linalg.solve_triangular(factor, symmetric_part(A), upper=False)
+    reduced = torch.linalg.solve_triangular(factor, half.mH, upper=False)
+    values, vectors = eigh(reduced, kernel=kernel, k=k, largest=largest, check=check)
+    return EighResult(values, torch.linalg.solve_triangular(factor.mH, vectors, upper=True))
+
+
+def _eigenpairs(
+    caller: str, matrix: Tensor, triangle: str, kernel: Kernel, check: bool
+) -> tuple[Tensor, Tensor]:
+    _require_square(caller, matrix)
+    lower = _is_lower(caller, triangle)
+    return eigendecomposition(matrix, kernel, lower=lower, caller=caller if check else None)
+
+
+def _singular_triplets(
+    caller: str, matrix: Tensor, driver: str | None, kernel: Kernel, check: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    _require_matrices(caller, matrix)
+    if check:
+        require_finite(caller, matrix)
+    return singular_value_decomposition(matrix, kernel, driver)
 
 
 def _choose_kernel(kernel: str | Kernel) -> Kernel:
@@ -182,6 +307,23 @@ def _require_matrices(caller: str, matrix: Tensor) -> None:
         raise ValueError(f"{caller} needs matrices (*, m, n), got shape {tuple(matrix.shape)}")
 
 
+def _require_square(caller: str, matrix: Tensor) -> None:
+    _require_matrices(caller, matrix)
+    if matrix.shape[-1] != matrix.shape[-2]:
+        shape = tuple(matrix.shape)
+        raise ValueError(f"{caller} needs square matrices (*, n, n), got shape {shape}")
+
+
+def _kept(caller: str, k: int | None, count: int, *, last: bool) -> slice:
+    """The first or the last k of `count` values; all where k is None."""
+    if k is None:
+        return slice(None)
+    require_integer(f"{caller}: k", k, 1)
+    if k > count:
+        raise ValueError(f"{caller}: k must be at most {count}, the number of values, got {k}")
+    return slice(count - k, count) if last else slice(k)
+
+
 def _is_lower(caller: str, triangle: object) -> bool:
     if isinstance(triangle, str) and triangle.upper() in ("L", "U"):
         return triangle.upper() == "L"
@@ -192,7 +334,7 @@ def _is_lower(caller: str, triangle: object) -> bool:
 
 def _written(
     caller: str, factors: tuple[Tensor, ...], out: Sequence[Tensor] | None
-) -> Sequence[Any]:
+) -> Sequence[Tensor]:
     """The factors, in the tensors of `out` where they are given."""
     if out is None:
         return factors

@@ -30,17 +30,20 @@ def from_triangle(matrix: Tensor, lower: bool) -> Tensor:
 
 
 class Eigh(Function):
-    """(matrix, kernel, lower, check) → eigenvalues (*, n), eigenvectors (*, n, n).
+    """(matrix, kernel, lower, caller) → eigenvalues (*, n), eigenvectors (*, n, n).
 
-    Both are differentiable. One triangle is read, and yet the gradient is the symmetric (Hermitian)
-    one, which fills both, as torch's does.
+    Both are differentiable. Matrices that are not finite are refused in the name of `caller`, unless
+    it is None. One triangle is read, and yet the gradient is the symmetric (Hermitian) one, which
+    fills both, as torch's does.
     """
 
     @staticmethod
-    def forward(matrix: Tensor, kernel: Kernel, lower: bool, check: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        matrix: Tensor, kernel: Kernel, lower: bool, caller: str | None
+    ) -> tuple[Tensor, Tensor]:
         matrix = from_triangle(matrix, lower)
-        if check:
-            require_finite("eigh", matrix)
+        if caller is not None:
+            require_finite(caller, matrix)
         return decompose(matrix)
 
     @staticmethod
@@ -148,7 +151,7 @@ def refuse_unless_exact(
 
 
 def eigendecomposition(
-    matrix: Tensor, kernel: Kernel, *, lower: bool = True, check: bool = False
+    matrix: Tensor, kernel: Kernel, *, lower: bool, caller: str | None
 ) -> tuple[Tensor, Tensor]:
-    eigenvalues, eigenvectors = _eigh(matrix, kernel, lower, check)
+    eigenvalues, eigenvectors = _eigh(matrix, kernel, lower, caller)
     return eigenvalues, eigenvectors

@@ -38,8 +38,8 @@ class DecompositionError(SampleError, LinAlgError):
     """No way of decomposing succeeded; the message names the samples."""
 
 
-class NonFiniteError(LinAlgError, ValueError):
-    """NaN or infinite entries: an error of values that code around torch.linalg catches too."""
+class InvalidMatrixError(LinAlgError, ValueError):
+    """Matrices that a decomposition refuses for their values, which torch's LinAlgError is for."""
 
 
 def require_finite(caller: str, matrix: Tensor) -> None:
@@ -49,7 +49,7 @@ def require_finite(caller: str, matrix: Tensor) -> None:
     try:
         checks.finite(caller, entries, sample_dims=2 + is_complex)
     except ValueError as error:
-        raise NonFiniteError(*error.args) from None
+        raise InvalidMatrixError(*error.args) from None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
