@@ -105,11 +105,11 @@ def test_decompositions(shape, kernel):
     x = torch.randn(shape, dtype=torch.float64, generator=torch.manual_seed(2))
 
     def from_svd(x):
-        u, s, vh = covpool.svd(x, kernel)
+        u, s, vh = covpool.svd(x, full_matrices=False, kernel=kernel)
         return (u[..., :4] * s[..., None, :4].sqrt()) @ vh[..., :4, :]
 
     def from_eigh(x):
-        values, vectors = covpool.eigh(x @ x.mT, kernel)
+        values, vectors = covpool.eigh(x @ x.mT, kernel=kernel)
         return (vectors * values.sqrt()[..., None, :]) @ vectors.mT
 
     for function in (from_svd, from_eigh) if shape[1] <= shape[2] else (from_svd,):

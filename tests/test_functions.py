@@ -247,7 +247,7 @@ def test_exponents_keep_their_dtype():
 
 
 def unfused(matrix, case, kernel):
-    eigenvalues, vectors = covpool.eigh(matrix, kernel)
+    eigenvalues, vectors = covpool.eigh(matrix, kernel=kernel)
     name, *exponent = case.split()
     if name == "power":
         values = eigenvalues ** {"0.333": 1 / 3, "-1": -1}[exponent[0]]

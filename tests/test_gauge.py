@@ -233,7 +233,7 @@ def test_what_it_finds_is_what_no_kernel_repairs():
         gradients = []
         for matrix in (TIED, near):
             leaf = matrix.clone().requires_grad_()
-            gradients.append(torch.autograd.grad(loss(*covpool.eigh(leaf, kernel)), leaf)[0])
+            gradients.append(torch.autograd.grad(loss(*covpool.eigh(leaf, kernel=kernel)), leaf)[0])
         return relative_error(gradients[1], gradients[0])
 
     assert gauge_dependence(projection, TIED).rotation <= 100 * EPS

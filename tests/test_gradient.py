@@ -170,7 +170,7 @@ def test_newton_schulz_on_the_spectrum_is_the_iteration(spectrum):
 
 
 def unfused_sqrt(matrix, kernel):
-    eigenvalues, vectors = covpool.eigh(matrix, kernel)
+    eigenvalues, vectors = covpool.eigh(matrix, kernel=kernel)
     return (vectors * eigenvalues.sqrt()[..., None, :]) @ vectors.mT
 
 
@@ -322,7 +322,7 @@ def test_gradient_is_finite_and_symmetric(name, dtype, spectrum):
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_eigh_gradient_is_finite(kernel, spectrum):
     matrix = SPECTRA[spectrum]().requires_grad_()
-    vectors = covpool.eigh(matrix, kernel)[1]
+    vectors = covpool.eigh(matrix, kernel=kernel)[1]
     weight = torch.randn(vectors.shape, dtype=torch.float64, generator=torch.manual_seed(0))
     (vectors * weight).sum().backward()
     assert matrix.grad is not None

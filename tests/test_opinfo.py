@@ -1,4 +1,4 @@
-"""eigh and svd on the sample inputs by which torch tests its own.
+"""eigh and svd on the sample inputs by which torch tests its own, called as torch calls them.
 
 They are drawn in a process of their own: to import torch.testing._internal freezes the global flags
 of torch.backends, on which other tests depend.
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import covpool
+from covpool.linalg.spectrum import symmetric_part
 from spectra import relative_error
 
 pytest.importorskip("expecttest", reason="torch.testing._internal needs expecttest")
@@ -21,12 +22,14 @@ from torch.testing._internal.common_methods_invocations import op_db
 drawn = []
 for op in op_db:
     if op.name in ("linalg.eigh", "linalg.svd"):
-        for dtype in (torch.float32, torch.float64):
+        for dtype in (torch.float32, torch.float64, torch.complex64, torch.complex128):
             for sample in op.sample_inputs("cpu", dtype, requires_grad=True):
-                drawn.append((op.name, sample.input.detach(), sample.kwargs))
+                drawn.append((op.name, sample.input.detach(), sample.args, sample.kwargs))
 torch.save(drawn, sys.argv[1])
 """
-PARTS = {"linalg.eigh": ("λ", "V"), "linalg.svd": ("U", "σ", "Vh")}
+DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
+OURS = {"linalg.eigh": covpool.eigh, "linalg.svd": covpool.svd}
+TORCHS = {"linalg.eigh": torch.linalg.eigh, "linalg.svd": torch.linalg.svd}
 
 
 @pytest.fixture(scope="module")
@@ -36,38 +39,55 @@ def samples(tmp_path_factory):
     return torch.load(path)
 
 
-def outputs(name, matrix, ours):
-    """Without the signs, as torch's tests do."""
+def invariant(name, result):
+    """What has a gradient in torch's tests: no signs or phases, no columns beyond min(m, n)."""
     if name == "linalg.eigh":
-        symmetric = (matrix + matrix.mT) / 2
-        values, vectors = covpool.eigh(symmetric) if ours else torch.linalg.eigh(symmetric)
-        return values, vectors.abs()
-    u, s, vh = covpool.svd(matrix) if ours else torch.linalg.svd(matrix, full_matrices=False)
-    return u.abs(), s, vh.abs()
+        return {"eigenvalues": result.eigenvalues, "eigenvectors": result.eigenvectors.abs()}
+    k = result.S.shape[-1]
+    return {"U": result.U[..., :k].abs(), "S": result.S, "Vh": result.Vh[..., :k, :].abs()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", PARTS)
+def rebuilt(name, result):
+    if name == "linalg.eigh":
+        return (result.eigenvectors * result.eigenvalues[..., None, :]) @ result.eigenvectors.mH
+    k = result.S.shape[-1]
+    return (result.U[..., :k] * result.S[..., None, :]) @ result.Vh[..., :k, :]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", OURS)
 def test_values_and_gradients_are_torchs(name, dtype, samples, note_error):
-    chosen = [
-        matrix
-        for op, matrix, keywords in samples
-        if op == name and matrix.dtype == dtype and not keywords.get("full_matrices", False)
-    ]
+    chosen = [sample[1:] for sample in samples if sample[0] == name and sample[1].dtype == dtype]
     assert len(chosen) >= 8
-    assert any(matrix.numel() == 0 for matrix in chosen)
-    for matrix in chosen:
-        for index, part in enumerate(PARTS[name]):
-            found = []
-            for ours in (True, False):
-                leaf = matrix.clone().requires_grad_()
-                value = outputs(name, leaf, ours)[index]
-                weight = torch.randn(value.shape, dtype=dtype, generator=torch.manual_seed(index))
-                found.append((value.detach(), *torch.autograd.grad(value, leaf, weight)))
-            (value, gradient), (torchs_value, torchs_gradient) = found
-            assert torch.equal(value, torchs_value)
-            assert gradient.shape == torchs_gradient.shape
-            # The samples are random, so some have close eigenvalues: both are as far off.
-            error = relative_error(gradient, torchs_gradient)
-            noted = note_error(f"{part}, {dtype}", f"OpInfo {name}", error)
-            assert noted <= 1e4 * torch.finfo(dtype).eps
+    assert any(matrix.numel() == 0 for matrix, _, _ in chosen)
+    assert any(matrix.shape[-1] != matrix.shape[-2] for matrix, _, _ in chosen) or "eigh" in name
+    eps = torch.finfo(dtype).eps
+    for matrix, arguments, keywords in chosen:
+        found = []
+        for call in (OURS[name], TORCHS[name]):
+            leaf = matrix.clone().requires_grad_()
+            result = call(leaf, *arguments, **keywords)
+            gradients = []
+            for index, part in enumerate(invariant(name, result).values()):
+                draw = torch.manual_seed(index)
+                weight = torch.randn(part.shape, dtype=part.dtype, generator=draw)
+                (gradient,) = torch.autograd.grad(part, leaf, weight, retain_graph=True)
+                # Of eigh torch gives the whole gradient, also of changes that are not Hermitian.
+                gradients.append(symmetric_part(gradient) if name == "linalg.eigh" else gradient)
+            found.append((result, gradients))
+        (ours, our_gradients), (torchs, torchs_gradients) = found
+        for one, other in zip(ours, torchs, strict=True):
+            assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        values, torchs_values = invariant(name, ours), invariant(name, torchs)
+        for part, expected in torchs_values.items():
+            # The samples are random, so some have close values, and vectors that are as far off.
+            assert relative_error(values[part], expected) <= 1e4 * eps
+        assert relative_error(rebuilt(name, ours), rebuilt(name, torchs)) <= 100 * eps
+        for basis in ours:
+            if basis.ndim == matrix.ndim and basis.shape[-1] == basis.shape[-2]:
+                identity = torch.eye(basis.shape[-1], dtype=dtype)
+                assert ((basis.mH @ basis - identity).abs() <= 100 * eps).all()
+        for part, gradient, expected in zip(values, our_gradients, torchs_gradients, strict=True):
+            assert gradient.shape == matrix.shape
+            error = relative_error(gradient, expected)
+            assert note_error(f"{part}, {dtype}", f"OpInfo {name}", error) <= 1e4 * eps

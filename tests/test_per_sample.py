@@ -124,6 +124,11 @@ def test_homogeneity(scale, name):
 BAD_MATRICES = {
     "not square": (torch.ones(3, 2, 4), r"square matrices \(\*, n, n\), got shape \(3, 2, 4\)"),
     "a vector": (torch.ones(3), r"got shape \(3,\)"),
+    "not finite": (torch.full((2, 2), torch.nan), "NaN or infinite values; find"),
+}
+
+
+BAD_FOR_FUNCTIONS = BAD_MATRICES | {
     "integers": (torch.eye(3).long(), "floating-point tensor, got torch.int64"),
     "complex": (torch.eye(3, dtype=torch.complex64), "floating-point tensor, got torch.complex64"),
     "not symmetric": (
@@ -131,12 +136,17 @@ BAD_MATRICES = {
         r"not symmetric in 1 of 2 samples: \[1\]; .* 1.0e-01 of the largest .*pass \(A \+ Aᵀ\)",
     ),
     "one, not symmetric": (torch.tensor([[1.0, 0.1], [0.0, 1.0]]), "not symmetric; the largest"),
-    "not finite": (torch.full((2, 2), torch.nan), "NaN or infinite values; find"),
 }
 
 
-@pytest.mark.parametrize("function", [covpool.matrix_sqrt, covpool.eigh])
-@pytest.mark.parametrize(("matrix", "message"), BAD_MATRICES.values(), ids=BAD_MATRICES)
+@pytest.mark.parametrize(
+    ("function", "matrix", "message"),
+    [
+        *[(covpool.matrix_sqrt, *row) for row in BAD_FOR_FUNCTIONS.values()],
+        (covpool.eigh, torch.eye(3).long(), "needs float32 or float64, .*got torch.int64"),
+        *[(covpool.eigh, *row) for row in BAD_MATRICES.values()],
+    ],
+)
 def test_bad_matrices(function, matrix, message):
     with pytest.raises(ValueError, match=f"^{function.__name__}.*{message}"):
         function(matrix)
@@ -240,7 +250,7 @@ def test_unknown_names():
     ):
         covpool.matrix_sqrt(torch.eye(2), "svd-pad")
     with pytest.raises(ValueError, match=r"unknown kernel 'tailor'; choose from .*'taylor'"):
-        covpool.eigh(torch.eye(2), "tailor")
+        covpool.eigh(torch.eye(2), kernel="tailor")
     with pytest.raises(ValueError, match=r"'svd-taylor' has no constant 'order'.*degree=100"):
         METHODS["svd-taylor"].replace(order=3)
 

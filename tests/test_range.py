@@ -171,7 +171,7 @@ def test_decompositions_scale(decomposition, kernel, dtype, exponent, note_error
 
     def everything(a, scale):
         leaf = a.clone().requires_grad_()
-        outputs = decomposition(leaf, kernel)
+        outputs = decomposition(leaf, kernel=kernel)
         values = min(outputs, key=lambda t: t.ndim)
         vectors = [t for t in outputs if t is not values]
         signs = [t.detach().sign() for t in vectors]  # so that the vectors' own do not matter

@@ -10,6 +10,9 @@ from covpool.analysis import conditioning, fidelity
 FUNCTIONS = {
     "eigh": covpool.eigh,
     "svd": covpool.svd,
+    "eigvalsh": covpool.eigvalsh,
+    "svdvals": covpool.svdvals,
+    "eigh_generalized": lambda matrix: covpool.eigh_generalized(matrix, matrix),
     "matrix_sqrt": covpool.matrix_sqrt,
     "matrix_inv_sqrt": covpool.matrix_inv_sqrt,
     "matrix_log": covpool.matrix_log,

@@ -96,7 +96,7 @@ CALLS = {
     "matrix_log": lambda: covpool.matrix_log(MATRICES),
     "newton-schulz-minimax": lambda: covpool.matrix_sqrt(MATRICES, "newton-schulz-minimax"),
     "eigh": lambda: torch.cat([x.flatten() for x in covpool.eigh(MATRICES)]),
-    "svd": lambda: torch.cat([x.flatten() for x in covpool.svd(TALL)]),
+    "svd": lambda: torch.cat([x.flatten() for x in covpool.svd(TALL, full_matrices=False)]),
 }
 
 

@@ -142,7 +142,7 @@ def test_second_derivatives_of_values_alone_are_refused_too(mode):
 
 
 def values(matrix):
-    return covpool.eigh(matrix, "taylor", check=False)[0].square().sum()
+    return covpool.eigh(matrix, kernel="taylor", check=False)[0].square().sum()
 
 
 def test_unresolved_second_derivatives_of_minimax_are_refused_or_not_a_number():

@@ -28,7 +28,7 @@ REFUSALS = re.compile(
     r"^method '\S+' has no second derivative.*use method='exact'"
     r"|^(eigh|svd): the second derivative .* use (kernel='difference'|covpool\.matrix_power)"
     r"|^matrix_inv_sqrt: matrix singular; .*; add a multiple of the identity"
-    r"|^(eigh|svd) needs float32 or float64, got torch\.\w+; convert"
+    r"|^(eigh|svd) needs float32 or float64, real or complex, got torch\.\w+; convert"
 )
 """What a refusal says: who refuses, and what to do. Any other error fails the test."""
 
@@ -153,19 +153,19 @@ def _decompositions() -> list[Subject]:
     for kernel in KERNELS:
 
         def by_eigh(a: Tensor, kept=4, kernel=kernel) -> Tensor:
-            values, vectors = covpool.eigh((a + a.mT) / 2, kernel)
+            values, vectors = covpool.eigh((a + a.mT) / 2, kernel=kernel)
             return vectors[..., -kept:].pow(4).sum(-2) * values[..., -kept:]
 
         def projector(a: Tensor, kernel=kernel) -> Tensor:
-            top = covpool.eigh((a + a.mT) / 2, kernel)[1][..., -2:]
+            top = covpool.eigh((a + a.mT) / 2, kernel=kernel)[1][..., -2:]
             return top @ top.mT
 
         def by_svd(a: Tensor, kept=3, kernel=kernel) -> Tensor:
-            u, s, vh = covpool.svd(a, kernel)
+            u, s, vh = covpool.svd(a, full_matrices=False, kernel=kernel)
             return (u.pow(4).sum(-2) * s + vh.mT.pow(4).sum(-2))[..., :kept]
 
         def polar(a: Tensor, kernel=kernel) -> Tensor:
-            u, _, vh = covpool.svd(a, kernel)
+            u, _, vh = covpool.svd(a, full_matrices=False, kernel=kernel)
             return u[..., :2] @ vh[..., :2, :]
 
         def gram(x: Tensor, by_eigh=by_eigh) -> Tensor:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         matrix_power,
         matrix_sqrt,
     )
-    from covpool.linalg.decompositions import eigh, svd
+    from covpool.linalg.decompositions import eigh, eigh_generalized, eigvalsh, svd, svdvals
     from covpool.linalg.diagnostics import Diagnostics, diagnose
     from covpool.linalg.elementwise import Elementwise
     from covpool.linalg.functions import FUNCTIONS
@@ -42,6 +42,8 @@ __all__ = [
     "create_model",
     "diagnose",
     "eigh",
+    "eigh_generalized",
+    "eigvalsh",
     "gauge_dependence",
     "load_model",
     "matrix_exp",
@@ -51,6 +53,7 @@ __all__ = [
     "matrix_power",
     "matrix_sqrt",
     "svd",
+    "svdvals",
     "triu_vector",
 ]
 
@@ -71,6 +74,8 @@ _HOMES = {
     "create_model": "covpool.models",
     "diagnose": "covpool.linalg.diagnostics",
     "eigh": "covpool.linalg.decompositions",
+    "eigh_generalized": "covpool.linalg.decompositions",
+    "eigvalsh": "covpool.linalg.decompositions",
     "gauge_dependence": "covpool.linalg.gauge",
     "load_model": "covpool.train.prediction",
     "matrix_exp": "covpool.linalg.api",
@@ -80,6 +85,7 @@ _HOMES = {
     "matrix_power": "covpool.linalg.api",
     "matrix_sqrt": "covpool.linalg.api",
     "svd": "covpool.linalg.decompositions",
+    "svdvals": "covpool.linalg.decompositions",
     "triu_vector": "covpool.pooling",
 }
 

@@ -1,5 +1,6 @@
 """How far a loss depends on the gauge, signs and bases of tied spaces, and what is lost at ties."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +23,8 @@ class GaugeDependence:
     """What `gauge_dependence` found, sample by sample.
 
     Attributes:
-        sign: (*), the share of the gradient that changes with the vectors' signs.
+        sign: (*), the share of the gradient that changes with the vectors' signs, which of complex
+            vectors are phases.
         rotation: (*), the share that changes with the basis within tied eigenspaces.
         lost: (*), the share of the matrix's gradient that `eigh` or `svd` does not give at ties,
             though the loss has it: see `gauge_dependence`.
@@ -46,7 +48,7 @@ class GaugeDependence:
                 self.sign,
                 "signs     change up to {:.1e} of the gradient",
                 "the loss depends on them",
-                "use what is even in each vector, such as v vᵀ or |v|",
+                "use what is even in each vector and blind to phases, such as v vᴴ or |v|",
             ),
             (
                 self.rotation,
@@ -83,36 +85,38 @@ def gauge_dependence(
 ) -> GaugeDependence:
     """How much of a loss's gradient depends on arbitrary choices of the decomposition.
 
-    Eigenvectors are determined up to their signs and, where eigenvalues are tied, up to a rotation
-    of their eigenspace: the gauge. A loss that depends on it has no derivative at a tie, and what
-    `torch.linalg.eigh` returns as NaN or as a huge number there no kernel repairs: the loss itself
-    must change. With V replaced by V Q, where Q holds signs or rotates tied columns, the gradient
-    G(V) of a loss that does not depend on the gauge becomes G(V) Q. Measured is
+    Eigenvectors are determined up to their signs, complex ones up to their phases, and, where
+    eigenvalues are tied, up to a rotation (complex: a unitary matrix) of their eigenspace: the
+    gauge. A loss that depends on it has no derivative at a tie, and what `torch.linalg.eigh`
+    returns as NaN or as a huge number there no kernel repairs: the loss itself must change. With V
+    replaced by V Q, where Q holds signs or phases or rotates tied columns, the gradient G(V) of a
+    loss that does not depend on the gauge becomes G(V) Q. Measured is
 
-        max over Q of ‖G(V Q) Qᵀ − G(V)‖ / max(‖G(V)‖, ‖G(V Q)‖)
+        max over Q of ‖G(V Q) Qᴴ − G(V)‖ / max(‖G(V)‖, ‖G(V Q)‖)
 
     per sample, in the Frobenius norm: about finfo(dtype).eps without dependence (times the loss's
     own condition; up to the relative gap where the tie is not exact), about 1 with it, 0 where
     there is no gradient.
 
     A loss that does not depend on the gauge can lose its gradient at ties all the same. Let it be a
-    function of V f(Λ) Vᵀ. Where A moves along v vᵀ, v in a tied space, its derivative is the
+    function of V f(Λ) Vᴴ. Where A moves along v vᴴ, v in a tied space, its derivative is the
     gradient of the eigenvalue whose vector is v. So the gradients of the eigenvalues in one basis
     do not tell the derivatives along the vectors of another, and no backward of `eigh` can know
-    what f′ is between tied vectors. `lost` compares, with B = Vᵀ(gradient of A)V and g(V) the
+    what f′ is between tied vectors. `lost` compares, with B = Vᴴ(gradient of A)V and g(V) the
     gradient of the eigenvalues,
 
-        max over Q of ‖diag(QᵀBQ) − g(V Q)‖ / max(‖B‖, ‖g(V Q)‖),
+        max over Q of ‖diag(QᴴBQ) − g(V Q)‖ / max(‖B‖, ‖g(V Q)‖),
 
     both being the derivatives along the vectors of V Q. The remedy is a function of the matrix,
     `matrix_sqrt`, `matrix_power`, `matrix_log`, which is exact at ties, in place of the
     decomposition. It means nothing where `rotation` is large: such a loss has no derivative.
 
     Args:
-        loss: takes the eigenvalues (*, n) and eigenvectors (*, n, n), or for "svd" U, σ and Vᵀ, of
-            the whole batch, and returns a tensor, of which the sum is differentiated. It must be
-            deterministic: no dropout.
-        matrix: (*, n, n) symmetric, or (*, m, n) for "svd"; float64 or float32.
+        loss: takes the eigenvalues (*, n) and eigenvectors (*, n, n), or for "svd" U (*, m, k), σ
+            and Vᴴ (*, k, n), k = min(m, n), of the whole batch, and returns a tensor, of which the
+            sum is differentiated. It must be deterministic: no dropout.
+        matrix: (*, n, n) symmetric or Hermitian, of which the lower triangle is read, or (*, m, n)
+            for "svd"; what `eigh` and `svd` take.
         decomposition: "eigh" or "svd".
         tolerance: the gap, as a share of the largest |λ| or σ, up to which neighbouring values
             count as tied; √finfo(dtype).eps by default, below which rounding takes more than half
@@ -144,8 +148,8 @@ def gauge_dependence(
             values, vectors = eigh(leaf)
             factors = [vectors]
         else:
-            u, values, vh = svd(leaf)
-            factors = [u, vh.mT]
+            u, values, vh = svd(leaf, full_matrices=False)
+            factors = [u, vh.mH]
     width = torch.finfo(values.dtype).eps ** 0.5 if tolerance is None else tolerance
     if isinstance(width, bool | str) or not 0 <= width < float("inf"):
         raise ValueError(f"tolerance must be a non-negative number, got {tolerance!r}")
@@ -160,28 +164,28 @@ def gauge_dependence(
         zero = null[..., :, None] & null[..., None, :]
         tied = (tied & (null[..., :, None] == null[..., None, :])) | zero
 
-    identity = torch.diag_embed(torch.ones_like(values))
+    dtype = bases[0].dtype
+    identity = torch.diag_embed(torch.ones_like(values, dtype=dtype))
     gradients, of_values = _gradient(loss, values, bases, [identity] * len(bases))
     plain = _joined(gradients)
     (whole,) = torch.autograd.grad(outputs, leaf, [*gradients, of_values])
-    inner = bases[0].mT @ whole @ bases[-1]
+    inner = bases[0].mH @ whole @ bases[-1]
 
     def shares(turns: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Of the vectors' gradient, what changes; of the matrix's, what is lost."""
         turned, of_values = _gradient(loss, values, bases, turns)
-        along = (turns[0].mT @ inner @ turns[-1]).diagonal(dim1=-2, dim2=-1)
+        along = (turns[0].mH @ inner @ turns[-1]).diagonal(dim1=-2, dim2=-1).real
         kept = torch.where(null, 0, along), torch.where(null, 0, of_values)
         return _share(_joined(turned), plain), _share(*kept, whole.flatten(-2))
 
     generator = torch.Generator(device=values.device).manual_seed(seed)
     sign = rotation = lost = values.new_zeros(values.shape[:-1])
     for _ in range(draws):
-        flips = 2 * torch.randint(0, 2, values.shape, generator=generator, device=values.device) - 1
-        flip = torch.diag_embed(flips.to(values.dtype))
+        flip = torch.diag_embed(_phases(values, generator, dtype))
         for turn in (flip, -flip):
             sign = torch.maximum(sign, shares([turn] * len(bases))[0])
-        turn = _rotation(tied, generator, values.dtype)
-        own = torch.where(zero, _rotation(zero, generator, values.dtype), turn)
+        turn = _rotation(tied, generator, dtype)
+        own = torch.where(zero, _rotation(zero, generator, dtype), turn)
         changed, lacking = shares([turn, own][: len(bases)])
         rotation, lost = torch.maximum(rotation, changed), torch.maximum(lost, lacking)
     # The column of zeros serves matrices without any eigenvalue.
@@ -216,7 +220,7 @@ def _gradient(
         if len(bases) == 1:
             result = loss(values, turned[0])
         else:
-            result = loss(turned[0], values, turned[1].mT)
+            result = loss(turned[0], values, turned[1].mH)
         found: Sequence[Tensor | None] = [None] * len(turned)
         if isinstance(result, Tensor) and result.requires_grad:
             found = torch.autograd.grad(result.sum(), [*turned, values], allow_unused=True)
@@ -230,7 +234,7 @@ def _gradient(
         torch.zeros_like(leaf) if gradient is None else gradient
         for gradient, leaf in zip(found, [*turned, values], strict=True)
     )
-    return [g @ turn.mT for g, turn in zip(gradients, turns, strict=True)], of_values
+    return [g @ turn.mH for g, turn in zip(gradients, turns, strict=True)], of_values
 
 
 def _tied(values: Tensor, tolerance: float) -> Tensor:
@@ -242,13 +246,23 @@ def _tied(values: Tensor, tolerance: float) -> Tensor:
     return cluster[..., :, None] == cluster[..., None, :]
 
 
+def _phases(values: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """A random sign for each value, or a random phase e^(iφ) where the dtype is complex."""
+    shape, device = values.shape, values.device
+    if not dtype.is_complex:
+        return (2 * torch.randint(0, 2, shape, generator=generator, device=device) - 1).to(dtype)
+    angle = torch.rand(shape, generator=generator, dtype=values.dtype, device=device)
+    return torch.polar(torch.ones_like(angle), 2 * math.pi * angle)
+
+
 def _rotation(tied: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """Uniformly random orthogonal matrices within ties, the identity elsewhere."""
+    """Uniformly random orthogonal or unitary matrices within ties, the identity elsewhere."""
     draw = torch.randn(tied.shape, generator=generator, dtype=dtype, device=tied.device)
     identity = torch.eye(tied.shape[-1], dtype=dtype, device=tied.device)
     several = tied & (tied.sum(-1, keepdim=True) > 1)
     # The QR factors of a block-diagonal matrix are block-diagonal; a positive diagonal of R makes
     # Q uniformly distributed (Mezzadri, Notices of the AMS 54, 2007).
     q, r = torch.linalg.qr(torch.where(several, draw, identity))
-    q = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1, 1)[..., None, :]
+    phases = r.diagonal(dim1=-2, dim2=-1).sgn()
+    q = q * torch.where(phases == 0, 1, phases)[..., None, :]
     return torch.where(several, q, identity)

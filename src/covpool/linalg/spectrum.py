@@ -31,14 +31,16 @@ def clip_to_rank(eigenvalues: Tensor, size: int) -> Tensor:
 
 
 def symmetric_part(matrix: Tensor) -> Tensor:
+    """(A + Aᵀ)/2, and the Hermitian part (A + Aᴴ)/2 of a complex matrix."""
     # Halved before the sum, which would overflow for entries above half of the largest number.
     half = 0.5 * matrix
-    return half + half.mT
+    return half + half.mH
 
 
 def antisymmetric_part(matrix: Tensor) -> Tensor:
+    """(A − Aᵀ)/2, and the skew-Hermitian part (A − Aᴴ)/2 of a complex matrix."""
     half = 0.5 * matrix
-    return half - half.mT
+    return half - half.mH
 
 
 def name_samples(bad: Tensor) -> str:

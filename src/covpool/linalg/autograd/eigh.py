@@ -7,18 +7,43 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.autograd.modes import in_both_modes, refuse_second_derivative
+from covpool.linalg.engine.factorisation import require_finite
 from covpool.linalg.engine.symmetric import decompose
 from covpool.linalg.gradients.kernels import Kernel
 from covpool.linalg.precision import full_precision
-from covpool.linalg.spectrum import antisymmetric_part, rank_tolerance, symmetric_part
+from covpool.linalg.spectrum import (
+    antisymmetric_part,
+    rank_tolerance,
+    symmetric_part,
+)
 from covpool.linalg.transforms import nested_forward_mode
 
 
+def from_triangle(matrix: Tensor, lower: bool) -> Tensor:
+    """The symmetric or Hermitian matrices (*, n, n) whose lower or upper triangle is given.
+
+    What is in the other one, and the imaginary part of the diagonal, is not looked at.
+    """
+    strict = matrix.tril(-1) if lower else matrix.triu(1)
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    return strict + torch.diag_embed(diagonal.real) + strict.mH
+
+
 class Eigh(Function):
-    """(matrix, kernel) → eigenvalues (*, n), eigenvectors (*, n, n), both differentiable."""
+    """(matrix, kernel, lower, caller) → eigenvalues (*, n), eigenvectors (*, n, n).
+
+    Both are differentiable. Matrices that are not finite are refused in the name of `caller`, unless
+    it is None. One triangle is read, and yet the gradient is the symmetric (Hermitian) one, which
+    fills both, as torch's does.
+    """
 
     @staticmethod
-    def forward(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    def forward(
+        matrix: Tensor, kernel: Kernel, lower: bool, caller: str | None
+    ) -> tuple[Tensor, Tensor]:
+        matrix = from_triangle(matrix, lower)
+        if caller is not None:
+            require_finite(caller, matrix)
         return decompose(matrix)
 
     @staticmethod
@@ -28,26 +53,27 @@ class Eigh(Function):
         ctx.save_for_forward(*output)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_eigenvalues, grad_eigenvectors = grad_outputs
         eigenvalues, eigenvectors = ctx.saved_tensors
         with full_precision(eigenvectors):
-            projected = eigenvectors.mT @ grad_eigenvectors
+            projected = eigenvectors.mH @ grad_eigenvectors
             weights = ctx.kernel.matrix(eigenvalues)
             inner = contract(ctx.kernel, weights, projected, eigenvalues, grad_eigenvectors)
             inner = inner + torch.diag_embed(grad_eigenvalues)
-            gradient = eigenvectors @ inner @ eigenvectors.mT
+            gradient = symmetric_part(eigenvectors @ inner @ eigenvectors.mH)
         size = eigenvalues.shape[-1]
-        return refuse_unless_exact("eigh", gradient, ctx.kernel, eigenvalues, size), None
+        gradient = refuse_unless_exact("eigh", gradient, ctx.kernel, eigenvalues, size)
+        return gradient, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, Tensor]:
-        tangent = grad_inputs[0]
+        tangent = symmetric_part(grad_inputs[0])
         eigenvalues, eigenvectors = ctx.saved_tensors
         with nested_forward_mode(), full_precision(eigenvectors):
-            inner = eigenvectors.mT @ tangent @ eigenvectors
+            inner = eigenvectors.mH @ tangent @ eigenvectors
             tangent_vectors = eigenvectors @ (ctx.kernel.matrix(eigenvalues).mT * inner)
-            tangent_values = inner.diagonal(dim1=-2, dim2=-1).clone()
+            tangent_values = inner.diagonal(dim1=-2, dim2=-1).real.clone()
             rest = (ctx.kernel, eigenvalues, eigenvalues.shape[-1])
             return (
                 refuse_unless_exact("eigh", tangent_values, *rest),
@@ -61,12 +87,12 @@ _eigh = in_both_modes(Eigh)
 def contract(
     kernel: Kernel, weights: Tensor, projected: Tensor, values: Tensor, *gradients: Tensor
 ) -> Tensor:
-    """sym(Kᵀ ∘ P), without what is rounding error in P and would be multiplied by the pole.
+    """herm(Kᵀ ∘ P), without what is rounding error in P and would be multiplied by the pole.
 
-    Of a loss that does not depend on the basis within a tie, P = VᵀG is symmetric there. In
+    Of a loss that does not depend on the basis within a tie, P = VᴴG is Hermitian there. In
     floating point it is so up to m · eps of the columns' norms, and an antisymmetric K of 1e16
     makes an error of order 1 of that. So for pairs closer than √eps of the largest value, where
-    such an error exceeds half of the digits, an antisymmetric part that small counts as 0.
+    such an error exceeds half of the digits, a skew-Hermitian part that small counts as 0.
 
     Args:
         kernel: which it is.
@@ -94,7 +120,7 @@ def _column_norms(matrix: Tensor) -> Tensor:
     """(*, m, n) → (*, n), without overflow of the sums or squares."""
     scale = (matrix.abs() / max(1, matrix.shape[-2])).sum(-2, keepdim=True)
     unit = matrix / torch.where(scale > 0, scale, 1)
-    return unit.square().sum(-2).sqrt() * scale[..., 0, :]
+    return unit.abs().square().sum(-2).sqrt() * scale[..., 0, :]
 
 
 def refuse_unless_exact(
@@ -124,6 +150,8 @@ def refuse_unless_exact(
     return refuse_second_derivative(gradient, reason, tied)
 
 
-def eigendecomposition(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    eigenvalues, eigenvectors = _eigh(matrix, kernel)
+def eigendecomposition(
+    matrix: Tensor, kernel: Kernel, *, lower: bool, caller: str | None
+) -> tuple[Tensor, Tensor]:
+    eigenvalues, eigenvectors = _eigh(matrix, kernel, lower, caller)
     return eigenvalues, eigenvectors

@@ -66,17 +66,21 @@ class _NoSecondDerivative(Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return _refuse(grad_outputs[0], ctx.reason, *ctx.saved_tensors), None, None
+        return refuse(grad_outputs[0], ctx.reason, *ctx.saved_tensors), None, None
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
-        return _refuse(grad_inputs[0], ctx.reason, *ctx.saved_tensors)
+        return refuse(grad_inputs[0], ctx.reason, *ctx.saved_tensors)
 
 
 _no_second_derivative = in_both_modes(_NoSecondDerivative)
 
 
-def _refuse(derivative: Tensor, reason: str, samples: Tensor | None) -> Tensor:
+def refuse(derivative: Tensor, reason: str, samples: Tensor | None) -> Tensor:
+    """Raise a RuntimeError where the mask (*), or None for all, names samples, else the derivative.
+
+    Where the mask cannot be read, inside torch.func transforms, the derivative of theirs is NaN.
+    """
     if samples is None:
         raise RuntimeError(reason)
     if not unreadable(samples) and bool(samples.any()):

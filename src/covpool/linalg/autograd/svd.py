@@ -1,8 +1,12 @@
 """The singular value decomposition as an autograd function, its gradient's poles replaced.
 
-With dP = Uᵀ dA V, the rotations Ω = Uᵀ dU and Θ = Vᵀ dV satisfy, for i ≠ j,
+With dP = Uᴴ dA V, the rotations Ω = Uᴴ dU and Θ = Vᴴ dV satisfy
 
-    Ωᵢⱼ + Θᵢⱼ = (dPᵢⱼ + dPⱼᵢ) / (σj − σi),    Ωᵢⱼ − Θᵢⱼ = (dPᵢⱼ − dPⱼᵢ) / (σj + σi).
+    Ωᵢⱼ + Θᵢⱼ = (dP + dPᴴ)ᵢⱼ / (σj − σi),    Ωᵢⱼ − Θᵢⱼ = (dP − dPᴴ)ᵢⱼ / (σj + σi),
+
+the first for i ≠ j. Where i = j, Ω + Θ is the phase by which uᵢ and vᵢ turn together, which nothing
+determines and which is taken as 0; Ω − Θ = 2i Im(dPᵢᵢ) / 2σi is the term of complex matrices that
+real ones do not have.
 
 So a repeated singular value is a pole of the sum alone, and only there a kernel stands in:
 1/(σj − σi) = (σj + σi) K(σj², σi²). The textbook form, which multiplies 1/(σj² − σi²) into U and V
@@ -16,11 +20,15 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.autograd.eigh import contract, refuse_unless_exact
-from covpool.linalg.autograd.modes import in_both_modes
-from covpool.linalg.engine.singular import SINGULAR_VALUE_DECOMPOSITION
+from covpool.linalg.autograd.modes import in_both_modes, refuse
+from covpool.linalg.engine.singular import SINGULAR_VALUE_DECOMPOSITION, by_driver
 from covpool.linalg.gradients.kernels import Kernel
 from covpool.linalg.precision import full_precision
-from covpool.linalg.spectrum import antisymmetric_part, rank_tolerance, symmetric_part
+from covpool.linalg.spectrum import (
+    antisymmetric_part,
+    rank_tolerance,
+    symmetric_part,
+)
 from covpool.linalg.transforms import nested_forward_mode
 
 
@@ -28,7 +36,7 @@ class _Weights(NamedTuple):
     """What stands for the quotients.
 
     difference: (*, k, k), σ₁/(σi − σj) for the vectors i, zero on the diagonal.
-    total: (*, k, k), σ₁/(σi + σj), zero on the diagonal and for pairs of zeros.
+    total: (*, k, k), σ₁/(σi + σj), zero for pairs of zeros.
     inverse: (*, 1, k), σ₁/σ, zero for zeros.
     root: (*, 1, 1), √σ₁, and 1 for the zero matrix. What is multiplied by the weights is divided by
         it before and after, so that neither 1/σ₁ nor σ₁ times a gradient leaves the range.
@@ -61,14 +69,14 @@ def _weights(singular_values: Tensor, kernel: Kernel, longer_side: int) -> _Weig
     upper, lower = kernel.magnitudes(torch.where(larger > 0, larger, 1), gap)
     # Singular values descend: of a tie, the earlier counts as the larger.
     signed = upper.triu(1) - lower.tril(-1)
-    reciprocal = _inverse(total)
-    reciprocal = reciprocal.triu(1) + reciprocal.tril(-1)
     inverse = _inverse(values[..., None, :] / scale)
-    return _Weights(total * signed, reciprocal, inverse, scale.sqrt())
+    return _Weights(total * signed, _inverse(total), inverse, scale.sqrt())
 
 
 def _capped(gradient: Tensor) -> Tensor:
     """What overflows of tiny matrices is made finite, so that it can still be summed."""
+    if gradient.is_complex():
+        return torch.complex(_capped(gradient.real), _capped(gradient.imag))
     limit = torch.finfo(gradient.dtype).max / (8 * max(1, *gradient.shape[-2:]))
     return gradient.clamp(-limit, limit)
 
@@ -77,15 +85,18 @@ def _outside(basis: Tensor, columns: Tensor) -> Tensor:
     """The columns' part outside the span of the basis; nothing is outside a complete one."""
     if basis.shape[-2] == basis.shape[-1]:
         return torch.zeros_like(columns)
-    return columns - basis @ (basis.mT @ columns)
+    return columns - basis @ (basis.mH @ columns)
 
 
 class Svd(Function):
-    """(matrix, kernel) → U (*, m, k), S (*, k), Vh (*, k, n), all differentiable."""
+    """(matrix, kernel, driver) → U (*, m, k), S (*, k), Vh (*, k, n), all differentiable."""
 
     @staticmethod
-    def forward(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
-        u, s, vh = SINGULAR_VALUE_DECOMPOSITION(matrix)
+    def forward(
+        matrix: Tensor, kernel: Kernel, driver: str | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        factorisation = by_driver(driver) if driver else SINGULAR_VALUE_DECOMPOSITION
+        u, s, vh = factorisation(matrix)
         return u, s, vh
 
     @staticmethod
@@ -95,14 +106,14 @@ class Svd(Function):
         ctx.save_for_forward(*output)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         grad_u, grad_s, grad_vh = grad_outputs
         u, s, vh = ctx.saved_tensors
-        v, grad_v = vh.mT, grad_vh.mT
+        v, grad_v = vh.mH, grad_vh.mH
         weights = _weights(s, ctx.kernel, max(u.shape[-2], v.shape[-2]))
         with full_precision(u):
             grad_u, grad_v = grad_u / weights.root, grad_v / weights.root
-            projected_u, projected_v = u.mT @ grad_u, v.mT @ grad_v
+            projected_u, projected_v = u.mH @ grad_u, v.mH @ grad_v
             difference = projected_u - projected_v
             summed = projected_u + projected_v
             inner = contract(ctx.kernel, weights.difference, summed, s, grad_u, grad_v)
@@ -110,38 +121,85 @@ class Svd(Function):
             inner = inner + torch.diag_embed(grad_s)
             inverse = weights.inverse
             left = u @ inner + _outside(u, _capped(grad_u * inverse / weights.root))
-            gradient = left @ vh + u @ _outside(v, _capped(grad_v * inverse / weights.root)).mT
+            gradient = left @ vh + u @ _outside(v, _capped(grad_v * inverse / weights.root)).mH
         longer_side = max(u.shape[-2], v.shape[-2])
-        return refuse_unless_exact("svd", gradient, ctx.kernel, s, longer_side), None
+        return refuse_unless_exact("svd", gradient, ctx.kernel, s, longer_side), None, None
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         tangent = grad_inputs[0]
         u, s, vh = ctx.saved_tensors
-        v = vh.mT
+        v = vh.mH
         with nested_forward_mode(), full_precision(u):
             weights = _weights(s, ctx.kernel, max(u.shape[-2], v.shape[-2]))
-            inner = u.mT @ tangent @ v
-            tangent_s = inner.diagonal(dim1=-2, dim2=-1).clone()
+            inner = u.mH @ tangent @ v
+            tangent_s = inner.diagonal(dim1=-2, dim2=-1).real.clone()
             tangent, inner = tangent / weights.root, inner / weights.root
             summed = weights.difference.mT * symmetric_part(inner)
             apart = weights.total * antisymmetric_part(inner)
             inverse = weights.inverse
             tangent_u = u @ (summed + apart) + _outside(u, (tangent @ v) * inverse)
-            tangent_v = v @ (summed - apart) + _outside(v, (tangent.mT @ u) * inverse)
+            tangent_v = v @ (summed - apart) + _outside(v, (tangent.mH @ u) * inverse)
             tangent_u = _capped(tangent_u / weights.root)
             tangent_v = _capped(tangent_v / weights.root)
             rest = (ctx.kernel, s, max(u.shape[-2], v.shape[-2]))
             return (
                 refuse_unless_exact("svd", tangent_u, *rest),
                 refuse_unless_exact("svd", tangent_s, *rest),
-                refuse_unless_exact("svd", tangent_v.mT, *rest),
+                refuse_unless_exact("svd", tangent_v.mH, *rest),
             )
 
 
 _svd = in_both_modes(Svd)
 
 
-def singular_value_decomposition(matrix: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, vh = _svd(matrix, kernel)
+class _Completion(Function):
+    """Orthonormal columns (*, m, k) → the others (*, m, m − k) of an orthonormal basis.
+
+    They can be any basis of that space, so they have no derivative: a gradient that is not zero is
+    refused. torch ignores it.
+    """
+
+    @staticmethod
+    def forward(columns: Tensor) -> Tensor:
+        basis = torch.linalg.qr(columns, mode="complete").Q
+        return basis[..., columns.shape[-1] :].clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (columns,) = ctx.saved_tensors
+        reached = (grad_outputs[0] != 0).flatten(-2).any(-1)
+        reason = (
+            "svd: the columns of U or V beyond min(m, n) have no gradient, as any basis of their "
+            "space could be returned; use full_matrices=False, and I − U Uᴴ to project on that"
+        )
+        return refuse(torch.zeros_like(columns), reason, reached)
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
+        # Whether it is used cannot be known here: NaN goes no further than the columns themselves.
+        tangent = grad_inputs[0]
+        rows, count = tangent.shape[-2:]
+        return tangent.new_full((*tangent.shape[:-2], rows, rows - count), torch.nan)
+
+
+_completion = in_both_modes(_Completion)
+
+
+def singular_value_decomposition(
+    matrix: Tensor, kernel: Kernel, driver: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    u, s, vh = _svd(matrix, kernel, driver)
     return u, s, vh
+
+
+def complete(columns: Tensor) -> Tensor:
+    """Orthonormal columns (*, m, k), extended to an orthonormal basis (*, m, m)."""
+    if columns.shape[-2] == columns.shape[-1]:
+        return columns
+    with full_precision(columns):
+        return torch.cat([columns, _completion(columns)], -1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from covpool.linalg import checks
 from covpool.linalg.engine.cores import spread
 from covpool.linalg.engine.shares import SampleError, shares
 from covpool.linalg.precision import full_precision, on_cpu
@@ -35,6 +36,20 @@ LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsa
 
 class DecompositionError(SampleError, LinAlgError):
     """No way of decomposing succeeded; the message names the samples."""
+
+
+class InvalidMatrixError(LinAlgError, ValueError):
+    """Matrices that a decomposition refuses for their values, which torch's LinAlgError is for."""
+
+
+def require_finite(caller: str, matrix: Tensor) -> None:
+    """Refuse matrices (*, m, n), real or complex, with NaN or infinite entries."""
+    is_complex = matrix.is_complex()
+    entries = torch.view_as_real(matrix.resolve_conj()) if is_complex else matrix
+    try:
+        checks.finite(caller, entries, sample_dims=2 + is_complex)
+    except ValueError as error:
+        raise InvalidMatrixError(*error.args) from None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

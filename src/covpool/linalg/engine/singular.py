@@ -5,6 +5,9 @@ Shapes: (*, m, n) matrices, k = min(m, n); U (*, m, k), S (*, k) descending, Vh 
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +19,15 @@ from covpool.linalg.spectrum import rank_tolerance
 SingularFactors = tuple[Tensor, Tensor, Tensor]
 
 
-def _solve(matrix: Tensor, **out: SingularFactors) -> SingularFactors:
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False, **out)
+def _solve(matrix: Tensor, **options: Any) -> SingularFactors:
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False, **options)
     return u, s, vh
+
+
+def by_driver(driver: str) -> Factorisation:
+    """The factorisation whose first attempt is by one of cuSOLVER's drivers; torch refuses one on a
+    CPU and unknown ones."""
+    return replace(SINGULAR_VALUE_DECOMPOSITION, solve=partial(_solve, driver=driver))
 
 
 def _blank(matrix: Tensor) -> SingularFactors:
