@@ -126,7 +126,6 @@ BAD_MATRICES = {
     "not square": (torch.ones(3, 2, 4), r"square matrices \(\*, n, n\), got shape \(3, 2, 4\)"),
     "a vector": (torch.ones(3), r"got shape \(3,\)"),
     "integers": (torch.eye(3).long(), "floating-point tensor, got torch.int64"),
-    "complex": (torch.eye(3, dtype=torch.complex64), "floating-point tensor, got torch.complex64"),
     "not symmetric": (
         torch.stack([torch.eye(2), torch.tensor([[1.0, 0.1], [0.0, 1.0]])]),
         r"not symmetric in 1 of 2 samples: \[1\]; .* 1.0e-01 of the largest .*pass \(A \+ Aᵀ\)",

@@ -8,7 +8,7 @@ from torch import Tensor
 from covpool.linalg import checks
 from covpool.linalg.functions import ScalarFunction
 from covpool.linalg.precision import full_precision, range_unit
-from covpool.linalg.spectrum import clip_to_rank, symmetric_part
+from covpool.linalg.spectrum import clip_to_rank, of_kind, symmetric_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ def diagnose(
       smallest relative gap: 0
       largest dropped eigenvalue: 0
     """
-    checks.square("diagnose", matrix)
+    checks.square("diagnose", matrix, complex_too=True)
     checks.compute_dtype("diagnose", compute_dtype)
     if matrix.shape[-1] == 0:
         raise ValueError(f"diagnose needs matrices of size 1 or more, got {tuple(matrix.shape)}")
@@ -152,7 +152,7 @@ def diagnose(
         checks.symmetric("diagnose", matrix)
     matrix = matrix.detach()
     with full_precision(matrix):
-        dtype = compute_dtype or torch.promote_types(matrix.dtype, torch.float64)
+        dtype = of_kind(compute_dtype or torch.float64, matrix.dtype)
         unit = range_unit(matrix, dtype)
         scaled = matrix if unit is None else matrix / unit
         eigenvalues = torch.linalg.eigvalsh(symmetric_part(scaled.to(dtype)))
@@ -170,7 +170,7 @@ def residual(
 ) -> Tensor | None:
     """See `Diagnostics.residual`; the eigenpairs give the range alone."""
     kept = (function.clip(eigenvalues, matrix.shape[-1]) != 0).to(matrix.dtype)
-    range_projector = (eigenvectors * kept[..., None, :]) @ eigenvectors.mT
+    range_projector = (eigenvectors * kept[..., None, :]) @ eigenvectors.mH
     # Norms of A itself would overflow for entries beyond the root of the largest number.
     scale = matrix.abs().amax((-2, -1), keepdim=True)
     scale = torch.where(scale > 0, scale, 1)
