@@ -49,7 +49,7 @@ def _as_positions(caller: str, x: Tensor) -> Tensor:
 
 
 def covariance(x: Tensor) -> Tensor:
-    """The covariance Σ = Xc Xcᵀ / N over positions, Xc = X − mean.
+    """The covariance Σ = Xc Xcᵀ / N over positions, Xc = X − mean; Xc Xcᴴ / N of complex features.
 
     Args:
         x: (*, C, H, W), or (*, C, N) where it has two or three dimensions.
@@ -60,7 +60,8 @@ def covariance(x: Tensor) -> Tensor:
         `cov_pool` choose.
 
     Raises:
-        ValueError: fewer than two dimensions, none of C or N, or not floating point.
+        ValueError: fewer than two dimensions, none of C or N, or not floating point, complex64
+            or complex128.
 
     Source: the maximum-likelihood estimate, as in MPN-COV (Li, Xie, Wang, Zuo, ICCV 2017).
     """
@@ -94,6 +95,8 @@ def cov_pool(
     Args:
         x: (*, C, H, W), or (*, C, N) where it has two or three dimensions. float64, float32, or
             float16/bfloat16 (under autocast too), which are computed in higher precision.
+            Complex128 and complex64 with Σ = Xc Xcᴴ / N: a dtype named below stands for the complex
+            one of its precision.
         method: as for `matrix_sqrt`.
         compute_dtype: the dtype of the computation. None: what is decomposed is formed and
             decomposed in float64, and products around the decomposition are in float32 (float64
@@ -108,7 +111,7 @@ def cov_pool(
             GPU.
 
     Returns:
-        (*, C, C) symmetric, in the input's dtype.
+        (*, C, C) symmetric or Hermitian, in the input's dtype.
 
     One position has no covariance: the result is zero, with zero gradient and a UserWarning.
 

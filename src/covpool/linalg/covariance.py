@@ -25,6 +25,8 @@ errors, of several eps of the largest eigenvalue, are multiplied by small eigenv
 steepest; w is the mean of (f(λ) − f(0))/λ weighted by λ, so that they are multiplied by little
 where that is nearly the same for all.
 
+Of complex features the covariance is Xc Xcᴴ/N, and ᵀ reads ᴴ throughout.
+
 Shapes: features (*, C, N), U (*, C, m), V (*, N, m), eigenvalues S² (*, m), result (*, C, C). None
 of this is differentiated by autograd.
 """

@@ -119,7 +119,8 @@ def diagnose(
     """Condition number, rank, effective rank and smallest relative gap of each matrix.
 
     Args:
-        matrix: (*, n, n) symmetric positive semi-definite, n ≥ 1, any floating-point dtype.
+        matrix: (*, n, n) symmetric (or complex Hermitian) positive semi-definite, n ≥ 1, any
+            floating-point dtype, complex64 or complex128.
         compute_dtype: the dtype of the eigendecomposition; None: float64.
         check: as for `matrix_sqrt`. Off, negative eigenvalues count as zero.
 
@@ -130,8 +131,8 @@ def diagnose(
     Ties have a relative gap of 0. Rank deficiency: the condition number is inf.
 
     Raises:
-        ValueError: not square, of size zero, not floating point, another compute_dtype than
-            float32 and float64 or, with `check`, matrices that are not finite, symmetric or
+        ValueError: not square, of size zero, not floating point or complex, another compute_dtype
+            than float32 and float64 or, with `check`, matrices that are not finite, symmetric or
             positive semi-definite beyond rounding, by index.
 
     >>> import torch, covpool

@@ -3,6 +3,10 @@
 `lift` is f(A). Its first derivative, in both directions, is `derive`, an autograd function itself,
 so that derivatives of second order are right or refused. Eigenpairs are constants to autograd
 throughout: their dependence on A is accounted for in the formulas.
+
+Of complex Hermitian matrices everything holds with the adjoint in place of the transpose: f, λ and
+the Loewner matrix L are real, and inner products are their real parts. Gradients are torch's,
+∂ℓ/∂Re A + i ∂ℓ/∂Im A, so that dℓ = Re⟨∂ℓ/∂A, dA⟩.
 """
 
 from typing import Any
