@@ -130,7 +130,6 @@ BAD_MATRICES = {
 
 BAD_FOR_FUNCTIONS = BAD_MATRICES | {
     "integers": (torch.eye(3).long(), "floating-point tensor, got torch.int64"),
-    "complex": (torch.eye(3, dtype=torch.complex64), "floating-point tensor, got torch.complex64"),
     "not symmetric": (
         torch.stack([torch.eye(2), torch.tensor([[1.0, 0.1], [0.0, 1.0]])]),
         r"not symmetric in 1 of 2 samples: \[1\]; .* 1.0e-01 of the largest .*pass \(A \+ Aᵀ\)",

@@ -15,6 +15,7 @@ from covpool.linalg.functions import SQRT
 from covpool.linalg.methods import METHODS, Method, get_method
 from covpool.linalg.precision import full_precision, on_cpu, product, range_unit
 from covpool.linalg.products import product_steps, root_in_products
+from covpool.linalg.spectrum import of_kind, real_dtype
 from covpool.linalg.tables import choose
 from covpool.linalg.transforms import recorded
 
@@ -38,7 +39,7 @@ def check_pooling(name: str) -> str:
 
 def _as_positions(caller: str, x: Tensor) -> Tensor:
     """(*, C, H, W) or (*, C, N) → (*, C, N)."""
-    checks.floating(caller, x)
+    checks.floating(caller, x, complex_too=True)
     if x.ndim < 2:
         raise ValueError(f"{caller} needs features (*, C, H, W) or (*, C, N), got {tuple(x.shape)}")
     positions = x.flatten(-2) if x.ndim >= 4 else x
@@ -48,7 +49,7 @@ def _as_positions(caller: str, x: Tensor) -> Tensor:
 
 
 def covariance(x: Tensor) -> Tensor:
-    """The covariance Σ = Xc Xcᵀ / N over positions, Xc = X − mean.
+    """The covariance Σ = Xc Xcᵀ / N over positions, Xc = X − mean; Xc Xcᴴ / N of complex features.
 
     Args:
         x: (*, C, H, W), or (*, C, N) where it has two or three dimensions.
@@ -59,7 +60,8 @@ def covariance(x: Tensor) -> Tensor:
         `cov_pool` choose.
 
     Raises:
-        ValueError: fewer than two dimensions, none of C or N, or not floating point.
+        ValueError: fewer than two dimensions, none of C or N, or not floating point, complex64
+            or complex128.
 
     Source: the maximum-likelihood estimate, as in MPN-COV (Li, Xie, Wang, Zuo, ICCV 2017).
     """
@@ -73,7 +75,7 @@ def covariance(x: Tensor) -> Tensor:
 
 def _covariance(features: Tensor) -> Tensor:
     centred = features - features.mean(-1, keepdim=True)
-    return product(centred, centred.mT) / features.shape[-1]
+    return product(centred, centred.mH) / features.shape[-1]
 
 
 def cov_pool(
@@ -93,6 +95,8 @@ def cov_pool(
     Args:
         x: (*, C, H, W), or (*, C, N) where it has two or three dimensions. float64, float32, or
             float16/bfloat16 (under autocast too), which are computed in higher precision.
+            Complex128 and complex64 with Σ = Xc Xcᴴ / N: a dtype named below stands for the complex
+            one of its precision.
         method: as for `matrix_sqrt`.
         compute_dtype: the dtype of the computation. None: what is decomposed is formed and
             decomposed in float64, and products around the decomposition are in float32 (float64
@@ -107,7 +111,7 @@ def cov_pool(
             GPU.
 
     Returns:
-        (*, C, C) symmetric, in the input's dtype.
+        (*, C, C) symmetric or Hermitian, in the input's dtype.
 
     One position has no covariance: the result is zero, with zero gradient and a UserWarning.
 
@@ -138,9 +142,10 @@ def cov_pool(
         warnings.warn(f"cov_pool gives zeros: {ONE_POSITION}", UserWarning, stacklevel=2)
     if check_finite:
         checks.finite("cov_pool", features, sample_dims=2)
-    working = compute_dtype or torch.promote_types(x.dtype, torch.float32)
+    wanted = None if compute_dtype is None else of_kind(compute_dtype, x.dtype)
+    working = wanted or torch.promote_types(x.dtype, torch.float32)
     least = torch.float32 if row.smooth else torch.float64
-    decomposition = compute_dtype or torch.promote_types(x.dtype, least)
+    decomposition = wanted or torch.promote_types(x.dtype, least)
     with full_precision(x):
         on_gram = works_on_gram(features)
         unit = range_unit(features, decomposition, power=6)
@@ -169,8 +174,9 @@ def _iterates(method: Method, features: Tensor) -> bool:
 def _by_iteration(features: Tensor, method: Method, dtype: torch.dtype, *, exactly: bool) -> Tensor:
     # Few channels on a CPU: float64 halves the error for little. A GPU's may be 64 times as slow.
     wide = not exactly and on_cpu(features)
-    matrix = _covariance(features.to(torch.float64 if wide else dtype)).to(dtype)
-    return matrix_sqrt(matrix, method, compute_dtype=dtype, check=False)
+    formed = of_kind(torch.float64, dtype) if wide else dtype
+    matrix = _covariance(features.to(formed)).to(dtype)
+    return matrix_sqrt(matrix, method, compute_dtype=real_dtype(dtype), check=False)
 
 
 def triu_vector(matrix: Tensor) -> Tensor:
@@ -207,6 +213,7 @@ def _checked_map(x: Tensor, channels: int) -> Tensor:
     checks.tensor("CovPool2d", x)
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(f"CovPool2d needs features (B, {channels}, H, W), got {tuple(x.shape)}")
+    checks.floating("CovPool2d", x)
     if x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"CovPool2d: {ONE_POSITION}; got features {tuple(x.shape)}")
     return x

@@ -47,7 +47,9 @@ def matrix_sqrt(
 
     Args:
         matrix: (*, n, n), any number of leading dimensions, none and empty ones included. float64,
-            float32, or float16/bfloat16, which are computed in higher precision.
+            float32, or float16/bfloat16, which are computed in higher precision. Hermitian
+            matrices in complex128 or complex64 likewise, with Vᴴ for Vᵀ; a dtype named below
+            stands for the complex one of its precision.
         method: a name of `METHODS`, or a row of it with other constants,
             `METHODS["svd-taylor"].replace(degree=50)`. The row decides forward algorithm and
             gradient; "exact" is exact in both.

@@ -4,7 +4,7 @@ The checks read values. Where there are none to read, while a graph is traced or
 are left out.
 """
 
-import math
+import cmath
 import sys
 from numbers import Real
 from typing import Any
@@ -26,6 +26,8 @@ EARLIER_DTYPE = {torch.float64: torch.float32, torch.float32: torch.bfloat16}
 converted. Its two triangles differ by the roundings of that: those of a float32 kernel matrix in
 float64, of a bfloat16 product in float32."""
 
+COMPLEX_DTYPES = (torch.complex64, torch.complex128)
+
 
 def tensor(caller: str, value: object) -> None:
     """Refuse arrays, lists and whatever else is no tensor."""
@@ -37,19 +39,21 @@ def tensor(caller: str, value: object) -> None:
         )
 
 
-def square(caller: str, matrix: Tensor) -> None:
+def square(caller: str, matrix: Tensor, *, complex_too: bool = False) -> None:
     tensor(caller, matrix)
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
         raise ValueError(
             f"{caller} needs square matrices (*, n, n), got shape {tuple(matrix.shape)}"
         )
-    floating(caller, matrix)
+    floating(caller, matrix, complex_too=complex_too)
 
 
-def floating(caller: str, values: Tensor) -> None:
+def floating(caller: str, values: Tensor, *, complex_too: bool = False) -> None:
     tensor(caller, values)
-    if not values.is_floating_point():
-        raise ValueError(f"{caller} needs a real floating-point tensor, got {values.dtype}")
+    if values.is_floating_point() or (complex_too and values.dtype in COMPLEX_DTYPES):
+        return
+    kind = "real, complex64 or complex128" if complex_too else "real"
+    raise ValueError(f"{caller} needs a {kind} floating-point tensor, got {values.dtype}")
 
 
 def compute_dtype(caller: str, dtype: torch.dtype | None) -> None:
@@ -123,7 +127,7 @@ def finite(caller: str, tensor: Tensor, sample_dims: int) -> None:
     if unreadable(tensor):
         return
     # A sum is one pass over the tensor; it may overflow where no element is infinite.
-    if math.isfinite(tensor.detach().sum().item()) or tensor.isfinite().all():
+    if cmath.isfinite(tensor.detach().sum().item()) or tensor.isfinite().all():
         return
     bad = ~tensor.isfinite()
     if sample_dims:
@@ -145,7 +149,7 @@ def symmetric(caller: str, matrix: Tensor) -> None:
     if unreadable(matrix) or matrix.numel() == 0:
         return
     scale = matrix.detach().abs().amax((-2, -1))
-    difference = (matrix - matrix.mT).detach().abs().amax((-2, -1))
+    difference = (matrix - matrix.mH).detach().abs().amax((-2, -1))
     scale = scale.clamp_min(torch.finfo(matrix.dtype).tiny)
     size = matrix.shape[-1]
     earlier = EARLIER_DTYPE.get(matrix.dtype.to_real(), matrix.dtype)
@@ -154,10 +158,11 @@ def symmetric(caller: str, matrix: Tensor) -> None:
     if bad.any():
         # Divided before the difference, which overflows where the largest entries are opposite.
         unit = matrix.detach() / scale[..., None, None]
-        worst = (unit - unit.mT).abs().max().item()
+        worst = (unit - unit.mH).abs().max().item()
+        kind, turned = ("Hermitian", "Aᴴ") if matrix.is_complex() else ("symmetric", "Aᵀ")
         raise ValueError(
-            f"{caller}: matrix not symmetric{name_samples(bad)}; the largest |A − Aᵀ| is "
-            f"{worst:.1e} of the largest entry; pass (A + Aᵀ)/2 if that is rounding"
+            f"{caller}: matrix not {kind}{name_samples(bad)}; the largest |A − {turned}| is "
+            f"{worst:.1e} of the largest entry; pass (A + {turned})/2 if that is rounding"
         )
 
 

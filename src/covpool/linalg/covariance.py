@@ -25,6 +25,8 @@ errors, of several eps of the largest eigenvalue, are multiplied by small eigenv
 steepest; w is the mean of (f(λ) − f(0))/λ weighted by λ, so that they are multiplied by little
 where that is nearly the same for all.
 
+Of complex features the covariance is Xc Xcᴴ/N, and ᵀ reads ᴴ throughout.
+
 Shapes: features (*, C, N), U (*, C, m), V (*, N, m), eigenvalues S² (*, m), result (*, C, C). None
 of this is differentiated by autograd.
 """
@@ -41,7 +43,7 @@ from covpool.linalg.engine.symmetric import decompose
 from covpool.linalg.functions import ScalarFunction
 from covpool.linalg.methods import Method
 from covpool.linalg.precision import full_precision, on_cpu
-from covpool.linalg.spectrum import clip_to_rank, symmetric_part
+from covpool.linalg.spectrum import clip_to_rank, real_dtype, real_part, symmetric_part
 from covpool.linalg.transforms import unreadable
 
 SHARED_ELEMENTS = 2**21
@@ -76,7 +78,11 @@ def centre(features: Tensor, dtype: torch.dtype) -> Tensor:
     centred = features.to(wide, copy=True)
     centred = centred.sub_(centred.mean(-1, keepdim=True)).to(dtype)
     # The mean was rounded to its own digits, which are few beside a small rest.
-    return centred if dtype == torch.float64 else centred.sub_(centred.mean(-1, keepdim=True))
+    return (
+        centred
+        if real_dtype(dtype) == torch.float64
+        else centred.sub_(centred.mean(-1, keepdim=True))
+    )
 
 
 def _covariance(centred: Tensor) -> Tensor:
@@ -86,16 +92,16 @@ def _covariance(centred: Tensor) -> Tensor:
     """
     size, positions = centred.shape[-2:]
     if size < BLOCKED_SIZE or not on_cpu(centred) or unreadable(centred):
-        return symmetric_part((centred @ centred.mT).div_(positions))
+        return symmetric_part((centred @ centred.mH).div_(positions))
     result = centred.new_empty((*centred.shape[:-1], size))
     step = -(-size // 4)
     for low in range(0, size, step):
         high = min(low + step, size)
-        block = (centred[..., low:, :] @ centred[..., low:high, :].mT).div_(positions)
+        block = (centred[..., low:, :] @ centred[..., low:high, :].mH).div_(positions)
         result[..., low:high, low:high] = symmetric_part(block[..., : high - low, :])
         below = block[..., high - low :, :]
         result[..., high:, low:high] = below
-        result[..., low:high, high:] = below.mT
+        result[..., low:high, high:] = below.mH
     return result
 
 
@@ -119,11 +125,12 @@ def _inverse_root(eigenvalues: Tensor) -> Tensor:
 def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """f(cov X), U, V (of no columns where N > C, which forms it later) and S²."""
     method, working = computation.method, computation.working_dtype
+    real = real_dtype(working)
     channels, positions = features.shape[-2:]
     centred = centre(features, computation.decomposition_dtype)
     covariance = None
     if works_on_gram(features):
-        eigenvalues, right = decompose((centred.mT @ centred).div_(positions))
+        eigenvalues, right = decompose((centred.mH @ centred).div_(positions))
         left = centred @ right
         if method.smooth:
             norms = torch.linalg.vector_norm(left, dim=-2)
@@ -139,7 +146,7 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
         right = left[..., :0]
         if method.smooth:
             images = covariance @ left
-            eigenvalues = (left * images).sum(-2)
+            eigenvalues = real_part(left.conj() * images).sum(-2)
         else:
             eigenvalues = clip_to_rank(eigenvalues, channels)
             images = left.to(working)
@@ -147,11 +154,11 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
     with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
     values = method.forward.values(computation.function, with_zero, channels)
     unit = None
-    if working != values.dtype:
+    if real != values.dtype:
         # It may hold every entry of the result, and yet not the root of an eigenvalue.
         large = values.amax(-1, keepdim=True) > torch.finfo(working).max / channels
         unit = torch.where(large, 2.0 ** int(channels).bit_length(), 1)
-        values = (values / unit).to(working)
+        values = (values / unit).to(real)
     null, weights = values[..., :1], values[..., 1:] - values[..., :1]
     linear = None
     if covariance is not None and method.smooth:
@@ -161,14 +168,14 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
         # then 0 in place of f′(0). Its vector's image is a rounding error, so this costs nothing.
         weights = weights / torch.where(eigenvalues == 0, 1, eigenvalues) - slope
         linear = slope[..., None] * covariance
-    result = (images * weights[..., None, :]) @ left.to(working).mT
+    result = (images * weights[..., None, :]) @ left.to(working).mH
     if linear is not None:
         result = symmetric_part(result).add_(linear)
     if method.smooth:
         identity = torch.eye(channels, dtype=working, device=features.device)
         result = result + null[..., None] * identity
     if unit is not None:
-        result.mul_(unit[..., None].to(working))
+        result.mul_(unit[..., None].to(real))
     return result, left, right, eigenvalues
 
 
@@ -195,6 +202,7 @@ def _slope(
     features: Tensor, left: Tensor, right: Tensor, eigenvalues: Tensor, computation: Computation
 ) -> _Slope:
     method, working = computation.method, computation.working_dtype
+    real = real_dtype(working)
     channels, positions = features.shape[-2:]
     on_gram = works_on_gram(features)
     if on_gram:
@@ -204,15 +212,15 @@ def _slope(
     pairs = torch.nn.functional.pad(eigenvalues, (1, 0)) if on_gram else eigenvalues
     loewner, trace = method.gradient.loewner(computation.function, pairs, channels)
     if on_gram:
-        null = (loewner[..., :1, 1:] * scales[..., None, :]).to(working)
-        weights = loewner[..., 1:, 1:].mul_(scales[..., None, :]).to(working).sub_(null)
+        null = (loewner[..., :1, 1:] * scales[..., None, :]).to(real)
+        weights = loewner[..., 1:, 1:].mul_(scales[..., None, :]).to(real).sub_(null)
         trace = None if trace is None else trace[..., 1:]
-        rows = (right.mT,)
+        rows = (right.mH,)
     else:
         null = None
-        weights = loewner.mul_(scales[..., None, :]).to(working)
+        weights = loewner.mul_(scales[..., None, :]).to(real)
         factors = (scales if method.smooth else _inverse_root(eigenvalues)) / positions
-        onto = left.mT * factors[..., None]
+        onto = left.mH * factors[..., None]
         if method.smooth:
             rows = onto, centre(features, left.dtype)
         else:
@@ -234,7 +242,7 @@ def adjoint(
         slope = _slope(features, left, right, eigenvalues, computation)
         gradient = gradient.to(computation.working_dtype)
         product = symmetric_part(gradient) @ slope.basis
-        projected = slope.basis.mT @ product
+        projected = slope.basis.mH @ product
         isotropic = None
         if slope.trace is not None:
             diagonal = projected.diagonal(dim1=-2, dim2=-1)
@@ -271,8 +279,8 @@ def tangent(
         slope = _slope(features, left, right, eigenvalues, computation)
         moved = direction.to(computation.working_dtype)
         for factor in reversed(slope.rows):
-            moved = moved @ factor.mT
-        projected = slope.basis.mT @ moved
+            moved = moved @ factor.mH
+        projected = slope.basis.mH @ moved
         half = slope.basis @ (slope.weights * projected)
         if slope.null is not None:
             half = half + moved * slope.null
@@ -280,5 +288,5 @@ def tangent(
             diagonal = projected.diagonal(dim1=-2, dim2=-1)
             change = (diagonal * slope.scales).sum(-1, keepdim=True)
             half = half + slope.basis * (slope.trace * change).to(half.dtype)[..., None, :]
-        half = half @ slope.basis.mT
-        return half + half.mT
+        half = half @ slope.basis.mH
+        return half + half.mH

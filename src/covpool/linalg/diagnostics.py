@@ -8,7 +8,7 @@ from torch import Tensor
 from covpool.linalg import checks
 from covpool.linalg.functions import ScalarFunction
 from covpool.linalg.precision import full_precision, range_unit
-from covpool.linalg.spectrum import clip_to_rank, symmetric_part
+from covpool.linalg.spectrum import clip_to_rank, of_kind, symmetric_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,8 @@ def diagnose(
     """Condition number, rank, effective rank and smallest relative gap of each matrix.
 
     Args:
-        matrix: (*, n, n) symmetric positive semi-definite, n ≥ 1, any floating-point dtype.
+        matrix: (*, n, n) symmetric (or complex Hermitian) positive semi-definite, n ≥ 1, any
+            floating-point dtype, complex64 or complex128.
         compute_dtype: the dtype of the eigendecomposition; None: float64.
         check: as for `matrix_sqrt`. Off, negative eigenvalues count as zero.
 
@@ -130,8 +131,8 @@ def diagnose(
     Ties have a relative gap of 0. Rank deficiency: the condition number is inf.
 
     Raises:
-        ValueError: not square, of size zero, not floating point, another compute_dtype than
-            float32 and float64 or, with `check`, matrices that are not finite, symmetric or
+        ValueError: not square, of size zero, not floating point or complex, another compute_dtype
+            than float32 and float64 or, with `check`, matrices that are not finite, symmetric or
             positive semi-definite beyond rounding, by index.
 
     >>> import torch, covpool
@@ -143,7 +144,7 @@ def diagnose(
       smallest relative gap: 0
       largest dropped eigenvalue: 0
     """
-    checks.square("diagnose", matrix)
+    checks.square("diagnose", matrix, complex_too=True)
     checks.compute_dtype("diagnose", compute_dtype)
     if matrix.shape[-1] == 0:
         raise ValueError(f"diagnose needs matrices of size 1 or more, got {tuple(matrix.shape)}")
@@ -152,7 +153,7 @@ def diagnose(
         checks.symmetric("diagnose", matrix)
     matrix = matrix.detach()
     with full_precision(matrix):
-        dtype = compute_dtype or torch.promote_types(matrix.dtype, torch.float64)
+        dtype = of_kind(compute_dtype or torch.float64, matrix.dtype)
         unit = range_unit(matrix, dtype)
         scaled = matrix if unit is None else matrix / unit
         eigenvalues = torch.linalg.eigvalsh(symmetric_part(scaled.to(dtype)))
@@ -170,7 +171,7 @@ def residual(
 ) -> Tensor | None:
     """See `Diagnostics.residual`; the eigenpairs give the range alone."""
     kept = (function.clip(eigenvalues, matrix.shape[-1]) != 0).to(matrix.dtype)
-    range_projector = (eigenvectors * kept[..., None, :]) @ eigenvectors.mT
+    range_projector = (eigenvectors * kept[..., None, :]) @ eigenvectors.mH
     # Norms of A itself would overflow for entries beyond the root of the largest number.
     scale = matrix.abs().amax((-2, -1), keepdim=True)
     scale = torch.where(scale > 0, scale, 1)

@@ -12,7 +12,7 @@ from covpool.linalg.engine.symmetric import decompose
 from covpool.linalg.functions import POWER, ScalarFunction
 from covpool.linalg.methods import METHODS, Method, get_method
 from covpool.linalg.precision import full_precision, range_unit
-from covpool.linalg.spectrum import clip_to_rank, symmetric_part
+from covpool.linalg.spectrum import clip_to_rank, of_kind, real_dtype, symmetric_part
 
 
 def working_dtype(
@@ -24,7 +24,7 @@ def working_dtype(
     largest alone; the input's, and at least the forward algorithm's own, where it iterates.
     """
     if compute_dtype is not None:
-        return compute_dtype
+        return of_kind(compute_dtype, dtype)
     return torch.promote_types(dtype, method.forward.least_dtype)
 
 
@@ -67,7 +67,7 @@ def evaluate(
 ) -> Tensor | tuple[Tensor, diagnostics.Diagnostics]:
     """f(A) of symmetric matrices, as the public functions document it."""
     row = get_pairing(caller, function, method)
-    checks.square(caller, matrix)
+    checks.square(caller, matrix, complex_too=True)
     checks.compute_dtype(caller, compute_dtype)
     size = matrix.shape[-1]
     if function.parameter is not None:
@@ -102,7 +102,7 @@ def evaluate(
             return lifted, _diagnose(function, row, symmetric, result, None, compute_dtype, unit)
         powers = None
         if function.parameter is not None:
-            powers = torch.as_tensor(parameter, dtype=dtype, device=matrix.device)
+            powers = torch.as_tensor(parameter, dtype=real_dtype(dtype), device=matrix.device)
             powers = powers.expand(matrix.shape[:-2])
         function, powers = function.canonical(powers)
         eigenvalues, eigenvectors = eigenpairs(symmetric)
@@ -148,7 +148,7 @@ def _diagnose(
         taken = None if method.iteration is None else method.iteration.steps(matrix.dtype)
         if taken is not None:
             iterations = torch.full(matrix.shape[:-2], taken, device=matrix.device)
-        wide = compute_dtype or torch.promote_types(matrix.dtype, torch.float64)
+        wide = of_kind(compute_dtype or torch.float64, matrix.dtype)
         matrix, result = matrix.to(wide), result.to(wide)
         spectrum = decompose(matrix)
     matrix, result = matrix.detach(), result.detach()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.autograd.modes import in_both_modes
+from covpool.linalg.spectrum import real_dtype
 from covpool.linalg.transforms import unreadable
 
 
@@ -39,7 +40,7 @@ def range_unit(tensor: Tensor, dtype: torch.dtype, power: int = 3) -> Tensor | N
         within = (largest >= 2**-edge) & (largest <= 2**edge) | (largest == 0)
         if within.all():
             return None
-    wide = largest.to(torch.promote_types(tensor.dtype, dtype))
+    wide = largest.to(real_dtype(torch.promote_types(tensor.dtype, dtype)))
     # Below the least normal number a logarithm may be infinite; above, the largest is rounded up.
     exponent = wide.log2().clamp(least, most - 1)
     exponent = torch.where(wide == 0, 0, exponent)
@@ -121,8 +122,8 @@ class _Product(Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         left, right = ctx.saved_tensors
-        of_left = product(grad_outputs[0], right.mT).sum_to_size(left.shape)
-        return of_left, product(left.mT, grad_outputs[0]).sum_to_size(right.shape)
+        of_left = product(grad_outputs[0], right.mH).sum_to_size(left.shape)
+        return of_left, product(left.mH, grad_outputs[0]).sum_to_size(right.shape)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz
 from covpool.linalg.methods import Method
 from covpool.linalg.sign import NEWTON_SCHULZ_STEP, sign_steps
+from covpool.linalg.spectrum import real_dtype, real_part
 
 Steps = list[tuple[float, float, float]]
 
@@ -30,7 +31,7 @@ def product_steps(method: Method, dtype: torch.dtype) -> tuple[Steps, float] | N
     if isinstance(forward, NewtonSchulz):
         return [NEWTON_SCHULZ_STEP] * forward.iterations, 0.0
     if isinstance(forward, MinimaxNewtonSchulz):
-        if dtype == torch.float64:
+        if real_dtype(dtype) == torch.float64:
             return sign_steps(forward.least_root(dtype), dtype), 0.0
         return sign_steps(RESOLVED_FLOAT32, dtype), SHIFT_FLOAT32
     return None
@@ -41,16 +42,16 @@ def root_in_products(features: Tensor, steps: Steps, shift: float = 0.0) -> Tens
     channels, positions = features.shape[-2:]
     centred = features - features.mean(-1, keepdim=True)
     on_gram = positions - 1 < channels
-    gram = centred.mT @ centred if on_gram else centred @ centred.mT
+    gram = centred.mH @ centred if on_gram else centred @ centred.mH
     # The sum of squares is the trace. Where it is 0, so are the features.
-    trace = centred.square().sum((-2, -1), keepdim=True)
+    trace = real_part(centred * centred.conj()).sum((-2, -1), keepdim=True)
     divisor = torch.where(trace == 0, 1, trace)
     inverse = _inverse_root(gram / divisor, steps, shift)
     if on_gram:
-        root = (centred @ inverse @ centred.mT) / divisor.sqrt()
+        root = (centred @ inverse @ centred.mH) / divisor.sqrt()
     else:
         root = (gram / divisor) @ inverse * divisor.sqrt()
-    return (root + root.mT) * (0.5 * positions**-0.5)
+    return (root + root.mH) * (0.5 * positions**-0.5)
 
 
 def _inverse_root(normalised: Tensor, steps: Steps, shift: float) -> Tensor:

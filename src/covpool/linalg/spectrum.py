@@ -14,6 +14,25 @@ def frobenius_norm(entries: Tensor, dims: tuple[int, ...]) -> Tensor:
     return largest * torch.linalg.vector_norm(entries / divisor, dim=dims, keepdim=True)
 
 
+def of_kind(dtype: torch.dtype, like: torch.dtype) -> torch.dtype:
+    """The real `dtype`, or the complex one of that precision where `like` is complex."""
+    return torch.promote_types(dtype, torch.complex64) if like.is_complex else dtype
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of real and imaginary parts; torch.compile traces no `dtype.to_real`."""
+    return {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(dtype, dtype)
+
+
+def real_part(values: Tensor) -> Tensor:
+    return values.real if values.is_complex() else values
+
+
+def inner_product(left: Tensor, right: Tensor) -> Tensor:
+    """Re⟨A, B⟩ = Re Σ aᵢⱼ b̄ᵢⱼ of matrices (*, m, n): what a gradient G gives along a change."""
+    return real_part(left * right.conj()).sum((-2, -1))
+
+
 def rank_tolerance(size: int, dtype: torch.dtype) -> float:
     """The share of the largest eigenvalue below which one counts as zero: n · finfo(dtype).eps.
 

@@ -3,6 +3,10 @@
 `lift` is f(A). Its first derivative, in both directions, is `derive`, an autograd function itself,
 so that derivatives of second order are right or refused. Eigenpairs are constants to autograd
 throughout: their dependence on A is accounted for in the formulas.
+
+Of complex Hermitian matrices everything holds with the adjoint in place of the transpose: f, λ and
+the Loewner matrix L are real, and inner products are their real parts. Gradients are torch's,
+∂ℓ/∂Re A + i ∂ℓ/∂Im A, so that dℓ = Re⟨∂ℓ/∂A, dA⟩.
 """
 
 from typing import Any
@@ -17,7 +21,7 @@ from covpool.linalg.engine.symmetric import decompose
 from covpool.linalg.functions import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.methods import Method
 from covpool.linalg.precision import full_precision
-from covpool.linalg.spectrum import symmetric_part
+from covpool.linalg.spectrum import inner_product, symmetric_part
 from covpool.linalg.transforms import is_tracing
 
 
@@ -75,7 +79,7 @@ def _rate(function: ScalarFunction) -> ScalarFunction:
 
 
 def _conjugate(inner: Tensor, eigenvectors: Tensor) -> Tensor:
-    return symmetric_part(eigenvectors @ inner @ eigenvectors.mT)
+    return symmetric_part(eigenvectors @ inner @ eigenvectors.mH)
 
 
 class Lift(Function):
@@ -93,7 +97,7 @@ class Lift(Function):
         bound = function.bind(exponent)
         values = method.forward.values(bound, eigenvalues, eigenvectors.shape[-1])
         with full_precision(eigenvectors):
-            return symmetric_part((eigenvectors * values[..., None, :]) @ eigenvectors.mT)
+            return symmetric_part((eigenvectors * values[..., None, :]) @ eigenvectors.mH)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -121,7 +125,7 @@ class Lift(Function):
         if exponent is not None and ctx.needs_input_grad[1]:
             rate = _rate(ctx.function)
             change = lift(anchor, exponent, eigenvalues, eigenvectors, rate, ctx.method)
-            for_exponent = (gradient * change).sum((-2, -1))
+            for_exponent = inner_product(gradient, change)
         return for_matrix, for_exponent, None, None, None, None
 
     @staticmethod
@@ -184,7 +188,7 @@ class Derivative(Function):
         bound = function.bind(exponent)
         loewner, trace = method.gradient.loewner(bound, eigenvalues, eigenvectors.shape[-1])
         with full_precision(eigenvectors):
-            projected = eigenvectors.mT @ direction @ eigenvectors
+            projected = eigenvectors.mH @ direction @ eigenvectors
             inner = loewner * projected
             if trace is not None:
                 diagonal = projected.diagonal(dim1=-2, dim2=-1)
@@ -223,12 +227,12 @@ class Derivative(Function):
                         direction @ null @ for_direction + cotangent @ null @ solution
                     )
                     product = for_direction @ solution - turning @ pseudoinverse
-                for_anchor = -(product + product.mT) + _last(anchor, eigenvalues)
+                for_anchor = -(product + product.mH) + _last(anchor, eigenvalues)
         if exponent is not None and ctx.needs_input_grad[2]:
             _refuse_unless_exact(ctx.method)
             rate = _rate(ctx.function)
             change = derive(direction, anchor, exponent, *spectrum, rate, ctx.method, ctx.adjoint)
-            for_exponent = (cotangent * change).sum((-2, -1))
+            for_exponent = inner_product(cotangent, change)
         return for_direction, for_anchor, for_exponent, None, None, None, None, None
 
     @staticmethod
@@ -248,11 +252,11 @@ class Derivative(Function):
                 with full_precision(eigenvectors):
                     pseudoinverse, null = pseudoinverse_and_null(eigenvalues, eigenvectors)
                     slope = -null @ change @ pseudoinverse
-                    drift = change @ solution + null @ direction @ (slope + slope.mT)
-                    sideways = -null @ solution @ slope.mT
-                drift = -(drift + drift.mT)
+                    drift = change @ solution + null @ direction @ (slope + slope.mH)
+                    sideways = -null @ solution @ slope.mH
+                drift = -(drift + drift.mH)
                 turn = drift if turn is None else turn + drift
-                parts.append(sideways + sideways.mT + _last(anchor, eigenvalues))
+                parts.append(sideways + sideways.mH + _last(anchor, eigenvalues))
         if turn is not None:
             parts.append(derive(symmetric_part(turn), anchor, exponent, *rest))
         if speed is not None:
@@ -308,8 +312,8 @@ def pseudoinverse_and_null(eigenvalues: Tensor, eigenvectors: Tensor) -> tuple[T
     """F⁺ of the root F, and the projector on its null space."""
     zero = eigenvalues == 0
     inverse = torch.where(zero, 0, torch.where(zero, 1, eigenvalues).rsqrt())
-    pseudoinverse = (eigenvectors * inverse[..., None, :]) @ eigenvectors.mT
-    null = (eigenvectors * zero[..., None, :].to(eigenvectors.dtype)) @ eigenvectors.mT
+    pseudoinverse = (eigenvectors * inverse[..., None, :]) @ eigenvectors.mH
+    null = (eigenvectors * zero[..., None, :].to(eigenvectors.dtype)) @ eigenvectors.mH
     return pseudoinverse, null
 
 
@@ -327,11 +331,11 @@ def second_derivative(
     """
     bound = function.bind(exponent)
     with full_precision(eigenvectors):
-        h = eigenvectors.mT @ first @ eigenvectors
-        k = eigenvectors.mT @ second @ eigenvectors
+        h = eigenvectors.mH @ first @ eigenvectors
+        k = eigenvectors.mH @ second @ eigenvectors
         total = torch.zeros_like(h)
         for index, weight in enumerate(bound.second_differences(eigenvalues)):
             product = h[..., :, index, None] * k[..., None, index, :]
-            total = total + weight * (product + product.mT)
-        result = symmetric_part(eigenvectors @ total @ eigenvectors.mT)
+            total = total + weight * (product + product.mH)
+        result = symmetric_part(eigenvectors @ total @ eigenvectors.mH)
     return refuse_second_derivative(result, THIRD_DERIVATIVE)

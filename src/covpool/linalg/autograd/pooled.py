@@ -136,7 +136,7 @@ def _curvature(
 
     def stepwise(x: Tensor) -> Tensor:
         centred = spectral.centre(x, dtype)
-        covariance = centred @ centred.mT / x.shape[-1]
+        covariance = centred @ centred.mH / x.shape[-1]
         if method.smooth and method.iteration is not None:
             return iterate(covariance, computation.function, method)
         symmetric = symmetric_part(covariance)
@@ -161,7 +161,7 @@ def _second_derivative(
     def hessian_product(gradient: Tensor) -> Tensor:
         return _curvature(gradient, direction, features, computation)
 
-    like = features[..., :1] @ features[..., :1].mT
+    like = features[..., :1] @ features[..., :1].mH
     zero = torch.zeros_like(like, dtype=computation.working_dtype)
     pull: Any = torch.func.vjp(hessian_product, zero)[1]
     return pull(change)[0]

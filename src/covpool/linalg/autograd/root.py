@@ -96,7 +96,7 @@ class LyapunovSolution(Function):
         if ctx.needs_input_grad[1]:
             with full_precision(root):
                 product = adjoint @ solution
-            change = -(product + product.mT)
+            change = -(product + product.mH)
             change = _refuse_unless_exact(change, root, scale, ctx.rule, ctx.name)
         return adjoint, change, None, None, None
 
@@ -108,7 +108,7 @@ class LyapunovSolution(Function):
         if change is not None:
             with full_precision(root):
                 product = change @ solution
-            drift = -(product + product.mT)
+            drift = -(product + product.mH)
             drift = _refuse_unless_exact(drift, root, scale, ctx.rule, ctx.name)
             right = drift if right is None else right + drift
         return _solution(right, root, scale, ctx.rule, ctx.name)  # pyright: ignore[reportArgumentType]

@@ -15,6 +15,7 @@ from covpool.linalg.gradients.base import Gradient, Loewner
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
 from covpool.linalg.precision import product
 from covpool.linalg.sign import NEWTON_SCHULZ_STEP, sign_steps
+from covpool.linalg.spectrum import real_dtype, real_part
 from covpool.linalg.transforms import refuse_onnx
 
 
@@ -137,7 +138,7 @@ class MinimaxNewtonSchulz(RootIteration):
         harmless = 0.05 / math.prod([step[0] for step in steps]) ** 2
         rungs = max(1, math.ceil(math.log(0.1 / harmless, 8)))
         ladder = [0.0, *(harmless * 8**k for k in range(rungs + 1))]
-        shifts = torch.tensor(ladder, dtype=x.dtype, device=x.device)
+        shifts = torch.tensor(ladder, dtype=real_dtype(x.dtype), device=x.device)
         identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         lifted = x[..., None, :, :] + (shifts + harmless)[:, None, None] * identity
         failed = torch.linalg.cholesky_ex(lifted).info != 0
@@ -191,11 +192,11 @@ class NewtonSchulz:
     def iterate(self, matrix: Tensor, inverse: bool) -> Tensor:
         """F or F⁻¹ in matrix products, differentiable by autograd. (*, n, n) → (*, n, n)."""
         # √(c A) = √c √A for any constant c, so c takes the scale out of reach of overflow.
-        scale = matrix.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        scale = real_part(matrix.detach().diagonal(dim1=-2, dim2=-1)).sum(-1)[..., None, None]
         zero = scale <= 0
         scale = torch.where(zero, 1, scale)
         scaled = matrix / scale
-        trace = scaled.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        trace = real_part(scaled.diagonal(dim1=-2, dim2=-1)).sum(-1)[..., None, None]
         trace = torch.where(zero, 1, trace)
         steps = [NEWTON_SCHULZ_STEP] * self.iterations
         y, z = iterate_coupled(scaled / trace, steps, inverse, product)

@@ -53,11 +53,11 @@ def solve_lyapunov(
     for a, b, c in sign_steps(least, root.dtype):
         square = block @ block
         commutator = block @ corner
-        commutator = commutator - commutator.mT
+        commutator = commutator - commutator.mH
         if c:
             # Antisymmetric times symmetric: the transpose differs in sign.
             quartic = square @ commutator
-            slope = b * commutator + c * (quartic - quartic.mT)
+            slope = b * commutator + c * (quartic - quartic.mH)
             factor = a * identity + b * square + c * (square @ square)
         else:
             slope, factor = b * commutator, a * identity + b * square
@@ -65,7 +65,7 @@ def solve_lyapunov(
         block = symmetric_part(block @ factor)
     if singular:
         product = block @ corner
-        corner = 2 * (product + product.mT) - 3 * symmetric_part(product @ block)
+        corner = 2 * (product + product.mH) - 3 * symmetric_part(product @ block)
     return corner / (2 * inside * scale)
 
 
