@@ -32,9 +32,9 @@ def from_triangle(matrix: Tensor, lower: bool) -> Tensor:
 class Eigh(Function):
     """(matrix, kernel, lower, caller) → eigenvalues (*, n), eigenvectors (*, n, n).
 
-    Both are differentiable. Matrices that are not finite are refused in the name of `caller`, unless
-    it is None. One triangle is read, and yet the gradient is the symmetric (Hermitian) one, which
-    fills both, as torch's does.
+    Both are differentiable. Matrices that are not finite are refused in the name of `caller`,
+    unless it is None. One triangle is read, and yet the gradient is the symmetric (Hermitian) one,
+    which fills both, as torch's does.
     """
 
     @staticmethod
