@@ -41,6 +41,7 @@ default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", r".*"),
+    ("py:exc", r"torch\..*"),
     ("py:class", r"(torch|collections|typing|types|abc|enum|dataclasses)\..*"),
     ("py:class", r"(Tensor|Module|Mapping|optional)"),
 ]

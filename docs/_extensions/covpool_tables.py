@@ -33,9 +33,10 @@ RATIOS = (0.5, 0.9, 0.99, 0.999)
 
 GROUPS = {
     "covpool.pooling": "Covariance pooling",
-    "covpool.linalg.functions": "Functions of symmetric matrices",
+    "covpool.linalg.api": "Functions of symmetric matrices",
     "covpool.linalg.module": "Functions of symmetric matrices",
     "covpool.linalg.functions": "Functions of symmetric matrices",
+    "covpool.linalg.elementwise": "Functions of symmetric matrices",
     "covpool.linalg.decompositions": "Decompositions",
     "covpool.linalg.gauge": "Decompositions",
     "covpool.linalg.methods": "Methods",

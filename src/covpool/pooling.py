@@ -55,7 +55,7 @@ def covariance(x: Tensor) -> Tensor:
         x: (*, C, H, W), or (*, C, N) where it has two or three dimensions.
 
     Returns:
-        (*, C, C) in the input's dtype, of rank at most N − 1: zero of one position. In float32
+        (*, C, C) in the input's dtype, of rank at most N − 1, so zero of one position. In float32
         its small eigenvalues are rounding errors: for a root, convert to float64 first or let
         `cov_pool` choose.
 

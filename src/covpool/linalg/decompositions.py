@@ -69,7 +69,7 @@ def eigh(
         out: two tensors to write the result to, which then has no gradient.
 
     Returns:
-        A named tuple: `eigenvalues` (*, n), real and in ascending order, and `eigenvectors`
+        A named tuple of `eigenvalues` (*, n), real and in ascending order, and `eigenvectors`
         (*, n, n) in columns, in the input's precision, as computed in it: no precision is added.
 
     Ties: each kernel states its value. No kernel can make a loss well defined that depends on
@@ -77,8 +77,8 @@ def eigh(
     A loss that is a function of V f(Λ) Vᴴ does not depend on them and has a derivative, but its
     gradient here lacks f′(λ) between tied vectors, with every kernel, as the gradients of Λ and V
     do not contain it: often most of the gradient, and what is left is finite. `gauge_dependence`
-    tells both; for the second, use a function of the matrix, `matrix_sqrt`, `matrix_power` or
-    `matrix_log`, which are exact at ties. Of a loss that depends on neither, only rounding errors
+    tells both; for the second, use a function of the matrix, `matrix_function` or
+    `matrix_sqrt`, which are exact at ties. Of a loss that depends on neither, only rounding errors
     of VᴴG would be multiplied by K: for pairs closer than √finfo(dtype).eps of the largest |λ| what
     is within n · finfo(dtype).eps of the norms of G's columns counts as 0 backward. Forward mode
     has no G to look at: a tied vector's tangent is K in size, and so are its rounding errors.
@@ -146,8 +146,8 @@ def svd(
         out: three tensors to write the result to, which then has no gradient.
 
     Returns:
-        A named tuple: `U` (*, m, m) in columns, `S` (*, k), real and in descending order, and `Vh`
-        (*, n, n), in the input's precision, as computed in it: no precision is added. Without
+        A named tuple of `U` (*, m, m) in columns, `S` (*, k), real and in descending order, and
+        `Vh` (*, n, n), in the input's precision, as computed in it: no precision is added. Without
         `full_matrices` U is (*, m, k) and Vh (*, k, n), and A = (U * S[..., None, :]) @ Vh. A
         gradient that reaches the columns of U or V beyond k is refused, as any basis of their space
         could be returned; torch ignores it. In forward mode their tangent is NaN.

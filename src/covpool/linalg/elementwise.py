@@ -1,6 +1,8 @@
 """Any elementwise torch function as a scalar function, without its derivatives being given."""
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -50,6 +52,7 @@ class Elementwise(ScalarFunction):
     ) -> None:
         if not callable(f):
             raise TypeError(f"Elementwise needs a function of a tensor, got {f!r}")
+        _prepare_forward_mode()
         self._f = f
         self.name = getattr(f, "__name__", type(f).__name__) if name is None else name
         self.domain = domain if isinstance(domain, Domain) else choose("domain", domain, DOMAINS)
@@ -89,6 +92,14 @@ class Elementwise(ScalarFunction):
         first, error = self._first(x, y)
         error = error + torch.finfo(x.dtype).eps * slope.abs()
         return _better(slope - first, error, x - y, mean(self.second_derivative, x, y, power=1))[0]
+
+
+@cache
+def _prepare_forward_mode() -> None:
+    """Load what torch loads at the first `jvp`, without its warning of a deprecation of its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
 
 def get_function(function: str | Callable[[Tensor], Tensor] | ScalarFunction) -> ScalarFunction:
