@@ -22,7 +22,7 @@ from spectra import relative_error, with_spectrum
 COMMAND = "python tests/transforms.py"
 PATH = Path(__file__).resolve().parents[1] / "docs" / "_generated" / "transforms.md"
 
-YES, OWN, REVERSE, REFUSED = "yes", "own", "reverse", "refused"
+YES, OWN, REVERSE, REFUSED, NONE = "yes", "own", "reverse", "refused", "none"
 
 REFUSALS = re.compile(
     r"^method '\S+' has no second derivative.*use method='exact'"
@@ -55,8 +55,25 @@ class Subject:
     deficient: tuple[Callable[[Tensor], Tensor], Tensor]
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.manual_seed(seed))
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.manual_seed(seed))
+
+
+def joined(x: Tensor) -> Tensor:
+    """Complex matrices of real ones [Re, Im], by which the checks see complex input."""
+    return torch.complex(*x.chunk(2, -1))
+
+
+def halves(x: Tensor) -> Tensor:
+    return torch.cat([x.real, x.imag], -1)
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+KINDS = {"": (torch.float64, _itself, _itself), ", complex": (torch.complex128, joined, halves)}
+"""Real and complex input: its dtype, and how real numbers are read as such, and written again."""
 
 
 PARAMETERS = {"power": 0.3, "inv_root": 3.0, "clamp_min": 2.5}
@@ -75,73 +92,90 @@ def _public(function: str) -> tuple[Callable[..., Tensor], tuple[float, ...]]:
     return any_function, ()
 
 
+COMPLEX = {(function, "exact") for function in METHODS["svd"].functions}
+COMPLEX |= {("sqrt", method) for method in METHODS}
+"""Pairs that are measured with complex input too. Others are made of parts that these hold."""
+
+
 def _group(function: str) -> str:
     name = f"matrix_{function}"
     return name if hasattr(covpool, name) else f"matrix_function, {function}"
 
 
 def _functions() -> list[Subject]:
-    found = []
-    batch = torch.stack([with_spectrum(np.arange(1.0, 5), seed) for seed in range(2)])
-    ties = torch.diag(torch.tensor([1.0, 1, 3, 3], dtype=torch.float64))
-    for function in FUNCTIONS:
-        public, exponent = _public(function)
-        for method in (name for name, row in METHODS.items() if row.supports(function)):
+    return [
+        _function(function, method, kind)
+        for function in FUNCTIONS
+        for kind in KINDS
+        for method, row in METHODS.items()
+        if row.supports(function) and (not kind or (function, method) in COMPLEX)
+    ]
 
-            def call(a: Tensor, method=method, public=public, exponent=exponent) -> Tensor:
-                return public((a + a.mT) / 2, *exponent, method)
 
-            # Without the check, which refuses singular matrices, decompositions work on the range.
-            checked = METHODS[method].iteration is not None and function != "sqrt"
+def _function(function: str, method: str, kind: str) -> Subject:
+    dtype, read, write = KINDS[kind]
+    public, exponent = _public(function)
+    batch = torch.stack([with_spectrum(np.arange(1.0, 5), seed) for seed in range(2)]).to(dtype)
+    if kind:
+        turn = torch.linalg.qr(random(4, 4, dtype=dtype)).Q
+        batch = turn @ batch @ turn.mH
+    ties = torch.diag(torch.tensor([1, 1, 3, 3], dtype=dtype))
 
-            def of_factor(
-                x: Tensor, method=method, public=public, exponent=exponent, checked=checked
-            ) -> Tensor:
-                return public(x @ x.mT, *exponent, method, check=checked)
+    def call(a: Tensor) -> Tensor:
+        matrix = read(a)
+        return write(public((matrix + matrix.mH) / 2, *exponent, method))
 
-            found.append(
-                Subject(
-                    group=_group(function),
-                    name=method,
-                    call=call,
-                    batch=batch,
-                    tied=(call, ties),
-                    deficient=(of_factor, random(4, 2)),
-                )
-            )
-    return found
+    # Without the check, which refuses singular matrices, decompositions work on the range.
+    checked = METHODS[method].iteration is not None and function != "sqrt"
+
+    def of_factor(x: Tensor) -> Tensor:
+        factor = read(x)
+        return write(public(factor @ factor.mH, *exponent, method, check=checked))
+
+    return Subject(
+        group=_group(function) + kind,
+        name=method,
+        call=call,
+        batch=write(batch),
+        tied=(call, write(ties)),
+        deficient=(of_factor, write(random(4, 2, dtype=dtype))),
+    )
 
 
 def _poolings() -> list[Subject]:
-    found = []
-    balanced = torch.tensor([[1.0, -1, 0, 0], [0, 0, 1, -1]], dtype=torch.float64)
-    rows = torch.from_numpy(scipy.linalg.hadamard(8)[1:5].astype(float))
-    stretched = rows * torch.tensor([1.0, 1, 2, 2], dtype=torch.float64)[:, None]
-    for group, positions in (("cov_pool, N ≤ C", 4), ("cov_pool, N > C", 8)):
-        mixing = random(2, positions, seed=1)
-        for method in METHODS:
+    return [
+        _pooling(positions, method, kind)
+        for positions in (4, 8)
+        for kind in KINDS
+        for method in METHODS
+    ]
 
-            def call(x: Tensor, method=method) -> Tensor:
-                return covpool.cov_pool(x, method)
 
-            def of_pairs(x: Tensor, call=call) -> Tensor:
-                return call(x @ balanced)
+def _pooling(positions: int, method: str, kind: str) -> Subject:
+    dtype, read, write = KINDS[kind]
+    balanced = torch.tensor([[1, -1, 0, 0], [0, 0, 1, -1]], dtype=dtype)
+    rows = torch.from_numpy(scipy.linalg.hadamard(8)[1:5]).to(dtype)
+    stretched = rows * torch.tensor([1, 1, 2, 2], dtype=dtype)[:, None]
+    mixing = random(2, positions, seed=1, dtype=dtype)
+    gram = positions == 4
 
-            def of_factor(x: Tensor, call=call, mixing=mixing) -> Tensor:
-                return call(x @ mixing)
+    def call(x: Tensor) -> Tensor:
+        return write(covpool.cov_pool(read(x), method))
 
-            gram = positions == 4
-            found.append(
-                Subject(
-                    group=group,
-                    name=method,
-                    call=call,
-                    batch=random(2, 4, positions),
-                    tied=(of_pairs, torch.eye(4, 2).double()) if gram else (call, stretched),
-                    deficient=(of_factor, random(4, 2)),
-                )
-            )
-    return found
+    def of_pairs(x: Tensor) -> Tensor:
+        return write(covpool.cov_pool(read(x) @ balanced, method))
+
+    def of_factor(x: Tensor) -> Tensor:
+        return write(covpool.cov_pool(read(x) @ mixing, method))
+
+    return Subject(
+        group=f"cov_pool, {'N ≤ C' if gram else 'N > C'}{kind}",
+        name=method,
+        call=call,
+        batch=write(random(2, 4, positions, dtype=dtype)),
+        tied=(of_pairs, write(torch.eye(4, 2, dtype=dtype))) if gram else (call, write(stretched)),
+        deficient=(of_factor, write(random(4, 2, dtype=dtype))),
+    )
 
 
 def _decompositions() -> list[Subject]:
@@ -329,6 +363,8 @@ def under_autocast(subject: Subject) -> str:
 
 
 def with_half_input(subject: Subject) -> str:
+    if subject.group.endswith("complex"):
+        return NONE
     for dtype in (torch.float16, torch.bfloat16):
         half = subject.batch.to(dtype)
         eps = torch.finfo(dtype).eps
@@ -372,7 +408,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 
 
 def measure(subject: Subject, check: str) -> str:
-    """YES, OWN, REVERSE or REFUSED, as docs/transforms.md explains them; what is wrong raises."""
+    """YES, OWN, REVERSE, REFUSED or NONE, see docs/transforms.md; what is wrong raises."""
     try:
         return CHECKS[check](subject)
     except (RuntimeError, ValueError) as error:
@@ -408,12 +444,13 @@ def parse(text: str) -> Cells:
 
 
 def in_every_run(subject: Subject, check: str) -> bool:
-    """All but graphs of the functions other than the root with methods other than `exact`.
+    """All but graphs of complex input and of functions other than the root, but for `exact`.
 
     A graph takes a second or more, and these are made of parts that others hold. They are measured
     when the table is written.
     """
-    others = subject.group.startswith("matrix_") and subject.group != "matrix_sqrt"
+    function = subject.group.startswith("matrix_") and subject.group != "matrix_sqrt"
+    others = function or subject.group.endswith("complex")
     return not (check in ("compile", "export") and others and subject.name != "exact")
 
 
