@@ -1,6 +1,7 @@
 """`matrix_function`, `matrix_exp` and the layer: any function by name or of a user's own."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -151,6 +152,46 @@ def test_layers_keep_their_function_and_parameter():
         covpool.MatrixFunction("exp", parameter=1.0)
     with pytest.raises(ValueError, match="function 'inv_root' needs a root, got None"):
         covpool.MatrixFunction("inv_root")
+
+
+@pytest.mark.parametrize("name", ["log", "inv_sqrt", "inv_root"])
+def test_a_negative_eigenvalue_that_is_rounding_makes_a_matrix_singular(name):
+    matrix = torch.diag(torch.tensor([1.0, -1e-6]))
+    with pytest.raises(ValueError, match=r"matrix singular.*rank is 1 of 2"):
+        covpool.matrix_function(matrix, name, parameter=PARAMETERS.get(name))
+    with pytest.raises(ValueError, match="matrix singular"):
+        covpool.matrix_power(matrix, -1)
+
+
+def test_layers_of_a_row_of_the_table_can_be_copied():
+    matrix = with_spectrum(POSITIVE)
+    for function, method in (("inv_sqrt", "isqrt-cov"), ("sqrt", "svd-pade")):
+        layer = covpool.MatrixFunction(FUNCTIONS[function], method)
+        for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert torch.equal(twin(matrix), layer(matrix))
+
+
+def test_a_module_as_function_shows_no_parameters_that_do_not_learn():
+    layer = covpool.MatrixFunction(torch.nn.PReLU(dtype=torch.float64))
+    assert not list(layer.parameters())
+    assert layer(with_spectrum(INDEFINITE)).isfinite().all()
+
+
+def test_a_root_of_zero_is_refused():
+    with pytest.raises(ValueError, match="root: NaN or infinite"):
+        covpool.matrix_function(torch.eye(2), "inv_root", parameter=0.0)
+
+
+@pytest.mark.parametrize("make", [lambda: torch.sin, lambda: covpool.Elementwise(torch.sin)])
+def test_a_users_own_function_compiles(make):
+    matrix = with_spectrum(INDEFINITE).requires_grad_()
+    layer = covpool.MatrixFunction(make())
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    results = [f(matrix) for f in (layer, compiled)]
+    gradients = [torch.autograd.grad(result.square().sum(), matrix)[0] for result in results]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_method_of_a_users_own_is_used_by_pooling():

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from covpool.linalg import checks
-from covpool.linalg.api import matrix_sqrt
 from covpool.linalg.autograd.pooled import covariance_function
+from covpool.linalg.autograd.root import iterate
 from covpool.linalg.checks import require_integer
 from covpool.linalg.covariance import Computation, works_on_gram
 from covpool.linalg.evaluate import warn_of_float32, working_dtype
@@ -15,7 +15,7 @@ from covpool.linalg.functions import SQRT
 from covpool.linalg.methods import METHODS, Method, get_method
 from covpool.linalg.precision import full_precision, on_cpu, product, range_unit
 from covpool.linalg.products import product_steps, root_in_products
-from covpool.linalg.spectrum import of_kind, real_dtype
+from covpool.linalg.spectrum import of_kind, symmetric_part
 from covpool.linalg.tables import choose
 from covpool.linalg.transforms import recorded
 
@@ -176,7 +176,7 @@ def _by_iteration(features: Tensor, method: Method, dtype: torch.dtype, *, exact
     wide = not exactly and on_cpu(features)
     formed = of_kind(torch.float64, dtype) if wide else dtype
     matrix = _covariance(features.to(formed)).to(dtype)
-    return matrix_sqrt(matrix, method, compute_dtype=real_dtype(dtype), check=False)
+    return iterate(symmetric_part(matrix), SQRT, method)
 
 
 def triu_vector(matrix: Tensor) -> Tensor:
@@ -186,14 +186,15 @@ def triu_vector(matrix: Tensor) -> Tensor:
     layout's name is `VECTOR_LAYOUT`.
 
     Raises:
-        ValueError: not square.
+        TypeError: not a tensor.
+        ValueError: not square, or neither floating point nor complex.
 
     Source: the vector of MPN-COV (Li, Xie, Wang, Zuo, ICCV 2017).
 
     >>> triu_vector(torch.arange(9.0).reshape(3, 3))
     tensor([0., 1., 2., 4., 5., 8.])
     """
-    checks.square("triu_vector", matrix)
+    checks.square("triu_vector", matrix, complex_too=True)
     size = matrix.shape[-1]
     row, column = torch.triu_indices(size, size, device=matrix.device)
     return matrix.flatten(-2).index_select(-1, row * size + column)

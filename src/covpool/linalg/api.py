@@ -378,8 +378,8 @@ def matrix_exp(
 
     Returns:
         (*, n, n), symmetric, in the input's dtype; with `return_info`, a tuple of that and
-        `Diagnostics`. Eigenvalues beyond log of the dtype's largest number (88.7 in float32) give
-        infinities.
+        `Diagnostics`. Eigenvalues beyond the logarithm of the largest number (88.7 in float32, of
+        the result; 709.78 in float64, of the computation) give infinities, and NaN beyond both.
 
     Ties and rank deficiency need no care: the gradient by divided differences e^a (1 − e^(b−a)) /
     (a − b) is exact everywhere, and so is the second derivative; a third one is refused.
@@ -442,9 +442,11 @@ def matrix_function(
     exact at ties and next to them (relative errors of 1e-13 and 1e-11 and less in float64, where f
     itself is computed to rounding); a third derivative is refused, as it is a sum of n⁴ terms.
 
-    Rank deficiency: where f or f′ is not finite at zero, eigenvalues at or below n ·
-    finfo(dtype).eps of the largest count as zero, and f is applied on the range alone, with the
-    derivative along changes that keep the rank. Smooth functions see every eigenvalue as it is.
+    Rank deficiency: where f has a pole, a jump or a kink at zero, or an infinite derivative,
+    eigenvalues at or below n · finfo(dtype).eps of the largest magnitude count as zero, as rounding
+    must not decide on which side they are. Where f or f′ is not finite there, f is applied on the
+    range alone, with the derivative along changes that keep the rank. Smooth functions (exp,
+    softplus, tanh, a user's own) see every eigenvalue as it is.
 
     Raises:
         TypeError: not a tensor.

@@ -112,7 +112,7 @@ def full_rank(
         lowest = int(rank[bad].min())
         raise ValueError(
             f"{caller}: matrix singular{name_samples(bad)}; the lowest numerical rank is "
-            f"{lowest} of {size} and the function is not finite at zero; add a multiple of the "
+            f"{lowest} of {size} and the function is not defined at zero; add a multiple of the "
             "identity, or pass check=False to apply it on the range alone; if rows and columns (a "
             "covariance's features) differ in size by many orders, scale them to similar size"
         )

@@ -91,7 +91,9 @@ def eigh(
     Rank deficiency: zero eigenvalues are ties like others.
 
     Raises:
-        ValueError: not square, another dtype, an unknown kernel or triangle.
+        TypeError: not a tensor.
+        ValueError: not square, another dtype, an unknown kernel or triangle, a k that is not a
+            whole number from 1 to n, another number of tensors to write to.
         torch.linalg.LinAlgError: no way of decomposing succeeded, or, with `check`, matrices that
             are not finite, by index; the latter is a ValueError too.
         RuntimeError: a second derivative with a kernel other than "difference", or at ties; `out`
@@ -172,11 +174,14 @@ def svd(
     of A that keeps its rank. The gradient of a zero σ itself is that of the σ returned, uᴴ dA v.
 
     Raises:
-        ValueError: not a matrix, another dtype, or an unknown kernel.
+        TypeError: not a tensor.
+        ValueError: not a matrix, another dtype, an unknown kernel, a k that is not a whole number
+            from 1 to min(m, n), another number of tensors to write to.
         torch.linalg.LinAlgError: no way of decomposing succeeded, or, with `check`, matrices that
             are not finite, by index; the latter is a ValueError too.
         RuntimeError: a second derivative with a kernel other than "difference", or at ties; a
-            gradient of columns beyond k; `out` where a gradient is required; a driver on a CPU.
+            gradient of columns beyond min(m, n); `out` where a gradient is required; a driver on a
+            CPU.
 
     Source: Townsend, "Differentiating the singular value decomposition", University of Oxford,
     2016; Wan, Zhang, "Automatic differentiation for complex valued SVD", arXiv:1909.02659, 2019;
@@ -271,7 +276,10 @@ def eigh_generalized(
     factor = torch.where(failed[..., None, None], torch.nan, factor)
     half = torch.linalg.solve_triangular(factor, symmetric_part(A), upper=False)
     reduced = torch.linalg.solve_triangular(factor, half.mH, upper=False)
-    values, vectors = eigh(reduced, kernel=kernel, k=k, largest=largest, check=check)
+    chosen = _choose_kernel(kernel)
+    values, vectors = _eigenpairs("eigh_generalized", reduced, "L", chosen, check)
+    kept = _kept("eigh_generalized", k, A.shape[-1], last=largest)
+    values, vectors = values[..., kept], vectors[..., kept]
     return EighResult(values, torch.linalg.solve_triangular(factor.mH, vectors, upper=True))
 
 

@@ -33,8 +33,9 @@ class Diagnostics:
             the digits of the dtype: scale them, for a covariance the features, to similar size.
         residual: what the returned matrix Y lacks, or None where no function was computed or none
             is defined. For the square root ‖Y² − A‖/‖A‖; for the inverse root ‖Y A Y − P‖/‖P‖ with
-            P the projector on A's range; for the logarithm ‖exp(Y) − (A + I − P)‖/‖A + I − P‖;
-            Frobenius norms. None for powers. 0 for the zero matrix.
+            P the projector on A's range; for the logarithm ‖exp(Y) − (A + I − P)‖/‖A + I − P‖; for
+            the inverse ‖A Y − P‖/‖P‖, for abs ‖Y² − A²‖/‖A²‖, for sign ‖Y² − P‖/‖P‖; Frobenius
+            norms. None for the others. 0 for the zero matrix.
         iterations: how many steps the forward algorithm took, int64, or None where it does not
             iterate.
     """
@@ -170,6 +171,8 @@ def residual(
     eigenvectors: Tensor,
 ) -> Tensor | None:
     """See `Diagnostics.residual`; the eigenpairs give the range alone."""
+    if type(function).equation is ScalarFunction.equation:
+        return None
     kept = (function.clip(eigenvalues, matrix.shape[-1]) != 0).to(matrix.dtype)
     range_projector = (eigenvectors * kept[..., None, :]) @ eigenvectors.mH
     # Norms of A itself would overflow for entries beyond the root of the largest number.

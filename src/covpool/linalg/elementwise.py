@@ -52,7 +52,8 @@ class Elementwise(ScalarFunction):
     ) -> None:
         if not callable(f):
             raise TypeError(f"Elementwise needs a function of a tensor, got {f!r}")
-        _prepare_forward_mode()
+        if not torch.compiler.is_compiling():
+            _prepare_forward_mode()
         self._f = f
         self.name = getattr(f, "__name__", type(f).__name__) if name is None else name
         self.domain = domain if isinstance(domain, Domain) else choose("domain", domain, DOMAINS)

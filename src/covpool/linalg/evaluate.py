@@ -75,8 +75,6 @@ def evaluate(
     if check:
         checks.finite(caller, matrix, sample_dims=2)
         checks.symmetric(caller, matrix)
-        if isinstance(parameter, Tensor):
-            checks.finite(f"{caller}: {function.parameter}", parameter, sample_dims=0)
     if size == 0:
         if return_info:
             raise ValueError(
@@ -104,14 +102,19 @@ def evaluate(
         if function.parameter is not None:
             powers = torch.as_tensor(parameter, dtype=real_dtype(dtype), device=matrix.device)
             powers = powers.expand(matrix.shape[:-2])
+        name = function.parameter
         function, powers = function.canonical(powers)
+        if check and powers is not None:
+            checks.finite(f"{caller}: {name}", powers, sample_dims=0)
         eigenvalues, eigenvectors = eigenpairs(symmetric)
         if check:
             if not function.domain.has_negative:
                 checks.positive_semidefinite(caller, eigenvalues, matrix.dtype, unit)
             defined = function.defined_at_zero(None if powers is None else powers.detach())
             if defined is not True:
-                rank = (clip_to_rank(eigenvalues.abs(), size) > 0).sum(-1)
+                negative = function.domain.has_negative
+                magnitudes = eigenvalues.abs() if negative else eigenvalues
+                rank = (clip_to_rank(magnitudes, size) > 0).sum(-1)
                 restricted = True if defined is False else ~defined
                 checks.full_rank(caller, rank, row.forward.kept_count(size), size, restricted)
         clipped = function.clip(eigenvalues, size)

@@ -25,7 +25,8 @@ f[0, 0] = 0, f[a, 0] = f(a)/a and f[a, 0, 0] = f(a)/a². Where the ordinary deri
 finite, it is taken: λ^1 has f[0, 0] = 1.
 
 Overflow: a value beyond the largest number is infinite (exp beyond 709.78), and so are the
-differences that it enters. Those too small for a number are zero.
+differences that it enters; entries of the matrix are then infinite or NaN. Those too small for a
+number are zero.
 """
 
 from abc import ABC, abstractmethod

@@ -141,7 +141,7 @@ def gauge_dependence(
     choose("decomposition", decomposition, {"eigh": eigh, "svd": svd})
     require_integer("draws", draws, 1)
     require_integer("seed", seed, 0)
-    checks.tensor("gauge_dependence", matrix)
+    checks.floating("gauge_dependence", matrix, complex_too=True)
     leaf = matrix.detach().requires_grad_()
     with torch.enable_grad():
         if decomposition == "eigh":

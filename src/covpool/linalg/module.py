@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from covpool.linalg import checks
 from covpool.linalg.elementwise import get_function
 from covpool.linalg.evaluate import evaluate, get_pairing
-from covpool.linalg.functions import ScalarFunction
+from covpool.linalg.functions import FUNCTIONS, ScalarFunction
 from covpool.linalg.methods import Method
 
 
@@ -33,7 +33,7 @@ class MatrixFunction(nn.Module):
 
     Args:
         function: as for `matrix_function`; values and gradients, at ties and at deficient rank too,
-            are those of the function.
+            are those of the function. Parameters that one of your own closes over are not learnt.
         method: as for the function. Assign `method` at any time; the pairing is checked then too.
         parameter: for functions that have one ("power": its exponent, "inv_root": its root,
             "clamp_min": its bound): a number, a tensor, which becomes a buffer, or an
@@ -57,6 +57,8 @@ class MatrixFunction(nn.Module):
     torch.Size([8, 3, 3])
     """
 
+    _function: str | ScalarFunction
+
     def __init__(
         self,
         function: str | Callable[[Tensor], Tensor] | ScalarFunction = "sqrt",
@@ -68,9 +70,12 @@ class MatrixFunction(nn.Module):
         check: bool = True,
     ) -> None:
         super().__init__()
-        # As given, not the table's row: copies and pickles of the layer keep the table's own.
-        self._function = function
         chosen = get_function(function)
+        # By name what is in the table: copies and pickles of the layer keep the table's own row.
+        # Past the registry of submodules: a function that is one would show parameters that get no
+        # gradient.
+        named = FUNCTIONS.get(chosen.name) is chosen
+        object.__setattr__(self, "_function", chosen.name if named else chosen)
         if exponent is not None and chosen.parameter != "exponent":
             raise ValueError(
                 f"MatrixFunction: function {chosen.name!r} has no exponent, got {exponent!r}; "

@@ -6,10 +6,12 @@ the smaller of the C × C covariance and the N × N Gram matrix of the centred f
 p(A) = A q(A), the root of X Xᵀ is X q(XᵀX) Xᵀ.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
-from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz
+from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz, iterate_coupled
 from covpool.linalg.methods import Method
 from covpool.linalg.sign import NEWTON_SCHULZ_STEP, sign_steps
 from covpool.linalg.spectrum import real_dtype, real_part
@@ -56,16 +58,9 @@ def root_in_products(features: Tensor, steps: Steps, shift: float = 0.0) -> Tens
 
 def _inverse_root(normalised: Tensor, steps: Steps, shift: float) -> Tensor:
     """q(A) ≈ A^(−1/2) of matrices (*, n, n) of trace 1."""
-    size = normalised.shape[-1]
-    identity = torch.eye(size, dtype=normalised.dtype, device=normalised.device)
-    y = normalised + shift * identity if shift else normalised
-    z = None
-    for a, b, c in steps:
-        product = y if z is None else z @ y
-        factor = a * identity + b * product
-        if c:
-            factor = factor + c * (product @ product)
-        y = y @ factor
-        z = factor if z is None else factor @ z
-    assert z is not None
-    return z
+    if shift:
+        size = normalised.shape[-1]
+        identity = torch.eye(size, dtype=normalised.dtype, device=normalised.device)
+        normalised = normalised + shift * identity
+    _, inverse = iterate_coupled(normalised, steps, inverse=True)
+    return cast(Tensor, inverse)

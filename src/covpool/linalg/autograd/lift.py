@@ -45,8 +45,8 @@ def lift(
 
     Args:
         matrix: (*, n, n) symmetric.
-        exponent: (*), for functions that have one.
-        eigenvalues: (*, n) of the matrix, ascending, clipped to its rank; detached.
+        exponent: (*), the parameter of functions that have one.
+        eigenvalues: (*, n) of the matrix, ascending, as the function's `clip` gives them; detached.
         eigenvectors: (*, n, n); detached.
     """
     return _lift(matrix, exponent, eigenvalues, eigenvectors, function, method)

@@ -1,6 +1,6 @@
 """The matrix Taylor polynomial and the matrix Padé approximant of the square root.
 
-Errors are measured as in `iterations`.
+Errors are measured as `forwards.base` says.
 """
 
 import math

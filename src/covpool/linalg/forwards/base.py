@@ -7,7 +7,8 @@ F = √s · r(A/s). So each is written twice, on the spectrum (`values`) and in 
 Arguments of `values`:
 
     function: the scalar function that is lifted to matrices.
-    eigenvalues: (*, m), ascending, non-negative, exactly zero where they are rounding errors.
+    eigenvalues: (*, m), ascending, as the function's `clip` gives them: exactly zero where they
+        are rounding errors and the function is not smooth at zero.
     size: n of the n × n matrix; any eigenvalues that are not given (n > m) are zeros.
 
 Errors in the docstrings of iterations are relative, in the Frobenius norm, for n = 64 and

@@ -3,7 +3,8 @@
 V are the eigenvectors of A (Daleckiĭ and Kreĭn, 1965). Arguments of every rule:
 
     function: the scalar function that is lifted to matrices.
-    eigenvalues: (*, m), ascending, non-negative, exactly zero where they are rounding errors.
+    eigenvalues: (*, m), ascending, as the function's `clip` gives them: exactly zero where they
+        are rounding errors and the function is not smooth at zero.
     size: n of the n × n matrix; any eigenvalues that are not given (n > m) are zeros.
 """
 
