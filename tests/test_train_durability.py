@@ -268,6 +268,11 @@ def test_a_directory_in_use_is_refused(name, copy, tmp_path, capsys):
     assert claim.LOCK not in os.listdir(path)
 
 
+def test_a_file_is_no_directory_to_hold(copy):
+    with pytest.raises(ValueError, match=r"config\.yaml is a file; choose another --output"):
+        claimed(copy / "config.yaml").__enter__()
+
+
 @pytest.mark.filterwarnings("ignore:flock not supported")
 def test_where_the_file_system_knows_no_locks_the_file_is_one(tmp_path, monkeypatch):
     def missing(*arguments):
@@ -344,6 +349,18 @@ def test_what_a_killed_export_left_is_cleared_away_by_the_next_one(tmp_path, dea
     assert os.listdir(tmp_path / "out") == ["weights"]
 
 
+def test_what_a_killed_run_left_in_a_directory_does_not_stop_an_export(tmp_path, dead_process):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (claim.LOCK, f".partial-{dead_process}-last.ckpt"):
+        (out / name).touch()
+    with appearing(out) as partial:
+        (partial / "weights").touch()
+    assert os.listdir(out) == ["weights"]
+    with pytest.raises(ValueError, match="out is not empty"):
+        appearing(out).__enter__()
+
+
 CHANGES = {
     "data.batch_size": 4,
     "data.augment": "none",
@@ -403,6 +420,16 @@ def test_a_lost_best_checkpoint_is_written_anew(damage, copy, watched, caplog):
     assert_same_run(copy, watched[0])
 
 
+def test_a_resumption_that_is_refused_leaves_best_as_it_is(copy, capsys):
+    (copy / "best.ckpt").unlink()
+    checkpoint = torch.load(copy / "last.ckpt", weights_only=True)
+    checkpoint["covpool"]["images"]["test"]["digest"] = "0" * 64
+    torch.save(checkpoint, copy / "last.ckpt")
+    assert main(["train", "--resume", str(copy), "--train.epochs", "2"]) == 2
+    assert "began with" in capsys.readouterr().err
+    assert not list(copy.glob("best.ckpt*"))
+
+
 def test_a_best_checkpoint_that_is_lost_for_good_is_said(copy, caplog):
     (copy / "best.ckpt").unlink()
     checkpoint = torch.load(copy / "last.ckpt", weights_only=True)
@@ -450,7 +477,7 @@ def raising(error):
 @pytest.mark.parametrize(
     "error",
     [
-        *(RecursionError("maximum recursion depth exceeded"), MemoryError(), KeyError(3)),
+        *(RecursionError("maximum recursion depth exceeded"), KeyError(3)),
         *(AssertionError(), AttributeError("no dtype"), IndexError("pop from empty list")),
         *(TypeError("unhashable"), OSError("truncated"), torch.OutOfMemoryError("50 TiB")),
     ],
@@ -467,6 +494,20 @@ def test_whatever_a_damaged_file_raises_is_one_error(error, copy, tmp_path, monk
     ):
         with pytest.raises(DamagedCheckpoint, match=f"{file} (is damaged|cannot be read)"):
             read(file)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), PermissionError(errno.EACCES, "denied", "x")])
+def test_what_the_machine_lacks_is_no_damage(error, copy, monkeypatch, capsys):
+    before = sorted(os.listdir(copy))
+    monkeypatch.setattr(torch, "load", raising(error))
+    for read, file in ((read_checkpoint, "last.ckpt"), (read_weights, "best.ckpt")):
+        with pytest.raises(type(error)):
+            read(copy / file)
+    assert main(["train", "--resume", str(copy)]) == 2
+    told = capsys.readouterr().err
+    assert ("not enough memory" if isinstance(error, MemoryError) else "denied: x") in told
+    assert told.count("\n") == 1
+    assert sorted(os.listdir(copy)) == before
 
 
 def test_a_checkpoint_that_contains_itself_is_damaged(copy, capsys):

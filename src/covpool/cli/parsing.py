@@ -64,11 +64,14 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def users_input() -> Iterator[None]:
-    """Within it, ValueError and OSError are the user's mistakes; outside, the program's faults."""
+    """Within it, ValueError and OSError are the user's mistakes, and so is too little memory;
+    outside, they are the program's faults."""
     try:
         yield
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
+    except MemoryError as error:
+        raise UserError("not enough memory; end other programs, or take a smaller model") from error
 
 
 @contextmanager
