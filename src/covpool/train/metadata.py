@@ -1,7 +1,7 @@
 """What checkpoints and published models say of themselves, checked: they may come from others."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import PurePath, PureWindowsPath
 from typing import Any, NotRequired, TypedDict
 
@@ -92,14 +92,19 @@ def checked_metadata(about: Any, file: object) -> dict[str, Any]:
     return {**about, "config": config.to_dict(), "preprocessing": preprocessing.to_dict()}
 
 
-def refuse_external(config: RunConfig, path: object, *, images: bool = False) -> None:
+IMAGES = ("name", "root")
+"""Options of data that say which images are opened."""
+
+
+def refuse_external(config: RunConfig, path: object, *, images: Collection[str] = ()) -> None:
     """Raise a ValueError where a configuration would fetch something, or open files that lie
     elsewhere.
 
     Args:
-        config: of somebody else's model.
+        config: of somebody else's model, as it was published.
         path: the model, for the message.
-        images: whether its images are going to be opened too.
+        images: where images are going to be opened too, those of `IMAGES` that it chooses, because
+            the user has not.
     """
     model, data = config.model, config.data
     found = [
@@ -109,12 +114,19 @@ def refuse_external(config: RunConfig, path: object, *, images: bool = False) ->
     ]
     if model.backbone.startswith(SOURCES):
         found.append(f"model.backbone {model.backbone!r}")
-    if images and data.name.startswith("hfds/"):
-        found.append(f"data.name {data.name!r}")
+    publishable = without_local_paths({"config": config.to_dict()})["config"]["data"]
+    chosen = {name: getattr(data, name) for name in images}
+    local = [
+        f"data.{name} {value!r}"
+        for name, value in chosen.items()
+        if value != publishable[name] or (name == "name" and value.startswith("hfds/"))
+    ]
+    found += local
     if found:
+        instead = "name your own images, or, " if local else ""
         raise ValueError(
             f"{path} would take {' and '.join(found)} from a hub or from other files of this "
-            "machine; if you trust its maker, allow it by --allow-external (in Python, "
+            f"machine; {instead}if you trust its maker, allow it by --allow-external (in Python, "
             "allow_external=True)"
         )
 
@@ -140,8 +152,9 @@ def _without_paths(value: Any) -> Any:
     return _last_component(value) if isinstance(value, str) else value
 
 
-def _last_component(text: str, *, anywhere: bool = False) -> str:
-    """Of a path; other text stays. `anywhere`: the text is a path, even a relative one."""
+def _last_component(text: str, *, anywhere: bool = False) -> str | None:
+    """Of a path; other text stays. `anywhere`: the text is a path, even a relative one, and None
+    where it has no last component that names a file or folder by itself."""
     prefix = re.match(r"(local-dir:|hfds/|wds/)?", text)
     assert prefix is not None
     place = text[prefix.end() :]
@@ -149,4 +162,7 @@ def _last_component(text: str, *, anywhere: bool = False) -> str:
     if not is_path and prefix.group() != "local-dir:":
         return text
     kind = PureWindowsPath if "\\" in place else PurePath
-    return prefix.group() + kind(place).name
+    name = kind(place).name
+    if name == ".." or name.startswith("~"):  # the folder above, or somebody's home
+        name = ""
+    return prefix.group() + name or (None if anywhere else "")
