@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from covpool.cli import main
 from covpool.data import Images
 from covpool.publish.weights import read_weights
 from covpool.train import cells, claim, engine, grid, run_directory
+from covpool.train.branches import BranchPoint
 from covpool.train.cells import RESUME_KEYS, difference
 from covpool.train.checkpoint import DamagedCheckpoint, read_checkpoint
 from covpool.train.claim import claimed
@@ -184,17 +187,19 @@ def test_a_disk_that_is_full_at_the_summary_is_made_up_for(copy, watched, monkey
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_take_the_results_with_it(
-    copy, watched, monkeypatch, caplog
+    copy, monkeypatch, caplog, capsys
 ):
     def fail(*arguments):
         raise UnicodeEncodeError("utf-8", "x", 0, 1, "a name that cannot be drawn")
 
-    for name in ("confusion.png", "summary.json"):
+    for name in ("confusion.png", "confusions.csv", "summary.json"):
         (copy / name).unlink()
     monkeypatch.setattr(engine, "draw_confusion", fail)
     assert main(["train", "--resume", str(copy)]) == 0
     assert "could not be drawn" in caplog.text
     assert json.loads((copy / "summary.json").read_text())["status"] == "finished"
+    assert main(["train", "--resume", str(copy)]) == 2  # nothing is evaluated again for it
+    assert "has finished its 1 epochs" in capsys.readouterr().err
 
 
 def test_a_cell_of_a_comparison_that_was_killed_before_its_summary_is_healed(images, tmp_path):
@@ -237,6 +242,18 @@ def test_a_hybrid_run_killed_at_its_beginning_still_begins_at_its_trunk(
     grid.run_cell(cell)
     assert RunDirectory(path).read_metrics()[0] == begun  # its times too: it was not trained again
     assert not list(path.glob(".*"))
+
+
+def test_a_branch_needs_the_best_checkpoint(tmp_path):
+    (tmp_path / "last.ckpt").touch()
+    point = BranchPoint(tmp_path, epochs=1)
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    module: Any = SimpleNamespace(epoch=1)
+    point.on_train_epoch_end(trainer, module)
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+    (tmp_path / "best.ckpt").touch()
+    point.on_train_epoch_end(trainer, module)
+    assert set(os.listdir(tmp_path / cells.BRANCH)) == {"last.ckpt", "best.ckpt"}
 
 
 STUDY = {
