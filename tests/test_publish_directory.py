@@ -141,7 +141,9 @@ def test_another_layout_of_the_vector_is_refused(published, capsys):
     metadata = json.loads((published / "config.json").read_text())
     metadata["vector_layout"] = "triu-column-major-v0"
     (published / "config.json").write_text(json.dumps(metadata))
-    assert "triu-column-major-v0" in error_of(capsys, "predict", published, "image.png")
+    message = error_of(capsys, "predict", published, "image.png")
+    assert "triu-column-major-v0" in message
+    assert message.endswith("; get it again, or use the version that wrote it\n")
 
 
 def test_what_is_no_model_is_refused(tmp_path, images):

@@ -96,6 +96,16 @@ def add_allow_external(parser: Any) -> None:
     )
 
 
+class PathReader:
+    """The type of an option that takes a path; None, its default, stays."""
+
+    def __call__(self, text: str | None) -> Path | None:
+        return None if text is None else Path(text)
+
+    def __repr__(self) -> str:
+        return "path"  # what help shows; of a function it would be the address
+
+
 FileProgress = Callable[[int, int], None]
 """Called with (files checked, files in all)."""
 
@@ -156,7 +166,7 @@ class RunParser:
         """Add an argument of the command itself, as in argparse."""
         if options.get("type") in (Path, Path | None):
             # As a type, jsonargparse reads it as YAML, which names of files need not be.
-            options["type"] = lambda text: text if text is None else Path(text)
+            options["type"] = PathReader()
         self.parser.add_argument(name, **options)
         if name.startswith("--"):
             self.own.append(name[2:])
@@ -261,7 +271,7 @@ def refuse_methods(config: Any, instead: str) -> None:
 def _readable(text: str, known: Collection[str]) -> str:
     """jsonargparse's report of what does not fit, in the words of the other messages."""
     if found := re.match(r"unrecognized arguments: ([^-].*)$", text):
-        return f"what is {found[1]} for? images are given by --data.root {found[1]}"
+        return f"unexpected argument {found[1]}; images are given by --data.root PATH"
     if found := re.match(r"Parser key \"(\w+)\": Unable to load config '(.*?)'", text):
         hint = nearest_option(found[1], known)
         return f"--{found[1]} {found[2]}: no such YAML file of the options --{found[1]}.NAME{hint}"

@@ -51,6 +51,9 @@ EXTERNAL_OPTIONS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay
 """Arguments of timm's `create_model` that name files, or where to get them."""
 
 
+REMEDY = "; get it again, or use the version that wrote it"
+
+
 def checked_metadata(about: Any, file: object) -> dict[str, Any]:
     """The metadata with every option in it, those that an earlier version lacked by their defaults.
 
@@ -66,15 +69,15 @@ def checked_metadata(about: Any, file: object) -> dict[str, Any]:
     if missing:
         raise ValueError(
             f"{file} is not a published model's, or one of another version: it lacks "
-            f"{', '.join(missing)}"
+            f"{', '.join(missing)}{REMEDY}"
         )
     try:
         check_value("it", about, Metadata)
         if about["vector_layout"] != VECTOR_LAYOUT:
             raise ValueError(
-                f"it has the vector layout {about['vector_layout']!r}, this version "
-                f"{VECTOR_LAYOUT!r}: its classifier's weights would mean something else; use the "
-                f"version that wrote it ({about['version']})"
+                f"it has the vector layout {about['vector_layout']!r} of version "
+                f"{about['version']}, this version {VECTOR_LAYOUT!r}: its classifier's weights "
+                "would mean something else"
             )
         config = RunConfig.from_dict(about["config"])
         schedule = str(method_schedule(config))
@@ -88,7 +91,7 @@ def checked_metadata(about: Any, file: object) -> dict[str, Any]:
             raise ValueError("images must have train and test")
         preprocessing = Preprocessing.from_dict(about["preprocessing"])
     except ValueError as error:
-        raise ValueError(f"{file} cannot be used: {error}") from error
+        raise ValueError(f"{file} cannot be used: {error}{REMEDY}") from error
     return {**about, "config": config.to_dict(), "preprocessing": preprocessing.to_dict()}
 
 

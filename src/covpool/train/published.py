@@ -179,11 +179,12 @@ def read_trained(path: Path) -> dict[str, Any]:
     """A run's checkpoint, or a published model in the form of one.
 
     Raises:
-        ValueError, OSError: as `read_checkpoint` and `read_published`.
+        ValueError, OSError: as `read_checkpoint`, `read_published` and `check_finite`.
     """
     if not path.is_dir():
         checkpoint = read_checkpoint(path)
         about = checked_metadata(checkpoint[METADATA], path)
+        check_finite(model_weights(checkpoint), path)
         return {**checkpoint, METADATA: about}
     weights, metadata = read_published(path)
     return {"state_dict": {PREFIX + k: v for k, v in weights.items()}, METADATA: metadata}
