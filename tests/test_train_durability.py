@@ -244,6 +244,14 @@ def test_a_hybrid_run_killed_at_its_beginning_still_begins_at_its_trunk(
     assert not list(path.glob(".*"))
 
 
+def test_the_reason_in_a_summary_is_no_markup():
+    summary = {"data": "x", "backbone": "y", "schedule": "gap", "status": "failed", "epochs": 0}
+    summary |= {"epochs_planned": 1, "seconds": 0.0, "seed": 0, "parameters": 5}
+    summary |= {"covpool": "1", "torch": "2", "reason": "cannot read <b>.png\n[x](y)\x1b"}
+    text = run_directory.summary_markdown(summary)
+    assert text.splitlines()[-1] == r"cannot read \<b\>.png \[x\](y)\\x1b"
+
+
 def test_a_branch_needs_the_best_checkpoint(tmp_path):
     (tmp_path / "last.ckpt").touch()
     point = BranchPoint(tmp_path, epochs=1)
