@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from covpool.data import DataConfig, DataError, open_images
+from covpool.data.shards import _split_shards
 from miniatures import Pictures, write_shards
 
 PICTURES = Pictures(classes=3, train=4, test=2, size=32)
@@ -55,6 +56,20 @@ def test_the_order_is_that_of_webdataset(root):
         for number, label in enumerate(train.labels)
     ]
     assert found == expected
+
+
+def test_shards_are_in_the_order_of_their_paths_parts(tmp_path):
+    names = ["train/0.tar", "train-more/0.tar"]  # as texts they are in the other order
+    for name in [*names, "test/0.tar"]:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    assert _split_shards(tmp_path)["train"] == [tmp_path / name for name in names]
+
+
+def test_a_shard_outside_the_folder_is_told_with_one_remedy(root):
+    (root / "_info.json").write_text('{"splits": {"train": {"filenames": ["../a.tar"]}}}')
+    with pytest.raises(DataError, match=r"^'\.\./a\.tar' is named as a file in .*published$"):
+        opened(root)
 
 
 def test_information_and_class_names(root):

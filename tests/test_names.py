@@ -56,6 +56,7 @@ def test_other_forms_of_a_name():
     assert encodable("a\nb\x1b") == "a\nb\x1b"
     assert encodable(f"\x1b{HOSTILE['bytes']}") == r"\x1bcaf\xe9"
     assert markdown("<b>|[x](y)`\x1b") == r"\<b\>\|\[x\](y)\`\\x1b"
+    assert markdown("# _x_ ~~x~~ $x$") == r"\# \_x\_ \~\~x\~\~ \$x\$"
     assert shortened("W" * 255, 10) == "W" * 9 + "…"
     assert len(file_name("日" * 255).encode()) <= 200
     assert file_name("a/b\nc") == r"a-b\nc"

@@ -57,10 +57,10 @@ def test_weights_and_metadata_come_back(run, published):
     ).stat().st_mode & 0o777
 
 
-def test_evaluate_takes_it(run, published, capsys):
+def test_evaluate_takes_it(run, published, images, capsys):
     assert main(["evaluate", str(run)]) == 0
     of_run = capsys.readouterr().out.splitlines()
-    assert main(["evaluate", str(published)]) == 0
+    assert main(["evaluate", str(published), "--data.root", str(images)]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.split(maxsplit=1)[1] == of_run[-1].split(maxsplit=1)[1]
 
@@ -115,7 +115,7 @@ def test_first_difference_of_weights_is_named(published, images, capsys):
     weights = load_file(published / "model.safetensors")
     weights["classifier.weight"] = weights["classifier.weight"][:, :-1].contiguous()
     save_file(weights, published / "model.safetensors")
-    for command in (("predict", published, images), ("evaluate", published)):
+    for command in (("predict", published, images), ("evaluate", published, "--data.root", images)):
         message = error_of(capsys, *command)
         assert "classifier.weight" in message
         assert "(3, 35)" in message
@@ -141,7 +141,9 @@ def test_another_layout_of_the_vector_is_refused(published, capsys):
     metadata = json.loads((published / "config.json").read_text())
     metadata["vector_layout"] = "triu-column-major-v0"
     (published / "config.json").write_text(json.dumps(metadata))
-    assert "triu-column-major-v0" in error_of(capsys, "predict", published, "image.png")
+    message = error_of(capsys, "predict", published, "image.png")
+    assert "triu-column-major-v0" in message
+    assert message.endswith("; get it again, or use the version that wrote it\n")
 
 
 def test_what_is_no_model_is_refused(tmp_path, images):

@@ -249,6 +249,37 @@ def test_images_of_a_hub_are_not_fetched(published, capsys, monkeypatch):
         assert "--allow-external" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("root", ["/etc", "../birds", ".", "..", "~somebody", ""])
+def test_images_elsewhere_on_the_machine_are_not_opened(published, capsys, monkeypatch, root):
+    changed(published, config__data__root=root)
+    opened = []
+
+    def evaluate(path, config, **options):
+        opened.append(config.data.root)
+        raise ValueError("they were opened")
+
+    monkeypatch.setattr("covpool.cli.evaluate.evaluate", evaluate)
+    for words in (["evaluate", str(published)], ["export", str(published), "--output", "x"]):
+        assert main(words) == 2
+        assert f"data.root {root!r} from" in capsys.readouterr().err
+    assert not opened
+    for own in (["--data.root", "/etc"], ["--allow-external"]):
+        assert main(["evaluate", str(published), *own]) == 2
+    assert opened == ["/etc", root]
+
+
+def test_images_that_the_user_names_are_not_the_publishers(published, capsys, monkeypatch):
+    def evaluate(path, config, **options):
+        raise ValueError(f"{config.data.name} is opened")
+
+    monkeypatch.setattr("covpool.cli.evaluate.evaluate", evaluate)
+    changed(published, config__data__name="hfds/somebody/something")
+    assert main(["evaluate", str(published), "--data.name", "hfds/mine"]) == 2
+    assert "hfds/mine is opened" in capsys.readouterr().err
+    assert main(["evaluate", str(published), "--data.root", "mine"]) == 2
+    assert "--allow-external" in capsys.readouterr().err
+
+
 def test_the_machine_is_not_chosen_by_others(published):
     changed(published, config__train__threads=100_000, config__data__workers=100_000)
     config = PublishedDirectory.open(published).read_config()
@@ -322,6 +353,15 @@ def test_the_last_component_stays(text):
     assert found["config"]["data"] == {"name": PATHS[text], "root": None}
     assert found["config"]["model"] == {"backbone_options": {"x": [PATHS[text]]}}
     assert found["classes"] == ["/m/01"]
+
+
+ROOTS = {".": None, "": None, "..": None, "a/..": None, "~bob": None, "/": None, "~/birds": "birds"}
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_a_path_without_a_name_of_its_own_is_left_out(root):
+    found = without_local_paths({"config": {"data": {"root": root}}})
+    assert found["config"]["data"]["root"] == ROOTS[root]
 
 
 def test_push_refuses_local_paths(published, tmp_path):

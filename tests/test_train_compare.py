@@ -113,7 +113,9 @@ def test_other_options_are_refused(folder, images, capsys):
 def test_a_run_directory_is_not_taken_for_a_comparison(folder, images, capsys):
     options = ["--methods", "gap", "--output", str(folder / "gap-seed0"), *OPTIONS]
     assert main(["compare", "--data.root", images, *options]) == 2
-    assert "is not a comparison" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "is not a comparison" in told.err
+    assert not told.out  # no runs are announced
 
 
 def make_cells(images, folder, methods=("gap", "exact"), seeds=2, **optim):

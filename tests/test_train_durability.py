@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from covpool.cli import main
 from covpool.data import Images
 from covpool.publish.weights import read_weights
 from covpool.train import cells, claim, engine, grid, run_directory
+from covpool.train.branches import BranchPoint
 from covpool.train.cells import RESUME_KEYS, difference
 from covpool.train.checkpoint import DamagedCheckpoint, read_checkpoint
 from covpool.train.claim import claimed
@@ -184,17 +187,19 @@ def test_a_disk_that_is_full_at_the_summary_is_made_up_for(copy, watched, monkey
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_take_the_results_with_it(
-    copy, watched, monkeypatch, caplog
+    copy, monkeypatch, caplog, capsys
 ):
     def fail(*arguments):
         raise UnicodeEncodeError("utf-8", "x", 0, 1, "a name that cannot be drawn")
 
-    for name in ("confusion.png", "summary.json"):
+    for name in ("confusion.png", "confusions.csv", "summary.json"):
         (copy / name).unlink()
     monkeypatch.setattr(engine, "draw_confusion", fail)
     assert main(["train", "--resume", str(copy)]) == 0
     assert "could not be drawn" in caplog.text
     assert json.loads((copy / "summary.json").read_text())["status"] == "finished"
+    assert main(["train", "--resume", str(copy)]) == 2  # nothing is evaluated again for it
+    assert "has finished its 1 epochs" in capsys.readouterr().err
 
 
 def test_a_cell_of_a_comparison_that_was_killed_before_its_summary_is_healed(images, tmp_path):
@@ -239,6 +244,26 @@ def test_a_hybrid_run_killed_at_its_beginning_still_begins_at_its_trunk(
     assert not list(path.glob(".*"))
 
 
+def test_the_reason_in_a_summary_is_no_markup():
+    summary = {"data": "x", "backbone": "y", "schedule": "gap", "status": "failed", "epochs": 0}
+    summary |= {"epochs_planned": 1, "seconds": 0.0, "seed": 0, "parameters": 5}
+    summary |= {"covpool": "1", "torch": "2", "reason": "cannot read <b>.png\n[x](y)\x1b"}
+    text = run_directory.summary_markdown(summary)
+    assert text.splitlines()[-1] == r"cannot read \<b\>.png \[x\](y)\\x1b"
+
+
+def test_a_branch_needs_the_best_checkpoint(tmp_path):
+    (tmp_path / "last.ckpt").touch()
+    point = BranchPoint(tmp_path, epochs=1)
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    module: Any = SimpleNamespace(epoch=1)
+    point.on_train_epoch_end(trainer, module)
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+    (tmp_path / "best.ckpt").touch()
+    point.on_train_epoch_end(trainer, module)
+    assert set(os.listdir(tmp_path / cells.BRANCH)) == {"last.ckpt", "best.ckpt"}
+
+
 STUDY = {
     "study": {"title": "One arm", "arms": ["gap"], "leading": [], "references": ["gap"]}
     | {"seeds": 1, "rates": [0.1]},
@@ -266,6 +291,11 @@ def test_a_directory_in_use_is_refused(name, copy, tmp_path, capsys):
     assert f"{path} is in use by process {os.getpid()} on {platform.node()}; wait" in error
     assert error.count("\n") == 1
     assert claim.LOCK not in os.listdir(path)
+
+
+def test_a_file_is_no_directory_to_hold(copy):
+    with pytest.raises(ValueError, match=r"config\.yaml is a file; choose another --output"):
+        claimed(copy / "config.yaml").__enter__()
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
@@ -344,6 +374,18 @@ def test_what_a_killed_export_left_is_cleared_away_by_the_next_one(tmp_path, dea
     assert os.listdir(tmp_path / "out") == ["weights"]
 
 
+def test_what_a_killed_run_left_in_a_directory_does_not_stop_an_export(tmp_path, dead_process):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (claim.LOCK, f".partial-{dead_process}-last.ckpt"):
+        (out / name).touch()
+    with appearing(out) as partial:
+        (partial / "weights").touch()
+    assert os.listdir(out) == ["weights"]
+    with pytest.raises(ValueError, match="out is not empty"):
+        appearing(out).__enter__()
+
+
 CHANGES = {
     "data.batch_size": 4,
     "data.augment": "none",
@@ -403,6 +445,16 @@ def test_a_lost_best_checkpoint_is_written_anew(damage, copy, watched, caplog):
     assert_same_run(copy, watched[0])
 
 
+def test_a_resumption_that_is_refused_leaves_best_as_it_is(copy, capsys):
+    (copy / "best.ckpt").unlink()
+    checkpoint = torch.load(copy / "last.ckpt", weights_only=True)
+    checkpoint["covpool"]["images"]["test"]["digest"] = "0" * 64
+    torch.save(checkpoint, copy / "last.ckpt")
+    assert main(["train", "--resume", str(copy), "--train.epochs", "2"]) == 2
+    assert "began with" in capsys.readouterr().err
+    assert not list(copy.glob("best.ckpt*"))
+
+
 def test_a_best_checkpoint_that_is_lost_for_good_is_said(copy, caplog):
     (copy / "best.ckpt").unlink()
     checkpoint = torch.load(copy / "last.ckpt", weights_only=True)
@@ -450,7 +502,7 @@ def raising(error):
 @pytest.mark.parametrize(
     "error",
     [
-        *(RecursionError("maximum recursion depth exceeded"), MemoryError(), KeyError(3)),
+        *(RecursionError("maximum recursion depth exceeded"), KeyError(3)),
         *(AssertionError(), AttributeError("no dtype"), IndexError("pop from empty list")),
         *(TypeError("unhashable"), OSError("truncated"), torch.OutOfMemoryError("50 TiB")),
     ],
@@ -467,6 +519,20 @@ def test_whatever_a_damaged_file_raises_is_one_error(error, copy, tmp_path, monk
     ):
         with pytest.raises(DamagedCheckpoint, match=f"{file} (is damaged|cannot be read)"):
             read(file)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), PermissionError(errno.EACCES, "denied", "x")])
+def test_what_the_machine_lacks_is_no_damage(error, copy, monkeypatch, capsys):
+    before = sorted(os.listdir(copy))
+    monkeypatch.setattr(torch, "load", raising(error))
+    for read, file in ((read_checkpoint, "last.ckpt"), (read_weights, "best.ckpt")):
+        with pytest.raises(type(error)):
+            read(copy / file)
+    assert main(["train", "--resume", str(copy)]) == 2
+    told = capsys.readouterr().err
+    assert ("not enough memory" if isinstance(error, MemoryError) else "denied: x") in told
+    assert told.count("\n") == 1
+    assert sorted(os.listdir(copy)) == before
 
 
 def test_a_checkpoint_that_contains_itself_is_damaged(copy, capsys):

@@ -230,7 +230,7 @@ def test_predict_names_bad_images_and_goes_on(run, images, tmp_path, capsys):
     for name, line in zip(("truncated.png", "text.png", "missing.png"), errors, strict=False):
         assert name in line
         assert "skip_damaged" not in line  # an option of training
-    assert errors[-1] == "covpool: error: 3 of 4 images could not be read"
+    assert errors[-1] == "covpool: error: no result for 3 of 4 images"
 
 
 def test_an_existing_directory_is_refused_and_kept(copy, images, capsys):
@@ -427,15 +427,19 @@ def test_weights_that_are_not_finite_are_not_saved(
 
 
 @pytest.mark.parametrize("method", ["gap", "isqrt-cov"])
-def test_evaluate_of_weights_that_are_not_finite(method, images, tmp_path, capsys):
+def test_evaluate_of_weights_that_give_no_finite_result(method, images, tmp_path, capsys):
     path = tmp_path / "run"
     options = ["--data.root", str(images), "--output", str(path), "--model.method", method]
     assert main(["train", *options, *OPTIONS]) == 0
-    save_changed(
-        path / "last.ckpt",
-        lambda c: next(iter(c["state_dict"].values())).fill_(float("nan")),
-    )
-    assert main(["evaluate", str(path / "last.ckpt")]) == 2
-    error = capsys.readouterr().err
-    assert f"checkpoint {path / 'last.ckpt'} gives no finite result" in error
-    assert error.count("\n") == 1
+    for value, problem in (
+        (-3e38, f"checkpoint {path / 'last.ckpt'} gives no finite result"),
+        (float("nan"), f"{path / 'last.ckpt'}: backbone.features.0.weight holds NaN"),
+    ):
+        save_changed(
+            path / "last.ckpt",
+            lambda c, value=value: next(iter(c["state_dict"].values())).fill_(value),
+        )
+        assert main(["evaluate", str(path / "last.ckpt")]) == 2
+        error = capsys.readouterr().err
+        assert problem in error
+        assert error.count("\n") == 1

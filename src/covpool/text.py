@@ -18,7 +18,7 @@ _UNPRINTABLE = re.compile(
     "]"
 )
 
-_MARKDOWN = re.compile(r"[\\`*\[\]<>&|]")
+_MARKDOWN = re.compile(r"[\\`*_~$#\[\]<>&|]")
 
 
 def printable(text: str) -> str:
@@ -38,7 +38,8 @@ def encodable(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """As `printable`, and shown as it is by Markdown, which takes < for HTML and [ for a link."""
+    """As `printable`, and shown as it is by Markdown, which takes < for HTML, [ for a link and $
+    for a formula."""
     return _MARKDOWN.sub(r"\\\g<0>", printable(text))
 
 

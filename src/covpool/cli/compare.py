@@ -42,13 +42,13 @@ def run(arguments: list[str]) -> int:
         config, cells, jobs, folder = _prepare(arguments, progress)
     console = PlainConsole()
     methods = len({cell.label for cell in cells})
-    console.print(
-        f"{len(cells)} runs ({methods} methods, {len(cells) // methods} seeds), "
-        f"{config.train.epochs} epochs each, {jobs} at a time, in {folder}{_on(config)}"
-    )
     with holding(folder):
         with users_input():
             open_folder(folder, config)
+        console.print(
+            f"{len(cells)} runs ({methods} methods, {len(cells) // methods} seeds), "
+            f"{config.train.epochs} epochs each, {jobs} at a time, in {folder}{_on(config)}"
+        )
         try:
             with GridReport(console) as report:
                 failures = run_grid(cells, jobs, report.show)

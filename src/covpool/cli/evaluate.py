@@ -7,7 +7,7 @@ from typing import Any
 from covpool.cli import say
 from covpool.cli.parsing import RunParser, add_allow_external, users_input
 from covpool.train.engine import evaluate
-from covpool.train.metadata import refuse_external
+from covpool.train.metadata import IMAGES, refuse_external
 from covpool.train.published import PublishedDirectory, read_trained
 from covpool.train.run_directory import RunDirectory
 
@@ -33,11 +33,14 @@ ALLOWED = (
 def run(arguments: list[str]) -> int:
     """Evaluate, print, and return the exit status."""
     with users_input():
-        _, own = _parser().parse(arguments)
+        named, own = _parser().parse(arguments)
         directory, checkpoints = find_checkpoints(own.run)
-        config, _ = _parser(defaults=directory.read_config()).parse(arguments)
+        published = directory.read_config()
+        config, _ = _parser(defaults=published).parse(arguments)
         if isinstance(directory, PublishedDirectory) and not own.allow_external:
-            refuse_external(config, own.run, images=True)
+            default = type(named.data)()
+            theirs = [n for n in IMAGES if getattr(named.data, n) == getattr(default, n)]
+            refuse_external(published, own.run, images=theirs)
         if config.data.evaluate == "validation":
             say("on held-out training images (data.evaluate validation), not on the test split")
         results: dict[int | None, dict[str, Any]] = {}

@@ -11,7 +11,7 @@ from covpool.publish.export import FORMATS, export_model, get_formats
 from covpool.publish.images import sample_of_files, sample_of_run
 from covpool.text import encodable
 from covpool.train.config import RunConfig
-from covpool.train.metadata import refuse_external
+from covpool.train.metadata import IMAGES, refuse_external
 from covpool.train.prediction import load_model
 from covpool.train.published import PublishedDirectory
 from covpool.train.run_directory import RunDirectory, refuse_existing
@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> int:
             else:
                 config = RunConfig.from_dict(trained.metadata["config"])
                 if PublishedDirectory.is_at(given.run) and not given.allow_external:
-                    refuse_external(config, given.run, images=True)
+                    refuse_external(config, given.run, images=IMAGES)
                 sample = sample_of_run(config, trained.preprocessing, given.number)
         rows = export_model(
             trained,

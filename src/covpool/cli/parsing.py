@@ -64,11 +64,14 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def users_input() -> Iterator[None]:
-    """Within it, ValueError and OSError are the user's mistakes; outside, the program's faults."""
+    """Within it, ValueError and OSError are the user's mistakes, and so is too little memory;
+    outside, they are the program's faults."""
     try:
         yield
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
+    except MemoryError as error:
+        raise UserError("not enough memory; end other programs, or take a smaller model") from error
 
 
 @contextmanager
@@ -91,6 +94,16 @@ def add_allow_external(parser: Any) -> None:
         help="let the model's configuration fetch from a hub (hf-hub:…, hfds/…), with your token, "
         "or open other files of this machine (local-dir:…, checkpoint_path)",
     )
+
+
+class PathReader:
+    """The type of an option that takes a path; None, its default, stays."""
+
+    def __call__(self, text: str | None) -> Path | None:
+        return None if text is None else Path(text)
+
+    def __repr__(self) -> str:
+        return "path"  # what help shows; of a function it would be the address
 
 
 FileProgress = Callable[[int, int], None]
@@ -153,7 +166,7 @@ class RunParser:
         """Add an argument of the command itself, as in argparse."""
         if options.get("type") in (Path, Path | None):
             # As a type, jsonargparse reads it as YAML, which names of files need not be.
-            options["type"] = lambda text: text if text is None else Path(text)
+            options["type"] = PathReader()
         self.parser.add_argument(name, **options)
         if name.startswith("--"):
             self.own.append(name[2:])
@@ -258,7 +271,7 @@ def refuse_methods(config: Any, instead: str) -> None:
 def _readable(text: str, known: Collection[str]) -> str:
     """jsonargparse's report of what does not fit, in the words of the other messages."""
     if found := re.match(r"unrecognized arguments: ([^-].*)$", text):
-        return f"what is {found[1]} for? images are given by --data.root {found[1]}"
+        return f"unexpected argument {found[1]}; images are given by --data.root PATH"
     if found := re.match(r"Parser key \"(\w+)\": Unable to load config '(.*?)'", text):
         hint = nearest_option(found[1], known)
         return f"--{found[1]} {found[2]}: no such YAML file of the options --{found[1]}.NAME{hint}"

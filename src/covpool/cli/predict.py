@@ -10,7 +10,7 @@ from covpool.train.prediction import predict
 
 
 def run(arguments: list[str]) -> int:
-    """Print each image's likeliest classes; exit status 2 where some image could not be read."""
+    """Print each image's likeliest classes; exit status 2 where some image has no result."""
     parser = ArgumentParser(
         prog="covpool predict",
         description="The likeliest classes of images, by a run's best checkpoint or a published "
@@ -42,6 +42,6 @@ def run(arguments: list[str]) -> int:
             say(f"  {share:7.2%}  {printable(name)}")
     if bad:
         count = len(given.images)
-        say(f"covpool: error: {bad} of {count} images could not be read", error=True)
+        say(f"covpool: error: no result for {bad} of {count} images", error=True)
         return 2
     return 0

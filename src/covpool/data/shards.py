@@ -127,13 +127,16 @@ def _split_shards(root: Path) -> dict[str, list[Path]]:
                 name: [inside(root, file) for file in of["filenames"]]
                 for name, of in splits.items()
             }
+        except DataError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"cannot read {information}: {type(error).__name__} {error}; it must hold "
                 '{"splits": {"train": {"filenames": […]}, …}}, or be removed'
             ) from error
     else:
-        for path in map(Path, files_below(root, (".tar",))[0]):
+        # By the parts of their paths, as in earlier versions: runs are resumed by this order.
+        for path in sorted(map(Path, files_below(root, (".tar",))[0])):
             words = re.split(r"[^a-z]+", path.relative_to(root).as_posix().lower())
             for name in ("train", *TEST_FOLDERS):
                 if name in words:

@@ -48,6 +48,8 @@ class BranchPoint(Callback):
     def _keep(self, trainer: Trainer, module: ClassificationModule) -> None:
         if module.epoch != self.epochs or not trainer.is_global_zero:
             return
+        if not self.directory.best.is_file():
+            return  # it is lost: who would begin here trains these epochs itself
         kept = self.directory.path / BRANCH
         with replacing(kept) as partial:
             partial.mkdir()

@@ -47,11 +47,14 @@ def naming_damage(problem: str, remedy: str = "") -> Iterator[None]:
 
     Raises:
         DamagedCheckpoint: the reader raised something.
+        MemoryError, PermissionError: of the machine and not of the file, which may be whole.
     """
     try:
         yield
+    except (MemoryError, PermissionError):
+        raise
     # On changed bytes zipfile, the unpickler and torch raise what they like: KeyError,
-    # AssertionError, struct.error, RecursionError, MemoryError, …
+    # AssertionError, struct.error, RecursionError, …
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DamagedCheckpoint(f"{problem} ({reason[:120]}){remedy}") from error

@@ -24,9 +24,12 @@ def claimed(directory: Path, *, patience: float = 0) -> Iterator[None]:
         patience: seconds to wait for another process to end.
 
     Raises:
-        ValueError: another process holds it; the message names it.
+        ValueError: another process holds it, which the message names, or it is a file.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(f"{directory} is a file; choose another --output") from None
     file = directory / LOCK
     lock = FileLock(file)
     try:

@@ -195,12 +195,14 @@ def write_pictures(
     job: Job, module: ClassificationModule, recorder: Recorder, directory: RunDirectory
 ) -> None:
     """Learning curves and confusion, as far as there are any."""
+    confusion = module.confusion.cpu()
+    whole = confusion.sum() == len(job.splits.test)  # else the evaluation was cut short
+    if whole:  # before the pictures, which may fail
+        directory.write_confusions(confusion.tolist(), job.splits.classes)
     if recorder.history:
         draw_curves(recorder.history, directory.path / "curves.svg")
-    confusion = module.confusion.cpu()
-    if confusion.sum() == len(job.splits.test):  # else the evaluation was cut short
+    if whole:
         draw_confusion(confusion, job.splits.classes, directory.path / "confusion.png")
-        directory.write_confusions(confusion.tolist(), job.splits.classes)
 
 
 def evaluate(path: Path, config: RunConfig, *, report: bool = False) -> dict[str, Any]:

@@ -252,10 +252,9 @@ def prepare_resume(
             f"{path.name} back, or start a new run"
         )
     check_options(config, checkpoint, path, free=RESUME_KEYS)
-    if main_process() and (lost := restore_best(directory, checkpoint)):
-        logger.warning("%s", lost)
     done = len(checkpoint[PROGRESS]["history"])
     if done >= config.train.epochs and not directory.owes(done):
+        _mend_best(directory, checkpoint)
         raise RunFinished(
             f"run {directory.path} has finished its {done} epochs; --train.epochs with a larger "
             "number would go on"
@@ -267,11 +266,17 @@ def prepare_resume(
     module = job.module()
     module.on_load_checkpoint(checkpoint)
     load_weights(module, checkpoint, path)
+    _mend_best(directory, checkpoint)
     if problem and main_process():
         step = checkpoint["global_step"]
         logger.warning("%s; going on from %s, after step %d", problem, path, step)
         put_aside(directory.last)
     return job, path
+
+
+def _mend_best(directory: RunDirectory, checkpoint: dict[str, Any]) -> None:
+    if main_process() and (lost := restore_best(directory, checkpoint)):
+        logger.warning("%s", lost)
 
 
 def check_images(job: Job, checkpoint: dict[str, Any], directory: RunDirectory) -> None:

@@ -37,9 +37,7 @@ def naming_dead_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        found = re.match(
-            r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.+?)(\.\s|\.?$)", str(error)
-        )
+        found = DEAD_WORKER.match(str(error))
         if found is None:
             raise
         raise ChildProcessError(

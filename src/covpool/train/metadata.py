@@ -1,7 +1,7 @@
 """What checkpoints and published models say of themselves, checked: they may come from others."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import PurePath, PureWindowsPath
 from typing import Any, NotRequired, TypedDict
 
@@ -51,6 +51,9 @@ EXTERNAL_OPTIONS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay
 """Arguments of timm's `create_model` that name files, or where to get them."""
 
 
+REMEDY = "; get it again, or use the version that wrote it"
+
+
 def checked_metadata(about: Any, file: object) -> dict[str, Any]:
     """The metadata with every option in it, those that an earlier version lacked by their defaults.
 
@@ -66,15 +69,15 @@ def checked_metadata(about: Any, file: object) -> dict[str, Any]:
     if missing:
         raise ValueError(
             f"{file} is not a published model's, or one of another version: it lacks "
-            f"{', '.join(missing)}"
+            f"{', '.join(missing)}{REMEDY}"
         )
     try:
         check_value("it", about, Metadata)
         if about["vector_layout"] != VECTOR_LAYOUT:
             raise ValueError(
-                f"it has the vector layout {about['vector_layout']!r}, this version "
-                f"{VECTOR_LAYOUT!r}: its classifier's weights would mean something else; use the "
-                f"version that wrote it ({about['version']})"
+                f"it has the vector layout {about['vector_layout']!r} of version "
+                f"{about['version']}, this version {VECTOR_LAYOUT!r}: its classifier's weights "
+                "would mean something else"
             )
         config = RunConfig.from_dict(about["config"])
         schedule = str(method_schedule(config))
@@ -88,18 +91,23 @@ def checked_metadata(about: Any, file: object) -> dict[str, Any]:
             raise ValueError("images must have train and test")
         preprocessing = Preprocessing.from_dict(about["preprocessing"])
     except ValueError as error:
-        raise ValueError(f"{file} cannot be used: {error}") from error
+        raise ValueError(f"{file} cannot be used: {error}{REMEDY}") from error
     return {**about, "config": config.to_dict(), "preprocessing": preprocessing.to_dict()}
 
 
-def refuse_external(config: RunConfig, path: object, *, images: bool = False) -> None:
+IMAGES = ("name", "root")
+"""Options of data that say which images are opened."""
+
+
+def refuse_external(config: RunConfig, path: object, *, images: Collection[str] = ()) -> None:
     """Raise a ValueError where a configuration would fetch something, or open files that lie
     elsewhere.
 
     Args:
-        config: of somebody else's model.
+        config: of somebody else's model, as it was published.
         path: the model, for the message.
-        images: whether its images are going to be opened too.
+        images: where images are going to be opened too, those of `IMAGES` that it chooses, because
+            the user has not.
     """
     model, data = config.model, config.data
     found = [
@@ -109,12 +117,19 @@ def refuse_external(config: RunConfig, path: object, *, images: bool = False) ->
     ]
     if model.backbone.startswith(SOURCES):
         found.append(f"model.backbone {model.backbone!r}")
-    if images and data.name.startswith("hfds/"):
-        found.append(f"data.name {data.name!r}")
+    publishable = without_local_paths({"config": config.to_dict()})["config"]["data"]
+    chosen = {name: getattr(data, name) for name in images}
+    local = [
+        f"data.{name} {value!r}"
+        for name, value in chosen.items()
+        if value != publishable[name] or (name == "name" and value.startswith("hfds/"))
+    ]
+    found += local
     if found:
+        instead = "name your own images, or, " if local else ""
         raise ValueError(
             f"{path} would take {' and '.join(found)} from a hub or from other files of this "
-            "machine; if you trust its maker, allow it by --allow-external (in Python, "
+            f"machine; {instead}if you trust its maker, allow it by --allow-external (in Python, "
             "allow_external=True)"
         )
 
@@ -140,8 +155,9 @@ def _without_paths(value: Any) -> Any:
     return _last_component(value) if isinstance(value, str) else value
 
 
-def _last_component(text: str, *, anywhere: bool = False) -> str:
-    """Of a path; other text stays. `anywhere`: the text is a path, even a relative one."""
+def _last_component(text: str, *, anywhere: bool = False) -> str | None:
+    """Of a path; other text stays. `anywhere`: the text is a path, even a relative one, and None
+    where it has no last component that names a file or folder by itself."""
     prefix = re.match(r"(local-dir:|hfds/|wds/)?", text)
     assert prefix is not None
     place = text[prefix.end() :]
@@ -149,4 +165,7 @@ def _last_component(text: str, *, anywhere: bool = False) -> str:
     if not is_path and prefix.group() != "local-dir:":
         return text
     kind = PureWindowsPath if "\\" in place else PurePath
-    return prefix.group() + kind(place).name
+    name = kind(place).name
+    if name == ".." or name.startswith("~"):  # the folder above, or somebody's home
+        name = ""
+    return prefix.group() + name or (None if anywhere else "")

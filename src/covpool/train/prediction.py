@@ -14,7 +14,7 @@ from covpool.train.building import build_model
 from covpool.train.checkpoint import METADATA, load_weights
 from covpool.train.config import RunConfig
 from covpool.train.metadata import refuse_external
-from covpool.train.published import PublishedDirectory, check_finite, model_weights, read_trained
+from covpool.train.published import PublishedDirectory, model_weights, read_trained
 from covpool.train.run_directory import RunDirectory
 from covpool.train.schedule import method_schedule
 
@@ -120,7 +120,6 @@ def load_model(path: str | Path, *, allow_external: bool = False) -> TrainedMode
             pretrained=False,
         )
     weights = model_weights(checkpoint)
-    check_finite(weights, path)
     load_weights(model, {**checkpoint, "state_dict": weights}, path)
     method = schedule.method_at(about["epoch"])
     if method is not None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from covpool.train.checkpoint import METADATA, METADATA_KEYS, read_checkpoint
+from covpool.train.claim import claimed
 from covpool.train.config import RunConfig
 from covpool.train.metadata import checked_metadata
 from covpool.train.run_directory import remove_leftovers, replace_file, replace_text, replacing
@@ -78,10 +79,16 @@ def appearing(path: Path) -> Iterator[Path]:
     """A neighbouring directory to fill, which takes the path's place when all went well.
 
     Raises:
-        OSError: the path is taken by anything but an empty directory.
+        ValueError: a directory is there that another process holds, or that holds more than what a
+            killed one left, which is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
+    if path.is_dir():
+        with claimed(path):
+            pass  # it removes leftovers, and an old lock
+        if any(path.iterdir()):
+            raise ValueError(f"{path} is not empty; choose another --output")
     with replacing(path) as partial:
         partial.mkdir()
         yield partial
@@ -172,11 +179,12 @@ def read_trained(path: Path) -> dict[str, Any]:
     """A run's checkpoint, or a published model in the form of one.
 
     Raises:
-        ValueError, OSError: as `read_checkpoint` and `read_published`.
+        ValueError, OSError: as `read_checkpoint`, `read_published` and `check_finite`.
     """
     if not path.is_dir():
         checkpoint = read_checkpoint(path)
         about = checked_metadata(checkpoint[METADATA], path)
+        check_finite(model_weights(checkpoint), path)
         return {**checkpoint, METADATA: about}
     weights, metadata = read_published(path)
     return {"state_dict": {PREFIX + k: v for k, v in weights.items()}, METADATA: metadata}

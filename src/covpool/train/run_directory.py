@@ -3,7 +3,8 @@
 config.yaml, metrics.csv, metrics.jsonl, last.ckpt, previous.ckpt, best.ckpt, curves.svg,
 confusion.png, confusions.csv, summary.md, summary.json. Whatever is written again during a run
 replaces its predecessor in one step, so a reader or a crash never meets half a file. summary.json
-is the last one that is written: where it says "finished", all others are there.
+is the last one that is written: where it says "finished", all others are there, but for a picture
+(curves.svg, confusion.png) that could not be drawn.
 """
 
 import csv
@@ -39,11 +40,8 @@ PARTIAL = re.compile(r"\.partial-(\d+)-")
 KEPT = 40
 """Characters that follow of the file's own name; the whole of a long one would leave no room."""
 
-RESULTS = (
-    *("metrics.csv", "metrics.jsonl", "curves.svg", "confusion.png", "confusions.csv"),
-    *("summary.md", "summary.json"),
-)
-"""What a finished run has beside its configuration and its checkpoints."""
+RESULTS = ("metrics.csv", "metrics.jsonl", "confusions.csv", "summary.md", "summary.json")
+"""What a finished run has beside its configuration, its checkpoints and its pictures."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +215,7 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
         f"torch {summary['torch']}.",
     ]
     if "reason" in summary:
-        lines += ["", summary["reason"]]
+        lines += ["", markdown(" ".join(summary["reason"].split()))]
     if "final" in summary:
         split = f"{summary.get('evaluated', 'test')} split"
         lines += ["", f"| {split} | epoch | top-1 % | top-5 % | loss |", "|---|---|---|---|---|"]
