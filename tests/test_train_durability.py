@@ -26,7 +26,7 @@ from covpool.train.cells import RESUME_KEYS, difference
 from covpool.train.checkpoint import DamagedCheckpoint, read_checkpoint
 from covpool.train.claim import claimed
 from covpool.train.config import RunConfig
-from covpool.train.published import appearing
+from covpool.train.published import appearing, model_weights, read_published, write_published
 from covpool.train.run_directory import RunDirectory, make_numbered
 from covpool.train.starting_weights import read_starting_weights
 from inline_grid import command as inline
@@ -522,7 +522,12 @@ def test_whatever_a_damaged_file_raises_is_one_error(error, copy, tmp_path, monk
 
 
 @pytest.mark.parametrize("error", [MemoryError(), PermissionError(errno.EACCES, "denied", "x")])
-def test_what_the_machine_lacks_is_no_damage(error, copy, monkeypatch, capsys):
+def test_what_the_machine_lacks_is_no_damage(error, copy, tmp_path, monkeypatch, capsys):
+    published, checkpoint = tmp_path / "published", read_checkpoint(copy / "best.ckpt")
+    write_published(published, model_weights(checkpoint), checkpoint["covpool"], "")
+    monkeypatch.setattr("safetensors.torch.load_file", raising(error))
+    with pytest.raises(type(error)):
+        read_published(published)
     before = sorted(os.listdir(copy))
     monkeypatch.setattr(torch, "load", raising(error))
     for read, file in ((read_checkpoint, "last.ckpt"), (read_weights, "best.ckpt")):

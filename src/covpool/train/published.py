@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from covpool.train.checkpoint import METADATA, METADATA_KEYS, read_checkpoint
+from covpool.train.checkpoint import METADATA, METADATA_KEYS, naming_damage, read_checkpoint
 from covpool.train.claim import claimed
 from covpool.train.config import RunConfig
 from covpool.train.metadata import checked_metadata
@@ -155,12 +155,8 @@ def read_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     PublishedDirectory.open(path)
     metadata = read_metadata(path)
-    try:
+    with naming_damage(f"{path / WEIGHTS} is damaged and cannot be read", "; get it again"):
         weights = load_file(path / WEIGHTS)
-    except Exception as error:  # what a changed header leads to may be anything
-        raise ValueError(
-            f"{path / WEIGHTS} is damaged and cannot be read ({error}); get it again"
-        ) from error
     check_finite(weights, path / WEIGHTS)
     return weights, metadata
 
