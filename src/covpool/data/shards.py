@@ -127,8 +127,8 @@ def _split_shards(root: Path) -> dict[str, list[Path]]:
                 name: [inside(root, file) for file in of["filenames"]]
                 for name, of in splits.items()
             }
-        except DataError:
-            raise
+        except DataError as error:
+            raise DataError(f"{information}: {error}") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"cannot read {information}: {type(error).__name__} {error}; it must hold "
