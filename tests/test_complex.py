@@ -9,7 +9,6 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import covpool
 from covpool import FUNCTIONS, METHODS
-from covpool.linalg.evaluate import working_dtype
 from spectra import relative_error, with_spectrum
 
 SIZE = 5
@@ -211,9 +210,9 @@ def test_complex64_is_computed_where_float32_is(method, function):
     matrix = matrix @ matrix.mH / 9
     row = METHODS[method]
     dtype = torch.promote_types(row.forward.least_dtype, torch.complex64)
-    assert working_dtype(torch.complex64, row, None) == dtype
-    assert working_dtype(torch.complex64, row, torch.float32) == torch.complex64
-    assert working_dtype(torch.complex64, row, torch.float64) == torch.complex128
+    assert row.dtype(torch.complex64, None) == dtype
+    assert row.dtype(torch.complex64, torch.float32) == torch.complex64
+    assert row.dtype(torch.complex64, torch.float64) == torch.complex128
     result = MATRIX_FUNCTIONS[function](matrix, method)
     assert result.dtype == torch.complex64
     expected = MATRIX_FUNCTIONS[function](matrix.to(torch.complex128), method, check=False)

@@ -73,9 +73,17 @@ def test_imports_point_one_way(path):
 
 LINALG = (
     *("tables", "spectrum", "transforms", "minimax_coefficients", "sign", "checks"),
-    *("autograd.modes", "precision", "quadrature", "functions", "elementwise", "engine"),
-    *("gradients", "forwards", "methods", "autograd", "covariance", "autograd.pooled", "products"),
-    *("diagnostics", "evaluate", "decompositions", "gauge", "module", "api"),
+    *(
+        "precision",
+        "autograd.modes",
+        "autograd.product",
+        "quadrature",
+        "functions",
+        "elementwise",
+        "engine",
+    ),
+    *("engine", "gradients", "forwards", "methods", "autograd", "covariance", "autograd.pooled"),
+    *("products", "diagnostics", "evaluate", "decompositions", "gauge", "module", "api"),
 )
 """Each part of linalg/ may import those before it, and modules of its own that do not import it."""
 

@@ -9,6 +9,7 @@ import torch
 
 import covpool
 from covpool.linalg import precision
+from covpool.linalg.autograd import product
 
 SETTINGS = {
     "the old flag": "torch.backends.cuda.matmul.allow_tf32 = True",
@@ -114,8 +115,7 @@ def test_products_that_autograd_differentiates_keep_their_precision_backward(mon
 
     plain = derivatives()
     calls = []
-    monkeypatch.setattr(precision, "uses_tf32", lambda tensor: calls.append(tensor) or True)
-    monkeypatch.setattr(precision, "_WithoutTf32", lambda autocast: autocast)
+    monkeypatch.setattr(product, "uses_tf32", lambda tensor: calls.append(tensor) or True)
     for one, other in zip(derivatives(), plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     assert calls

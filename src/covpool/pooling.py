@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from covpool.linalg import checks
 from covpool.linalg.autograd.pooled import covariance_function
+from covpool.linalg.autograd.product import multiplication
 from covpool.linalg.autograd.root import iterate
 from covpool.linalg.checks import require_integer
 from covpool.linalg.covariance import Computation, works_on_gram
-from covpool.linalg.evaluate import warn_of_float32, working_dtype
 from covpool.linalg.functions import SQRT
-from covpool.linalg.methods import METHODS, Method, get_method
-from covpool.linalg.precision import full_precision, on_cpu, product, range_unit
+from covpool.linalg.methods import METHODS, Method, get_method, warn_of_float32
+from covpool.linalg.precision import full_precision, on_cpu, range_unit
 from covpool.linalg.products import product_steps, root_in_products
 from covpool.linalg.spectrum import of_kind, symmetric_part
 from covpool.linalg.tables import choose
@@ -37,17 +37,6 @@ def check_pooling(name: str) -> str:
     return choose("pooling method", name, {pooling: pooling for pooling in POOLINGS})
 
 
-def _as_positions(caller: str, x: Tensor) -> Tensor:
-    """(*, C, H, W) or (*, C, N) → (*, C, N)."""
-    checks.floating(caller, x, complex_too=True)
-    if x.ndim < 2:
-        raise ValueError(f"{caller} needs features (*, C, H, W) or (*, C, N), got {tuple(x.shape)}")
-    positions = x.flatten(-2) if x.ndim >= 4 else x
-    if 0 in positions.shape[-2:]:
-        raise ValueError(f"{caller}: no channels or no positions in shape {tuple(x.shape)}")
-    return positions
-
-
 def covariance(x: Tensor) -> Tensor:
     """The covariance Σ = Xc Xcᵀ / N over positions, Xc = X − mean; Xc Xcᴴ / N of complex features.
 
@@ -65,9 +54,9 @@ def covariance(x: Tensor) -> Tensor:
 
     Source: the maximum-likelihood estimate, as in MPN-COV (Li, Xie, Wang, Zuo, ICCV 2017).
     """
-    features = _as_positions("covariance", x)
+    features, readable = checks.features("covariance", x, check_finite=False)
     with full_precision(x):
-        unit = range_unit(features, x.dtype, power=6)
+        unit = range_unit(features, x.dtype, power=6, readable=readable)
         if unit is None:
             return _covariance(features)
         return _covariance(features / unit) * unit * unit
@@ -75,7 +64,7 @@ def covariance(x: Tensor) -> Tensor:
 
 def _covariance(features: Tensor) -> Tensor:
     centred = features - features.mean(-1, keepdim=True)
-    return product(centred, centred.mH) / features.shape[-1]
+    return multiplication(centred)(centred, centred.mH) / features.shape[-1]
 
 
 def cov_pool(
@@ -134,49 +123,41 @@ def cov_pool(
     >>> covpool.cov_pool(torch.randn(8, 256, 7, 7), method="svd-pade").shape
     torch.Size([8, 256, 256])
     """
-    row = get_method(method)
     checks.compute_dtype("cov_pool", compute_dtype)
+    features, readable = checks.features("cov_pool", x, check_finite)
+    row = get_method(method)
     warn_of_float32(row, compute_dtype, stacklevel=2)
-    features = _as_positions("cov_pool", x)
-    if features.shape[-1] == 1 and not torch.compiler.is_compiling():
+    dtype = row.dtype(x.dtype, compute_dtype)
+    channels, positions = features.shape[-2:]
+    if positions == 1 and not torch.compiler.is_compiling():
         warnings.warn(f"cov_pool gives zeros: {ONE_POSITION}", UserWarning, stacklevel=2)
-    if check_finite:
-        checks.finite("cov_pool", features, sample_dims=2)
-    wanted = None if compute_dtype is None else of_kind(compute_dtype, x.dtype)
-    working = wanted or torch.promote_types(x.dtype, torch.float32)
-    least = torch.float32 if row.smooth else torch.float64
-    decomposition = wanted or torch.promote_types(x.dtype, least)
-    with full_precision(x):
-        on_gram = works_on_gram(features)
-        unit = range_unit(features, decomposition, power=6)
-        if unit is not None:
-            features = features / unit
-        own = working_dtype(x.dtype, row, compute_dtype)
-        if recorded() and (steps := product_steps(row, own)) is not None:
-            pooled = root_in_products(features.to(own), *steps)
-        elif not on_gram and _iterates(row, features):
-            pooled = _by_iteration(features, row, own, exactly=compute_dtype is not None)
-        else:
-            pooled = covariance_function(features, Computation(SQRT, row, decomposition, working))
-        return (pooled if unit is None else pooled * unit).to(x.dtype)
-
-
-def _iterates(method: Method, features: Tensor) -> bool:
-    """Whether the method's own iteration is quicker than its values on a decomposition.
-
-    Not by the batch: a sample's result is to depend on nothing but itself.
-    """
-    if method.iteration is None:
-        return False
-    return not on_cpu(features) or features.shape[-2] <= method.iteration.iterated_channels
+    unit = range_unit(features, dtype, power=6, readable=readable)
+    if unit is not None:
+        features = features / unit
+    iteration = row.iteration
+    if not readable and recorded() and (steps := product_steps(row, dtype)) is not None:
+        pooled = root_in_products(features.to(dtype), *steps)
+    # By the matrix where that is quicker, which does not depend on the batch: a sample's result is
+    # to depend on nothing but itself.
+    elif (
+        iteration is not None
+        and not works_on_gram(features)
+        and (channels <= iteration.iterated_channels or not on_cpu(features))
+    ):
+        pooled = _by_iteration(features, row, dtype, exactly=compute_dtype is not None)
+    else:
+        products = torch.promote_types(x.dtype, torch.float32) if compute_dtype is None else dtype
+        pooled = covariance_function(features, Computation(SQRT, row, dtype, products, readable))[0]
+    return (pooled if unit is None else pooled * unit).to(x.dtype)
 
 
 def _by_iteration(features: Tensor, method: Method, dtype: torch.dtype, *, exactly: bool) -> Tensor:
     # Few channels on a CPU: float64 halves the error for little. A GPU's may be 64 times as slow.
     wide = not exactly and on_cpu(features)
     formed = of_kind(torch.float64, dtype) if wide else dtype
-    matrix = _covariance(features.to(formed)).to(dtype)
-    return iterate(symmetric_part(matrix), SQRT, method)
+    with full_precision(features):
+        matrix = _covariance(features.to(formed)).to(dtype)
+        return iterate(symmetric_part(matrix), SQRT, method)
 
 
 def triu_vector(matrix: Tensor) -> Tensor:

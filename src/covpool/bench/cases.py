@@ -12,7 +12,7 @@ from torch import Tensor
 from covpool.bench.checkouts import as_published
 from covpool.bench.features import triangle_weight
 from covpool.bench.peers import OpenPeer, Output, PeerRow, Root
-from covpool.linalg.engine.symmetric import decompose
+from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.methods import METHODS
 from covpool.pooling import cov_pool, triu_vector
 
@@ -152,7 +152,7 @@ def floor_cases(dtypes: Iterable[torch.dtype], device: torch.device) -> list[Cas
 def solvers(device: torch.device) -> dict[str, Solver]:
     """torch's batched eigendecomposition, and the one that is spread over the CPU's cores."""
     found: dict[str, Solver] = {"torch.linalg.eigh": torch.linalg.eigh}
-    return found | {"covpool's": decompose} if device.type == "cpu" else found
+    return found | {"covpool's": EIGENDECOMPOSITION} if device.type == "cpu" else found
 
 
 def _floor(solver: Solver, dtype: torch.dtype, features: Tensor, weight: Tensor) -> Step:

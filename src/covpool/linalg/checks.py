@@ -1,10 +1,11 @@
 """Refusals of bad tensors, each naming the function, the samples and the remedy.
 
-The checks read values. Where there are none to read, while a graph is traced or under vmap, they
-are left out.
+Most of them read values. Where there are none to read, while a graph is traced or under vmap (see
+`transforms.unreadable`), callers leave them out.
 """
 
 import cmath
+import math
 import sys
 from numbers import Real
 from typing import Any
@@ -56,6 +57,23 @@ def floating(caller: str, values: Tensor, *, complex_too: bool = False) -> None:
     raise ValueError(f"{caller} needs a {kind} floating-point tensor, got {values.dtype}")
 
 
+def features(caller: str, x: Tensor, check_finite: bool) -> tuple[Tensor, bool]:
+    """(*, C, H, W) or (*, C, N) → (*, C, N), and whether its values can be read.
+
+    Refused where there is nothing to pool or, if asked, where values are not finite.
+    """
+    floating(caller, x, complex_too=True)
+    if x.ndim < 2:
+        raise ValueError(f"{caller} needs features (*, C, H, W) or (*, C, N), got {tuple(x.shape)}")
+    positions = x.flatten(-2) if x.ndim >= 4 else x
+    if 0 in positions.shape[-2:]:
+        raise ValueError(f"{caller}: no channels or no positions in shape {tuple(x.shape)}")
+    readable = not unreadable(x)
+    if check_finite and readable:
+        finite(caller, positions, sample_dims=2)
+    return positions, readable
+
+
 def compute_dtype(caller: str, dtype: torch.dtype | None) -> None:
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(
@@ -103,9 +121,7 @@ def full_rank(
     caller: str, rank: Tensor, needed: int, size: int, restricted: bool | Tensor = True
 ) -> None:
     """Refuse ranks (*) below the needed one, in the samples where `restricted` holds."""
-    if unreadable(rank) or rank.numel() == 0:
-        return
-    if isinstance(restricted, Tensor) and unreadable(restricted):
+    if rank.numel() == 0:
         return
     bad = (rank < needed) & restricted
     if bad.any():
@@ -124,8 +140,6 @@ def _tolerance(size: int, dtype: torch.dtype) -> float:
 
 def finite(caller: str, tensor: Tensor, sample_dims: int) -> None:
     """Refuse NaN and infinities; the last `sample_dims` dimensions make up one sample."""
-    if unreadable(tensor):
-        return
     # A sum is one pass over the tensor; it may overflow where no element is infinite.
     if cmath.isfinite(tensor.detach().sum().item()) or tensor.isfinite().all():
         return
@@ -138,26 +152,45 @@ def finite(caller: str, tensor: Tensor, sample_dims: int) -> None:
     )
 
 
-def symmetric(caller: str, matrix: Tensor) -> None:
-    """Refuse matrices whose two triangles differ by more than any rounding explains.
+def entries(caller: str, matrix: Tensor) -> tuple[float, float]:
+    """Refuse matrices (*, n, n), not empty, that are not finite or not symmetric.
 
-    The symmetric part is computed with, which is off by less than the matrix itself is. So what
-    passes is the rounding of the lowest precision that the matrix may have had (`EARLIER_DTYPE`),
-    relative to its largest entry, and that of numbers of order one: a difference of such matrices
-    that is zero to rounding has no symmetry left.
+    Symmetric is what differs from its transpose by no more than some rounding explains. The
+    symmetric part is computed with, which is off by less than the matrix itself is. So what passes
+    is the rounding of the lowest precision that the matrix may have had (`EARLIER_DTYPE`), relative
+    to its largest entry, and that of numbers of order one: a difference of such matrices that is
+    zero to rounding has no symmetry left.
+
+    Returns:
+        The smallest and the largest of the batch's largest magnitudes.
     """
-    if unreadable(matrix) or matrix.numel() == 0:
-        return
-    scale = matrix.detach().abs().amax((-2, -1))
-    difference = (matrix - matrix.mH).detach().abs().amax((-2, -1))
+    matrix = matrix.detach()
+    size, dtype = matrix.shape[-1], matrix.dtype
+    scale = matrix.abs().amax((-2, -1))
+    difference = (matrix - matrix.mH).abs().amax((-2, -1))
+    least, most = (x.item() for x in scale.aminmax())
+    relative = _tolerance(size, EARLIER_DTYPE.get(dtype.to_real(), dtype))
+    absolute = _tolerance(size, dtype)
+    # At most one look at each sample: NaN and infinities make the difference NaN or infinite.
+    if not difference.amax().item() <= max(relative * least, absolute) or most == math.inf:
+        finite(caller, matrix, sample_dims=2)
+        _refuse_asymmetric(caller, matrix, scale, difference, relative, absolute)
+    return least, most
+
+
+def _refuse_asymmetric(
+    caller: str,
+    matrix: Tensor,
+    scale: Tensor,
+    difference: Tensor,
+    relative: float,
+    absolute: float,
+) -> None:
     scale = scale.clamp_min(torch.finfo(matrix.dtype).tiny)
-    size = matrix.shape[-1]
-    earlier = EARLIER_DTYPE.get(matrix.dtype.to_real(), matrix.dtype)
-    allowed = (_tolerance(size, earlier) * scale).clamp_min(_tolerance(size, matrix.dtype))
-    bad = difference > allowed
+    bad = difference > (relative * scale).clamp_min(absolute)
     if bad.any():
         # Divided before the difference, which overflows where the largest entries are opposite.
-        unit = matrix.detach() / scale[..., None, None]
+        unit = matrix / scale[..., None, None]
         worst = (unit - unit.mH).abs().max().item()
         kind, turned = ("Hermitian", "Aᴴ") if matrix.is_complex() else ("symmetric", "Aᵀ")
         raise ValueError(
@@ -184,9 +217,9 @@ def positive_semidefinite(
     Args:
         unit: (*, 1, 1), of the eigenvalues, see `range_unit`; None: 1.
     """
-    if unreadable(eigenvalues) or eigenvalues.numel() == 0:
+    if eigenvalues.numel() == 0 or (lowest := eigenvalues[..., 0]).amin() >= 0:
         return
-    lowest, largest = eigenvalues[..., 0], eigenvalues.abs().amax(-1)
+    largest = eigenvalues.abs().amax(-1)
     bad = lowest < -_rounding(largest, eigenvalues.shape[-1], input_dtype, unit)
     if bad.any():
         _refuse_indefinite(caller, bad, lowest, unit)
@@ -196,7 +229,7 @@ def positive_semidefinite_matrix(
     caller: str, matrix: Tensor, input_dtype: torch.dtype, unit: Tensor | None
 ) -> None:
     """The same for a method that computes no eigenvalues: by a Cholesky factorisation."""
-    if unreadable(matrix) or matrix.numel() == 0:
+    if matrix.numel() == 0:
         return
     symmetric = matrix.detach()
     # A zero matrix has no factorisation; the shift lets it pass.
@@ -213,7 +246,7 @@ def positive_definite_matrix(
     caller: str, matrix: Tensor, input_dtype: torch.dtype, unit: Tensor | None
 ) -> None:
     """Refuse matrices that are indefinite or numerically singular, by a Cholesky factorisation."""
-    if unreadable(matrix) or matrix.numel() == 0:
+    if matrix.numel() == 0:
         return
     size = matrix.shape[-1]
     normalised, _ = _normalised(matrix.detach())

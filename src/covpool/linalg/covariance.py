@@ -33,17 +33,18 @@ of this is differentiated by autograd.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from covpool.linalg.engine.shares import by_shares
-from covpool.linalg.engine.symmetric import decompose
+from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.functions import ScalarFunction
 from covpool.linalg.methods import Method
-from covpool.linalg.precision import full_precision, on_cpu
-from covpool.linalg.spectrum import clip_to_rank, real_dtype, real_part, symmetric_part
+from covpool.linalg.precision import on_cpu
+from covpool.linalg.spectrum import clip_to_rank, real_part, symmetric_part
 from covpool.linalg.transforms import unreadable
 
 SHARED_ELEMENTS = 2**21
@@ -57,12 +58,20 @@ of 256 × 784 in float64 (1.0 in float32), 0.72 for 4 of 1024 × 2048 (0.69), 1.
 
 @dataclass(frozen=True)
 class Computation:
-    """What is computed of features, and in which precision."""
+    """What is computed of features, and in which precision.
+
+    Attributes:
+        decomposition_dtype: of what is decomposed and of the products that small singular values
+            hang on.
+        working_dtype: of the other products.
+        readable: whether the values are known to be readable; else it is asked.
+    """
 
     function: ScalarFunction
     method: Method
     decomposition_dtype: torch.dtype
     working_dtype: torch.dtype
+    readable: bool = False
 
 
 def works_on_gram(features: Tensor) -> bool:
@@ -78,11 +87,9 @@ def centre(features: Tensor, dtype: torch.dtype) -> Tensor:
     centred = features.to(wide, copy=True)
     centred = centred.sub_(centred.mean(-1, keepdim=True)).to(dtype)
     # The mean was rounded to its own digits, which are few beside a small rest.
-    return (
-        centred
-        if real_dtype(dtype) == torch.float64
-        else centred.sub_(centred.mean(-1, keepdim=True))
-    )
+    if torch.finfo(dtype).bits == 64:
+        return centred
+    return centred.sub_(centred.mean(-1, keepdim=True))
 
 
 def _covariance(centred: Tensor) -> Tensor:
@@ -92,7 +99,8 @@ def _covariance(centred: Tensor) -> Tensor:
     """
     size, positions = centred.shape[-2:]
     if size < BLOCKED_SIZE or not on_cpu(centred) or unreadable(centred):
-        return symmetric_part((centred @ centred.mH).div_(positions))
+        half = (centred @ centred.mH).div_(2 * positions)
+        return half + half.mH
     result = centred.new_empty((*centred.shape[:-1], size))
     step = -(-size // 4)
     for low in range(0, size, step):
@@ -107,42 +115,40 @@ def _covariance(centred: Tensor) -> Tensor:
 
 def by_samples(
     function: Callable[..., tuple[Tensor, ...]],
-    dtype: torch.dtype,
+    computation: Computation,
     features: Tensor,
     *others: Tensor,
 ) -> tuple[Tensor, ...]:
-    """`function(features, *others)`, which computes in `dtype`, by shares where that is quicker."""
-    elements = sum(tensor.numel() for tensor in (features, *others))
-    if not on_cpu(features) or unreadable(features) or elements < SHARED_ELEMENTS:
-        return function(features, *others)
-    return by_shares(function, (features, *others), dtype=dtype)
-
-
-def _inverse_root(eigenvalues: Tensor) -> Tensor:
-    return eigenvalues.rsqrt().masked_fill_(eigenvalues == 0, 0)
+    """`function(features, *others, computation=computation)`, by shares where that is quicker."""
+    compute = partial(function, computation=computation)
+    elements = sum([tensor.numel() for tensor in (features, *others)])
+    if elements < SHARED_ELEMENTS or not on_cpu(features) or unreadable(features):
+        return compute(features, *others)
+    return by_shares(compute, (features, *others), dtype=computation.decomposition_dtype)
 
 
 def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """f(cov X), U, V (of no columns where N > C, which forms it later) and S²."""
     method, working = computation.method, computation.working_dtype
-    real = real_dtype(working)
     channels, positions = features.shape[-2:]
     centred = centre(features, computation.decomposition_dtype)
     covariance = None
     if works_on_gram(features):
-        eigenvalues, right = decompose((centred.mH @ centred).div_(positions))
+        gram = (centred.mH @ centred).div_(positions)
+        eigenvalues, right = EIGENDECOMPOSITION(gram, computation.readable)
         left = centred @ right
         if method.smooth:
             norms = torch.linalg.vector_norm(left, dim=-2)
             eigenvalues = (norms * norms).div_(positions)
         else:
             eigenvalues = clip_to_rank(eigenvalues, channels)
-        left = left.mul_((_inverse_root(eigenvalues) * positions**-0.5)[..., None, :]).to(working)
+        inverse = eigenvalues.rsqrt().masked_fill_(eigenvalues == 0, 0)
+        left = left.mul_((inverse * positions**-0.5)[..., None, :]).to(working)
         right = right.to(working)
         images = left
     else:
         covariance = _covariance(centred)
-        eigenvalues, left = decompose(covariance)
+        eigenvalues, left = EIGENDECOMPOSITION(covariance, computation.readable)
         right = left[..., :0]
         if method.smooth:
             images = covariance @ left
@@ -153,7 +159,7 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
     # The first is what the null space gets, which only the smooth methods do not leave at zero.
     with_zero = torch.nn.functional.pad(eigenvalues, (1, 0))
     values = method.forward.values(computation.function, with_zero, channels)
-    unit = None
+    unit, real = None, images.real.dtype
     if real != values.dtype:
         # It may hold every entry of the result, and yet not the root of an eigenvalue.
         large = values.amax(-1, keepdim=True) > torch.finfo(working).max / channels
@@ -201,32 +207,36 @@ class _Slope(NamedTuple):
 def _slope(
     features: Tensor, left: Tensor, right: Tensor, eigenvalues: Tensor, computation: Computation
 ) -> _Slope:
-    method, working = computation.method, computation.working_dtype
-    real = real_dtype(working)
+    method, basis = computation.method, left.to(computation.working_dtype)
+    real = basis.real.dtype
     channels, positions = features.shape[-2:]
     on_gram = works_on_gram(features)
     if on_gram:
         scales = (eigenvalues / positions).sqrt()
-    else:
-        scales = torch.ones_like(eigenvalues) if method.smooth else eigenvalues.sqrt()
-    pairs = torch.nn.functional.pad(eigenvalues, (1, 0)) if on_gram else eigenvalues
-    loewner, trace = method.gradient.loewner(computation.function, pairs, channels)
-    if on_gram:
-        null = (loewner[..., :1, 1:] * scales[..., None, :]).to(real)
-        weights = loewner[..., 1:, 1:].mul_(scales[..., None, :]).to(real).sub_(null)
-        trace = None if trace is None else trace[..., 1:]
+        pairs = torch.nn.functional.pad(eigenvalues, (1, 0))
         rows = (right.mH,)
     else:
-        null = None
-        weights = loewner.mul_(scales[..., None, :]).to(real)
-        factors = (scales if method.smooth else _inverse_root(eigenvalues)) / positions
-        onto = left.mH * factors[..., None]
+        pairs = eigenvalues
         if method.smooth:
-            rows = onto, centre(features, left.dtype)
+            scales = factors = torch.ones_like(eigenvalues)
         else:
+            scales = eigenvalues.sqrt()
+            factors = eigenvalues.rsqrt().masked_fill_(eigenvalues == 0, 0)
+        onto = left.mH * (factors / positions)[..., None]
+        rows = onto, centre(features, left.dtype)
+        if not method.smooth:
             # The centred features are let go before the product is converted: the peak of memory.
-            rows = ((onto @ centre(features, left.dtype)).to(working),)
-    return _Slope(left.to(working), weights, null, trace, scales, rows)
+            rows = ((rows[0] @ rows[1]).to(basis.dtype),)
+    loewner, trace = method.gradient.loewner(computation.function, pairs, channels)
+    null = None
+    if on_gram:
+        null = (loewner[..., :1, 1:] * scales[..., None, :]).to(real)
+        loewner = loewner[..., 1:, 1:]
+        trace = None if trace is None else trace[..., 1:]
+    weights = loewner.mul_(scales[..., None, :]).to(real)
+    if null is not None:
+        weights.sub_(null)
+    return _Slope(basis, weights, null, trace, scales, rows)
 
 
 def adjoint(
@@ -236,30 +246,29 @@ def adjoint(
     right: Tensor,
     eigenvalues: Tensor,
     computation: Computation,
-) -> Tensor:
+) -> tuple[Tensor]:
     """The gradient of X, given G = ∂ℓ/∂f(cov X) and what `value` gave."""
-    with full_precision(features):
-        slope = _slope(features, left, right, eigenvalues, computation)
-        gradient = gradient.to(computation.working_dtype)
-        # The symmetric part, in place: fresh memory for it takes longer than the sum.
-        half = gradient.mul(0.5).add_(gradient.mH, alpha=0.5)
-        product = half @ slope.basis
-        del half
-        projected = slope.basis.mH @ product
-        isotropic = None
-        if slope.trace is not None:
-            diagonal = projected.diagonal(dim1=-2, dim2=-1)
-            isotropic = (slope.trace * diagonal).sum(-1, keepdim=True) * slope.scales
-        inner = projected.mul_(slope.weights)
-        if isotropic is not None:
-            inner.diagonal(dim1=-2, dim2=-1).add_(isotropic)
-        result = slope.basis @ inner
-        if slope.null is not None:
-            result.add_(product.mul_(slope.null))
-        # No mean needs to be subtracted for the centring: V is orthogonal to the ones vector.
-        for factor in slope.rows:
-            result = result @ factor
-        return result.mul_(2).to(features.dtype)
+    slope = _slope(features, left, right, eigenvalues, computation)
+    gradient = gradient.to(computation.working_dtype)
+    # The symmetric part, in place: fresh memory for it takes longer than the sum.
+    half = gradient.mul(0.5).add_(gradient.mH, alpha=0.5)
+    product = half @ slope.basis
+    del half
+    projected = slope.basis.mH @ product
+    isotropic = None
+    if slope.trace is not None:
+        diagonal = projected.diagonal(dim1=-2, dim2=-1)
+        isotropic = (slope.trace * diagonal).sum(-1, keepdim=True) * slope.scales
+    inner = projected.mul_(slope.weights)
+    if isotropic is not None:
+        inner.diagonal(dim1=-2, dim2=-1).add_(isotropic)
+    result = slope.basis @ inner
+    if slope.null is not None:
+        result.add_(product.mul_(slope.null))
+    # No mean needs to be subtracted for the centring: V is orthogonal to the ones vector.
+    for factor in slope.rows:
+        result = result @ factor
+    return (result.mul_(2).to(features.dtype),)
 
 
 def tangent(
@@ -269,7 +278,7 @@ def tangent(
     right: Tensor,
     eigenvalues: Tensor,
     computation: Computation,
-) -> Tensor:
+) -> tuple[Tensor]:
     """The derivative of f(cov X) along H: the transpose of `adjoint` as a map of G.
 
     Where N − 1 < C, with K = H V/√N and ∘ rowwise for vectors, it is M + Mᵀ,
@@ -278,18 +287,17 @@ def tangent(
 
     t being the trace term of the Loewner matrix; elsewhere ℓ drops out.
     """
-    with full_precision(features):
-        slope = _slope(features, left, right, eigenvalues, computation)
-        moved = direction.to(computation.working_dtype)
-        for factor in reversed(slope.rows):
-            moved = moved @ factor.mH
-        projected = slope.basis.mH @ moved
-        half = slope.basis @ (slope.weights * projected)
-        if slope.null is not None:
-            half = half + moved * slope.null
-        if slope.trace is not None:
-            diagonal = projected.diagonal(dim1=-2, dim2=-1)
-            change = (diagonal * slope.scales).sum(-1, keepdim=True)
-            half = half + slope.basis * (slope.trace * change).to(half.dtype)[..., None, :]
-        half = half @ slope.basis.mH
-        return half + half.mH
+    slope = _slope(features, left, right, eigenvalues, computation)
+    moved = direction.to(computation.working_dtype)
+    for factor in reversed(slope.rows):
+        moved = moved @ factor.mH
+    projected = slope.basis.mH @ moved
+    half = slope.basis @ (slope.weights * projected)
+    if slope.null is not None:
+        half = half + moved * slope.null
+    if slope.trace is not None:
+        diagonal = projected.diagonal(dim1=-2, dim2=-1)
+        change = (diagonal * slope.scales).sum(-1, keepdim=True)
+        half = half + slope.basis * (slope.trace * change).to(half.dtype)[..., None, :]
+    half = half @ slope.basis.mH
+    return (half + half.mH,)

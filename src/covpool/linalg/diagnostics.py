@@ -9,6 +9,7 @@ from covpool.linalg import checks
 from covpool.linalg.functions import ScalarFunction
 from covpool.linalg.precision import full_precision, range_unit
 from covpool.linalg.spectrum import clip_to_rank, of_kind, symmetric_part
+from covpool.linalg.transforms import unreadable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +150,13 @@ def diagnose(
     checks.compute_dtype("diagnose", compute_dtype)
     if matrix.shape[-1] == 0:
         raise ValueError(f"diagnose needs matrices of size 1 or more, got {tuple(matrix.shape)}")
-    if check:
-        checks.finite("diagnose", matrix, sample_dims=2)
-        checks.symmetric("diagnose", matrix)
     matrix = matrix.detach()
+    readable = not unreadable(matrix)
+    check = check and readable
+    extent = checks.entries("diagnose", matrix) if check and matrix.numel() else None
     with full_precision(matrix):
         dtype = of_kind(compute_dtype or torch.float64, matrix.dtype)
-        unit = range_unit(matrix, dtype)
+        unit = range_unit(matrix, dtype, readable=readable, extent=extent)
         scaled = matrix if unit is None else matrix / unit
         eigenvalues = torch.linalg.eigvalsh(symmetric_part(scaled.to(dtype)))
     if check:

@@ -1,46 +1,17 @@
 """One way through all functions of symmetric matrices: check, decompose or iterate, lift."""
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from covpool.linalg import checks, diagnostics
-from covpool.linalg.autograd.lift import eigenpairs, lift
+from covpool.linalg.autograd.lift import lift
 from covpool.linalg.autograd.root import iterate
-from covpool.linalg.engine.symmetric import decompose
+from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.functions import POWER, ScalarFunction
-from covpool.linalg.methods import METHODS, Method, get_method
+from covpool.linalg.methods import METHODS, Method, get_method, warn_of_float32
 from covpool.linalg.precision import full_precision, range_unit
 from covpool.linalg.spectrum import clip_to_rank, of_kind, real_dtype, symmetric_part
-
-
-def working_dtype(
-    dtype: torch.dtype, method: Method, compute_dtype: torch.dtype | None
-) -> torch.dtype:
-    """The dtype in which a method computes on matrices of `dtype`.
-
-    float64 where it decomposes, since a small eigenvalue is known to finfo(dtype).eps of the
-    largest alone; the input's, and at least the forward algorithm's own, where it iterates.
-    """
-    if compute_dtype is not None:
-        return of_kind(compute_dtype, dtype)
-    return torch.promote_types(dtype, method.forward.least_dtype)
-
-
-def warn_of_float32(method: Method, compute_dtype: torch.dtype | None, stacklevel: int) -> None:
-    """Tell of the error of float32 where it was asked for and the method needs float64."""
-    if compute_dtype != torch.float32 or method.smooth or torch.compiler.is_compiling():
-        return
-    warnings.warn(
-        f"compute_dtype=torch.float32 with method {method.name!r}: the gradient is wrong by tens "
-        "of percent where eigenvalues of an n × n matrix, relative to the largest, are below "
-        "n · 1e-7 (singular values of features with C channels below √(C · 1e-7)); leave "
-        "compute_dtype=None where the device has float64, or, if that is meant, silence this by "
-        "warnings.filterwarnings('ignore', 'compute_dtype=torch.float32')",
-        UserWarning,
-        stacklevel=stacklevel + 1,
-    )
+from covpool.linalg.transforms import unreadable
 
 
 def get_pairing(caller: str, function: ScalarFunction, method: str | Method) -> Method:
@@ -69,22 +40,24 @@ def evaluate(
     row = get_pairing(caller, function, method)
     checks.square(caller, matrix, complex_too=True)
     checks.compute_dtype(caller, compute_dtype)
-    size = matrix.shape[-1]
+    warn_of_float32(row, compute_dtype, stacklevel=3)
+    size, batch = matrix.shape[-1], matrix.shape[:-2]
     if function.parameter is not None:
-        parameter = checks.parameter(caller, function.parameter, parameter, matrix.shape[:-2])
-    if check:
-        checks.finite(caller, matrix, sample_dims=2)
-        checks.symmetric(caller, matrix)
+        parameter = checks.parameter(caller, function.parameter, parameter, batch)
     if size == 0:
         if return_info:
             raise ValueError(
                 f"{caller}: matrices of size 0 have no diagnostics, got {tuple(matrix.shape)}"
             )
         return matrix.clone()
-    warn_of_float32(row, compute_dtype, stacklevel=3)
-    dtype = working_dtype(matrix.dtype, row, compute_dtype)
+    dtype = row.dtype(matrix.dtype, compute_dtype)
+    readable = not unreadable(matrix)
+    check = check and readable
+    extent = checks.entries(caller, matrix) if check and matrix.numel() else None
     with full_precision(matrix):
-        unit = range_unit(matrix, dtype) if function.scales else None
+        unit = None
+        if function.scales:
+            unit = range_unit(matrix, dtype, readable=readable, extent=extent)
         scaled = matrix if unit is None else matrix / unit
         symmetric = symmetric_part(scaled.to(dtype))
         if row.iteration is not None:
@@ -98,20 +71,20 @@ def evaluate(
             if not return_info:
                 return lifted
             return lifted, _diagnose(function, row, symmetric, result, None, compute_dtype, unit)
-        powers = None
+        powers, known = None, True
         if function.parameter is not None:
             powers = torch.as_tensor(parameter, dtype=real_dtype(dtype), device=matrix.device)
-            powers = powers.expand(matrix.shape[:-2])
-        name = function.parameter
-        function, powers = function.canonical(powers)
-        if check and powers is not None:
-            checks.finite(f"{caller}: {name}", powers, sample_dims=0)
-        eigenvalues, eigenvectors = eigenpairs(symmetric)
+            powers = powers.expand(batch)
+            known = not unreadable(powers)
+            if check and known:
+                checks.finite(f"{caller}: {function.parameter}", powers, sample_dims=0)
+            function, powers = function.canonical(powers)
+        eigenvalues, eigenvectors = EIGENDECOMPOSITION(symmetric, readable)
         if check:
             if not function.domain.has_negative:
                 checks.positive_semidefinite(caller, eigenvalues, matrix.dtype, unit)
             defined = function.defined_at_zero(None if powers is None else powers.detach())
-            if defined is not True:
+            if defined is not True and (defined is False or known):
                 negative = function.domain.has_negative
                 magnitudes = eigenvalues.abs() if negative else eigenvalues
                 rank = (clip_to_rank(magnitudes, size) > 0).sum(-1)
@@ -153,7 +126,8 @@ def _diagnose(
             iterations = torch.full(matrix.shape[:-2], taken, device=matrix.device)
         wide = of_kind(compute_dtype or torch.float64, matrix.dtype)
         matrix, result = matrix.to(wide), result.to(wide)
-        spectrum = decompose(matrix)
+        eigenvalues, eigenvectors = EIGENDECOMPOSITION(matrix)
+        spectrum = eigenvalues, eigenvectors
     matrix, result = matrix.detach(), result.detach()
     eigenvalues = spectrum[0]
     if function.domain.has_negative:

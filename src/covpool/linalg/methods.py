@@ -1,8 +1,10 @@
 """METHODS, the one table of spectral methods; everything that lists methods iterates it."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -22,6 +24,7 @@ from covpool.linalg.gradients.kernels import (
     Truncated,
 )
 from covpool.linalg.gradients.lyapunov import Lyapunov
+from covpool.linalg.spectrum import of_kind
 from covpool.linalg.tables import choose, table
 
 
@@ -59,7 +62,7 @@ class Method:
         """Whether the gradient is the derivative of the forward pass, so that it has one too."""
         return self.gradient.exact
 
-    @property
+    @cached_property
     def iteration(self) -> Any:
         """The forward algorithm where it works on the matrix itself, without its eigenvalues.
 
@@ -87,6 +90,16 @@ class Method:
     def smooth(self) -> bool:
         """Whether eigenvalues near zero are like others, so that float32 resolves what matters."""
         return self.forward.least_dtype == torch.float32
+
+    def dtype(self, given: torch.dtype, compute_dtype: torch.dtype | None) -> torch.dtype:
+        """The dtype in which it computes on tensors of the given one.
+
+        float64 where it decomposes, since a small eigenvalue is known to finfo(dtype).eps of the
+        largest alone; the input's, and at least the forward algorithm's own, where it iterates.
+        """
+        if compute_dtype is None:
+            return torch.promote_types(given, self.forward.least_dtype)
+        return of_kind(compute_dtype, given)
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -276,10 +289,29 @@ METHODS: Mapping[str, Method] = table(
 )
 
 
+def warn_of_float32(method: Method, compute_dtype: torch.dtype | None, stacklevel: int) -> None:
+    """Tell of the error of float32 where it was asked for and the method needs float64."""
+    if compute_dtype != torch.float32 or method.smooth or torch.compiler.is_compiling():
+        return
+    warnings.warn(
+        f"compute_dtype=torch.float32 with method {method.name!r}: the gradient is wrong by tens "
+        "of percent where eigenvalues of an n × n matrix, relative to the largest, are below "
+        "n · 1e-7 (singular values of features with C channels below √(C · 1e-7)); leave "
+        "compute_dtype=None where the device has float64, or, if that is meant, silence this by "
+        "warnings.filterwarnings('ignore', 'compute_dtype=torch.float32')",
+        UserWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
 def get_method(method: str | Method) -> Method:
     """The row of that name, or the row itself.
 
     Raises:
         ValueError: no such method; the message names the nearest.
     """
-    return method if isinstance(method, Method) else choose("method", method, METHODS)
+    if isinstance(method, Method):
+        return method
+    # Without a further call for a name that is right.
+    row = METHODS.get(method) if isinstance(method, str) else None
+    return choose("method", method, METHODS) if row is None else row

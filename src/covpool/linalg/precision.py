@@ -7,11 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from covpool.linalg.autograd.modes import in_both_modes
 from covpool.linalg.spectrum import real_dtype
-from covpool.linalg.transforms import unreadable
 
 
 def on_cpu(tensor: Tensor) -> bool:
@@ -19,7 +16,14 @@ def on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def range_unit(tensor: Tensor, dtype: torch.dtype, power: int = 3) -> Tensor | None:
+def range_unit(
+    tensor: Tensor,
+    dtype: torch.dtype,
+    power: int = 3,
+    *,
+    readable: bool,
+    extent: tuple[float, float] | None = None,
+) -> Tensor | None:
     """(*, 1, 1), powers of four by which to divide (*, m, n), so that `dtype` holds their powers.
 
     Of matrices whose cubes it holds, roots, inverse roots and their derivatives neither overflow
@@ -29,14 +33,20 @@ def range_unit(tensor: Tensor, dtype: torch.dtype, power: int = 3) -> Tensor | N
 
     None where no sample needs it: known from the tensor's dtype, or, on a CPU, by a look at the
     values, for which a GPU would have to synchronise.
+
+    Args:
+        readable: whether values can be looked at.
+        extent: the smallest and largest of the samples' largest magnitudes, where they are known.
     """
-    edge = math.log2(torch.finfo(dtype).max) / power
-    own = torch.finfo(tensor.dtype)
+    own, other = torch.finfo(tensor.dtype), torch.finfo(dtype)
+    edge = math.log2(other.max) / power
     least, most = math.log2(own.tiny) + math.log2(own.eps), math.log2(own.max)
     if -edge <= least and most <= edge:
         return None
+    if extent is not None and 2**-edge <= extent[0] and extent[1] <= 2**edge:
+        return None
     largest = tensor.detach().abs().amax((-2, -1), keepdim=True)
-    if on_cpu(tensor) and not unreadable(tensor):
+    if readable and on_cpu(tensor):
         within = (largest >= 2**-edge) & (largest <= 2**edge) | (largest == 0)
         if within.all():
             return None
@@ -54,7 +64,7 @@ def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     """
     device = tensor.device.type
     autocast = nullcontext()
-    if torch.amp.is_autocast_available(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         autocast = torch.autocast(device, enabled=False)
     return _WithoutTf32(autocast) if uses_tf32(tensor) else autocast
 
@@ -101,34 +111,3 @@ class _WithoutTf32(AbstractContextManager[None]):
                 setting.fp32_precision = "none"
                 if setting.fp32_precision != _Tf32.saved:
                     setting.fp32_precision = _Tf32.saved
-
-
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """A B for autograd to differentiate, TF32 being off in its derivatives too."""
-    return _product(left, right) if uses_tf32(left) else left @ right
-
-
-class _Product(Function):
-    @staticmethod
-    def forward(left: Tensor, right: Tensor) -> Tensor:
-        with full_precision(left):
-            return left @ right
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
-        left, right = ctx.saved_tensors
-        of_left = product(grad_outputs[0], right.mH).sum_to_size(left.shape)
-        return of_left, product(left.mH, grad_outputs[0]).sum_to_size(right.shape)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        left, right = ctx.saved_tensors
-        return product(tangents[0], right) + product(left, tangents[1])
-
-
-_product = in_both_modes(_Product)

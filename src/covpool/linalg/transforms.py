@@ -11,6 +11,10 @@ from torch.autograd import forward_ad
 # Documented by torch, but not listed in its `__all__`.
 is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]
 
+in_transform = torch._C._are_functorch_transforms_active  # pyright: ignore[reportPrivateUsage]
+"""Whether a transform of torch.func is at work, on whatever tensor. torch has no public test for it
+(2.11 to 2.15)."""
+
 
 def nested_forward_mode() -> AbstractContextManager[Any]:
     """A context for the body of a Function's `jvp`, in which outer forward derivatives go on.

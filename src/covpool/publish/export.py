@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from covpool.linalg.evaluate import working_dtype
 from covpool.linalg.products import product_steps
 from covpool.linalg.tables import choose
 from covpool.models import CovPoolModel
@@ -287,7 +286,7 @@ def _root(row: Format, network: CovPoolModel) -> dict[str, str]:
         return {"root": "average, as trained", "dtype": "float32"}
     if not row.products:
         return {"root": f"{network.method}, as trained", "dtype": "as in PyTorch"}
-    dtype = working_dtype(torch.float32, pool.method, pool.compute_dtype)
+    dtype = pool.method.dtype(torch.float32, pool.compute_dtype)
     found = product_steps(pool.method, dtype)
     assert found is not None
     trained = ", as trained" if network.method != SUBSTITUTE else ""

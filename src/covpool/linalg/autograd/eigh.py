@@ -8,9 +8,8 @@ from torch.autograd import Function
 
 from covpool.linalg.autograd.modes import in_both_modes, refuse_second_derivative
 from covpool.linalg.engine.factorisation import require_finite
-from covpool.linalg.engine.symmetric import decompose
+from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.gradients.kernels import Kernel
-from covpool.linalg.precision import full_precision
 from covpool.linalg.spectrum import (
     antisymmetric_part,
     rank_tolerance,
@@ -44,7 +43,8 @@ class Eigh(Function):
         matrix = from_triangle(matrix, lower)
         if caller is not None:
             require_finite(caller, matrix)
-        return decompose(matrix)
+        eigenvalues, eigenvectors = EIGENDECOMPOSITION(matrix)
+        return eigenvalues, eigenvectors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -56,12 +56,11 @@ class Eigh(Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_eigenvalues, grad_eigenvectors = grad_outputs
         eigenvalues, eigenvectors = ctx.saved_tensors
-        with full_precision(eigenvectors):
-            projected = eigenvectors.mH @ grad_eigenvectors
-            weights = ctx.kernel.matrix(eigenvalues)
-            inner = contract(ctx.kernel, weights, projected, eigenvalues, grad_eigenvectors)
-            inner = inner + torch.diag_embed(grad_eigenvalues)
-            gradient = symmetric_part(eigenvectors @ inner @ eigenvectors.mH)
+        projected = eigenvectors.mH @ grad_eigenvectors
+        weights = ctx.kernel.matrix(eigenvalues)
+        inner = contract(ctx.kernel, weights, projected, eigenvalues, grad_eigenvectors)
+        inner = inner + torch.diag_embed(grad_eigenvalues)
+        gradient = symmetric_part(eigenvectors @ inner @ eigenvectors.mH)
         size = eigenvalues.shape[-1]
         gradient = refuse_unless_exact("eigh", gradient, ctx.kernel, eigenvalues, size)
         return gradient, None, None, None
@@ -70,7 +69,7 @@ class Eigh(Function):
     def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, Tensor]:
         tangent = symmetric_part(grad_inputs[0])
         eigenvalues, eigenvectors = ctx.saved_tensors
-        with nested_forward_mode(), full_precision(eigenvectors):
+        with nested_forward_mode():
             inner = eigenvectors.mH @ tangent @ eigenvectors
             tangent_vectors = eigenvectors @ (ctx.kernel.matrix(eigenvalues).mT * inner)
             tangent_values = inner.diagonal(dim1=-2, dim2=-1).real.clone()

@@ -16,21 +16,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.autograd.modes import in_both_modes, refuse_second_derivative, save
-from covpool.linalg.engine.factorisation import BelowTransforms
-from covpool.linalg.engine.symmetric import decompose
 from covpool.linalg.functions import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.methods import Method
-from covpool.linalg.precision import full_precision
 from covpool.linalg.spectrum import inner_product, symmetric_part
-from covpool.linalg.transforms import is_tracing
-
-
-def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """`decompose`, as constants to autograd, of tensors inside torch.func transforms too."""
-    detached = matrix.detach()
-    if torch.compiler.is_compiling() or is_tracing():
-        return decompose(detached)
-    return BelowTransforms.apply(detached, decompose)
 
 
 def lift(
@@ -96,8 +84,7 @@ class Lift(Function):
     ) -> Tensor:
         bound = function.bind(exponent)
         values = method.forward.values(bound, eigenvalues, eigenvectors.shape[-1])
-        with full_precision(eigenvectors):
-            return symmetric_part((eigenvectors * values[..., None, :]) @ eigenvectors.mH)
+        return symmetric_part((eigenvectors * values[..., None, :]) @ eigenvectors.mH)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -187,17 +174,16 @@ class Derivative(Function):
     ) -> Tensor:
         bound = function.bind(exponent)
         loewner, trace = method.gradient.loewner(bound, eigenvalues, eigenvectors.shape[-1])
-        with full_precision(eigenvectors):
-            projected = eigenvectors.mH @ direction @ eigenvectors
-            inner = loewner * projected
-            if trace is not None:
-                diagonal = projected.diagonal(dim1=-2, dim2=-1)
-                if adjoint:
-                    isotropic = (trace * diagonal).sum(-1, keepdim=True).expand(trace.shape)
-                else:
-                    isotropic = trace * diagonal.sum(-1, keepdim=True)
-                inner = inner + torch.diag_embed(isotropic)
-            return _conjugate(inner, eigenvectors)
+        projected = eigenvectors.mH @ direction @ eigenvectors
+        inner = loewner * projected
+        if trace is not None:
+            diagonal = projected.diagonal(dim1=-2, dim2=-1)
+            if adjoint:
+                isotropic = (trace * diagonal).sum(-1, keepdim=True).expand(trace.shape)
+            else:
+                isotropic = trace * diagonal.sum(-1, keepdim=True)
+            inner = inner + torch.diag_embed(isotropic)
+        return _conjugate(inner, eigenvectors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -221,12 +207,9 @@ class Derivative(Function):
                     direction, cotangent, exponent, *spectrum, ctx.function
                 )
             else:
-                with full_precision(eigenvectors):
-                    pseudoinverse, null = pseudoinverse_and_null(*spectrum)
-                    turning = null @ (
-                        direction @ null @ for_direction + cotangent @ null @ solution
-                    )
-                    product = for_direction @ solution - turning @ pseudoinverse
+                pseudoinverse, null = pseudoinverse_and_null(*spectrum)
+                turning = null @ (direction @ null @ for_direction + cotangent @ null @ solution)
+                product = for_direction @ solution - turning @ pseudoinverse
                 for_anchor = -(product + product.mH) + _last(anchor, eigenvalues)
         if exponent is not None and ctx.needs_input_grad[2]:
             _refuse_unless_exact(ctx.method)
@@ -249,11 +232,10 @@ class Derivative(Function):
                     second_derivative(direction, change, exponent, *rest[:2], ctx.function)
                 )
             else:
-                with full_precision(eigenvectors):
-                    pseudoinverse, null = pseudoinverse_and_null(eigenvalues, eigenvectors)
-                    slope = -null @ change @ pseudoinverse
-                    drift = change @ solution + null @ direction @ (slope + slope.mH)
-                    sideways = -null @ solution @ slope.mH
+                pseudoinverse, null = pseudoinverse_and_null(eigenvalues, eigenvectors)
+                slope = -null @ change @ pseudoinverse
+                drift = change @ solution + null @ direction @ (slope + slope.mH)
+                sideways = -null @ solution @ slope.mH
                 drift = -(drift + drift.mH)
                 turn = drift if turn is None else turn + drift
                 parts.append(sideways + sideways.mH + _last(anchor, eigenvalues))
@@ -330,12 +312,11 @@ def second_derivative(
     One l at a time, as all the differences together would take O(n³) memory.
     """
     bound = function.bind(exponent)
-    with full_precision(eigenvectors):
-        h = eigenvectors.mH @ first @ eigenvectors
-        k = eigenvectors.mH @ second @ eigenvectors
-        total = torch.zeros_like(h)
-        for index, weight in enumerate(bound.second_differences(eigenvalues)):
-            product = h[..., :, index, None] * k[..., None, index, :]
-            total = total + weight * (product + product.mH)
-        result = symmetric_part(eigenvectors @ total @ eigenvectors.mH)
+    h = eigenvectors.mH @ first @ eigenvectors
+    k = eigenvectors.mH @ second @ eigenvectors
+    total = torch.zeros_like(h)
+    for index, weight in enumerate(bound.second_differences(eigenvalues)):
+        product = h[..., :, index, None] * k[..., None, index, :]
+        total = total + weight * (product + product.mH)
+    result = symmetric_part(eigenvectors @ total @ eigenvectors.mH)
     return refuse_second_derivative(result, THIRD_DERIVATIVE)

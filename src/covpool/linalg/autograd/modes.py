@@ -1,4 +1,4 @@
-"""What every autograd function here needs of torch: both modes, vmap, torch.compile."""
+"""What every autograd function here needs of torch: both modes, vmap, compile, full precision."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,40 +7,73 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from covpool.linalg.precision import full_precision
 from covpool.linalg.spectrum import name_samples
-from covpool.linalg.transforms import is_tracing, unreadable
+from covpool.linalg.transforms import in_transform, is_tracing, unreadable
 
 
 def in_both_modes(function: type[Function]) -> Callable[..., Any]:
     """`function.apply`, differentiable in reverse and in forward mode, vmapped and compiled.
 
-    torch.compile takes no function with a `jvp`: where it traces, a twin without one is applied.
-    torch.jit.trace cannot save a call of one: it gets what the forward pass does. `backward` is
-    left out where no gradient has arrived (see `save`).
+    Products are in full precision, those of `backward` and `jvp` too. `backward` is left out where
+    no gradient has arrived (see `save`). One of these is applied:
+
+    - within a transform of torch.func, the function as it is;
+    - while torch.compile traces, a twin without `jvp`, as it takes no function with one;
+    - under torch.jit.trace, which cannot save a call of a function, what the forward pass does;
+    - elsewhere a twin that does `forward` and `setup_context` in one. torch inspects the signature
+      of a function with a `setup_context` in every call, for as long as it decomposes a small
+      matrix.
     """
-    backward = function.__dict__["backward"].__func__
+    forward: Callable[..., Any] = function.forward
+    setup_context: Callable[..., None] = function.setup_context
+    backward: Callable[..., Any] = function.backward
+    jvp: Callable[..., Any] = function.jvp
 
-    def backward_where_needed(ctx: Any, *gradients: Any) -> Any:
-        if all(gradient is None for gradient in gradients):
-            return (None,) * len(ctx.needs_input_grad)
-        return backward(ctx, *gradients)
+    def forward_and_setup(ctx: Any, *inputs: Any) -> Any:
+        output = forward(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
 
-    members = {name: value for name, value in vars(function).items() if name != "__dict__"}
-    members |= {"generate_vmap_rule": True}
-    compiled_members = {name: value for name, value in members.items() if name != "jvp"}
-    compiled = type(function.__name__, (Function,), compiled_members)
-    eager = type(
-        function.__name__, (Function,), members | {"backward": staticmethod(backward_where_needed)}
-    )
+    def compiled_backward(ctx: Any, *gradients: Any) -> Any:
+        return _in_full_precision(backward, gradients[0], ctx, *gradients)
 
-    def apply(*inputs: Any) -> Any:
+    def eager_backward(ctx: Any, *gradients: Any) -> Any:
+        for gradient in gradients:
+            if gradient is not None:
+                return _in_full_precision(backward, gradient, ctx, *gradients)
+        return (None,) * len(ctx.needs_input_grad)
+
+    def eager_jvp(ctx: Any, *tangents: Any) -> Any:
+        tangent = next(tangent for tangent in tangents if tangent is not None)
+        return _in_full_precision(jvp, tangent, ctx, *tangents)
+
+    def twin(**members: Callable[..., Any]) -> type[Function]:
+        static = {name: staticmethod(member) for name, member in members.items()}
+        return type(function.__name__, (Function,), {"generate_vmap_rule": True, **static})
+
+    new_style = {"forward": forward, "setup_context": setup_context}
+    compiled = twin(**new_style, backward=compiled_backward)
+    transformed = twin(**new_style, backward=eager_backward, jvp=eager_jvp)
+    eager = twin(forward=forward_and_setup, backward=eager_backward, jvp=eager_jvp)
+
+    def apply(tensor: Tensor, *others: Any) -> Any:
         if torch.compiler.is_compiling():
-            return compiled.apply(*inputs)
-        if is_tracing():
-            return function.forward(*inputs)
-        return eager.apply(*inputs)
+            chosen = compiled.apply
+        elif is_tracing():
+            chosen = forward
+        else:
+            chosen = transformed.apply if in_transform() else eager.apply
+        return _in_full_precision(chosen, tensor, tensor, *others)
 
     return apply
+
+
+def _in_full_precision(function: Callable[..., Any], tensor: Tensor, *inputs: Any) -> Any:
+    if tensor.is_cpu and not torch.is_autocast_enabled("cpu"):
+        return function(*inputs)  # there is nothing to switch off, and a context takes its time
+    with full_precision(tensor):
+        return function(*inputs)
 
 
 def save(ctx: Any, *tensors: Any) -> None:

@@ -1,6 +1,5 @@
 """f(cov X) as one autograd function of the features X, computed by `covpool.linalg.covariance`."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -8,35 +7,26 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg import covariance as spectral
-from covpool.linalg.autograd.lift import eigenpairs, lift
+from covpool.linalg.autograd.lift import lift
 from covpool.linalg.autograd.modes import in_both_modes, save
 from covpool.linalg.autograd.root import iterate
 from covpool.linalg.covariance import Computation
-from covpool.linalg.precision import full_precision
+from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.spectrum import clip_to_rank, symmetric_part
 
 
-def covariance_function(features: Tensor, computation: Computation) -> Tensor:
-    """f(cov X): (*, C, N) → (*, C, C).
-
-    Differentiable in both modes; second derivatives, by way of the covariance, are right or refused
-    as those of `lift` are.
-    """
-    result, *_ = _covariance_function(features, computation)
-    return result
-
-
 class CovarianceFunction(Function):
-    """(X, computation) → f(cov X), and U, V, S² to be saved, which are not differentiable."""
+    """(X, computation) → f(cov X), and U, V, S² to be saved, which are not differentiable.
+
+    Second derivatives, by way of the covariance, are right or refused as those of `lift` are.
+    """
 
     @staticmethod
     def forward(
         features: Tensor, computation: Computation
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         result, left, right, eigenvalues = spectral.by_samples(
-            partial(spectral.value, computation=computation),
-            computation.decomposition_dtype,
-            features,
+            spectral.value, computation, features
         )
         return result, left, right, eigenvalues
 
@@ -56,7 +46,7 @@ class CovarianceFunction(Function):
         return change, None, None, None
 
 
-_covariance_function = in_both_modes(CovarianceFunction)
+covariance_function = in_both_modes(CovarianceFunction)
 
 
 def _derive(
@@ -83,12 +73,8 @@ class CovarianceDerivative(Function):
         adjoint: bool,
     ) -> Tensor:
         derivative = spectral.adjoint if adjoint else spectral.tangent
-
-        def derive(*tensors: Tensor) -> tuple[Tensor]:
-            return (derivative(*tensors, computation=computation),)
-
         tensors = features, along, left, right, eigenvalues
-        (result,) = spectral.by_samples(derive, computation.decomposition_dtype, *tensors)
+        (result,) = spectral.by_samples(derivative, computation, *tensors)
         return result
 
     @staticmethod
@@ -140,7 +126,7 @@ def _curvature(
         if method.smooth and method.iteration is not None:
             return iterate(covariance, computation.function, method)
         symmetric = symmetric_part(covariance)
-        eigenvalues, eigenvectors = eigenpairs(symmetric)
+        eigenvalues, eigenvectors = EIGENDECOMPOSITION(symmetric)
         eigenvalues = clip_to_rank(eigenvalues, x.shape[-2])
         return lift(symmetric, None, eigenvalues, eigenvectors, computation.function, method)
 
@@ -148,9 +134,8 @@ def _curvature(
         pull: Any = torch.func.vjp(stepwise, x)[1]
         return pull(gradient.to(dtype))[0]
 
-    with full_precision(gradient):
-        pull: Any = torch.func.vjp(adjoint, features)[1]
-        return pull(direction)[0]
+    pull: Any = torch.func.vjp(adjoint, features)[1]
+    return pull(direction)[0]
 
 
 def _second_derivative(

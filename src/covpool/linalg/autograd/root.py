@@ -11,7 +11,6 @@ from covpool.linalg.forwards.base import RootIteration
 from covpool.linalg.functions import INV_SQRT, ScalarFunction
 from covpool.linalg.gradients.lyapunov import Lyapunov
 from covpool.linalg.methods import Method
-from covpool.linalg.precision import full_precision
 from covpool.linalg.spectrum import name_samples, symmetric_part
 from covpool.linalg.transforms import unreadable
 
@@ -49,8 +48,7 @@ class IterativeRoot(Function):
         root, scale, *inverse = ctx.saved_tensors
         parts = [symmetric_part(g) for g in grad_outputs[:1] if g is not None]
         if inverse and grad_outputs[2] is not None:
-            with full_precision(root):
-                parts.append(-inverse[0] @ symmetric_part(grad_outputs[2]) @ inverse[0])
+            parts.append(-inverse[0] @ symmetric_part(grad_outputs[2]) @ inverse[0])
         gradient = sum(parts[1:], parts[0])
         return _solution(gradient, root, scale, ctx.rule, ctx.name), None, None, None, None
 
@@ -60,8 +58,7 @@ class IterativeRoot(Function):
         change = _solution(symmetric_part(tangents[0]), root, scale, ctx.rule, ctx.name)
         if not inverse:
             return change, None
-        with full_precision(root):
-            return change, None, -inverse[0] @ change @ inverse[0]
+        return change, None, -inverse[0] @ change @ inverse[0]
 
 
 _iterative_root = in_both_modes(IterativeRoot)
@@ -80,8 +77,7 @@ class LyapunovSolution(Function):
 
     @staticmethod
     def forward(gradient: Tensor, root: Tensor, scale: Tensor, rule: Lyapunov, name: str) -> Tensor:
-        with full_precision(root):
-            return rule.solve(gradient, root, scale)
+        return rule.solve(gradient, root, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -94,8 +90,7 @@ class LyapunovSolution(Function):
         adjoint = _solution(symmetric_part(grad_outputs[0]), root, scale, ctx.rule, ctx.name)
         change = None
         if ctx.needs_input_grad[1]:
-            with full_precision(root):
-                product = adjoint @ solution
+            product = adjoint @ solution
             change = -(product + product.mH)
             change = _refuse_unless_exact(change, root, scale, ctx.rule, ctx.name)
         return adjoint, change, None, None, None
@@ -106,8 +101,7 @@ class LyapunovSolution(Function):
         turn, change = tangents[:2]
         right = None if turn is None else symmetric_part(turn)
         if change is not None:
-            with full_precision(root):
-                product = change @ solution
+            product = change @ solution
             drift = -(product + product.mH)
             drift = _refuse_unless_exact(drift, root, scale, ctx.rule, ctx.name)
             right = drift if right is None else right + drift

@@ -23,7 +23,6 @@ from covpool.linalg.autograd.eigh import contract, refuse_unless_exact
 from covpool.linalg.autograd.modes import in_both_modes, refuse
 from covpool.linalg.engine.singular import SINGULAR_VALUE_DECOMPOSITION, by_driver
 from covpool.linalg.gradients.kernels import Kernel
-from covpool.linalg.precision import full_precision
 from covpool.linalg.spectrum import (
     antisymmetric_part,
     rank_tolerance,
@@ -111,17 +110,16 @@ class Svd(Function):
         u, s, vh = ctx.saved_tensors
         v, grad_v = vh.mH, grad_vh.mH
         weights = _weights(s, ctx.kernel, max(u.shape[-2], v.shape[-2]))
-        with full_precision(u):
-            grad_u, grad_v = grad_u / weights.root, grad_v / weights.root
-            projected_u, projected_v = u.mH @ grad_u, v.mH @ grad_v
-            difference = projected_u - projected_v
-            summed = projected_u + projected_v
-            inner = contract(ctx.kernel, weights.difference, summed, s, grad_u, grad_v)
-            inner = _capped((inner + weights.total * antisymmetric_part(difference)) / weights.root)
-            inner = inner + torch.diag_embed(grad_s)
-            inverse = weights.inverse
-            left = u @ inner + _outside(u, _capped(grad_u * inverse / weights.root))
-            gradient = left @ vh + u @ _outside(v, _capped(grad_v * inverse / weights.root)).mH
+        grad_u, grad_v = grad_u / weights.root, grad_v / weights.root
+        projected_u, projected_v = u.mH @ grad_u, v.mH @ grad_v
+        difference = projected_u - projected_v
+        summed = projected_u + projected_v
+        inner = contract(ctx.kernel, weights.difference, summed, s, grad_u, grad_v)
+        inner = _capped((inner + weights.total * antisymmetric_part(difference)) / weights.root)
+        inner = inner + torch.diag_embed(grad_s)
+        inverse = weights.inverse
+        left = u @ inner + _outside(u, _capped(grad_u * inverse / weights.root))
+        gradient = left @ vh + u @ _outside(v, _capped(grad_v * inverse / weights.root)).mH
         longer_side = max(u.shape[-2], v.shape[-2])
         return refuse_unless_exact("svd", gradient, ctx.kernel, s, longer_side), None, None
 
@@ -130,7 +128,7 @@ class Svd(Function):
         tangent = grad_inputs[0]
         u, s, vh = ctx.saved_tensors
         v = vh.mH
-        with nested_forward_mode(), full_precision(u):
+        with nested_forward_mode():
             weights = _weights(s, ctx.kernel, max(u.shape[-2], v.shape[-2]))
             inner = u.mH @ tangent @ v
             tangent_s = inner.diagonal(dim1=-2, dim2=-1).real.clone()
@@ -201,5 +199,4 @@ def complete(columns: Tensor) -> Tensor:
     """Orthonormal columns (*, m, k), extended to an orthonormal basis (*, m, m)."""
     if columns.shape[-2] == columns.shape[-1]:
         return columns
-    with full_precision(columns):
-        return torch.cat([columns, _completion(columns)], -1)
+    return torch.cat([columns, _completion(columns)], -1)

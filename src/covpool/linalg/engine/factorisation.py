@@ -4,7 +4,7 @@ Each sample is judged and retried for itself: the others keep what the solver ga
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.autograd import Function
 from covpool.linalg import checks
 from covpool.linalg.engine.cores import spread
 from covpool.linalg.engine.shares import SampleError, shares
-from covpool.linalg.precision import full_precision, on_cpu
+from covpool.linalg.precision import on_cpu
 from covpool.linalg.transforms import refuse_onnx, transformed, unreadable
 
 PROBE_SLACK = 64
@@ -43,7 +43,12 @@ class InvalidMatrixError(LinAlgError, ValueError):
 
 
 def require_finite(caller: str, matrix: Tensor) -> None:
-    """Refuse matrices (*, m, n), real or complex, with NaN or infinite entries."""
+    """Refuse matrices (*, m, n), real or complex, with NaN or infinite entries.
+
+    Not where values cannot be read.
+    """
+    if unreadable(matrix):
+        return
     is_complex = matrix.is_complex()
     entries = torch.view_as_real(matrix.resolve_conj()) if is_complex else matrix
     try:
@@ -58,46 +63,59 @@ class Factorisation:
 
     Attributes:
         name: what it is called in messages.
-        solve: the batched solver, which can be given the factors to write to.
+        solver: the name in torch.linalg of the batched solver, which can be given the factors to
+            write to.
+        options: what it is called with.
         blank: uninitialised factors, of the shapes, dtype, device and strides that it gives.
-        errors: of (batch, m, n), their factors and unit vectors by length: what should be zero,
-            (batch, k), each beside the numbers that it is an error of, None where they are ones.
+        errors: of (batch, m, n), their factors and two unit vectors, min(m, n) and n long: what
+            should be zero, (batch, k), each beside the numbers that it is an error of, None where
+            they are ones.
         fallbacks: what is tried for a single matrix that failed, in this order. What it returns is
             probed against the matrix that it has factorised, which it returns too.
         advice: the end of the message where nothing helps.
     """
 
     name: str
-    solve: Callable[..., Factors]
+    solver: str
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     blank: Callable[[Tensor], Factors]
-    errors: Callable[[Tensor, Factors, Callable[[int], Tensor]], Sequence[_Error]]
+    errors: Callable[[Tensor, Factors, Tensor, Tensor], Sequence[_Error]]
     fallbacks: Mapping[str, Callable[[Tensor], tuple[Tensor, Factors]]]
     advice: str
 
-    def __call__(self, matrix: Tensor) -> Factors:
-        """The factors of (*, m, n), as constants to autograd.
+    def __call__(self, matrix: Tensor, readable: bool = False) -> Factors:
+        """The factors of (*, m, n), as constants to autograd, inside torch.func transforms too.
 
-        On a CPU the batch is spread over the cores. Samples that are not finite give NaN, except
-        under torch.compile, where nothing is probed.
+        On a CPU the batch is spread over the cores. Outside torch.compile, where values cannot be
+        read, each sample's factors are probed; samples that fail, or all of them where the solver
+        raises, are factorised again in the ways of `fallbacks`, one after the other. Samples that
+        are not finite give NaN.
+
+        Args:
+            matrix: to be given in a context of full precision.
+            readable: whether its values are known to be readable; else it is asked.
 
         Raises:
             DecompositionError: samples for which every way failed.
         """
-        if unreadable(matrix):
+        matrix = matrix.detach()
+        if not readable and unreadable(matrix):
             if transformed(matrix):
-                return BelowTransforms.apply(matrix.detach(), self)
+                return BelowTransforms.apply(matrix, self)
             refuse_onnx(self.name)
             return self.solve(matrix)
         if matrix.numel() == 0:
             return self.solve(matrix)
-        matrix = matrix.detach()
-        with full_precision(matrix):
-            if matrix.ndim == 3:
-                return self.probed(matrix)
-            factors = self.probed(matrix.reshape(-1, *matrix.shape[-2:]))
+        if matrix.ndim == 3:
+            return self.probed(matrix)
+        factors = self.probed(matrix.reshape(-1, *matrix.shape[-2:]))
         # Copies, as autograd treats views that a function returns specially.
         batch = matrix.shape[:-2]
         return tuple(factor.reshape(*batch, *factor.shape[1:]).clone() for factor in factors)
+
+    def solve(self, matrix: Tensor, **out: Factors) -> Factors:
+        """What the solver gives, unprobed."""
+        return getattr(torch.linalg, self.solver)(matrix, **self.options, **out)
 
     def probed(self, matrices: Tensor) -> Factors:
         """The same of (batch, m, n), not empty."""
@@ -125,16 +143,19 @@ class Factorisation:
 
     def failed(self, matrices: Tensor, factors: Factors) -> Tensor:
         """Which of (batch, m, n) have factors that are not theirs. (batch,)"""
-        size = max(matrices.shape[-2:])
-        found = self.errors(matrices, factors, lambda length: _probe_of(length, matrices))
-        masks = [_exceeds(error, numbers, size) for error, numbers in found]
+        rows, columns = matrices.shape[-2:]
+        long = _probe_of(columns, matrices)
+        short = long if columns <= rows else _probe_of(rows, matrices)
+        found = self.errors(matrices, factors, short, long)
+        masks = [_exceeds(error, numbers, max(rows, columns)) for error, numbers in found]
         return masks[0] if len(masks) == 1 else torch.stack(masks).any(0)
 
     def _solved(self, matrices: Tensor) -> Factors:
         """The solver's factors, NaN where it raised."""
         batch = len(matrices)
-        threads = min(torch.get_num_threads(), batch) if on_cpu(matrices) else 1
-        if threads == 1 or matrices.numel() * min(matrices.shape[-2:]) < PARALLEL_WORK:
+        threads = min(torch.get_num_threads(), batch)
+        large = matrices.numel() * min(matrices.shape[-2:]) >= PARALLEL_WORK
+        if threads == 1 or not large or not on_cpu(matrices):
             try:
                 return self.solve(matrices)
             except LinAlgError:

@@ -4,10 +4,7 @@ Shapes: (*, m, n) matrices, k = min(m, n); U (*, m, k), S (*, k) descending, Vh 
 """
 
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,15 +16,11 @@ from covpool.linalg.spectrum import rank_tolerance
 SingularFactors = tuple[Tensor, Tensor, Tensor]
 
 
-def _solve(matrix: Tensor, **options: Any) -> SingularFactors:
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False, **options)
-    return u, s, vh
-
-
 def by_driver(driver: str) -> Factorisation:
     """The factorisation whose first attempt is by one of cuSOLVER's drivers; torch refuses one on a
     CPU and unknown ones."""
-    return replace(SINGULAR_VALUE_DECOMPOSITION, solve=partial(_solve, driver=driver))
+    options = {"full_matrices": False, "driver": driver}
+    return replace(SINGULAR_VALUE_DECOMPOSITION, options=options)
 
 
 def _blank(matrix: Tensor) -> SingularFactors:
@@ -42,11 +35,11 @@ def _blank(matrix: Tensor) -> SingularFactors:
 
 
 def _errors(
-    matrices: Tensor, factors: tuple[Tensor, ...], probe: Callable[[int], Tensor]
+    matrices: Tensor, factors: tuple[Tensor, ...], short: Tensor, long: Tensor
 ) -> list[tuple[Tensor, Tensor | None]]:
     """For fixed vectors x and y, UᴴU x and VᴴV x have to be x, and U S Vᴴ y has to be A y."""
     u, s, vh = factors
-    x, y = (probe(size)[:, None] for size in (s.shape[-1], matrices.shape[-1]))
+    x, y = short[:, None], long[:, None]
     left = u.mH @ (u @ x) - x
     right = vh @ (vh.mH @ x) - x
     residual = u @ (s[..., None] * (vh @ y)) - matrices @ y
@@ -54,17 +47,18 @@ def _errors(
 
 
 def _alone(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
-    return matrix, _solve(matrix)
+    return matrix, torch.linalg.svd(matrix, full_matrices=False)
 
 
 def _in_float64(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
-    u, s, vh = _solve(matrix.to(torch.promote_types(matrix.dtype, torch.float64)))
+    wide = matrix.to(torch.promote_types(matrix.dtype, torch.float64))
+    u, s, vh = torch.linalg.svd(wide, full_matrices=False)
     return matrix, (u.to(matrix.dtype), s.to(matrix.dtype.to_real()), vh.to(matrix.dtype))
 
 
 def _scaled(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
     scale = matrix.abs().amax()
-    u, s, vh = _solve(matrix / scale)
+    u, s, vh = torch.linalg.svd(matrix / scale, full_matrices=False)
     return matrix, (u, s * scale, vh)
 
 
@@ -100,7 +94,7 @@ def _with_jitter(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
     jittered = matrix.clone()
     ramp = torch.linspace(1, 2, count, dtype=jitter.dtype, device=matrix.device)
     jittered.diagonal().add_(jitter * ramp)
-    factors = _solve(jittered)
+    factors = torch.linalg.svd(jittered, full_matrices=False)
     batch = tuple(factor[None] for factor in factors)
     if not bool(SINGULAR_VALUE_DECOMPOSITION.failed(jittered[None], batch)):
         warnings.warn(
@@ -114,7 +108,8 @@ def _with_jitter(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
 
 SINGULAR_VALUE_DECOMPOSITION = Factorisation(
     name="singular value decomposition",
-    solve=_solve,
+    solver="svd",
+    options={"full_matrices": False},
     blank=_blank,
     errors=_errors,
     fallbacks={

@@ -5,7 +5,6 @@ eigenvectors (*, n, n).
 """
 
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,37 +16,16 @@ from covpool.linalg.spectrum import rank_tolerance
 Decomposition = tuple[Tensor, Tensor]
 
 
-def decompose(matrix: Tensor) -> Decomposition:
-    """Eigenvalues and eigenvectors, of matrices that are taken to be symmetric. No gradient.
-
-    On a CPU the batch is spread over the cores. Outside torch.compile, where values cannot be read,
-    each sample's result is probed: A x and x have to be what V Λ Vᴴ x and V Vᴴ x are, for one fixed
-    x. Samples that fail, or all of them where the solver raises, are decomposed again in the ways
-    of `EIGENDECOMPOSITION`, one after the other, each sample for itself. Samples that are not
-    finite give NaN.
-
-    Raises:
-        DecompositionError: samples for which every way failed.
-    """
-    eigenvalues, eigenvectors = EIGENDECOMPOSITION(matrix)
-    return eigenvalues, eigenvectors
-
-
-def _solve(matrix: Tensor, **out: Decomposition) -> Decomposition:
-    eigenvalues, eigenvectors = torch.linalg.eigh(matrix, **out)
-    return eigenvalues, eigenvectors
-
-
 def _blank(matrix: Tensor) -> Decomposition:
     eigenvalues = matrix.new_empty(matrix.shape[:-1], dtype=matrix.dtype.to_real())
     return eigenvalues, empty_column_major(matrix, *matrix.shape)
 
 
 def _errors(
-    matrices: Tensor, factors: tuple[Tensor, ...], probe: Callable[[int], Tensor]
+    matrices: Tensor, factors: tuple[Tensor, ...], x: Tensor, _: Tensor
 ) -> list[tuple[Tensor, Tensor | None]]:
+    """A x and x have to be what V Λ Vᴴ x and V Vᴴ x are, for one fixed x."""
     eigenvalues, eigenvectors = factors
-    x = probe(matrices.shape[-1])
     # With a vector, not with a matrix of one column: that takes a quicker way through BLAS.
     coordinates = eigenvectors.mH @ x
     both = torch.stack([coordinates, coordinates * eigenvalues], dim=-2) @ eigenvectors.mT
@@ -56,18 +34,18 @@ def _errors(
 
 
 def _alone(matrix: Tensor) -> tuple[Tensor, Decomposition]:
-    return matrix, _solve(matrix)
+    return matrix, torch.linalg.eigh(matrix)
 
 
 def _in_float64(matrix: Tensor) -> tuple[Tensor, Decomposition]:
     wide = torch.promote_types(matrix.dtype, torch.float64)
-    eigenvalues, eigenvectors = _solve(matrix.to(wide))
+    eigenvalues, eigenvectors = torch.linalg.eigh(matrix.to(wide))
     return matrix, (eigenvalues.to(matrix.dtype.to_real()), eigenvectors.to(matrix.dtype))
 
 
 def _scaled(matrix: Tensor) -> tuple[Tensor, Decomposition]:
     scale = matrix.abs().amax()
-    eigenvalues, eigenvectors = _solve(matrix / scale)
+    eigenvalues, eigenvectors = torch.linalg.eigh(matrix / scale)
     return matrix, (eigenvalues * scale, eigenvectors)
 
 
@@ -87,7 +65,7 @@ def _with_jitter(matrix: Tensor) -> tuple[Tensor, Decomposition]:
     jitter = rank_tolerance(size, matrix.dtype) * torch.linalg.matrix_norm(matrix / scale) * scale
     ramp = torch.linspace(1, 2, size, dtype=jitter.dtype, device=matrix.device)
     jittered = matrix + torch.diag(jitter * ramp)
-    factors = _solve(jittered)
+    factors = torch.linalg.eigh(jittered)
     if not bool(EIGENDECOMPOSITION.failed(jittered[None], (factors[0][None], factors[1][None]))):
         warnings.warn(
             f"an eigendecomposition of a {size} × {size} matrix in {matrix.dtype} succeeded only "
@@ -100,7 +78,7 @@ def _with_jitter(matrix: Tensor) -> tuple[Tensor, Decomposition]:
 
 EIGENDECOMPOSITION = Factorisation(
     name="eigendecomposition",
-    solve=_solve,
+    solver="eigh",
     blank=_blank,
     errors=_errors,
     fallbacks={

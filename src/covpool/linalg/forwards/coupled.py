@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from covpool.linalg.autograd.product import multiplication
 from covpool.linalg.checks import require_integer
 from covpool.linalg.forwards.base import RootIteration
 from covpool.linalg.functions import INV_SQRT, SQRT, ScalarFunction
 from covpool.linalg.gradients.base import Gradient, Loewner
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
-from covpool.linalg.precision import product
 from covpool.linalg.sign import NEWTON_SCHULZ_STEP, sign_steps
 from covpool.linalg.spectrum import real_dtype, real_part
 from covpool.linalg.transforms import refuse_onnx
@@ -199,7 +199,7 @@ class NewtonSchulz:
         trace = real_part(scaled.diagonal(dim1=-2, dim2=-1)).sum(-1)[..., None, None]
         trace = torch.where(zero, 1, trace)
         steps = [NEWTON_SCHULZ_STEP] * self.iterations
-        y, z = iterate_coupled(scaled / trace, steps, inverse, product)
+        y, z = iterate_coupled(scaled / trace, steps, inverse, multiplication(matrix))
         norm = (trace * scale).sqrt()
         return torch.where(zero, 0, norm * y if z is None else z / norm)
 
