@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
-
 from covpool.linalg.forwards.approximants import MatrixPade, MatrixTaylor
 from covpool.linalg.forwards.base import Eigendecomposition, Forward
 from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz
@@ -65,8 +63,7 @@ class Method:
 
         An `Iteration`, or None.
         """
-        # What sets the protocol apart; a check of it at runtime would take 20 µs of each call.
-        return self.forward if hasattr(self.forward, "through_steps") else None
+        return self.forward.iteration
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -85,8 +82,8 @@ class Method:
 
     @property
     def smooth(self) -> bool:
-        """Whether eigenvalues near zero are like others, so that float32 resolves what matters."""
-        return self.forward.least_dtype == torch.float32
+        """Whether eigenvalues near zero are like any others to it: the forward algorithm's own."""
+        return self.forward.smooth
 
     @property
     def constants(self) -> dict[str, Any]:
