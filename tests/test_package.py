@@ -81,9 +81,15 @@ LINALG = (
 
 
 def modules_of_linalg() -> dict[str, set[str]]:
-    """Below covpool.linalg: each module, and those that it names, in annotations too."""
+    """Below covpool.linalg: each module, and those that it names, in annotations too.
+
+    A package stands by its name for its `__init__`, which may define and import as a module does.
+    """
     root = SOURCE / "linalg"
-    paths = {".".join(p.relative_to(root).with_suffix("").parts): p for p in root.rglob("*.py")}
+    paths = {
+        ".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in root.rglob("*.py")
+    }
     found = {}
     for name, path in paths.items():
         names = set()
@@ -93,7 +99,7 @@ def modules_of_linalg() -> dict[str, set[str]]:
                 names |= {f"{inside}.{alias.name}".lstrip(".") for alias in node.names} & set(paths)
                 names |= {inside} & set(paths)
         found[name] = names
-    return {name: names for name, names in found.items() if not name.endswith("__init__")}
+    return {name: names for name, names in found.items() if name != "__init__"}
 
 
 def place(module: str) -> int:
