@@ -188,7 +188,7 @@ def with_jitter(factorisation: Factorisation, matrix: Tensor) -> tuple[Tensor, F
             f"the {factorisation.name} of a {rows} × {columns} matrix in {matrix.dtype} succeeded "
             f"only with {2 * jitter.item():.1e} added to its diagonal",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return jittered, factors
 
