@@ -98,6 +98,9 @@ class Iteration(Forward):
     def iteration(self) -> "Iteration":
         return self
 
+    def differentiated_by(self, gradient: Gradient) -> bool:
+        return gradient == self
+
     def steps(self, dtype: torch.dtype) -> int | None:
         """How many steps it takes; None where it evaluates a formula."""
         return None

@@ -214,9 +214,6 @@ class NewtonSchulz(Iteration, Gradient):
         norm = (trace * scale).sqrt()
         return torch.where(zero, 0, norm * y if z is None else z / norm)
 
-    def differentiated_by(self, gradient: Gradient) -> bool:
-        return gradient == self
-
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
         normalised, trace, zero = self._normalise(eigenvalues)
         # x z² is carried along: it becomes x z² t², with t = (3 − x z²)/2.
