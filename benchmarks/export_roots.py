@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from covpool.linalg.products import SHIFT_FLOAT32, Steps, root_in_products
+from covpool.linalg.forwards.base import Steps
+from covpool.linalg.forwards.coupled import SHIFT_FLOAT32
+from covpool.linalg.products import root_in_products
 from covpool.linalg.sign import NEWTON_SCHULZ_STEP, sign_steps
 from covpool.pooling import CovPool2d, triu_vector
 from covpool.publish.export import deviation, in_products, logits_of

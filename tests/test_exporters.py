@@ -11,11 +11,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import covpool
 from covpool import METHODS
-from covpool.linalg.products import product_steps
 from covpool.models import create_model
 from spectra import with_spectrum
 
-IN_PRODUCTS = [name for name, row in METHODS.items() if product_steps(row, torch.float64)]
+IN_PRODUCTS = [name for name, row in METHODS.items() if row.forward.product_steps(torch.float64)]
 
 TRACING = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit")
 """A trace is of one shape, which PyTorch says; and that it prefers torch.export."""

@@ -18,7 +18,7 @@ from covpool import METHODS
 from covpool.cli import main
 from covpool.cli.export import FEWEST_SAME
 from covpool.data import Preprocessing, load_image
-from covpool.linalg.products import product_steps, root_in_products
+from covpool.linalg.products import root_in_products
 from covpool.models import create_model
 from covpool.publish.export import (
     FORMATS,
@@ -76,7 +76,7 @@ def test_products_are_the_pooling(method, positions):
 
     def in_dtype(dtype):
         dtype = row.forward.least_dtype if method == "isqrt-cov" else dtype
-        found = product_steps(row, dtype)
+        found = row.forward.product_steps(dtype)
         return root_in_products(features.flatten(2).to(dtype), *found).float()
 
     trained = covpool.cov_pool(features, method)

@@ -107,7 +107,7 @@ def methods_rows() -> str:
         parts = [row.forward]
         if row.gradient != row.forward:
             parts.append(row.gradient)
-        kernel = getattr(row.gradient, "kernel", None)
+        kernel = row.gradient.pair_kernel
         parts += [kernel] if kernel is not None else []
         description = row.description[0].upper() + row.description[1:]
         sections += [
@@ -156,7 +156,7 @@ def methods_values() -> str:
 
 
 def methods_reference() -> str:
-    """The classes of which METHODS is made, each once, after the protocols that they follow."""
+    """The classes of which METHODS is made, each once, after their base classes."""
     parts = [type(part) for row in covpool.METHODS.values() for part in (row.forward, row.gradient)]
     return _classes([Forward, Gradient, *parts])
 

@@ -14,7 +14,7 @@ from covpool.linalg.covariance import Computation, works_on_gram
 from covpool.linalg.functions import SQRT
 from covpool.linalg.methods import METHODS, Method, get_method, warn_of_float32
 from covpool.linalg.precision import full_precision, on_cpu, range_unit
-from covpool.linalg.products import product_steps, root_in_products
+from covpool.linalg.products import root_in_products
 from covpool.linalg.spectrum import of_kind, symmetric_part
 from covpool.linalg.tables import choose
 from covpool.linalg.transforms import recorded
@@ -135,7 +135,7 @@ def cov_pool(
     if unit is not None:
         features = features / unit
     iteration = row.iteration
-    if not readable and recorded() and (steps := product_steps(row, dtype)) is not None:
+    if not readable and recorded() and (steps := row.forward.product_steps(dtype)) is not None:
         pooled = root_in_products(features.to(dtype), *steps)
     # By the matrix where that is quicker, which does not depend on the batch: a sample's result is
     # to depend on nothing but itself.

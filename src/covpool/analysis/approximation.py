@@ -1,62 +1,16 @@
 """How well the kernels K fit 1/(λi − λj): the paper's Table 3."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from types import MappingProxyType
-from typing import Any
 
 import torch
 
 from covpool.analysis.records import Record, check_dtype
-from covpool.linalg.gradients.kernels import (
-    Difference,
-    Kernel,
-    Lorentzian,
-    Pade,
-    PowerIteration,
-    Taylor,
-    Truncated,
-)
-from covpool.linalg.gradients.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
+from covpool.linalg.gradients.kernels import Kernel
 
 TABLE3_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999)
 """Eigenvalue ratios λj/λi of the paper's Table 3."""
-
-
-def _geometric(ratio: Fraction, terms: int) -> Fraction:
-    return (1 - ratio**terms) / (1 - ratio)
-
-
-def _polynomial(coefficients: Sequence[str], x: Fraction) -> Fraction:
-    value = Fraction(0)
-    for coefficient in reversed(coefficients):
-        value = value * x + Fraction(coefficient)
-    return value
-
-
-def _pade(kernel: Pade, x: Fraction) -> Fraction:
-    if kernel.evaluation == "closed-form":
-        return min(1 / (1 - x), Fraction(SUM_RATIO))
-    return _polynomial(NUMERATOR, x) / _polynomial(DENOMINATOR, x)
-
-
-def _lorentzian(kernel: Lorentzian, x: Fraction) -> Fraction:
-    return (1 - x) / ((1 - x) ** 2 + Fraction(kernel.epsilon) ** 2)
-
-
-FORMULAS: Mapping[type[Kernel], Callable[[Any, Fraction], Fraction]] = MappingProxyType(
-    {
-        Difference: lambda kernel, x: 1 / (1 - x),
-        Truncated: lambda kernel, x: min(1 / (1 - x), Fraction(kernel.limit)),
-        Taylor: lambda kernel, x: _geometric(x, kernel.degree + 1),
-        Pade: _pade,
-        PowerIteration: lambda kernel, x: _geometric(x, kernel.steps),
-        Lorentzian: _lorentzian,
-    }
-)
-"""K(1, x) of each kernel in rational arithmetic, for x below 1: its formula without rounding. For
-power iteration, that of the larger eigenvalue's vector."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +23,7 @@ class ApproximationError(Record):
         ratios: x, as the dtype has them.
         exact: 1/(1 − x).
         formula: the error of the kernel's formula, in rational arithmetic: what the approximation
-            costs. None for a kernel that has no row in `FORMULAS`.
+            costs. None for a kernel whose `rational` is not given.
         computed: the error of the kernel as it is computed in the dtype: that of the formula, and
             of rounding.
         nearest: the error of the dtype's number nearest to 1/(1 − x): where `computed` equals it,
@@ -112,7 +66,6 @@ def approximation_error(
     x = torch.tensor(list(ratios), dtype=dtype)
     if not ((x >= 0) & (x < 1)).all():
         raise ValueError(f"approximation_error needs ratios in [0, 1) in {dtype}, got {ratios}")
-    formula = FORMULAS.get(type(kernel))
     exact, of_formula, computed, nearest = [], [], [], []
     for ratio in x:
         rational = Fraction(ratio.item())
@@ -122,14 +75,15 @@ def approximation_error(
         computed.append(float(abs(Fraction(value) - right)))
         rounded = torch.tensor(float(right), dtype=dtype).item()
         nearest.append(float(abs(Fraction(rounded) - right)))
+        formula = kernel.rational(rational)
         if formula is not None:
-            of_formula.append(float(abs(formula(kernel, rational) - right)))
+            of_formula.append(float(abs(formula - right)))
     return ApproximationError(
         kernel=kernel.title,
         dtype=dtype,
         ratios=tuple(x.tolist()),
         exact=tuple(exact),
-        formula=tuple(of_formula) if formula is not None else None,
+        formula=tuple(of_formula) if len(of_formula) == len(exact) else None,
         computed=tuple(computed),
         nearest=tuple(nearest),
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from covpool.analysis.records import Distribution, Record, check_spectrum, summarise
 from covpool.analysis.state import pooled_features
 from covpool.linalg import checks
+from covpool.linalg.covariance import centre
 from covpool.linalg.diagnostics import of_spectrum
 from covpool.linalg.spectrum import clip_to_rank, symmetric_part
 from covpool.pooling import covariance
@@ -128,9 +129,9 @@ def _spectrum(caller: str, x: Tensor) -> Tensor:
     """`feature_spectrum` of features (*, C, N)."""
     checks.finite(caller, x, sample_dims=2)
     channels, positions = x.shape[-2:]
-    centred = x.double()
+    centred = x
     for _ in range(2):  # the first mean is rounded to its own digits, few beside a small rest
-        centred = centred - centred.mean(-1, keepdim=True)
+        centred = centre(centred, torch.float64)
     singular = torch.linalg.svdvals(centred).flip(-1) * positions**-0.5
     if positions <= channels:
         singular = singular[..., 1:]  # the direction that centring has taken away

@@ -3,9 +3,8 @@
 The paper's Table 6 (upper bounds), and the sizes on eigenvalues that were met in training.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,18 +12,7 @@ from torch import Tensor
 
 from covpool.analysis.conditioning import EPS
 from covpool.analysis.records import Record, check_dtype, check_spectrum
-from covpool.linalg.forwards.top_n import TopN
 from covpool.linalg.functions import SQRT
-from covpool.linalg.gradients.base import Pairwise
-from covpool.linalg.gradients.kernels import (
-    Difference,
-    Kernel,
-    Lorentzian,
-    Pade,
-    PowerIteration,
-    Taylor,
-    Truncated,
-)
 from covpool.linalg.methods import METHODS, Method, get_method
 from covpool.linalg.spectrum import clip_to_rank
 
@@ -60,22 +48,6 @@ class GradientBound(Record):
     representable: bool
 
 
-_TIE = "λi = λj ≤ floor"
-
-FORMS: Mapping[type, tuple[str, str]] = MappingProxyType(
-    {
-        Difference: ("1/(λi − λj)", "λi = λj"),
-        Truncated: ("T", "1/|λi − λj| ≥ T"),
-        Taylor: ("(K + 1)/λi", _TIE),
-        Pade: ("|Σp/Σq|/λi", _TIE),
-        PowerIteration: ("steps/λi", _TIE),
-        Lorentzian: ("1/(2 ε λi)", "λi − λj = ε λi, λi ≤ floor"),
-        TopN: ("1/λN", "λN ≤ floor"),
-    }
-)
-"""The bound's formula and where it is reached, by kernel or gradient rule."""
-
-
 def gradient_bounds(
     dtype: torch.dtype = torch.float64, *, floor: float | None = None
 ) -> tuple[GradientBound, ...]:
@@ -108,69 +80,19 @@ def gradient_bounds(
 
 
 def _bound(method: Method, dtype: torch.dtype, floor: float) -> GradientBound:
-    rule = method.gradient
-    part = rule.kernel if isinstance(rule, Pairwise) else rule
-    bound = attained = None
-    if isinstance(part, Kernel):
-        tied = torch.full((2,), floor, dtype=dtype)
-        if isinstance(part, Lorentzian):  # its largest value lies beside the tie
-            tied[0] = floor - part.epsilon * floor
-        bound = part.bound(floor)
-        attained = part.matrix(tied).abs().max().item()
-        if isinstance(part, Difference):
-            attained = float("inf")  # which the overflow check then replaces
-    elif isinstance(part, TopN):
-        bound = 1 / floor
-        tied = torch.full((2,), floor, dtype=dtype)
-        found = kernel_magnitudes(method, tied)
-        attained = found.max().item() if found is not None else None
-    form, trigger = FORMS.get(type(part), (None, None))
-    if form is None and isinstance(part, Kernel):
-        form = part.title
-    largest = torch.finfo(dtype).max
+    found = method.gradient.largest_kernel(floor, dtype)
+    bound = None if found is None else found.bound
     return GradientBound(
         method=method.name,
         paper_name=method.paper_name,
-        form=form,
-        trigger=trigger,
+        form=None if found is None else found.form,
+        trigger=None if found is None else found.trigger,
         dtype=dtype,
         floor=floor,
         bound=bound,
-        attained=attained,
-        representable=bound is None or bound <= largest,
+        attained=None if found is None else found.attained,
+        representable=bound is None or bound <= torch.finfo(dtype).max,
     )
-
-
-def kernel_magnitudes(method: str | Method, eigenvalues: Tensor) -> Tensor | None:
-    """|Kᵢⱼ| for every pair of eigenvalues of covariances, or None for a method that has no K.
-
-    Args:
-        eigenvalues: (*, n), ascending, not negative.
-
-    Returns:
-        (*, n, n): the method's kernel with its overflow check or cap; of power iteration, the
-        larger of Kᵢⱼ and Kⱼᵢ. Zero on the diagonal and for pairs of two zeros, which enter no
-        gradient, and, for `svd-topn`, where an eigenvalue was discarded.
-    """
-    rule = get_method(method).gradient
-    if not isinstance(rule, Pairwise | TopN):
-        return None
-    row, column = eigenvalues[..., :, None], eigenvalues[..., None, :]
-    larger, gap = torch.maximum(row, column), (row - column).abs()
-    size = eigenvalues.shape[-1]
-    apart = ~torch.eye(size, dtype=torch.bool, device=eigenvalues.device)
-    entering = apart & (larger > 0)
-    larger = torch.where(larger > 0, larger, 1)
-    if isinstance(rule, Pairwise):
-        upper, lower = rule.kernel.magnitudes(larger, gap)
-        return torch.where(entering, torch.maximum(upper, lower), 0)
-    count = rule.kept_count(size)
-    limit = 1 / eigenvalues[..., -count, None, None]
-    rank = (eigenvalues > 0).sum(-1)[..., None, None]
-    index = torch.arange(size, device=eigenvalues.device) >= size - count
-    kept = (index[:, None] & index) | (rank < count)
-    plain = torch.where(gap > 0, 1 / gap, torch.where(rank < count, 0, torch.inf))
-    return torch.where(entering & kept, torch.minimum(plain, limit), 0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -254,13 +176,9 @@ def _magnitudes(method: Method, spectrum: Tensor, floor: float) -> GradientMagni
     entering = larger > 0
     tied = (1 / (larger - smaller)).isinf() & entering
     entries = method.gradient.loewner(SQRT, spectrum, size).matrix
-    magnitudes = kernel_magnitudes(method, spectrum)
-    bound = largest = nonfinite = histogram = None
+    magnitudes = method.gradient.kernel_magnitudes(spectrum)
+    largest = nonfinite = histogram = None
     if magnitudes is not None:
-        bound = _bound(method, spectrum.dtype, floor).bound
-        if isinstance(method.gradient, TopN):  # its own λN, which bounds nothing where it is zero
-            kept = spectrum[..., -method.gradient.kept_count(size)]
-            bound = (1 / kept).max().item() if kept.numel() else bound
         upper = magnitudes[..., row, column]
         nonfinite = (~upper.isfinite()).sum(-1)
         finite = torch.where(upper.isfinite(), upper, 0)
@@ -268,7 +186,7 @@ def _magnitudes(method: Method, spectrum: Tensor, floor: float) -> GradientMagni
         histogram = _histogram(finite)
     return GradientMagnitudes(
         method=method.name,
-        bound=bound,
+        bound=method.gradient.kernel_limit(spectrum, floor),
         floor=floor,
         largest=largest,
         largest_entry=entries.abs().amax((-2, -1)),

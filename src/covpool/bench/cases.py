@@ -12,12 +12,13 @@ from torch import Tensor
 from covpool.bench.checkouts import as_published
 from covpool.bench.features import triangle_weight
 from covpool.bench.peers import OpenPeer, Output, PeerRow, Root
+from covpool.linalg.covariance import centre, works_on_gram
 from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.methods import METHODS
 from covpool.pooling import cov_pool, triu_vector
 
-Step = Callable[[], tuple[Tensor, Tensor]]
-Solver = Callable[[Tensor], tuple[Tensor, Tensor]]
+Step = Callable[[], tuple[Tensor, ...]]
+Solver = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +157,8 @@ def solvers(device: torch.device) -> dict[str, Solver]:
 
 
 def _floor(solver: Solver, dtype: torch.dtype, features: Tensor, weight: Tensor) -> Step:
-    x = features.detach().double().flatten(2)
-    x = x - x.mean(-1, keepdim=True)
-    weight, channels, positions = weight.to(dtype), x.shape[1], x.shape[2]
+    x = centre(features.detach().flatten(2), torch.float64)
+    weight = weight.to(dtype)
 
     @torch.no_grad()
     def gram() -> tuple[Tensor, Tensor]:
@@ -181,4 +181,4 @@ def _floor(solver: Solver, dtype: torch.dtype, features: Tensor, weight: Tensor)
         return root, inner @ (exact.mT @ x).to(dtype)
 
     # The same choice as the layers': the smaller of the two matrices with the same eigenvalues.
-    return gram if positions - 1 < channels else covariance
+    return gram if works_on_gram(x) else covariance

@@ -69,7 +69,7 @@ def features(caller: str, x: Tensor, check_finite: bool) -> tuple[Tensor, bool]:
     if 0 in positions.shape[-2:]:
         raise ValueError(f"{caller}: no channels or no positions in shape {tuple(x.shape)}")
     readable = not unreadable(x)
-    if check_finite and readable:
+    if check_finite and readable and not cmath.isfinite(x.detach().sum().item()):
         finite(caller, positions, sample_dims=2)
     return positions, readable
 

@@ -137,7 +137,7 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
         gram = (centred.mH @ centred).div_(positions)
         eigenvalues, right = EIGENDECOMPOSITION(gram, computation.readable)
         left = centred @ right
-        if method.smooth:
+        if method.forward.smooth:
             norms = torch.linalg.vector_norm(left, dim=-2)
             eigenvalues = (norms * norms).div_(positions)
         else:
@@ -150,7 +150,7 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
         covariance = _covariance(centred)
         eigenvalues, left = EIGENDECOMPOSITION(covariance, computation.readable)
         right = left[..., :0]
-        if method.smooth:
+        if method.forward.smooth:
             images = covariance @ left
             eigenvalues = real_part(left.conj() * images).sum(-2)
         else:
@@ -167,7 +167,7 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
         values = (values / unit).to(real)
     null, weights = values[..., :1], values[..., 1:] - values[..., :1]
     linear = None
-    if covariance is not None and method.smooth:
+    if covariance is not None and method.forward.smooth:
         total = eigenvalues.sum(-1, keepdim=True)
         slope = weights.sum(-1, keepdim=True) / torch.where(total == 0, 1, total)
         # An eigenvalue below the last digit of the largest lets f(λ) round to f(0): the quotient is
@@ -177,7 +177,7 @@ def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, T
     result = (images * weights[..., None, :]) @ left.to(working).mH
     if linear is not None:
         result = symmetric_part(result).add_(linear)
-    if method.smooth:
+    if method.forward.smooth:
         identity = torch.eye(channels, dtype=working, device=features.device)
         result = result + null[..., None] * identity
     if unit is not None:
@@ -217,14 +217,14 @@ def _slope(
         rows = (right.mH,)
     else:
         pairs = eigenvalues
-        if method.smooth:
+        if method.forward.smooth:
             scales = factors = torch.ones_like(eigenvalues)
         else:
             scales = eigenvalues.sqrt()
             factors = eigenvalues.rsqrt().masked_fill_(eigenvalues == 0, 0)
         onto = left.mH * (factors / positions)[..., None]
         rows = onto, centre(features, left.dtype)
-        if not method.smooth:
+        if not method.forward.smooth:
             # The centred features are let go before the product is converted: the peak of memory.
             rows = ((rows[0] @ rows[1]).to(basis.dtype),)
     loewner, trace = method.gradient.loewner(computation.function, pairs, channels)

@@ -172,14 +172,15 @@ def residual(
     eigenvectors: Tensor,
 ) -> Tensor | None:
     """See `Diagnostics.residual`; the eigenpairs give the range alone."""
-    if type(function).equation is ScalarFunction.equation:
-        return None
-    kept = (function.clip(eigenvalues, matrix.shape[-1]) != 0).to(matrix.dtype)
-    range_projector = (eigenvectors * kept[..., None, :]) @ eigenvectors.mH
+
+    def projector() -> Tensor:
+        kept = (function.clip(eigenvalues, matrix.shape[-1]) != 0).to(matrix.dtype)
+        return (eigenvectors * kept[..., None, :]) @ eigenvectors.mH
+
     # Norms of A itself would overflow for entries beyond the root of the largest number.
     scale = matrix.abs().amax((-2, -1), keepdim=True)
     scale = torch.where(scale > 0, scale, 1)
-    equation = function.equation(matrix, result, range_projector, scale)
+    equation = function.equation(matrix, result, projector, scale)
     if equation is None:
         return None
     actual, expected = equation

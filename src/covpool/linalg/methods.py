@@ -68,8 +68,7 @@ class Method:
 
         An `Iteration`, or None.
         """
-        # What sets the protocol apart; a check of it at runtime would take 20 µs of each call.
-        return self.forward if hasattr(self.forward, "through_steps") else None
+        return self.forward.iteration
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -88,8 +87,8 @@ class Method:
 
     @property
     def smooth(self) -> bool:
-        """Whether eigenvalues near zero are like others, so that float32 resolves what matters."""
-        return self.forward.least_dtype == torch.float32
+        """Whether eigenvalues near zero are like any others to it: the forward algorithm's own."""
+        return self.forward.smooth
 
     def dtype(self, given: torch.dtype, compute_dtype: torch.dtype | None) -> torch.dtype:
         """The dtype in which it computes on tensors of the given one.

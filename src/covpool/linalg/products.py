@@ -11,39 +11,16 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz, iterate_coupled
-from covpool.linalg.methods import Method
-from covpool.linalg.sign import NEWTON_SCHULZ_STEP, sign_steps
-from covpool.linalg.spectrum import real_dtype, real_part
-
-Steps = list[tuple[float, float, float]]
-
-RESOLVED_FLOAT32 = 3e-4
-"""The smallest singular value of the features, relative to their norm, that float32 resolves."""
-
-SHIFT_FLOAT32 = 3e-7
-"""In float32 rounding makes eigenvalues negative, at which the minimax iteration grows; this
-multiple of the trace, added to all, keeps them above zero."""
-
-
-def product_steps(method: Method, dtype: torch.dtype) -> tuple[Steps, float] | None:
-    """The quintics (a, b, c) that a method's root consists of in `dtype`, and the multiple of the
-    trace that is added to every eigenvalue before; None for a method that decomposes."""
-    forward = method.forward
-    if isinstance(forward, NewtonSchulz):
-        return [NEWTON_SCHULZ_STEP] * forward.iterations, 0.0
-    if isinstance(forward, MinimaxNewtonSchulz):
-        if real_dtype(dtype) == torch.float64:
-            return sign_steps(forward.least_root(dtype), dtype), 0.0
-        return sign_steps(RESOLVED_FLOAT32, dtype), SHIFT_FLOAT32
-    return None
+from covpool.linalg.covariance import works_on_gram
+from covpool.linalg.forwards.base import Steps
+from covpool.linalg.forwards.coupled import iterate_coupled
+from covpool.linalg.spectrum import real_part
 
 
 def root_in_products(features: Tensor, steps: Steps, shift: float = 0.0) -> Tensor:
     """The square root of the covariance of features, in their dtype: (*, C, N) → (*, C, C)."""
-    channels, positions = features.shape[-2:]
     centred = features - features.mean(-1, keepdim=True)
-    on_gram = positions - 1 < channels
+    on_gram = works_on_gram(features)
     gram = centred.mH @ centred if on_gram else centred @ centred.mH
     # The sum of squares is the trace. Where it is 0, so are the features.
     trace = real_part(centred * centred.conj()).sum((-2, -1), keepdim=True)
@@ -53,7 +30,7 @@ def root_in_products(features: Tensor, steps: Steps, shift: float = 0.0) -> Tens
         root = (centred @ inverse @ centred.mH) / divisor.sqrt()
     else:
         root = (gram / divisor) @ inverse * divisor.sqrt()
-    return (root + root.mH) * (0.5 * positions**-0.5)
+    return (root + root.mH) * (0.5 * features.shape[-1] ** -0.5)
 
 
 def _inverse_root(normalised: Tensor, steps: Steps, shift: float) -> Tensor:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from covpool.linalg.products import product_steps
 from covpool.linalg.tables import choose
 from covpool.models import CovPoolModel
 from covpool.pooling import CovPool2d
@@ -263,9 +262,9 @@ def _eager(model: nn.Module) -> Run:
 def in_products(model: CovPoolModel, root_dtype: torch.dtype = torch.float64) -> CovPoolModel:
     """The model by a method of matrix products: a copy, whose parameters are the model's own.
 
-    `isqrt-cov` stays as it is, and `SUBSTITUTE` takes the place of every other method. That is the
-    exact root to rounding; methods whose own is another one (`svd-topn`, `mtp-lyapunov`,
-    `mpa-lyapunov`) are off by their distance from it.
+    A method that consists of products (`isqrt-cov`) stays as it is, and `SUBSTITUTE` takes the
+    place of every other one. That is the exact root to rounding; methods whose own is another one
+    (`svd-topn`, `mtp-lyapunov`, `mpa-lyapunov`) are off by their distance from it.
 
     Args:
         model: a model of average pooling is copied as it is.
@@ -273,10 +272,11 @@ def in_products(model: CovPoolModel, root_dtype: torch.dtype = torch.float64) ->
     """
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     network = copy.deepcopy(model, shared)
-    if isinstance(network.pool, CovPool2d) and network.method != "isqrt-cov":
-        if network.method != SUBSTITUTE:
+    if isinstance(network.pool, CovPool2d):
+        if network.pool.method.forward.product_steps(torch.float32) is None:
             network.method = SUBSTITUTE
-        network.pool.compute_dtype = root_dtype
+        if network.method == SUBSTITUTE:
+            network.pool.compute_dtype = root_dtype
     return network
 
 
@@ -287,7 +287,7 @@ def _root(row: Format, network: CovPoolModel) -> dict[str, str]:
     if not row.products:
         return {"root": f"{network.method}, as trained", "dtype": "as in PyTorch"}
     dtype = pool.method.dtype(torch.float32, pool.compute_dtype)
-    found = product_steps(pool.method, dtype)
+    found = pool.method.forward.product_steps(dtype)
     assert found is not None
     trained = ", as trained" if network.method != SUBSTITUTE else ""
     return {

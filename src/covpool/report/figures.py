@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from covpool.linalg.gradients.base import Pairwise
 from covpool.linalg.methods import METHODS
 from covpool.pooling import POOLINGS
 from covpool.report.svg import SERIES, colour, drawing, inline
@@ -22,7 +21,7 @@ ALONE, WIDE, SMALL = (4.8, 3.1), (4.3, 2.9), (2.3, 1.9)
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "<", ">", "*", "h", "d", "8")
 
-KERNELS = tuple(row.name for row in METHODS.values() if isinstance(row.gradient, Pairwise))
+KERNELS = tuple(row.name for row in METHODS.values() if row.gradient.pair_kernel is not None)
 """The methods whose gradient has a kernel K, which one figure draws together."""
 
 AXIS = 26

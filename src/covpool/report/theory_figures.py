@@ -15,7 +15,6 @@ from covpool.analysis import (
     rank_spectra,
     spectral_fidelity,
 )
-from covpool.linalg.gradients.base import Pairwise
 from covpool.linalg.methods import METHODS
 from covpool.report.figures import (
     ALONE,
@@ -62,9 +61,9 @@ def kernel_error(styles: Styles) -> PageFigure:
     name = "kernel-error"
     ratios = [1 - gap for gap in GAPS]
     errors = {
-        row.name: approximation_error(row.gradient.kernel, ratios)
+        row.name: approximation_error(kernel, ratios)
         for row in METHODS.values()
-        if isinstance(row.gradient, Pairwise)
+        if (kernel := row.gradient.pair_kernel) is not None
     }
     faithful = [
         method

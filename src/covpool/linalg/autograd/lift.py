@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.autograd.modes import in_both_modes, refuse_second_derivative, save
-from covpool.linalg.functions import FUNCTIONS, SQRT, THIRD_DERIVATIVE, ScalarFunction
+from covpool.linalg.functions import THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.methods import Method
 from covpool.linalg.spectrum import inner_product, symmetric_part
 
@@ -57,7 +57,7 @@ def derive(
 
 def _by_lyapunov(function: ScalarFunction, method: Method) -> bool:
     """Whether the second derivative comes by the root's Lyapunov equation: needs F, not A."""
-    return function is SQRT and method.exact_gradient
+    return function.solves_lyapunov and method.exact_gradient
 
 
 def _rate(function: ScalarFunction) -> ScalarFunction:
@@ -277,7 +277,7 @@ def _last(anchor: Tensor, eigenvalues: Tensor) -> Tensor:
 
 def _refuse_mixed(function: ScalarFunction, method: Method) -> None:
     """∂F/∂p is F's second derivative where it is differentiated again with respect to A."""
-    if function.name not in FUNCTIONS:
+    if function.is_rate:
         _refuse_unless_exact(method)
 
 

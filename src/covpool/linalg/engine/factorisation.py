@@ -3,6 +3,7 @@
 Each sample is judged and retried for itself: the others keep what the solver gave them.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +17,7 @@ from covpool.linalg import checks
 from covpool.linalg.engine.cores import spread
 from covpool.linalg.engine.shares import SampleError, shares
 from covpool.linalg.precision import on_cpu
+from covpool.linalg.spectrum import rank_tolerance
 from covpool.linalg.transforms import refuse_onnx, transformed, unreadable
 
 PROBE_SLACK = 64
@@ -186,6 +188,30 @@ class Factorisation:
             if not bool(self.failed(factorised[None], batch)):
                 return factors
         return None
+
+
+def with_jitter(factorisation: Factorisation, matrix: Tensor) -> tuple[Tensor, Factors]:
+    """The matrix with n · eps of its norm, times 1 to 2, added to its diagonal; with a warning.
+
+    A way of last resort for (m, n): a small change of the matrix often lets a solver converge.
+    """
+    rows, columns = matrix.shape
+    scale = matrix.abs().amax()
+    share = rank_tolerance(max(rows, columns), matrix.dtype)
+    jitter = share * torch.linalg.matrix_norm(matrix / scale) * scale
+    ramp = torch.linspace(1, 2, min(rows, columns), dtype=jitter.dtype, device=matrix.device)
+    jittered = matrix.clone()
+    jittered.diagonal().add_(jitter * ramp)
+    factors = factorisation.solve(jittered)
+    batch = tuple(factor[None] for factor in factors)
+    if not bool(factorisation.failed(jittered[None], batch)):
+        warnings.warn(
+            f"the {factorisation.name} of a {rows} × {columns} matrix in {matrix.dtype} succeeded "
+            f"only with {2 * jitter.item():.1e} added to its diagonal",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return jittered, factors
 
 
 def _probe_of(size: int, like: Tensor) -> Tensor:

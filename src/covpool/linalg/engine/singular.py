@@ -3,15 +3,13 @@
 Shapes: (*, m, n) matrices, k = min(m, n); U (*, m, k), S (*, k) descending, Vh (*, k, n).
 """
 
-import warnings
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from covpool.linalg.engine.factorisation import Factorisation
+from covpool.linalg.engine.factorisation import Factorisation, with_jitter
 from covpool.linalg.engine.shares import empty_column_major
-from covpool.linalg.spectrum import rank_tolerance
 
 SingularFactors = tuple[Tensor, Tensor, Tensor]
 
@@ -84,28 +82,6 @@ def _by_eigh(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
     return matrix, (vectors[:rows], s, vectors[rows:].mH)
 
 
-def _with_jitter(matrix: Tensor) -> tuple[Tensor, SingularFactors]:
-    """The matrix with n · eps of its norm, times 1 to 2, added to its diagonal; with a warning."""
-    rows, columns = matrix.shape
-    count = min(rows, columns)
-    scale = matrix.abs().amax()
-    share = rank_tolerance(max(rows, columns), matrix.dtype)
-    jitter = share * torch.linalg.matrix_norm(matrix / scale) * scale
-    jittered = matrix.clone()
-    ramp = torch.linspace(1, 2, count, dtype=jitter.dtype, device=matrix.device)
-    jittered.diagonal().add_(jitter * ramp)
-    factors = torch.linalg.svd(jittered, full_matrices=False)
-    batch = tuple(factor[None] for factor in factors)
-    if not bool(SINGULAR_VALUE_DECOMPOSITION.failed(jittered[None], batch)):
-        warnings.warn(
-            f"a singular value decomposition of a {rows} × {columns} matrix in {matrix.dtype} "
-            f"succeeded only with {2 * jitter.item():.1e} added to its diagonal",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return jittered, factors
-
-
 SINGULAR_VALUE_DECOMPOSITION = Factorisation(
     name="singular value decomposition",
     solver="svd",
@@ -118,7 +94,7 @@ SINGULAR_VALUE_DECOMPOSITION = Factorisation(
         "scaling": _scaled,
         "the transpose": _transposed,
         "a symmetric eigendecomposition": _by_eigh,
-        "jitter on the diagonal": _with_jitter,
+        "jitter on the diagonal": lambda matrix: with_jitter(SINGULAR_VALUE_DECOMPOSITION, matrix),
     },
     advice="look for entries of very different size",
 )

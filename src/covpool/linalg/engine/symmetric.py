@@ -4,14 +4,11 @@ Shapes: (*, n, n) symmetric or Hermitian matrices; eigenvalues (*, n) ascending 
 eigenvectors (*, n, n).
 """
 
-import warnings
-
 import torch
 from torch import Tensor
 
-from covpool.linalg.engine.factorisation import Factorisation
+from covpool.linalg.engine.factorisation import Factorisation, with_jitter
 from covpool.linalg.engine.shares import empty_column_major
-from covpool.linalg.spectrum import rank_tolerance
 
 Decomposition = tuple[Tensor, Tensor]
 
@@ -58,24 +55,6 @@ def _by_svd(matrix: Tensor) -> tuple[Tensor, Decomposition]:
     return matrix, ((singular_values - shift).flip(-1) * scale, left.flip(-1))
 
 
-def _with_jitter(matrix: Tensor) -> tuple[Tensor, Decomposition]:
-    """The matrix with n · eps of its norm, times 1 to 2, added to its diagonal; with a warning."""
-    size = matrix.shape[-1]
-    scale = matrix.abs().amax()
-    jitter = rank_tolerance(size, matrix.dtype) * torch.linalg.matrix_norm(matrix / scale) * scale
-    ramp = torch.linspace(1, 2, size, dtype=jitter.dtype, device=matrix.device)
-    jittered = matrix + torch.diag(jitter * ramp)
-    factors = torch.linalg.eigh(jittered)
-    if not bool(EIGENDECOMPOSITION.failed(jittered[None], (factors[0][None], factors[1][None]))):
-        warnings.warn(
-            f"an eigendecomposition of a {size} × {size} matrix in {matrix.dtype} succeeded only "
-            f"with {2 * jitter.item():.1e} added to its diagonal",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return jittered, factors
-
-
 EIGENDECOMPOSITION = Factorisation(
     name="eigendecomposition",
     solver="eigh",
@@ -86,7 +65,7 @@ EIGENDECOMPOSITION = Factorisation(
         "float64": _in_float64,
         "scaling": _scaled,
         "a singular value decomposition": _by_svd,
-        "jitter on the diagonal": _with_jitter,
+        "jitter on the diagonal": lambda matrix: with_jitter(EIGENDECOMPOSITION, matrix),
     },
     advice="check that the matrices are symmetric, or add a multiple of the identity",
 )

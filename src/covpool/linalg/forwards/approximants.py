@@ -37,6 +37,7 @@ class MatrixTaylor(RootIteration):
 
     functions: ClassVar[frozenset[str] | None] = frozenset({SQRT.name})
     least_dtype: ClassVar[torch.dtype] = torch.float32
+    smooth: ClassVar[bool] = True
     iterated_channels: ClassVar[int] = 24
     """0.75 to 1.0 of the decomposition's time at 8 to 24 channels, 0.9 to 1.7 at 48."""
     accurate: ClassVar[bool] = False
@@ -109,6 +110,7 @@ class MatrixPade(RootIteration):
 
     functions: ClassVar[frozenset[str] | None] = frozenset({SQRT.name, INV_SQRT.name})
     least_dtype: ClassVar[torch.dtype] = torch.float32
+    smooth: ClassVar[bool] = True
     accurate: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -17,103 +17,114 @@ eigenvalues spaced evenly in logarithm from 1 to 1/κ; gradients for a random G.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from covpool.linalg.functions import INV_SQRT, ScalarFunction
+from covpool.linalg.functions import ScalarFunction
 from covpool.linalg.gradients.base import Gradient
-from covpool.linalg.gradients.lyapunov import Lyapunov
-from covpool.linalg.precision import full_precision
 from covpool.linalg.spectrum import frobenius_norm, symmetric_part
 
+Steps = list[tuple[float, float, float]]
+"""Coefficients (a, b, c) of one odd quintic each, as `iterate_coupled` takes them."""
 
-class Forward(Protocol):
-    """A forward algorithm: what it makes of each eigenvalue."""
 
-    least_dtype: ClassVar[torch.dtype]
+class Forward(ABC):
+    """A forward algorithm: what it makes of each eigenvalue.
+
+    An algorithm of one's own, a frozen dataclass, gives `title` and `values`, and of the rest what
+    is not as it is here.
+    """
+
+    least_dtype: ClassVar[torch.dtype] = torch.float64
     """The dtype to compute in at least, unless another is asked for."""
 
-    functions: ClassVar[frozenset[str] | None]
+    smooth: ClassVar[bool] = False
+    """Whether its value is as smooth at a zero eigenvalue as elsewhere.
+
+    If so, `cov_pool` treats small eigenvalues like any others: it decides no rank, sets none of
+    them to zero, expects a value at zero that need not be f(0), and computes all of it in float32
+    where the input is. If not, small eigenvalues are where rounding does the most harm, so that
+    `cov_pool` decomposes in float64 and sets those to zero that may be rounding errors."""
+
+    functions: ClassVar[frozenset[str] | None] = None
     """The names of the scalar functions, None being all, that it computes."""
 
     @property
+    @abstractmethod
     def title(self) -> str:
         """A few words for tables."""
-        ...
+
+    @abstractmethod
+    def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
+        """f(λ), (*, m)."""
 
     def differentiated_by(self, gradient: Gradient) -> bool:
         """Whether the gradient rule goes with it."""
-        ...
+        return True
 
     def kept_count(self, size: int) -> int:
         """How many eigenvalues of an n × n matrix it keeps, n = `size`."""
-        ...
+        return size
 
-    def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
-        """f(λ), (*, m)."""
-        ...
+    @property
+    def iteration(self) -> "Iteration | None":
+        """Itself where it works on the matrix, without its eigenvalues; else None."""
+        return None
+
+    def product_steps(self, dtype: torch.dtype) -> tuple[Steps, float] | None:
+        """The quintics of which its root consists in `dtype`, where matrix products are all of it.
+
+        Returns:
+            The steps, and the multiple of the trace that is added to every eigenvalue before them;
+            None for an algorithm that needs more than products.
+        """
+        return None
 
 
-class Iteration(Forward, Protocol):
+class Iteration(Forward):
     """A forward algorithm that works on the matrix itself, without its eigenvalues."""
 
-    iterated_channels: ClassVar[int]
+    iterated_channels: ClassVar[int] = 0
     """Channels up to which `cov_pool` works on the matrix on a CPU too, where a decomposition
     takes longer: measured for N = 2C and batches of 1 to 256 on 2 cores. 0: never."""
 
     through_steps: ClassVar[bool]
     """Whether autograd differentiates its steps, `iterate`; else the rule does, from `roots`."""
 
+    @property
+    def iteration(self) -> "Iteration":
+        return self
+
+    def differentiated_by(self, gradient: Gradient) -> bool:
+        return gradient == self
+
     def steps(self, dtype: torch.dtype) -> int | None:
         """How many steps it takes; None where it evaluates a formula."""
-        ...
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eigendecomposition:
+class Eigendecomposition(Forward):
     """f(λ) of every eigenvalue, to the last digits that the decomposition has."""
-
-    least_dtype: ClassVar[torch.dtype] = torch.float64
-    functions: ClassVar[frozenset[str] | None] = None
 
     @property
     def title(self) -> str:
         return "eigendecomposition"
-
-    def differentiated_by(self, gradient: Gradient) -> bool:
-        return True
-
-    def kept_count(self, size: int) -> int:
-        return size
 
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
         return function.value(eigenvalues)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RootIteration(ABC):
+class RootIteration(Iteration):
     """F = √s · r(A/s), s = ‖A‖ in the Frobenius norm, for a scalar function r on [0, 1]."""
 
-    functions: ClassVar[frozenset[str] | None]
-    """The names of the scalar functions, None being all, that it computes."""
-
-    least_dtype: ClassVar[torch.dtype]
-    """The dtype to compute in at least, unless another is asked for."""
-
-    iterated_channels: ClassVar[int] = 0
-    """See `Iteration`."""
-
     through_steps: ClassVar[bool] = False
-    """See `Iteration`."""
 
     accurate: ClassVar[bool]
     """See `ApproximateRoot`."""
-
-    @property
-    @abstractmethod
-    def title(self) -> str: ...
 
     @abstractmethod
     def least_root(self, dtype: torch.dtype) -> float:
@@ -128,24 +139,18 @@ class RootIteration(ABC):
         return 1 / self.scalar_root(x)
 
     def differentiated_by(self, gradient: Gradient) -> bool:
-        return isinstance(gradient, Lyapunov) and gradient.forward == self
-
-    def kept_count(self, size: int) -> int:
-        return size
+        return gradient.solved_at == self
 
     @abstractmethod
     def normalised_roots(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:
         """r(X) of symmetric matrices (*, n, n) with eigenvalues in [0, 1], and r(X)⁻¹ if asked."""
-
-    def steps(self, dtype: torch.dtype) -> int | None:
-        return None
 
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
         if eigenvalues.shape[-1] == 0:
             return eigenvalues
         norm = frobenius_norm(eigenvalues, (-1,))
         divisor = torch.where(norm == 0, 1, norm)
-        if function is INV_SQRT:
+        if function.inverse_of is not None:
             result = self.scalar_inverse(eigenvalues / divisor) * divisor.rsqrt()
         else:
             result = self.scalar_root(eigenvalues / divisor) * divisor.sqrt()
@@ -153,11 +158,10 @@ class RootIteration(ABC):
 
     def roots(self, matrix: Tensor, inverse: bool) -> tuple[Tensor, ...]:
         """F (*, n, n), √s (*, 1, 1) and, if asked, F⁻¹; without a gradient."""
-        with full_precision(matrix):
-            norm = frobenius_norm(matrix, (-2, -1))
-            zero = norm == 0
-            divisor = torch.where(zero, 1, norm)
-            root, reciprocal = self.normalised_roots(matrix / divisor, inverse)
+        norm = frobenius_norm(matrix, (-2, -1))
+        zero = norm == 0
+        divisor = torch.where(zero, 1, norm)
+        root, reciprocal = self.normalised_roots(matrix / divisor, inverse)
         result = torch.where(zero, 0, divisor.sqrt() * symmetric_part(root)), norm.sqrt()
         if reciprocal is None:
             return result

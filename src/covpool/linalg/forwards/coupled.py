@@ -10,13 +10,20 @@ from torch import Tensor
 
 from covpool.linalg.autograd.product import multiplication
 from covpool.linalg.checks import require_integer
-from covpool.linalg.forwards.base import RootIteration
+from covpool.linalg.forwards.base import Iteration, RootIteration, Steps
 from covpool.linalg.functions import INV_SQRT, SQRT, ScalarFunction
 from covpool.linalg.gradients.base import Gradient, Loewner
 from covpool.linalg.minimax_coefficients import SIGN_QUINTICS
 from covpool.linalg.sign import NEWTON_SCHULZ_STEP, sign_steps
 from covpool.linalg.spectrum import real_dtype, real_part
 from covpool.linalg.transforms import refuse_onnx
+
+RESOLVED_FLOAT32 = 3e-4
+"""The smallest singular value of the features, relative to their norm, that float32 resolves."""
+
+SHIFT_FLOAT32 = 3e-7
+"""In float32 rounding makes eigenvalues negative, at which the minimax iteration grows; this
+multiple of the trace, added to all, keeps them above zero."""
 
 
 def iterate_coupled(
@@ -88,7 +95,6 @@ class MinimaxNewtonSchulz(RootIteration):
     """κ: eigenvalues down to ‖A‖/κ are resolved."""
 
     functions: ClassVar[frozenset[str] | None] = frozenset({SQRT.name, INV_SQRT.name})
-    least_dtype: ClassVar[torch.dtype] = torch.float64
     accurate: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -108,6 +114,11 @@ class MinimaxNewtonSchulz(RootIteration):
 
     def steps(self, dtype: torch.dtype) -> int:
         return len(sign_steps(self.least_root(dtype), dtype))
+
+    def product_steps(self, dtype: torch.dtype) -> tuple[Steps, float]:
+        if real_dtype(dtype) == torch.float64:
+            return sign_steps(self.least_root(dtype), dtype), 0.0
+        return sign_steps(RESOLVED_FLOAT32, dtype), SHIFT_FLOAT32
 
     def scalar_root(self, x: Tensor) -> Tensor:
         return x * self.scalar_inverse(x)
@@ -147,7 +158,7 @@ class MinimaxNewtonSchulz(RootIteration):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewtonSchulz:
+class NewtonSchulz(Iteration, Gradient):
     """The coupled Newton-Schulz iteration for the square root and its inverse, and its gradient.
 
     With A = Σ/tr(Σ), Y₀ = A, Z₀ = I: T = (3I − Z Y)/2, Y ← Y T, Z ← T Z; the root is √tr(Σ) · Y
@@ -170,6 +181,7 @@ class NewtonSchulz:
     """Steps of the iteration; iSQRT-COV takes 5, SVD-Newton the gradient of 10."""
 
     least_dtype: ClassVar[torch.dtype] = torch.float32
+    smooth: ClassVar[bool] = True
 
     through_steps: ClassVar[bool] = True
     iterated_channels: ClassVar[int] = 24
@@ -179,15 +191,14 @@ class NewtonSchulz:
         require_integer("iterations", self.iterations, 1)
 
     @property
-    def exact(self) -> bool:
-        return False
-
-    @property
     def title(self) -> str:
         return "Newton-Schulz"
 
     def steps(self, dtype: torch.dtype) -> int:
         return self.iterations
+
+    def product_steps(self, dtype: torch.dtype) -> tuple[Steps, float]:
+        return [NEWTON_SCHULZ_STEP] * self.iterations, 0.0
 
     def iterate(self, matrix: Tensor, inverse: bool) -> Tensor:
         """F or F⁻¹ in matrix products, differentiable by autograd. (*, n, n) → (*, n, n)."""
@@ -203,12 +214,6 @@ class NewtonSchulz:
         norm = (trace * scale).sqrt()
         return torch.where(zero, 0, norm * y if z is None else z / norm)
 
-    def differentiated_by(self, gradient: Gradient) -> bool:
-        return gradient == self
-
-    def kept_count(self, size: int) -> int:
-        return size
-
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
         normalised, trace, zero = self._normalise(eigenvalues)
         # x z² is carried along: it becomes x z² t², with t = (3 − x z²)/2.
@@ -216,7 +221,7 @@ class NewtonSchulz:
         for _ in range(self.iterations):
             t = torch.rsub(square, 1.5, alpha=0.5)
             z, square = z.mul_(t), square.mul_(t).mul_(t)
-        if function is INV_SQRT:
+        if function.inverse_of is not None:
             return torch.where(zero, 0, trace.rsqrt() * z)
         return torch.where(zero, 0, trace.sqrt() * normalised * z)
 
@@ -225,7 +230,7 @@ class NewtonSchulz:
         value, divided_difference = self._divided_difference(function, normalised)
         slope = divided_difference.diagonal(dim1=-2, dim2=-1)
         scale = torch.where(zero, 0, trace.rsqrt())
-        if function is INV_SQRT:
+        if function.inverse_of is not None:
             # The range alone is where a decomposing forward pass puts a value, but the iteration's
             # own is (3/2)^iterations at zero, and this is its derivative.
             scale = scale / trace
@@ -240,7 +245,7 @@ class NewtonSchulz:
         s = x z² becomes s t², whose divided difference is S times tᵢtⱼ − (sᵢtᵢ + sⱼtⱼ)/2; that of
         z t is Z tⱼ − zᵢS/2. As f = x z has the square x s, f[xᵢ, xⱼ] = (sᵢ + xⱼS)/(fᵢ + fⱼ).
         """
-        inverse = function is INV_SQRT
+        inverse = function.inverse_of is not None
         s, z = x, torch.ones_like(x)
         of_s = torch.ones_like(x[..., :, None] * x[..., None, :])
         of_z = torch.zeros_like(of_s)

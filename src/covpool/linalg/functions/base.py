@@ -59,6 +59,13 @@ class ScalarFunction(ABC):
     rate: ClassVar["ScalarFunction | None"] = None
     """∂f/∂p for a function with a parameter p."""
 
+    is_rate: ClassVar[bool] = False
+    """Whether it is the `rate` of another function, whose second derivative its derivative is."""
+
+    solves_lyapunov: ClassVar[bool] = False
+    """Whether F F = A for F = f(A). A first derivative P then solves F P + P F = H, and second
+    ones come from differentiating that equation instead of from second divided differences."""
+
     inverse_of: ClassVar["ScalarFunction | None"] = None
     """The function g with f = 1/g, where an algorithm for g gives f too."""
 
@@ -132,13 +139,13 @@ class ScalarFunction(ABC):
         raise TypeError(f"{self.name} of a multiple of A does not follow from that of A")
 
     def equation(
-        self, matrix: Tensor, result: Tensor, projector: Tensor, scale: Tensor
+        self, matrix: Tensor, result: Tensor, projector: Callable[[], Tensor], scale: Tensor
     ) -> tuple[Tensor, Tensor] | None:
         """Two matrices that are equal where the result is f(A), None where none are defined.
 
         Args:
             matrix, result: (*, n, n), A and what was computed for f(A).
-            projector: (*, n, n), on the range of A.
+            projector: gives the projector (*, n, n) on the range of A, which some need.
             scale: (*, 1, 1), the size of A's entries: norms of A itself could overflow.
         """
         return None

@@ -50,12 +50,13 @@ class _Log(OnTheRange):
         return by_rank(no_a, no_b, no_c, full, rank_two, rank_one)
 
     def equation(
-        self, matrix: Tensor, result: Tensor, projector: Tensor, scale: Tensor
+        self, matrix: Tensor, result: Tensor, projector: Callable[[], Tensor], scale: Tensor
     ) -> tuple[Tensor, Tensor]:
         identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         # exp(Y − log(s) P) = A/s on the range, the identity beside it.
-        actual = torch.linalg.matrix_exp(result - scale.log() * projector)
-        return actual, matrix / scale + (identity - projector)
+        onto_range = projector()
+        actual = torch.linalg.matrix_exp(result - scale.log() * onto_range)
+        return actual, matrix / scale + (identity - onto_range)
 
 
 class _Entropy(OnTheRange):

@@ -50,7 +50,7 @@ class _Abs(_PiecewiseLinear):
         return x.sign()
 
     def equation(
-        self, matrix: Tensor, result: Tensor, projector: Tensor, scale: Tensor
+        self, matrix: Tensor, result: Tensor, projector: Callable[[], Tensor], scale: Tensor
     ) -> tuple[Tensor, Tensor]:
         actual, expected = result / scale, matrix / scale
         return actual @ actual, expected @ expected
@@ -93,9 +93,9 @@ class _Sign(_PiecewiseLinear):
         return torch.zeros_like(x)
 
     def equation(
-        self, matrix: Tensor, result: Tensor, projector: Tensor, scale: Tensor
+        self, matrix: Tensor, result: Tensor, projector: Callable[[], Tensor], scale: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return result @ result, projector
+        return result @ result, projector()
 
 
 class _ClampMinRateRate(WithParameter, _PiecewiseLinear):
@@ -103,6 +103,7 @@ class _ClampMinRateRate(WithParameter, _PiecewiseLinear):
 
     name = "clamp_min · rate²"
     parameter = "bound"
+    is_rate = True
 
     def value(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)

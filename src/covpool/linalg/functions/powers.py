@@ -27,6 +27,7 @@ from covpool.linalg.functions.differences import (
 class _Sqrt(OnTheRange):
     name = "sqrt"
     scales = True
+    solves_lyapunov = True
 
     def value(self, x: Tensor) -> Tensor:
         return torch.sqrt(x)
@@ -52,7 +53,7 @@ class _Sqrt(OnTheRange):
         return torch.where(no_a, 0, torch.where(no_b, 1 / u / a, regular))
 
     def equation(
-        self, matrix: Tensor, result: Tensor, projector: Tensor, scale: Tensor
+        self, matrix: Tensor, result: Tensor, projector: Callable[[], Tensor], scale: Tensor
     ) -> tuple[Tensor, Tensor]:
         root = result / scale.sqrt()
         return root @ root, matrix / scale
@@ -90,10 +91,10 @@ class _InvSqrt(OnTheRange):
         return by_rank(no_a, no_b, no_c, full, rank_two, rank_one)
 
     def equation(
-        self, matrix: Tensor, result: Tensor, projector: Tensor, scale: Tensor
+        self, matrix: Tensor, result: Tensor, projector: Callable[[], Tensor], scale: Tensor
     ) -> tuple[Tensor, Tensor]:
         root = result * scale.sqrt()
-        return root @ (matrix / scale) @ root, projector
+        return root @ (matrix / scale) @ root, projector()
 
 
 def _power(x: Tensor, p: Tensor, divisor: Tensor) -> Tensor:
@@ -117,6 +118,7 @@ class _PowerRateRate(WithParameter, OnTheRange):
 
     name = "power · log²"
     parameter = "exponent"
+    is_rate = True
 
     def value(self, x: Tensor) -> Tensor:
         zero, x = guarded(x)
@@ -131,6 +133,7 @@ class _PowerRate(WithParameter, OnTheRange):
 
     name = "power · log"
     parameter = "exponent"
+    is_rate = True
     rate = _PowerRateRate()
 
     def value(self, x: Tensor) -> Tensor:
@@ -248,9 +251,9 @@ class _Inverse(ScalarFunction):
         return by_triples(self, x)
 
     def equation(
-        self, matrix: Tensor, result: Tensor, projector: Tensor, scale: Tensor
+        self, matrix: Tensor, result: Tensor, projector: Callable[[], Tensor], scale: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return (matrix / scale) @ (result * scale), projector
+        return (matrix / scale) @ (result * scale), projector()
 
 
 INV_SQRT = _InvSqrt()

@@ -8,14 +8,15 @@ V are the eigenvectors of A (Daleckiĭ and Kreĭn, 1965). Arguments of every rul
     size: n of the n × n matrix; any eigenvalues that are not given (n > m) are zeros.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from covpool.linalg.functions import ON_COVARIANCES, ScalarFunction
-from covpool.linalg.gradients.kernels import Kernel
+from covpool.linalg.gradients.kernels import Kernel, LargestKernel
 
 
 class Loewner(NamedTuple):
@@ -30,31 +31,75 @@ class Loewner(NamedTuple):
     trace: Tensor | None = None
 
 
-class Gradient(Protocol):
-    """A gradient rule."""
+class Gradient(ABC):
+    """A gradient rule.
 
-    functions: ClassVar[frozenset[str] | None]
+    A rule of one's own, a frozen dataclass, gives `title` and `loewner`, and of the rest what is
+    not as it is here.
+    """
+
+    functions: ClassVar[frozenset[str] | None] = None
     """The names of the scalar functions, None being all, that it differentiates."""
 
     @property
     def exact(self) -> bool:
         """Whether it is the derivative of the forward pass, so that it has a derivative too."""
-        ...
+        return False
 
     @property
+    @abstractmethod
     def title(self) -> str:
         """A few words for tables."""
-        ...
 
+    @abstractmethod
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
         """The Loewner matrix of (*, m) eigenvalues, in tensors that the caller may write over."""
-        ...
+
+    @property
+    def solved_at(self) -> object | None:
+        """The iteration at whose root it solves an equation in matrix products, or None."""
+        return None
+
+    @property
+    def pair_kernel(self) -> Kernel | None:
+        """Its kernel K where that depends on two eigenvalues alone; None for other rules."""
+        return None
+
+    def kernel_magnitudes(self, eigenvalues: Tensor) -> Tensor | None:
+        """|Kᵢⱼ| for every pair of eigenvalues of covariances; None for a rule that has no K.
+
+        Args:
+            eigenvalues: (*, n), ascending, not negative.
+
+        Returns:
+            (*, n, n): the kernel with its overflow check or cap; of one that is not antisymmetric,
+            the larger of Kᵢⱼ and Kⱼᵢ. Zero for pairs that enter no gradient: the diagonal, two
+            zeros, and eigenvalues that the rule discards.
+        """
+        return None
+
+    def largest_kernel(self, floor: float, dtype: torch.dtype) -> LargestKernel | None:
+        """The largest |K| where the larger eigenvalue of a pair is at least `floor`, or None."""
+        return None
+
+    def kernel_limit(self, eigenvalues: Tensor, floor: float) -> float | None:
+        """The largest |K| possible on these spectra (*, n), ascending, from `floor` on, or None."""
+        largest = self.largest_kernel(floor, eigenvalues.dtype)
+        return None if largest is None else largest.bound
 
 
 def pairs(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
     """The larger eigenvalue of every pair, and its distance from the smaller."""
     row, column = eigenvalues[..., :, None], eigenvalues[..., None, :]
     return torch.maximum(row, column), (row - column).abs_()
+
+
+def entering(larger: Tensor) -> Tensor:
+    """Which pairs, given the larger eigenvalue of each, enter a gradient through a kernel: those of
+    two different eigenvectors of which one has an eigenvalue that is not zero."""
+    mask = larger > 0
+    mask.diagonal(dim1=-2, dim2=-1).fill_(False)
+    return mask
 
 
 def with_diagonal(diagonal_source: Tensor, off_diagonal: Tensor) -> Tensor:
@@ -64,7 +109,7 @@ def with_diagonal(diagonal_source: Tensor, off_diagonal: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DividedDifferences:
+class DividedDifferences(Gradient):
     """The exact gradient: L = f[λi, λj], finite at ties.
 
     At a singular matrix the square root has no derivative in directions that raise the rank. Pairs
@@ -72,8 +117,6 @@ class DividedDifferences:
     change that keeps the rank, which is what any change of the features behind a covariance of
     deficient rank does.
     """
-
-    functions: ClassVar[frozenset[str] | None] = None
 
     @property
     def exact(self) -> bool:
@@ -88,7 +131,7 @@ class DividedDifferences:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairwise:
+class Pairwise(Gradient):
     """The gradient through eigenvalues and eigenvectors, with a kernel K for the latter.
 
     The chain rule gives Lᵢⱼ = Kᵢⱼ f(λi) + Kⱼᵢ f(λj) off the diagonal, f′(λi) on it; for an
@@ -103,12 +146,20 @@ class Pairwise:
     kernel: Kernel
 
     @property
-    def exact(self) -> bool:
-        return False
-
-    @property
     def title(self) -> str:
         return self.kernel.title
+
+    @property
+    def pair_kernel(self) -> Kernel:
+        return self.kernel
+
+    def kernel_magnitudes(self, eigenvalues: Tensor) -> Tensor:
+        larger, gap = pairs(eigenvalues)
+        upper, lower = self.kernel.magnitudes(torch.where(larger > 0, larger, 1), gap)
+        return torch.where(entering(larger), torch.maximum(upper, lower), 0)
+
+    def largest_kernel(self, floor: float, dtype: torch.dtype) -> LargestKernel:
+        return self.kernel.largest(floor, dtype)
 
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
         larger, gap = pairs(eigenvalues)

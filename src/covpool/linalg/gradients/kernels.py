@@ -9,9 +9,10 @@ x itself, rounded, would not be.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from fractions import Fraction
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,12 +22,37 @@ from covpool.linalg.gradients.pade_coefficients import DENOMINATOR, NUMERATOR, S
 from covpool.linalg.tables import table
 
 
+class LargestKernel(NamedTuple):
+    """The largest |K| that can enter a gradient, eigenvalues below a floor counting as the floor.
+
+    form: the bound as a formula.
+    trigger: the condition under which it is reached, or None.
+    bound: its value; inf where there is none.
+    attained: the largest |K| that is computed for two eigenvalues near the floor.
+    """
+
+    form: str
+    trigger: str | None
+    bound: float
+    attained: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kernel(ABC):
-    """A finite stand-in for 1/(λi − λj)."""
+    """A finite stand-in for 1/(λi − λj).
+
+    A kernel of one's own gives `title`, `magnitudes` and `bound`. Everything else follows from
+    them, or has a default that is right without it.
+    """
 
     title: ClassVar[str]
     """A few words for tables."""
+
+    form: ClassVar[str | None] = None
+    """The bound as a formula, for tables; None: the title stands in its place."""
+
+    trigger: ClassVar[str | None] = None
+    """The condition under which the bound is reached, for tables."""
 
     exact_second_order: ClassVar[bool] = False
     """Whether the kernel's own derivative is that of the true eigenvectors' derivative."""
@@ -64,6 +90,23 @@ class Kernel(ABC):
     def bound(self, eigenvalue: float) -> float:
         """The largest |Kᵢⱼ| over all pairs whose larger eigenvalue is at least `eigenvalue`."""
 
+    def largest(self, floor: float, dtype: torch.dtype) -> LargestKernel:
+        """The bound for eigenvalues from `floor` on, and what is computed in `dtype` there."""
+        attained = self.attained(floor, dtype)
+        return LargestKernel(self.form or self.title, self.trigger, self.bound(floor), attained)
+
+    def attained(self, floor: float, dtype: torch.dtype) -> float:
+        """The largest |K| of two tied eigenvalues at `floor`, or where else K is largest."""
+        return self.matrix(torch.full((2,), floor, dtype=dtype)).abs().max().item()
+
+    def rational(self, ratio: Fraction) -> Fraction | None:
+        """K(1, x) for x below 1 in rational arithmetic, which is the formula without rounding.
+
+        Where the kernel is not antisymmetric it is that of the larger eigenvalue's vector. None
+        for a kernel whose formula is not written down.
+        """
+        return None
+
     def matrix(self, eigenvalues: Tensor) -> Tensor:
         """Kᵢⱼ for every pair of eigenvalues, with zero diagonal.
 
@@ -90,6 +133,9 @@ class Kernel(ABC):
         return torch.where(index[:, None] == index, 0, signed)
 
 
+_AT_THE_TIE = "λi = λj ≤ floor"
+
+
 def _reciprocal(gap: Tensor, at_tie: Tensor | float) -> Tensor:
     """1/gap, and `at_tie` where the gap is zero, with a derivative that is finite there."""
     tied = gap == 0
@@ -106,6 +152,8 @@ class Difference(Kernel):
     """
 
     title: ClassVar[str] = "1/(λi − λj)"
+    form: ClassVar[str | None] = "1/(λi − λj)"
+    trigger: ClassVar[str | None] = "λi = λj"
     exact_second_order: ClassVar[bool] = True
 
     def magnitudes(self, larger: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,6 +171,12 @@ class Difference(Kernel):
     def bound(self, eigenvalue: float) -> float:
         return float("inf")
 
+    def attained(self, floor: float, dtype: torch.dtype) -> float:
+        return float("inf")  # which the overflow check then replaces
+
+    def rational(self, ratio: Fraction) -> Fraction:
+        return 1 / (1 - ratio)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Truncated(Kernel):
@@ -133,6 +187,8 @@ class Truncated(Kernel):
     """
 
     title: ClassVar[str] = "1/(λi − λj), clipped"
+    form: ClassVar[str | None] = "T"
+    trigger: ClassVar[str | None] = "1/|λi − λj| ≥ T"
 
     limit: float = 1e10
     """T; the paper's 1e10."""
@@ -150,6 +206,9 @@ class Truncated(Kernel):
 
     def bound(self, eigenvalue: float) -> float:
         return self.limit
+
+    def rational(self, ratio: Fraction) -> Fraction:
+        return min(1 / (1 - ratio), Fraction(self.limit))
 
 
 def _geometric_sum(larger: Tensor, gap: Tensor, terms: int) -> Tensor:
@@ -179,6 +238,8 @@ class Taylor(Kernel):
     """
 
     title: ClassVar[str] = "Taylor polynomial"
+    form: ClassVar[str | None] = "(K + 1)/λi"
+    trigger: ClassVar[str | None] = _AT_THE_TIE
 
     degree: int = 100
     """K; the paper's 100."""
@@ -195,6 +256,9 @@ class Taylor(Kernel):
 
     def bound(self, eigenvalue: float) -> float:
         return (self.degree + 1) / eigenvalue
+
+    def rational(self, ratio: Fraction) -> Fraction:
+        return (1 - ratio ** (self.degree + 1)) / (1 - ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +277,8 @@ class Pade(Kernel):
     """
 
     title: ClassVar[str] = "Padé approximant"
+    form: ClassVar[str | None] = "|Σp/Σq|/λi"
+    trigger: ClassVar[str | None] = _AT_THE_TIE
 
     evaluation: Literal["closed-form", "coefficients"] = "closed-form"
 
@@ -226,8 +292,8 @@ class Pade(Kernel):
             kernel = torch.minimum(_reciprocal(gap, cap), cap)
         else:
             ratio = 1 - gap / larger
-            numerator, denominator = _horner(NUMERATOR, ratio), _horner(DENOMINATOR, ratio)
-            quotient = numerator / (denominator * larger)
+            numerator = _horner(NUMERATOR, ratio, float)
+            quotient = numerator / (_horner(DENOMINATOR, ratio, float) * larger)
             kernel = torch.where(quotient.isfinite(), quotient.clamp(-cap, cap), cap)
         return kernel, kernel
 
@@ -239,11 +305,17 @@ class Pade(Kernel):
     def bound(self, eigenvalue: float) -> float:
         return SUM_RATIO / eigenvalue
 
+    def rational(self, ratio: Fraction) -> Fraction:
+        if self.evaluation == "closed-form":
+            return min(1 / (1 - ratio), Fraction(SUM_RATIO))
+        return _horner(NUMERATOR, ratio, Fraction) / _horner(DENOMINATOR, ratio, Fraction)
 
-def _horner(coefficients: tuple[str, ...], x: Tensor) -> Tensor:
-    value = torch.zeros_like(x)
+
+def _horner(coefficients: tuple[str, ...], x: Any, number: Callable[[str], Any]) -> Any:
+    """The polynomial with these coefficients, lowest power first, of a tensor or a fraction."""
+    value = 0 * x
     for coefficient in reversed(coefficients):
-        value = value * x + float(coefficient)
+        value = value * x + number(coefficient)
     return value
 
 
@@ -262,6 +334,8 @@ class PowerIteration(Kernel):
     """
 
     title: ClassVar[str] = "power iteration"
+    form: ClassVar[str | None] = "steps/λi"
+    trigger: ClassVar[str | None] = _AT_THE_TIE
     antisymmetric: ClassVar[bool] = False
 
     steps: int = 20
@@ -287,6 +361,9 @@ class PowerIteration(Kernel):
     def bound(self, eigenvalue: float) -> float:
         return self.steps / eigenvalue
 
+    def rational(self, ratio: Fraction) -> Fraction:
+        return (1 - ratio**self.steps) / (1 - ratio)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lorentzian(Kernel):
@@ -303,6 +380,8 @@ class Lorentzian(Kernel):
     """
 
     title: ClassVar[str] = "Lorentzian"
+    form: ClassVar[str | None] = "1/(2 ε λi)"
+    trigger: ClassVar[str | None] = "λi − λj = ε λi, λi ≤ floor"
 
     epsilon: float = 1e-6
     """Width, as a share of the pair's larger eigenvalue."""
@@ -325,6 +404,14 @@ class Lorentzian(Kernel):
 
     def bound(self, eigenvalue: float) -> float:
         return 0.5 / self.epsilon / eigenvalue
+
+    def attained(self, floor: float, dtype: torch.dtype) -> float:
+        # At the tie it is zero; its largest value lies beside it.
+        pair = torch.tensor([floor - self.epsilon * floor, floor], dtype=dtype)
+        return self.matrix(pair).abs().max().item()
+
+    def rational(self, ratio: Fraction) -> Fraction:
+        return (1 - ratio) / ((1 - ratio) ** 2 + Fraction(self.epsilon) ** 2)
 
 
 KERNELS: Mapping[str, Kernel] = table(

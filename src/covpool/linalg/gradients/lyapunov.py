@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from covpool.linalg.functions import INV_SQRT, SQRT, ScalarFunction
-from covpool.linalg.gradients.base import Loewner
+from covpool.linalg.gradients.base import Gradient, Loewner
 from covpool.linalg.sign import sign_quotient, sign_steps
 from covpool.linalg.spectrum import frobenius_norm, symmetric_part
 
@@ -96,7 +96,7 @@ class ApproximateRoot(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lyapunov:
+class Lyapunov(Gradient):
     """P with F P + P F = G: the gradient of an exact root, at the F that `forward` gives."""
 
     forward: ApproximateRoot
@@ -112,6 +112,10 @@ class Lyapunov:
     def exact(self) -> bool:
         """Whether it is the derivative of the forward pass."""
         return self.forward.accurate
+
+    @property
+    def solved_at(self) -> ApproximateRoot:
+        return self.forward
 
     def solve(self, right: Tensor, root: Tensor, scale: Tensor) -> Tensor:
         """P of symmetric G and F, by matrix products; 0 where the scale √‖A‖ is."""
@@ -138,7 +142,7 @@ class Lyapunov:
         if self.forward.accurate:
             mean = mean * null_factor(signs)
         loewner = 0.5 * mean * divisor[..., None].rsqrt()
-        if function is INV_SQRT:
+        if function.inverse_of is not None:
             inverse = self.forward.scalar_inverse(eigenvalues / divisor) * divisor.rsqrt()
             loewner = -inverse[..., :, None] * inverse[..., None, :] * loewner
         return Loewner(torch.where(norm[..., None] == 0, 0, loewner))
