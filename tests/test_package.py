@@ -5,9 +5,11 @@ import doctest
 import importlib
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 import covpool
 
@@ -129,6 +131,32 @@ def test_linalg_has_no_circle():
         ready = {name for name, imported in modules.items() if imported <= done} - done
         assert ready, f"in a circle: {sorted(set(modules) - done)}"
         done |= ready
+
+
+@pytest.mark.parametrize("positions", [9, 40])
+def test_a_pooling_goes_straight_through_the_house(positions):
+    """How often a call goes to another file than the one before it."""
+    features = torch.randn(2, 20, positions, requires_grad=True)
+
+    def changes(function):
+        files: list[str] = []
+
+        def note(frame, event, argument):
+            if event == "call" and Path(frame.f_code.co_filename).is_relative_to(SOURCE):
+                files.append(frame.f_code.co_filename)
+
+        sys.setprofile(note)
+        try:
+            result = function()
+        finally:
+            sys.setprofile(None)
+        return result, sum(one != other for one, other in pairwise(files))
+
+    covpool.cov_pool(features).sum().backward()
+    pooled, forward = changes(lambda: covpool.cov_pool(features))
+    _, backward = changes(lambda: torch.autograd.grad(pooled.sum(), features))
+    assert forward <= 15
+    assert backward <= 8
 
 
 def test_the_report_reads_what_others_wrote():

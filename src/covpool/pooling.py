@@ -15,7 +15,7 @@ from covpool.linalg.functions import SQRT
 from covpool.linalg.methods import METHODS, Method, get_method, warn_of_float32
 from covpool.linalg.precision import full_precision, on_cpu, range_unit
 from covpool.linalg.products import root_in_products
-from covpool.linalg.spectrum import of_kind, symmetric_part
+from covpool.linalg.spectrum import symmetric_part
 from covpool.linalg.tables import choose
 from covpool.linalg.transforms import recorded
 
@@ -128,36 +128,30 @@ def cov_pool(
     row = get_method(method)
     warn_of_float32(row, compute_dtype, stacklevel=2)
     dtype = row.dtype(x.dtype, compute_dtype)
-    channels, positions = features.shape[-2:]
-    if positions == 1 and not torch.compiler.is_compiling():
+    if features.shape[-1] == 1 and not torch.compiler.is_compiling():
         warnings.warn(f"cov_pool gives zeros: {ONE_POSITION}", UserWarning, stacklevel=2)
+    iterates = row.iteration is not None and not works_on_gram(features)
     unit = range_unit(features, dtype, power=6, readable=readable)
     if unit is not None:
         features = features / unit
-    iteration = row.iteration
     if not readable and recorded() and (steps := row.forward.product_steps(dtype)) is not None:
         pooled = root_in_products(features.to(dtype), *steps)
     # By the matrix where that is quicker, which does not depend on the batch: a sample's result is
     # to depend on nothing but itself.
-    elif (
-        iteration is not None
-        and not works_on_gram(features)
-        and (channels <= iteration.iterated_channels or not on_cpu(features))
+    elif iterates and (
+        not (cpu := on_cpu(features)) or features.shape[-2] <= row.iteration.iterated_channels
     ):
-        pooled = _by_iteration(features, row, dtype, exactly=compute_dtype is not None)
+        # Few channels on a CPU: float64 halves the error for little. A GPU's may be 64 times as
+        # slow.
+        wide = cpu and compute_dtype is None
+        formed = torch.promote_types(dtype, torch.float64) if wide else dtype
+        with full_precision(features):
+            matrix = _covariance(features.to(formed)).to(dtype)
+            pooled = iterate(symmetric_part(matrix), SQRT, row)
     else:
         products = torch.promote_types(x.dtype, torch.float32) if compute_dtype is None else dtype
         pooled = covariance_function(features, Computation(SQRT, row, dtype, products, readable))[0]
     return (pooled if unit is None else pooled * unit).to(x.dtype)
-
-
-def _by_iteration(features: Tensor, method: Method, dtype: torch.dtype, *, exactly: bool) -> Tensor:
-    # Few channels on a CPU: float64 halves the error for little. A GPU's may be 64 times as slow.
-    wide = not exactly and on_cpu(features)
-    formed = of_kind(torch.float64, dtype) if wide else dtype
-    with full_precision(features):
-        matrix = _covariance(features.to(formed)).to(dtype)
-        return iterate(symmetric_part(matrix), SQRT, method)
 
 
 def triu_vector(matrix: Tensor) -> Tensor:
