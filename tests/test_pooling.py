@@ -303,6 +303,51 @@ def test_triangle_is_row_major_and_differentiable():
     assert torch.equal(gradient[0], torch.ones(3, 3).triu())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+@pytest.mark.parametrize("correction", [0, 1, 2])
+def test_the_covariance_is_torchs_with_every_correction(correction, dtype):
+    x = features(5, 7, dtype=dtype)
+    expected = torch.cov(x, correction=correction)
+    torch.testing.assert_close(covpool.covariance(x, correction=correction), expected)
+    x = x.to(torch.promote_types(dtype, torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: covpool.covariance(x, correction=correction), (x,))
+    # The squares of these leave the range on the way.
+    found = covpool.covariance(1e153 * x.detach(), correction=correction) / 1e306
+    torch.testing.assert_close(found, expected.to(x.dtype), rtol=1e-6, atol=1e-7)
+
+
+def test_a_correction_of_all_positions_is_refused():
+    for correction, positions in ((3, 3), (4, 3), (1, 1)):
+        message = (
+            f"correction {correction} needs more than {correction} positions, got {positions} in "
+            rf"shape \(2, {positions}\)"
+        )
+        with pytest.raises(ValueError, match=message):
+            covpool.covariance(features(2, positions), correction=correction)
+    for correction in (-1, 0.5, True):
+        message = f"correction must be a whole number of at least 0, got {correction}"
+        with pytest.raises(ValueError, match=message):
+            covpool.covariance(features(2, 3), correction=correction)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.complex128])
+def test_the_isometric_triangle_keeps_lengths_and_angles(dtype):
+    matrices = features(3, 5, 5, dtype=dtype)
+    matrices = matrices + matrices.mH
+    vectors = covpool.triu_vector(matrices, isometric=True)
+    assert vectors.dtype == dtype
+    rtol = 1e-2 if dtype == torch.bfloat16 else 1e-14
+    lengths, norms = vectors.norm(dim=-1), torch.linalg.matrix_norm(matrices.to(vectors.dtype))
+    torch.testing.assert_close(lengths, norms, rtol=rtol, atol=0)
+    product = (vectors[0].conj() * vectors[1]).sum().real
+    expected = (matrices[0].conj() * matrices[1]).sum().real
+    torch.testing.assert_close(product, expected, rtol=10 * rtol, atol=0)
+    plain = covpool.triu_vector(matrices)
+    row, column = torch.triu_indices(5, 5)
+    assert torch.equal(vectors[:, row == column], plain[:, row == column])
+    assert torch.equal(plain, covpool.triu_vector(matrices, isometric=False))
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("reduced", [None, 6])
 @pytest.mark.parametrize("vectorize", [True, False])
@@ -349,11 +394,30 @@ def test_layer_refuses_bad_numbers():
         covpool.CovPool2d(4.5)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("shape", [(4, 5, 6), (2, 7, 3, 3), (4, 5), (1, 2, 4, 3, 3)])
+@pytest.mark.parametrize("shape", [(5, 4, 6), (2, 7, 3, 3), (4, 5), (1, 2, 4, 3, 3)])
 def test_layer_refuses_other_shapes(shape):
     layer = covpool.CovPool2d(4, None)
-    with pytest.raises(ValueError, match=r"needs features \(B, 4, H, W\), got \("):
+    message = r"needs features \(B, 4, H, W\) or \(4, H, W\), got \("
+    with pytest.raises(ValueError, match=message):
         layer(torch.ones(shape))
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("reduced", [None, 3])
+def test_layer_takes_one_sample_as_torchs_own_poolings_do(reduced, vectorize):
+    """`nn.AdaptiveAvgPool2d` gives (C, 1, 1) of (C, H, W); batch norm alone wants a batch."""
+    layer = covpool.CovPool2d(4, reduced, vectorize=vectorize).double()
+    x = features(4, 5, 6).requires_grad_()
+    found, expected = layer(x), layer(x[None])[0]
+    size = layer.channels
+    assert found.shape == ((layer.out_features,) if vectorize else (size, size))
+    assert torch.equal(found, expected)
+    for one, other in zip(
+        torch.autograd.grad(found.sum(), x), torch.autograd.grad(expected.sum(), x), strict=True
+    ):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match=r"one position .*got features \(4, 1, 1\)"):
+        layer(x[:, :1, :1])
 
 
 @pytest.mark.parametrize("method", METHODS)

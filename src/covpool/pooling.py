@@ -1,5 +1,6 @@
 """Global covariance pooling: functions on feature maps, and the module."""
 
+import math
 import warnings
 
 import torch
@@ -15,7 +16,7 @@ from covpool.linalg.functions import SQRT
 from covpool.linalg.methods import METHODS, Method, get_method, warn_of_float32
 from covpool.linalg.precision import full_precision, on_cpu, range_unit
 from covpool.linalg.products import root_in_products
-from covpool.linalg.spectrum import symmetric_part
+from covpool.linalg.spectrum import real_dtype, symmetric_part
 from covpool.linalg.tables import choose
 from covpool.linalg.transforms import recorded
 
@@ -37,11 +38,13 @@ def check_pooling(name: str) -> str:
     return choose("pooling method", name, {pooling: pooling for pooling in POOLINGS})
 
 
-def covariance(x: Tensor) -> Tensor:
+def covariance(x: Tensor, *, correction: int = 0) -> Tensor:
     """The covariance Σ = Xc Xcᵀ / N over positions, Xc = X − mean; Xc Xcᴴ / N of complex features.
 
     Args:
         x: (*, C, H, W), or (*, C, N) where it has two or three dimensions.
+        correction: the sum is divided by N − `correction`, as `torch.cov` does, whose default is 1
+            (Bessel's correction, without bias). 0 here, as in `cov_pool`.
 
     Returns:
         (*, C, C) in the input's dtype, of rank at most N − 1, so zero of one position. In float32
@@ -49,22 +52,28 @@ def covariance(x: Tensor) -> Tensor:
         `cov_pool` choose.
 
     Raises:
-        ValueError: fewer than two dimensions, none of C or N, or not floating point, complex64
-            or complex128.
+        ValueError: fewer than two dimensions, none of C or N, not floating point, complex64 or
+            complex128, or a correction that is not whole, below 0, or not below N.
 
     Source: the maximum-likelihood estimate, as in MPN-COV (Li, Xie, Wang, Zuo, ICCV 2017).
     """
     features, readable = checks.features("covariance", x, check_finite=False)
+    require_integer("covariance: correction", correction, 0)
+    if features.shape[-1] <= correction:
+        raise ValueError(
+            f"covariance: correction {correction} needs more than {correction} positions, got "
+            f"{features.shape[-1]} in shape {tuple(x.shape)}; take a smaller correction"
+        )
     with full_precision(x):
         unit = range_unit(features, x.dtype, power=6, readable=readable)
         if unit is None:
-            return _covariance(features)
-        return _covariance(features / unit) * unit * unit
+            return _covariance(features, correction)
+        return _covariance(features / unit, correction) * unit * unit
 
 
-def _covariance(features: Tensor) -> Tensor:
+def _covariance(features: Tensor, correction: int = 0) -> Tensor:
     centred = features - features.mean(-1, keepdim=True)
-    return multiplication(centred)(centred, centred.mH) / features.shape[-1]
+    return multiplication(centred)(centred, centred.mH) / (features.shape[-1] - correction)
 
 
 def cov_pool(
@@ -154,11 +163,15 @@ def cov_pool(
     return (pooled if unit is None else pooled * unit).to(x.dtype)
 
 
-def triu_vector(matrix: Tensor) -> Tensor:
+def triu_vector(matrix: Tensor, *, isometric: bool = False) -> Tensor:
     """The upper triangle, diagonal included, row by row: (*, n, n) → (*, n(n+1)/2).
 
-    Off-diagonal entries are not scaled by √2, as in MPN-COV, so lengths are not preserved. The
-    layout's name is `VECTOR_LAYOUT`.
+    Args:
+        matrix: (*, n, n); what is below its diagonal is not read.
+        isometric: whether to multiply the entries off the diagonal by √2. Of symmetric and
+            Hermitian matrices, lengths are then Frobenius norms, and real parts of inner products
+            are kept, as distances in tangent spaces need. Off by default, as in MPN-COV and in the
+            layout that checkpoints of `CovPool2d` record, `VECTOR_LAYOUT`.
 
     Raises:
         TypeError: not a tensor.
@@ -172,7 +185,11 @@ def triu_vector(matrix: Tensor) -> Tensor:
     checks.square("triu_vector", matrix, complex_too=True)
     size = matrix.shape[-1]
     row, column = torch.triu_indices(size, size, device=matrix.device)
-    return matrix.flatten(-2).index_select(-1, row * size + column)
+    vector = matrix.flatten(-2).index_select(-1, row * size + column)
+    if not isometric:
+        return vector
+    weights = matrix.new_ones(row.shape, dtype=real_dtype(matrix.dtype))
+    return vector * weights.masked_fill_(row != column, math.sqrt(2))
 
 
 def channel_reduction(channels: int, reduced_channels: int | None) -> nn.Module:
@@ -184,24 +201,37 @@ def channel_reduction(channels: int, reduced_channels: int | None) -> nn.Module:
     return nn.Sequential(convolution, nn.BatchNorm2d(reduced_channels), nn.ReLU(inplace=True))
 
 
-def _checked_map(x: Tensor, channels: int) -> Tensor:
-    """A feature map as it is, or a ValueError where it has no covariance to pool."""
+def _as_batch(x: Tensor, channels: int) -> Tensor:
+    """Feature maps (B, C, H, W), one of a single map, or a ValueError where there is no covariance.
+
+    Batch norm takes no map without a batch, and `cov_pool` would read (C, H, W) as C samples.
+    """
     checks.tensor("CovPool2d", x)
-    if x.ndim != 4 or x.shape[1] != channels:
-        raise ValueError(f"CovPool2d needs features (B, {channels}, H, W), got {tuple(x.shape)}")
+    if x.ndim not in (3, 4) or x.shape[-3] != channels:
+        raise ValueError(
+            f"CovPool2d needs features (B, {channels}, H, W) or ({channels}, H, W), got "
+            f"{tuple(x.shape)}"
+        )
     checks.floating("CovPool2d", x)
-    if x.shape[2] * x.shape[3] == 1:
+    if x.shape[-2] * x.shape[-1] == 1:
         raise ValueError(f"CovPool2d: {ONE_POSITION}; got features {tuple(x.shape)}")
-    return x
+    return x if x.ndim == 4 else x.unsqueeze(0)
+
+
+def _batched_as(pooled: Tensor, x: Tensor) -> Tensor:
+    """The result without a batch where the feature map x had none."""
+    return pooled if x.ndim == 4 else pooled.squeeze(0)
 
 
 # What decides by shapes and values is one call in a graph of torch.fx.
-for _function in (_checked_map, cov_pool, triu_vector):
+for _function in (_as_batch, _batched_as, cov_pool, triu_vector):
     torch.fx.wrap(_function)
 
 
 class CovPool2d(nn.Module):
     """Global covariance pooling as a layer: (B, C, H, W) → (B, `out_features`).
+
+    One sample (C, H, W) gives (`out_features`,), as with PyTorch's own pooling layers.
 
     1×1 convolution, batch norm and ReLU to `reduced_channels`, then `cov_pool`, then the upper
     triangle as a vector. A method has no parameters: assign `method` at any time, as the hybrid
@@ -212,14 +242,15 @@ class CovPool2d(nn.Module):
         reduced_channels: channels that are pooled; None pools the input's own. The paper's 256
             gives a vector of 32,896.
         method: as for `matrix_sqrt`; its ties and rank deficiency hold here too.
-        vectorize: False gives the matrix (B, r, r) instead of its upper triangle.
+        vectorize: False gives the matrix (B, r, r), or (r, r) of one sample, instead of its upper
+            triangle.
         compute_dtype: as for `cov_pool`.
         check_finite: as for `cov_pool`.
 
     Raises:
         ValueError: a number of channels that is not whole or below 1, an unknown method; in
-            `forward`, another shape than (B, in_channels, H, W), one position alone (a 1×1 map),
-            and as `cov_pool`.
+            `forward`, another shape than (B, in_channels, H, W) and (in_channels, H, W), one
+            position alone (a 1×1 map), and as `cov_pool`.
 
     Source: Li, Xie, Wang, Zuo, "Is second-order information helpful for large-scale visual
     recognition?", ICCV 2017.
@@ -264,12 +295,12 @@ class CovPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = cov_pool(
-            self.reduction(_checked_map(x, self.in_channels)),
+            self.reduction(_as_batch(x, self.in_channels)),
             self._method,
             compute_dtype=self.compute_dtype,
             check_finite=self.check_finite,
         )
-        return triu_vector(pooled) if self.vectorize else pooled
+        return _batched_as(triu_vector(pooled) if self.vectorize else pooled, x)
 
     def extra_repr(self) -> str:
         constants = "".join(f", {name}={value}" for name, value in self._method.constants.items())
