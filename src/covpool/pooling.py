@@ -11,7 +11,7 @@ from covpool.linalg.autograd.pooled import covariance_function
 from covpool.linalg.autograd.product import multiplication
 from covpool.linalg.autograd.root import iterate
 from covpool.linalg.checks import require_integer
-from covpool.linalg.covariance import Computation, works_on_gram
+from covpool.linalg.covariance import Computation, plainly_centred, works_on_gram
 from covpool.linalg.functions import SQRT
 from covpool.linalg.methods import METHODS, Method, get_method, warn_of_float32
 from covpool.linalg.precision import full_precision, on_cpu, range_unit
@@ -72,7 +72,7 @@ def covariance(x: Tensor, *, correction: int = 0) -> Tensor:
 
 
 def _covariance(features: Tensor, correction: int = 0) -> Tensor:
-    centred = features - features.mean(-1, keepdim=True)
+    centred = plainly_centred(features)
     return multiplication(centred)(centred, centred.mH) / (features.shape[-1] - correction)
 
 
@@ -139,7 +139,9 @@ def cov_pool(
     dtype = row.dtype(x.dtype, compute_dtype)
     if features.shape[-1] == 1 and not torch.compiler.is_compiling():
         warnings.warn(f"cov_pool gives zeros: {ONE_POSITION}", UserWarning, stacklevel=2)
-    iterates = row.iteration is not None and not works_on_gram(features)
+    iteration = row.iteration
+    if iteration is not None and works_on_gram(features):
+        iteration = None
     unit = range_unit(features, dtype, power=6, readable=readable)
     if unit is not None:
         features = features / unit
@@ -147,8 +149,8 @@ def cov_pool(
         pooled = root_in_products(features.to(dtype), *steps)
     # By the matrix where that is quicker, which does not depend on the batch: a sample's result is
     # to depend on nothing but itself.
-    elif iterates and (
-        not (cpu := on_cpu(features)) or features.shape[-2] <= row.iteration.iterated_channels
+    elif iteration is not None and (
+        not (cpu := on_cpu(features)) or features.shape[-2] <= iteration.iterated_channels
     ):
         # Few channels on a CPU: float64 halves the error for little. A GPU's may be 64 times as
         # slow.

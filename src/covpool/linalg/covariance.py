@@ -92,6 +92,11 @@ def centre(features: Tensor, dtype: torch.dtype) -> Tensor:
     return centred.sub_(centred.mean(-1, keepdim=True))
 
 
+def plainly_centred(features: Tensor) -> Tensor:
+    """X − mean in the features' dtype, in operations that autograd and exporters take."""
+    return features - features.mean(-1, keepdim=True)
+
+
 def _covariance(centred: Tensor) -> Tensor:
     """Xc Xcᵀ/N, symmetric to the last digit, as the decomposition reads one triangle alone.
 

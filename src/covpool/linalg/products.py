@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from covpool.linalg.covariance import works_on_gram
+from covpool.linalg.covariance import plainly_centred, works_on_gram
 from covpool.linalg.forwards.base import Steps
 from covpool.linalg.forwards.coupled import iterate_coupled
 from covpool.linalg.spectrum import real_part
@@ -19,7 +19,7 @@ from covpool.linalg.spectrum import real_part
 
 def root_in_products(features: Tensor, steps: Steps, shift: float = 0.0) -> Tensor:
     """The square root of the covariance of features, in their dtype: (*, C, N) → (*, C, C)."""
-    centred = features - features.mean(-1, keepdim=True)
+    centred = plainly_centred(features)
     on_gram = works_on_gram(features)
     gram = centred.mH @ centred if on_gram else centred @ centred.mH
     # The sum of squares is the trace. Where it is 0, so are the features.

@@ -8,7 +8,7 @@ from torch.autograd import Function
 
 from covpool.linalg.autograd.modes import in_both_modes, save
 from covpool.linalg.forwards.base import RootIteration
-from covpool.linalg.functions import INV_SQRT, ScalarFunction
+from covpool.linalg.functions import ScalarFunction
 from covpool.linalg.gradients.lyapunov import Lyapunov
 from covpool.linalg.methods import Method
 from covpool.linalg.spectrum import name_samples, symmetric_part
@@ -18,7 +18,7 @@ from covpool.linalg.transforms import unreadable
 def iterate(matrix: Tensor, function: ScalarFunction, method: Method) -> Tensor:
     """f(A) by the method's own matrix products, with its gradient. (*, n, n) → (*, n, n)."""
     forward = method.iteration
-    inverse = function is INV_SQRT
+    inverse = function.inverse_of is not None
     if forward.through_steps:
         return forward.iterate(matrix, inverse)
     result = _iterative_root(matrix, forward, method.gradient, method.name, inverse)

@@ -112,7 +112,11 @@ class ScalarFunction(ABC):
 
     def confluent_difference(self, x: Tensor, y: Tensor) -> Tensor:
         """f[x, x, y] = (f′(x) − f[x, y]) / (x − y) for x and y in any order; f″(x)/2 at a tie."""
-        raise RuntimeError(THIRD_DERIVATIVE)
+        if self.is_rate:
+            raise RuntimeError(THIRD_DERIVATIVE)
+        raise RuntimeError(
+            f"{self.name} has no second derivative: it does not say its confluent_difference"
+        )
 
     def second_divided_difference(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         """f[a, b, c] = (f[a, b] − f[b, c]) / (a − c) for a ≥ b ≥ c."""
