@@ -230,6 +230,19 @@ def test_the_ways_of_a_gpu_give_the_same_on_a_cpu(name, shape, monkeypatch, note
             assert note_error(f"as on a GPU, {dtype}", name, error) <= bound
 
 
+@pytest.mark.parametrize("positions", [7, 20])
+def test_batched_gradients_of_features_that_are_shared_out(positions, monkeypatch):
+    """torch hands tensors with a hidden dimension to the backward pass, which no thread takes."""
+    monkeypatch.setattr("covpool.linalg.covariance.SHARED_ELEMENTS", 1)
+    x = features(3, 6, positions).requires_grad_()
+    pooled = covpool.cov_pool(x)
+    gradients = features(4, *pooled.shape)
+    (batched,) = torch.autograd.grad(pooled, x, gradients, True, is_grads_batched=True)
+    for one, gradient in zip(batched, gradients, strict=True):
+        (alone,) = torch.autograd.grad(pooled, x, gradient, retain_graph=True)
+        assert relative_error(one, alone) <= 1e-12
+
+
 ITERATED = [n for n, row in METHODS.items() if getattr(row.forward, "iterated_channels", 0)]
 
 

@@ -126,10 +126,14 @@ def by_samples(
 ) -> tuple[Tensor, ...]:
     """`function(features, *others, computation=computation)`, by shares where that is quicker."""
     compute = partial(function, computation=computation)
-    elements = sum([tensor.numel() for tensor in (features, *others)])
-    if elements < SHARED_ELEMENTS or not on_cpu(features) or unreadable(features):
-        return compute(features, *others)
-    return by_shares(compute, (features, *others), dtype=computation.decomposition_dtype)
+    tensors = features, *others
+    # A graph must not depend on the size.
+    large = not torch.compiler.is_compiling() and (
+        sum([tensor.numel() for tensor in tensors]) >= SHARED_ELEMENTS
+    )
+    if not large or not on_cpu(features) or any(unreadable(tensor) for tensor in tensors):
+        return compute(*tensors)
+    return by_shares(compute, tensors, dtype=computation.decomposition_dtype)
 
 
 def value(features: Tensor, computation: Computation) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -62,6 +62,11 @@ def transformed(tensor: Tensor) -> bool:
     return wrapped(tensor)
 
 
+# What torch.autograd.grad(is_grads_batched=True) and functional.jacobian(vectorize=True) hand to
+# backward passes; torch has no public test for it (2.11 to 2.15).
+_batched_gradient = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def unreadable(tensor: Tensor) -> bool:
     """Whether there are no values to look at."""
     return (
@@ -70,4 +75,5 @@ def unreadable(tensor: Tensor) -> bool:
         or tensor.is_meta
         or isinstance(tensor, FakeTensor)
         or transformed(tensor)
+        or _batched_gradient(tensor)
     )
