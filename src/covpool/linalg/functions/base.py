@@ -49,14 +49,14 @@ class ScalarFunction(ABC):
     """Whether an eigenvalue near zero is like any other. If not, those that may be zero but for
     rounding are set to it: a kink, a jump or a pole there must not depend on the rounding."""
 
-    scales: ClassVar[bool] = False
+    scales: bool = False
     """Whether f(u A) follows from f(A), by `rescale`: a matrix whose powers leave the range of its
     dtype is then divided by a number first."""
 
-    parameter: ClassVar[str | None] = None
+    parameter: str | None = None
     """What its parameter is called, which `bind` gives it, or None."""
 
-    rate: ClassVar["ScalarFunction | None"] = None
+    rate: "ScalarFunction | None" = None
     """∂f/∂p for a function with a parameter p."""
 
     inverse_of: ClassVar["ScalarFunction | None"] = None
@@ -67,6 +67,12 @@ class ScalarFunction(ABC):
         if parameter is not None:
             raise TypeError(f"{self.name} has no parameter, got {parameter!r}")
         return self
+
+    def prepare(
+        self, parameter: Tensor | None, eigenvalues: Tensor
+    ) -> tuple["ScalarFunction", Tensor]:
+        """The function with its parameter, and the eigenvalues (*, m) that it is taken of."""
+        return self.bind(parameter), eigenvalues
 
     def canonical(self, parameter: Tensor | None) -> tuple["ScalarFunction", Tensor | None]:
         """The same function as one whose `rate` is known, and its parameter, differentiably."""
