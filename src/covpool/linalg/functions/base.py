@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.fx import Node, Tracer
 
 from covpool.linalg.functions.differences import guarded, mix
 from covpool.linalg.spectrum import rank_tolerance
@@ -148,6 +149,18 @@ class ScalarFunction(ABC):
             scale: (*, 1, 1), the size of A's entries: norms of A itself could overflow.
         """
         return None
+
+    def __fx_create_arg__(self, tracer: Tracer) -> Node:
+        """Itself in a graph of torch.fx: an attribute of the module that is traced.
+
+        torch keeps its own constants so, those that cannot be written out as code.
+        """
+        held = (name for name, value in vars(tracer.root).items() if value is self)
+        name = next(held, None)
+        if name is None:
+            name = tracer.get_fresh_qualname("_scalar_function")
+            setattr(tracer.root, name, self)
+        return tracer.create_node("get_attr", name, (), {})
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
