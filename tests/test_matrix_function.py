@@ -380,3 +380,22 @@ def test_several_functions_of_no_matrices():
     for shape in ((0, 3, 3), (2, 0, 0)):
         found = covpool.matrix_function(torch.ones(shape), ("sqrt", "log"))
         assert [tuple(result.shape) for result in found] == [shape, shape]
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 0), (0, 3, 3), (0, 0)])
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_of_no_matrices_get_a_gradient_of_zero(name, shape):
+    """As torch gives it: a loss of nothing depends on everything, and not at all."""
+    matrix = torch.ones(shape).requires_grad_()
+    for size in ((), shape[:-2], (1, 1)):
+        parameter = torch.full(size, PARAMETERS[name], dtype=torch.float64, requires_grad=True)
+        found = covpool.matrix_function(matrix, name, parameter=parameter)
+        assert (found.shape, found.dtype) == (shape, torch.float32)
+        gradients = torch.autograd.grad(found.sum(), (matrix, parameter))
+        for gradient, leaf in zip(gradients, (matrix, parameter), strict=True):
+            assert torch.equal(gradient, torch.zeros_like(leaf))
+        speed = torch.ones_like(parameter)
+        tangent = torch.func.jvp(
+            lambda p: covpool.matrix_function(matrix, name, parameter=p), (parameter,), (speed,)
+        )[1]
+        assert tangent.shape == shape

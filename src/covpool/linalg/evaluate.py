@@ -118,7 +118,13 @@ def evaluate(
             raise ValueError(
                 f"{caller}: matrices of size 0 have no diagnostics, got {tuple(matrix.shape)}"
             )
-        return [matrix.clone() for _ in functions]
+        # Of no entries, but they depend on the parameter: its gradient is zero, not missing.
+        return [
+            matrix * value.to(matrix)[..., None, None]
+            if isinstance(value, Tensor)
+            else matrix.clone()
+            for value in parameters
+        ]
     warn_of_float32(row, compute_dtype, stacklevel=3)
     dtype = working_dtype(matrix.dtype, row, compute_dtype)
     with full_precision(matrix):
