@@ -1,6 +1,8 @@
 """A user's own network with the package's layers, through PyTorch's exporters and tracers."""
 
+import copy
 import io
+import pickle
 
 import numpy as np
 import onnxruntime
@@ -167,6 +169,27 @@ def test_matrix_functions_in_graphs_of_torch_fx():
     assert torch.equal(graph(matrix), layer(matrix))
     graph(matrix).sum().backward()
     assert layer.exponent.grad is not None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.sin,
+        covpool.Elementwise(torch.tanh, domain="real"),
+        nn.PReLU(dtype=torch.float64),
+        "abs",
+    ],
+    ids=["torch's", "elementwise", "module", "named"],
+)
+def test_functions_of_ones_own_in_graphs_of_torch_fx(function):
+    """The graph keeps the function itself, as it does its other constants."""
+    layer = covpool.MatrixFunction(function, floor=torch.tensor(0.5))
+    graphs = [torch.fx.symbolic_trace(root) for root in (nn.Sequential(layer, layer), layer)]
+    matrix = with_spectrum(np.array([-1.0, 0.3, 0.7, 0.9])).float()
+    for graph, expected in zip(graphs, (layer(layer(matrix)), layer(matrix)), strict=True):
+        for twin in (graph, copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
+            assert torch.equal(twin(matrix), expected)
+            assert torch.equal(torch.fx.symbolic_trace(twin)(matrix), expected)
 
 
 @pytest.mark.parametrize(

@@ -247,3 +247,155 @@ def test_gross_asymmetry_is_refused(dtype):
         covpool.matrix_exp(batch)
     with pytest.raises(ValueError, match="not symmetric"):
         covpool.matrix_exp(torch.eye(6, dtype=dtype) + 0.06 * torch.ones(6, 6).triu(1).to(dtype))
+
+
+PAIRS = [("sqrt", "inv_sqrt"), ("log", "exp"), ("power", "inverse", "power")]
+
+
+def parameters_of(functions):
+    return tuple(
+        (0.3, -0.7)[index > 0] if name == "power" else None for index, name in enumerate(functions)
+    )
+
+
+@pytest.mark.parametrize("functions", PAIRS)
+def test_several_functions_of_one_decomposition(functions, monkeypatch):
+    matrix = torch.stack([with_spectrum(POSITIVE, seed) for seed in range(3)])
+    parameters = parameters_of(functions)
+    expected = tuple(
+        covpool.matrix_function(matrix, name, parameter=parameter)
+        for name, parameter in zip(functions, parameters, strict=True)
+    )
+    calls = []
+    solve = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda *a, **k: calls.append(a) or solve(*a, **k))
+    found = covpool.matrix_function(matrix, functions, parameter=parameters)
+    assert len(calls) == 1
+    assert isinstance(found, tuple)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    listed, infos = covpool.matrix_function(
+        matrix, list(functions), parameter=list(parameters), return_info=True
+    )
+    assert [torch.equal(one, other) for one, other in zip(listed, expected, strict=True)]
+    for name, parameter, info in zip(functions, parameters, infos, strict=True):
+        alone = covpool.matrix_function(matrix, name, parameter=parameter, return_info=True)[1]
+        assert torch.equal(info.condition_number, alone.condition_number)
+        assert (info.residual is None) == (alone.residual is None)
+
+
+@pytest.mark.parametrize("functions", PAIRS)
+def test_derivatives_of_several_functions(functions):
+    basis = torch.from_numpy(scipy.linalg.hadamard(4) / 2.0)
+    matrix = (basis * torch.tensor([0.5, 0.5, 2, 2], dtype=torch.float64)) @ basis.T
+    matrix.requires_grad_()
+    parameters = parameters_of(functions)
+
+    def results(a):
+        return covpool.matrix_function((a + a.mT) / 2, functions, parameter=parameters)
+
+    def loss(a):
+        first, second, *_ = results(a)
+        return (first @ second @ first).sum() + sum(r.pow(3).sum() for r in results(a))
+
+    assert torch.autograd.gradcheck(results, matrix, check_forward_ad=True)
+    assert torch.autograd.gradcheck(loss, matrix)
+    assert torch.autograd.gradgradcheck(loss, matrix)
+
+
+@pytest.mark.parametrize("method", [n for n, r in METHODS.items() if r.supports("inv_sqrt")])
+def test_the_root_and_its_inverse_of_every_method(method, monkeypatch):
+    """One decomposition or one iteration, each result and gradient as alone."""
+    matrix = torch.stack([with_spectrum(POSITIVE, seed) for seed in range(2)]).requires_grad_()
+    weights = torch.randn(2, 2, 6, 6, dtype=torch.float64, generator=torch.manual_seed(0))
+    alone = [covpool.matrix_sqrt(matrix, method), covpool.matrix_inv_sqrt(matrix, method)]
+    expected = torch.autograd.grad(
+        sum((w * r).sum() for w, r in zip(weights, alone, strict=True)), matrix
+    )[0]
+    row = METHODS[method]
+    if row.iteration is not None:
+        calls = []
+        step = "iterate" if row.iteration.through_steps else "normalised_roots"
+        kept = getattr(type(row.iteration), step)
+        monkeypatch.setattr(type(row.iteration), step, lambda *a: calls.append(a) or kept(*a))
+    pair = covpool.matrix_function(matrix, ("sqrt", "inv_sqrt"), method)
+    if row.iteration is not None:
+        assert len(calls) == 1
+    for one, other in zip(pair, alone, strict=True):
+        assert torch.equal(one, other)
+    found = torch.autograd.grad(
+        sum((w * r).sum() for w, r in zip(weights, pair, strict=True)), matrix
+    )[0]
+    assert relative_error(found, expected) <= 1e-12
+
+
+def test_several_functions_are_refused_as_each_of_them_is():
+    indefinite, singular = with_spectrum(INDEFINITE), with_spectrum(np.array([0.0, 1, 2]))
+    with pytest.raises(ValueError, match="not positive semi-definite"):
+        covpool.matrix_function(indefinite, ("abs", "sqrt"))
+    for method in ("exact", "newton-schulz-minimax"):
+        with pytest.raises(ValueError, match="matrix singular"):
+            covpool.matrix_function(singular, ("sqrt", "inv_sqrt"), method)
+    with pytest.raises(ValueError, match="'svd-pade' does not offer 'exp'"):
+        covpool.matrix_function(singular, ("sqrt", "exp"), "svd-pade")
+    for parameter in (0.5, torch.ones(2), (0.5,), (0.5, None, None)):
+        with pytest.raises(ValueError, match="one parameter for each of the 2 functions, None for"):
+            covpool.matrix_function(singular, ("power", "log"), parameter=parameter)
+    with pytest.raises(ValueError, match="the exponent must be a number or a tensor, got None"):
+        covpool.matrix_function(singular, ("power", "sqrt"))
+    with pytest.raises(ValueError, match=r"function 'sqrt' has no parameter, got 0.5"):
+        covpool.matrix_function(singular, ("power", "sqrt"), parameter=(0.5, 0.5))
+    with pytest.raises(ValueError, match=r"at least one function, got \(\)"):
+        covpool.matrix_function(singular, ())
+
+
+def test_several_functions_under_transforms():
+    batch = torch.stack([with_spectrum(POSITIVE, seed) for seed in range(2)])
+
+    def loss(a):
+        root, inverse = covpool.matrix_function(a, ("sqrt", "inv_sqrt"))
+        return (root @ inverse.pow(3)).sum()
+
+    leaf = batch.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(batch), expected)
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    (found,) = torch.autograd.grad(compiled(leaf), leaf)
+    torch.testing.assert_close(found, expected)
+
+
+def test_functions_that_scale_and_others_share_a_decomposition_beyond_the_range():
+    """The root's is done in a unit, in which the positive part's bound would be another."""
+    matrix = 1e200 * with_spectrum(POSITIVE)
+    root, clamped = covpool.matrix_function(
+        matrix, ("sqrt", "clamp_min"), parameter=(None, 0.6e200)
+    )
+    assert relative_error(root / 1e100, covpool.matrix_sqrt(matrix / 1e200)) <= 1e-14
+    expected = covpool.matrix_function(matrix, "clamp_min", parameter=0.6e200)
+    assert relative_error(clamped / 1e200, expected / 1e200) <= 1e-14
+
+
+def test_several_functions_of_no_matrices():
+    for shape in ((0, 3, 3), (2, 0, 0)):
+        found = covpool.matrix_function(torch.ones(shape), ("sqrt", "log"))
+        assert [tuple(result.shape) for result in found] == [shape, shape]
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 0), (0, 3, 3), (0, 0)])
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_of_no_matrices_get_a_gradient_of_zero(name, shape):
+    """As torch gives it: a loss of nothing depends on everything, and not at all."""
+    matrix = torch.ones(shape).requires_grad_()
+    for size in ((), shape[:-2], (1, 1)):
+        parameter = torch.full(size, PARAMETERS[name], dtype=torch.float64, requires_grad=True)
+        found = covpool.matrix_function(matrix, name, parameter=parameter)
+        assert (found.shape, found.dtype) == (shape, torch.float32)
+        gradients = torch.autograd.grad(found.sum(), (matrix, parameter))
+        for gradient, leaf in zip(gradients, (matrix, parameter), strict=True):
+            assert torch.equal(gradient, torch.zeros_like(leaf))
+        speed = torch.ones_like(parameter)
+        tangent = torch.func.jvp(
+            lambda p: covpool.matrix_function(matrix, name, parameter=p), (parameter,), (speed,)
+        )[1]
+        assert tangent.shape == shape

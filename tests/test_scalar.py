@@ -17,7 +17,7 @@ import torch
 from mpmath import mpf
 
 from covpool.linalg.elementwise import Elementwise
-from covpool.linalg.functions import FUNCTIONS, POWER, Domain, ScalarFunction
+from covpool.linalg.functions import FUNCTIONS, POWER, Domain, Floored, ScalarFunction
 
 GAPS = [0, 3e-16, 1e-15, 1e-14, 1e-12, 1e-9, 1e-6, 1e-3, 0.01, 0.03, 0.0313, 0.05, 0.1, 0.15, 0.2]
 GAPS += [0.25, 0.3, 0.4, 0.49, 0.51, 0.6, 0.7, 0.8, 0.9, 0.999, 1 - 1e-6, 1 - 1e-12]
@@ -41,6 +41,8 @@ class Case:
     second_size: Callable | None = None
     saturates: bool = False
     """Whether f is constant to e^(−|λ|), which takes as many digits more."""
+    floor: float = -math.inf
+    """Up to which number f is constant: second differences are exactly zero there."""
 
 
 def variation(f, zeros, start, end):
@@ -151,6 +153,44 @@ CASES |= {
 CASES |= {
     f"clamp_min {p}": parametrised("clamp_min", p, lambda x, p=p: max(x, mpf(p)))
     for p in (0.002, -0.25)
+}
+
+
+def floored(function, floor, oracle, **conditions):
+    """f(max(x, floor)); second differences have a zero, and errors are relative to their terms."""
+
+    def terms(points):
+        points = sorted(points, reverse=True)
+        clamped = [max(x, mpf(floor)) for x in points]
+        a, b, c = clamped
+        if a == b:
+            return mpf(0)
+        first = (oracle(a) - oracle(b)) / (a - b) * difference(clamped, points)
+        if b == c:
+            return abs(first)
+        slopes = (b - c) / (points[1] - points[2]) * (a - c) / (points[0] - points[2])
+        return abs(first) + abs(difference([oracle(x) for x in clamped], clamped) * slopes)
+
+    return Case(
+        Floored(function, torch.tensor(floor, dtype=torch.float64)),
+        lambda x: oracle(max(x, mpf(floor))),
+        second_size=terms,
+        floor=floor,
+        **conditions,
+    )
+
+
+CASES |= {
+    "log, floor 0.002": floored(FUNCTIONS["log"], 0.002, mpmath.log),
+    "log, floor 1e-100": floored(FUNCTIONS["log"], 1e-100, mpmath.log),
+    "inv_sqrt, floor 1.5": floored(FUNCTIONS["inv_sqrt"], 1.5, ORACLES["inv_sqrt"]),
+    "power 0.3, floor 1e-20": floored(
+        parametrised("power", 0.3, None).function, 1e-20, lambda x: x ** mpf(0.3)
+    ),
+    "power -2.3, floor 0.4": floored(
+        parametrised("power", -2.3, None).function, 0.4, lambda x: x ** mpf(-2.3)
+    ),
+    "softplus, floor 0.25": floored(FUNCTIONS["softplus"], 0.25, softplus, saturates=True),
 }
 # A user's own: f alone is given.
 CASES |= {
@@ -313,6 +353,11 @@ def test_second_divided_difference(name, note_error):
         on_one_piece = torch.tensor(straight, dtype=torch.float64).T
         assert not case.function.second_divided_difference(*on_one_piece).any()
         points = [p for p in points if p not in set(straight)]
+    constant = [p for p in points if p[0] <= case.floor]
+    if constant:
+        below = torch.tensor(constant, dtype=torch.float64).T
+        assert not case.function.second_divided_difference(*below).any()
+        points = [p for p in points if p[0] > case.floor]
     actual = case.function.second_divided_difference(*torch.tensor(points, dtype=torch.float64).T)
     worst = worst_error(case, points, actual, case.second_size)
     assert note_error("second difference", name, worst) <= case.second

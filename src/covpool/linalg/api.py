@@ -1,7 +1,7 @@
 """Functions of symmetric matrices, f(A) = V f(Λ) Vᵀ."""
 
-from collections.abc import Callable
-from typing import Literal, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from covpool.linalg.elementwise import get_function
 from covpool.linalg.evaluate import evaluate
 from covpool.linalg.functions import EXP, INV_SQRT, LOG, POWER, SQRT, ScalarFunction
 from covpool.linalg.methods import Method
+
+AnyFunction = str | Callable[[Tensor], Tensor] | ScalarFunction
+"""A scalar function as `matrix_function` takes it."""
 
 
 @overload
@@ -105,7 +108,9 @@ def matrix_sqrt(
     tensor([[2., 0.],
             [0., 4.]])
     """
-    return evaluate("matrix_sqrt", SQRT, matrix, None, method, compute_dtype, check, return_info)
+    return evaluate(
+        "matrix_sqrt", (SQRT,), matrix, (None,), method, compute_dtype, check, return_info
+    )[0]
 
 
 @overload
@@ -113,6 +118,7 @@ def matrix_inv_sqrt(
     matrix: Tensor,
     method: str | Method = "exact",
     *,
+    floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
     check: bool = True,
     return_info: Literal[False] = False,
@@ -124,6 +130,7 @@ def matrix_inv_sqrt(
     matrix: Tensor,
     method: str | Method = "exact",
     *,
+    floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
     check: bool = True,
     return_info: Literal[True],
@@ -134,6 +141,7 @@ def matrix_inv_sqrt(
     matrix: Tensor,
     method: str | Method = "exact",
     *,
+    floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
     check: bool = True,
     return_info: bool = False,
@@ -147,8 +155,10 @@ def matrix_inv_sqrt(
             eigenvalues are far below the trace: after 5 iterations an eigenvalue of 1e-4 of the
             trace gives 7.6/√tr(A) instead of 100/√tr(A). "mpa-lyapunov" gives the inverse of its
             root, "newton-schulz-minimax" resolves eigenvalues as it does for the root.
+        floor: clamps the eigenvalues from below, see `matrix_function`: for singular and nearly
+            singular matrices. Method "exact" alone.
         compute_dtype, check, return_info: as for `matrix_sqrt`; `check` refuses singular matrices
-            too.
+            too, unless there is a floor.
 
     Returns:
         (*, n, n), symmetric, in the input's dtype; with `return_info`, a tuple of that and
@@ -158,7 +168,8 @@ def matrix_inv_sqrt(
     at repeated eigenvalues. The others' bias is stated by their kernel or gradient rule.
 
     Rank deficiency: numerically singular matrices (an eigenvalue at or below n · finfo(dtype).eps
-    of the largest, dtype that of the computation) are refused: add a multiple of the identity.
+    of the largest, dtype that of the computation) are refused: give a floor, or add a multiple of
+    the identity.
     With check=False, and where values cannot be read, decomposing methods give the pseudo-inverse
     root V diag(1/√λ on the range, else 0) Vᵀ. Its gradient is exact along changes that keep the
     rank: pairs of a positive λ and 0 have f(λ)/λ, pairs of zeros 0. The zero matrix gives zero.
@@ -182,8 +193,16 @@ def matrix_inv_sqrt(
             [0.0000, 0.2500]])
     """
     return evaluate(
-        "matrix_inv_sqrt", INV_SQRT, matrix, None, method, compute_dtype, check, return_info
-    )
+        "matrix_inv_sqrt",
+        (INV_SQRT,),
+        matrix,
+        (None,),
+        method,
+        compute_dtype,
+        check,
+        return_info,
+        floor,
+    )[0]
 
 
 @overload
@@ -192,6 +211,7 @@ def matrix_power(
     exponent: Tensor | float,
     method: str | Method = "exact",
     *,
+    floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
     check: bool = True,
     return_info: Literal[False] = False,
@@ -204,6 +224,7 @@ def matrix_power(
     exponent: Tensor | float,
     method: str | Method = "exact",
     *,
+    floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
     check: bool = True,
     return_info: Literal[True],
@@ -215,6 +236,7 @@ def matrix_power(
     exponent: Tensor | float,
     method: str | Method = "exact",
     *,
+    floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
     check: bool = True,
     return_info: bool = False,
@@ -227,8 +249,10 @@ def matrix_power(
             a gradient: ∂ℓ/∂p = ⟨G, V diag(λ^p log λ) Vᵀ⟩, with G that of the result.
         method: as for `matrix_sqrt`, of those that decompose. "svd-topn" gives the power of the
             part that it keeps. The exponent's gradient is exact with each of them.
+        floor: clamps the eigenvalues from below, see `matrix_function`: for singular and nearly
+            singular matrices. Method "exact" alone.
         compute_dtype, check, return_info: as for `matrix_sqrt`; `check` refuses singular matrices
-            where p ≤ 0.
+            where p ≤ 0, unless there is a floor.
 
     Returns:
         (*, n, n), symmetric, in the input's dtype; with `return_info`, a tuple of that and
@@ -239,11 +263,11 @@ def matrix_power(
     is stated by their kernel or gradient rule.
 
     Rank deficiency: zero eigenvalues (at or below n · finfo(dtype).eps of the largest, dtype that
-    of the computation) stay zero, for every exponent. For p ≤ 0 such matrices are refused: add a
-    multiple of the identity. With check=False, and where values cannot be read, negative powers
-    are those of the pseudo-inverse and A^0 is the projector on the range. The gradient is exact
-    along changes that keep the rank: pairs of a positive λ and 0 have λ^(p−1), pairs of zeros 0,
-    and 1 for p = 1, whose gradient is the identity.
+    of the computation) stay zero, for every exponent. For p ≤ 0 such matrices are refused: give
+    a floor, or add a multiple of the identity. With check=False, and where values cannot be read,
+    negative powers are those of the pseudo-inverse and A^0 is the projector on the range. The
+    gradient is exact along changes that keep the rank: pairs of a positive λ and 0 have λ^(p−1),
+    pairs of zeros 0, and 1 for p = 1, whose gradient is the identity.
 
     Second derivatives: right for `exact` at any rank, with respect to A, to p and mixed; a third
     one is refused by a RuntimeError, and so is the second of the other methods. They take n passes
@@ -264,8 +288,16 @@ def matrix_power(
             [0., 2.]])
     """
     return evaluate(
-        "matrix_power", POWER, matrix, exponent, method, compute_dtype, check, return_info
-    )
+        "matrix_power",
+        (POWER,),
+        matrix,
+        (exponent,),
+        method,
+        compute_dtype,
+        check,
+        return_info,
+        floor,
+    )[0]
 
 
 @overload
@@ -273,6 +305,7 @@ def matrix_log(
     matrix: Tensor,
     method: str | Method = "exact",
     *,
+    floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
     check: bool = True,
     return_info: Literal[False] = False,
@@ -284,6 +317,7 @@ def matrix_log(
     matrix: Tensor,
     method: str | Method = "exact",
     *,
+    floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
     check: bool = True,
     return_info: Literal[True],
@@ -294,6 +328,7 @@ def matrix_log(
     matrix: Tensor,
     method: str | Method = "exact",
     *,
+    floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
     check: bool = True,
     return_info: bool = False,
@@ -303,8 +338,10 @@ def matrix_log(
     Args:
         matrix: as for `matrix_sqrt`, and of full rank.
         method: as for `matrix_sqrt`, of those that keep every eigenvalue of a decomposition.
+        floor: clamps the eigenvalues from below, see `matrix_function`: for singular and nearly
+            singular matrices. Method "exact" alone.
         compute_dtype, check, return_info: as for `matrix_sqrt`; `check` refuses singular matrices
-            too.
+            too, unless there is a floor.
 
     Returns:
         (*, n, n), symmetric, in the input's dtype; with `return_info`, a tuple of that and
@@ -315,7 +352,8 @@ def matrix_log(
     kernel.
 
     Rank deficiency: numerically singular matrices (an eigenvalue at or below n · finfo(dtype).eps
-    of the largest, dtype that of the computation) are refused: add a multiple of the identity.
+    of the largest, dtype that of the computation) are refused: give a floor, or add a multiple of
+    the identity.
     With check=False, and where values cannot be read, the logarithm is taken on the range alone
     and is 0 on the null space. Its gradient is exact along changes that keep the rank: pairs of a
     positive λ and 0 have log(λ)/λ, pairs of zeros 0. The zero matrix gives zero.
@@ -337,7 +375,9 @@ def matrix_log(
     tensor([[0.0000, 0.0000],
             [0.0000, 1.0000]])
     """
-    return evaluate("matrix_log", LOG, matrix, None, method, compute_dtype, check, return_info)
+    return evaluate(
+        "matrix_log", (LOG,), matrix, (None,), method, compute_dtype, check, return_info, floor
+    )[0]
 
 
 @overload
@@ -394,19 +434,78 @@ def matrix_exp(
     >>> covpool.matrix_exp(torch.diag(torch.tensor([0.0, -1.0]))).diagonal()
     tensor([1.0000, 0.3679])
     """
-    return evaluate("matrix_exp", EXP, matrix, None, "exact", compute_dtype, check, return_info)
+    return evaluate(
+        "matrix_exp", (EXP,), matrix, (None,), "exact", compute_dtype, check, return_info
+    )[0]
+
+
+@overload
+def matrix_function(
+    matrix: Tensor,
+    function: AnyFunction,
+    method: str | Method = "exact",
+    *,
+    parameter: Tensor | float | None = None,
+    floor: Tensor | float | None = None,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def matrix_function(
+    matrix: Tensor,
+    function: AnyFunction,
+    method: str | Method = "exact",
+    *,
+    parameter: Tensor | float | None = None,
+    floor: Tensor | float | None = None,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: Literal[True],
+) -> tuple[Tensor, Diagnostics]: ...
+
+
+@overload
+def matrix_function(
+    matrix: Tensor,
+    function: Sequence[AnyFunction],
+    method: str | Method = "exact",
+    *,
+    parameter: Sequence[Tensor | float | None] | None = None,
+    floor: Tensor | float | None = None,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: Literal[False] = False,
+) -> tuple[Tensor, ...]: ...
+
+
+@overload
+def matrix_function(
+    matrix: Tensor,
+    function: Sequence[AnyFunction],
+    method: str | Method = "exact",
+    *,
+    parameter: Sequence[Tensor | float | None] | None = None,
+    floor: Tensor | float | None = None,
+    compute_dtype: torch.dtype | None = None,
+    check: bool = True,
+    return_info: Literal[True],
+) -> tuple[tuple[Tensor, ...], tuple[Diagnostics, ...]]: ...
 
 
 def matrix_function(
     matrix: Tensor,
-    function: str | Callable[[Tensor], Tensor] | ScalarFunction,
+    function: AnyFunction | Sequence[AnyFunction],
     method: str | Method = "exact",
     *,
-    parameter: Tensor | float | None = None,
+    parameter: Tensor | float | Sequence[Tensor | float | None] | None = None,
+    floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
     check: bool = True,
     return_info: bool = False,
-) -> Tensor | tuple[Tensor, Diagnostics]:
+) -> Any:
     """Any scalar function of symmetric matrices, f(A) = V diag(f(λ)) Vᵀ, differentiable at ties.
 
     Args:
@@ -425,18 +524,33 @@ def matrix_function(
             - positive_part, max(λ, 0), the projection on the positive semi-definite cone, and
               clamp_min (`bound`), max(λ, bound), known as ReEig: any eigenvalue; at the kink the
               derivative counts as 0.
+
+            A tuple or list of them gives a tuple of results in that order, of one decomposition:
+            `root, inverse = matrix_function(A, ("sqrt", "inv_sqrt"))`. Methods that iterate give
+            the root and its inverse by one iteration. Matrices are refused that one of the
+            functions refuses.
         method: as for `matrix_sqrt`, of those that offer the function; "exact" offers all.
         parameter: of functions that have one, named in brackets above: a number, or a tensor that
-            broadcasts to the batch shape (*), which may need a gradient.
+            broadcasts to the batch shape (*), which may need a gradient. Of several functions a
+            tuple or list of as many, None for those that have none.
+        floor: of each eigenvalue λ f(max(λ, floor)) is taken: a positive number in the unit of the
+            matrix, or a tensor that broadcasts to the batch shape, which gets no gradient. Singular
+            matrices and negative eigenvalues are then no reason to refuse, as they are clamped. The
+            gradient is exact: of two clamped eigenvalues it is zero, of one that is clamped, b, and
+            one that is not, a, its entry is (f(a) − f(floor)) / (a − b). At the floor itself the
+            derivative counts as 0. Below n · finfo(dtype).eps of the largest eigenvalue, others are
+            rounding: where f is not smooth at zero, a floor below that is given to all of them.
+            Methods that are exact alone.
         compute_dtype: as for `matrix_sqrt`.
         check: whether to refuse matrices that are not finite and symmetric, and eigenvalues that
             the function does not accept.
         return_info: whether to return `Diagnostics` too; of matrices with negative eigenvalues its
-            figures are those of |λ|.
+            figures are those of |λ|, and with a floor those of the matrix as it is.
 
     Returns:
         (*, n, n), symmetric, in the input's dtype; with `return_info`, a tuple of that and
-        `Diagnostics`.
+        `Diagnostics`. Of several functions, a tuple of results; with `return_info`, a tuple of that
+        and of a tuple of `Diagnostics`, which differ in the residual, one for each function.
 
     Ties: with `exact`, first and second derivatives are by divided differences that do not cancel,
     exact at ties and next to them (relative errors of 1e-13 and 1e-11 and less in float64, where f
@@ -451,8 +565,8 @@ def matrix_function(
     Raises:
         TypeError: not a tensor.
         ValueError: an unknown function or method, a method that does not offer the function, a
-            missing or superfluous parameter, a function that does not work elementwise, and as
-            `matrix_sqrt`.
+            missing or superfluous parameter, a floor that is not positive, a function that does not
+            work elementwise, and as `matrix_sqrt`.
 
     Source: Higham, "Functions of Matrices", SIAM 2008, chapter 3; Daleckiĭ, Kreĭn, 1965, for the
     derivatives; Huang, Van Gool, "A Riemannian network for SPD matrix learning", AAAI 2017, for
@@ -464,12 +578,36 @@ def matrix_function(
     tensor([0., 4.])
     >>> covpool.matrix_function(indefinite, torch.sin).diagonal()
     tensor([-0.8415, -0.7568])
+    >>> covpool.matrix_function(indefinite, "inv_sqrt", floor=0.25).diagonal()
+    tensor([2.0000, 0.5000])
     """
-    chosen = get_function(function)
-    if chosen.parameter is None and parameter is not None:
+    several = isinstance(function, tuple | list)
+    chosen = [get_function(each) for each in cast(Any, function if several else (function,))]
+    if not chosen:
+        raise ValueError(f"matrix_function needs at least one function, got {function!r}")
+    given: Any = parameter if several else (parameter,)
+    given = (None,) * len(chosen) if given is None else given
+    if not isinstance(given, tuple | list) or len(given) != len(chosen):
         raise ValueError(
-            f"matrix_function: function {chosen.name!r} has no parameter, got {parameter!r}"
+            f"matrix_function needs one parameter for each of the {len(chosen)} functions, None "
+            f"for those that have none, got {parameter!r}"
         )
-    return evaluate(
-        "matrix_function", chosen, matrix, parameter, method, compute_dtype, check, return_info
+    for each, value in zip(chosen, given, strict=True):
+        if each.parameter is None and value is not None:
+            raise ValueError(
+                f"matrix_function: function {each.name!r} has no parameter, got {value!r}"
+            )
+    results = evaluate(
+        "matrix_function",
+        chosen,
+        matrix,
+        given,
+        method,
+        compute_dtype,
+        check,
+        return_info,
+        floor,
     )
+    if not several:
+        return results[0]
+    return tuple(zip(*results, strict=True)) if return_info else tuple(results)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from covpool.linalg.spectrum import name_samples, rank_tolerance
 from covpool.linalg.transforms import unreadable
@@ -111,6 +112,39 @@ def parameter(caller: str, name: str, value: Any, batch: torch.Size) -> Tensor |
     return float(number)
 
 
+def floor(caller: str, value: Any, batch: torch.Size) -> Tensor | float:
+    """A floor for each matrix of the batch, as `parameter` takes it, and without a gradient.
+
+    Raises:
+        ValueError: as `parameter`; a number that is not positive, a tensor that needs a gradient.
+    """
+    found = parameter(caller, "floor", value, batch)
+    if isinstance(found, Tensor):
+        if found.requires_grad or _has_tangent(found):
+            raise ValueError(
+                f"{caller}: the floor is a constant, got a tensor that needs a gradient; detach "
+                "it, or learn it as the bound of matrix_function(A, 'clamp_min')"
+            )
+    elif not found > 0:
+        raise ValueError(f"{caller}: the floor must be positive, got {value!r}")
+    return found
+
+
+def _has_tangent(value: Tensor) -> bool:
+    # torch.compile takes no forward mode.
+    return not torch.compiler.is_compiling() and unpack_dual(value).tangent is not None
+
+
+def positive(caller: str, values: Tensor) -> None:
+    """Refuse numbers, one for each sample, that are not positive and finite."""
+    bad = ~((values > 0) & values.isfinite())
+    if bad.any():
+        raise ValueError(
+            f"{caller}: not positive and finite{name_samples(bad)}; the nearest number in "
+            f"{values.dtype} is {values[bad].flatten()[0].item():g}"
+        )
+
+
 def _broadcasts(shape: tuple[int, ...], batch: torch.Size) -> bool:
     return len(shape) <= len(batch) and all(
         size in (1, wanted) for size, wanted in zip(shape[::-1], batch[::-1], strict=False)
@@ -129,8 +163,9 @@ def full_rank(
         raise ValueError(
             f"{caller}: matrix singular{name_samples(bad)}; the lowest numerical rank is "
             f"{lowest} of {size} and the function is not defined at zero; add a multiple of the "
-            "identity, or pass check=False to apply it on the range alone; if rows and columns (a "
-            "covariance's features) differ in size by many orders, scale them to similar size"
+            "identity, give a floor (of method 'exact'), or pass check=False to apply it on the "
+            "range alone; if rows and columns (a covariance's features) differ in size by many "
+            "orders, scale them to similar size"
         )
 
 

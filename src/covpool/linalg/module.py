@@ -1,7 +1,6 @@
 """Functions of symmetric matrices as a layer."""
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from covpool.linalg import checks
 from covpool.linalg.elementwise import get_function
 from covpool.linalg.evaluate import evaluate, get_pairing
-from covpool.linalg.functions import FUNCTIONS, ScalarFunction
+from covpool.linalg.functions import FUNCTIONS, Floored, ScalarFunction
 from covpool.linalg.methods import Method
 
 
@@ -18,14 +17,20 @@ def _evaluated(
     function: str | Callable[[Tensor], Tensor] | ScalarFunction,
     matrix: Tensor,
     parameter: Tensor | float | None,
+    floor: Tensor | float | None,
     method: Method,
     compute_dtype: torch.dtype | None,
     check: bool,
 ) -> Tensor:
     chosen = get_function(function)
     caller = f"MatrixFunction({chosen.name!r})"
-    result = evaluate(caller, chosen, matrix, parameter, method, compute_dtype, check, False)
-    return cast(Tensor, result)
+    return evaluate(
+        caller, (chosen,), matrix, (parameter,), method, compute_dtype, check, False, floor
+    )[0]
+
+
+def _shape(value: Tensor | float) -> torch.Size:
+    return value.shape if isinstance(value, Tensor) else torch.Size()
 
 
 class MatrixFunction(nn.Module):
@@ -40,14 +45,15 @@ class MatrixFunction(nn.Module):
             `nn.Parameter`, which is learnt. It must broadcast to the batch shape. It is an
             attribute by its own name, `layer.exponent`.
         exponent: the same for "power".
+        floor: as for `matrix_function`: a number, or a tensor, which becomes a buffer.
         compute_dtype: as for `matrix_sqrt`.
         check: as for `matrix_sqrt`.
 
     Raises:
         ValueError: an unknown function or method, a method that does not offer the function (the
-            message names those that do), a missing or superfluous parameter, or a number that is
-            not finite, another compute_dtype than float32 and float64; in `forward`, as the
-            function.
+            message names those that do), a missing or superfluous parameter, a number that is not
+            finite, a floor that is not positive, or another compute_dtype than float32 and
+            float64; in `forward`, as the function.
 
     Source: that of the function.
 
@@ -58,6 +64,7 @@ class MatrixFunction(nn.Module):
     """
 
     _function: str | ScalarFunction
+    floor: Tensor | float | None
 
     def __init__(
         self,
@@ -66,6 +73,7 @@ class MatrixFunction(nn.Module):
         *,
         parameter: Tensor | float | None = None,
         exponent: Tensor | float | None = None,
+        floor: Tensor | float | None = None,
         compute_dtype: torch.dtype | None = None,
         check: bool = True,
     ) -> None:
@@ -96,17 +104,23 @@ class MatrixFunction(nn.Module):
                 "got None"
             )
         else:
-            shape = parameter.shape if isinstance(parameter, Tensor) else torch.Size()
-            checks.parameter("MatrixFunction", chosen.parameter, parameter, shape)
-            if isinstance(parameter, Tensor) and not isinstance(parameter, nn.Parameter):
-                self.register_buffer(chosen.parameter, parameter)
-            else:
-                setattr(self, chosen.parameter, parameter)
+            checks.parameter("MatrixFunction", chosen.parameter, parameter, _shape(parameter))
+            self._keep(chosen.parameter, parameter)
         self._parameter = chosen.parameter
+        if floor is not None:
+            checks.floor("MatrixFunction", floor, _shape(floor))
+        self._keep("floor", floor)
         checks.compute_dtype("MatrixFunction", compute_dtype)
         self.method = method
         self.compute_dtype = compute_dtype
         self.check = check
+
+    def _keep(self, name: str, value: Tensor | float | None) -> None:
+        """As an attribute: a buffer of tensors that are not learnt."""
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            self.register_buffer(name, value)
+        else:
+            setattr(self, name, value)
 
     @property
     def function(self) -> str:
@@ -120,22 +134,32 @@ class MatrixFunction(nn.Module):
 
     @method.setter
     def method(self, method: str | Method) -> None:
-        self._method = get_pairing("MatrixFunction", get_function(self._function), method)
+        function = get_function(self._function)
+        if self.floor is not None:
+            function = Floored(function)
+        self._method = get_pairing("MatrixFunction", function, method)
 
     def forward(self, matrix: Tensor) -> Tensor:
         parameter = None if self._parameter is None else getattr(self, self._parameter)
         return _evaluated(
-            self._function, matrix, parameter, self._method, self.compute_dtype, self.check
+            self._function,
+            matrix,
+            parameter,
+            self.floor,
+            self._method,
+            self.compute_dtype,
+            self.check,
         )
 
     def extra_repr(self) -> str:
         shown = [f"{self.function!r}", f"method={self._method.name!r}"]
         shown += [f"{name}={value}" for name, value in self._method.constants.items()]
-        if self._parameter is None:
-            return ", ".join(shown)
-        parameter = getattr(self, self._parameter)
-        if isinstance(parameter, Tensor):
-            kind = "parameter" if isinstance(parameter, nn.Parameter) else "buffer"
-            value = f"{parameter.item():.4g}, " if parameter.numel() == 1 else ""
-            parameter = f"<{value}{kind} of shape {tuple(parameter.shape)}>"
-        return ", ".join([*shown, f"{self._parameter}={parameter}"])
+        for name in (self._parameter, "floor"):
+            value = None if name is None else getattr(self, name)
+            if isinstance(value, Tensor):
+                kind = "parameter" if isinstance(value, nn.Parameter) else "buffer"
+                number = f"{value.item():.4g}, " if value.numel() == 1 else ""
+                value = f"<{number}{kind} of shape {tuple(value.shape)}>"
+            if value is not None:
+                shown.append(f"{name}={value}")
+        return ", ".join(shown)

@@ -34,7 +34,8 @@ def lift(
     Args:
         matrix: (*, n, n) symmetric.
         exponent: (*), the parameter of functions that have one.
-        eigenvalues: (*, n) of the matrix, ascending, as the function's `clip` gives them; detached.
+        eigenvalues: (*, n) of the matrix, ascending, as the function's `clip` gives them, with what
+            its `prepare` takes off again; detached.
         eigenvectors: (*, n, n); detached.
     """
     return _lift(matrix, exponent, eigenvalues, eigenvectors, function, method)
@@ -82,7 +83,7 @@ class Lift(Function):
         function: ScalarFunction,
         method: Method,
     ) -> Tensor:
-        bound = function.bind(exponent)
+        bound, eigenvalues = function.prepare(exponent, eigenvalues)
         values = method.forward.values(bound, eigenvalues, eigenvectors.shape[-1])
         return symmetric_part((eigenvectors * values[..., None, :]) @ eigenvectors.mH)
 
@@ -172,7 +173,7 @@ class Derivative(Function):
         method: Method,
         adjoint: bool,
     ) -> Tensor:
-        bound = function.bind(exponent)
+        bound, eigenvalues = function.prepare(exponent, eigenvalues)
         loewner, trace = method.gradient.loewner(bound, eigenvalues, eigenvectors.shape[-1])
         projected = eigenvectors.mH @ direction @ eigenvectors
         inner = loewner * projected
@@ -311,7 +312,7 @@ def second_derivative(
 
     One l at a time, as all the differences together would take O(n³) memory.
     """
-    bound = function.bind(exponent)
+    bound, eigenvalues = function.prepare(exponent, eigenvalues)
     h = eigenvectors.mH @ first @ eigenvectors
     k = eigenvectors.mH @ second @ eigenvectors
     total = torch.zeros_like(h)

@@ -1,5 +1,6 @@
 """Roots by matrix products, with the gradient that solves their Lyapunov equation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,12 +18,21 @@ from covpool.linalg.transforms import unreadable
 
 def iterate(matrix: Tensor, function: ScalarFunction, method: Method) -> Tensor:
     """f(A) by the method's own matrix products, with its gradient. (*, n, n) → (*, n, n)."""
+    return iterate_each(matrix, (function,), method)[0]
+
+
+def iterate_each(matrix: Tensor, functions: Sequence[ScalarFunction], method: Method) -> list[Any]:
+    """The same for each of them, the root and its inverse, by one iteration."""
     forward = method.iteration
-    inverse = function.inverse_of is not None
+    inverses = [function.inverse_of is not None for function in functions]
     if forward.through_steps:
-        return forward.iterate(matrix, inverse)
-    result = _iterative_root(matrix, forward, method.gradient, method.name, inverse)
-    return result[2] if inverse else result[0]
+        root, reciprocal = forward.iterate(matrix, any(inverses))
+    else:
+        root, _, *reciprocals = _iterative_root(
+            matrix, forward, method.gradient, method.name, any(inverses)
+        )
+        reciprocal = reciprocals[0] if reciprocals else None
+    return [reciprocal if inverse else root for inverse in inverses]
 
 
 class IterativeRoot(Function):

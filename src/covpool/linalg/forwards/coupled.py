@@ -200,8 +200,8 @@ class NewtonSchulz(Iteration, Gradient):
     def product_steps(self, dtype: torch.dtype) -> tuple[Steps, float]:
         return [NEWTON_SCHULZ_STEP] * self.iterations, 0.0
 
-    def iterate(self, matrix: Tensor, inverse: bool) -> Tensor:
-        """F or F⁻¹ in matrix products, differentiable by autograd. (*, n, n) → (*, n, n)."""
+    def iterate(self, matrix: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:
+        """F and, if asked, F⁻¹ in matrix products, differentiable by autograd: (*, n, n) each."""
         # √(c A) = √c √A for any constant c, so c takes the scale out of reach of overflow.
         scale = real_part(matrix.detach().diagonal(dim1=-2, dim2=-1)).sum(-1)[..., None, None]
         zero = scale <= 0
@@ -212,7 +212,7 @@ class NewtonSchulz(Iteration, Gradient):
         steps = [NEWTON_SCHULZ_STEP] * self.iterations
         y, z = iterate_coupled(scaled / trace, steps, inverse, multiplication(matrix))
         norm = (trace * scale).sqrt()
-        return torch.where(zero, 0, norm * y if z is None else z / norm)
+        return torch.where(zero, 0, norm * y), None if z is None else torch.where(zero, 0, z / norm)
 
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
         normalised, trace, zero = self._normalise(eigenvalues)

@@ -32,6 +32,7 @@ number are zero.
 from collections.abc import Mapping
 
 from covpool.linalg.functions.base import THIRD_DERIVATIVE, Domain, ScalarFunction
+from covpool.linalg.functions.floored import Floored, with_floor
 from covpool.linalg.functions.logarithms import ENTROPY, LOG
 from covpool.linalg.functions.piecewise import ABS, CLAMP_MIN, POSITIVE_PART, SIGN
 from covpool.linalg.functions.powers import INV_ROOT, INV_SQRT, INVERSE, POWER, SQRT
@@ -48,7 +49,9 @@ __all__ = [
     "SQRT",
     "THIRD_DERIVATIVE",
     "Domain",
+    "Floored",
     "ScalarFunction",
+    "with_floor",
 ]
 
 FUNCTIONS: Mapping[str, ScalarFunction] = table(

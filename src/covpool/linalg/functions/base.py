@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.fx import Node, Tracer
 
 from covpool.linalg.functions.differences import guarded, mix
 from covpool.linalg.spectrum import rank_tolerance
@@ -49,17 +50,17 @@ class ScalarFunction(ABC):
     """Whether an eigenvalue near zero is like any other. If not, those that may be zero but for
     rounding are set to it: a kink, a jump or a pole there must not depend on the rounding."""
 
-    scales: ClassVar[bool] = False
+    scales: bool = False
     """Whether f(u A) follows from f(A), by `rescale`: a matrix whose powers leave the range of its
     dtype is then divided by a number first."""
 
-    parameter: ClassVar[str | None] = None
+    parameter: str | None = None
     """What its parameter is called, which `bind` gives it, or None."""
 
-    rate: ClassVar["ScalarFunction | None"] = None
+    rate: "ScalarFunction | None" = None
     """∂f/∂p for a function with a parameter p."""
 
-    is_rate: ClassVar[bool] = False
+    is_rate: bool = False
     """Whether it is the `rate` of another function, whose second derivative its derivative is."""
 
     solves_lyapunov: ClassVar[bool] = False
@@ -74,6 +75,12 @@ class ScalarFunction(ABC):
         if parameter is not None:
             raise TypeError(f"{self.name} has no parameter, got {parameter!r}")
         return self
+
+    def prepare(
+        self, parameter: Tensor | None, eigenvalues: Tensor
+    ) -> tuple["ScalarFunction", Tensor]:
+        """The function with its parameter, and the eigenvalues (*, m) that it is taken of."""
+        return self.bind(parameter), eigenvalues
 
     def canonical(self, parameter: Tensor | None) -> tuple["ScalarFunction", Tensor | None]:
         """The same function as one whose `rate` is known, and its parameter, differentiably."""
@@ -153,6 +160,18 @@ class ScalarFunction(ABC):
             scale: (*, 1, 1), the size of A's entries: norms of A itself could overflow.
         """
         return None
+
+    def __fx_create_arg__(self, tracer: Tracer) -> Node:
+        """Itself in a graph of torch.fx: an attribute of the module that is traced.
+
+        torch keeps its own constants so, those that cannot be written out as code.
+        """
+        held = (name for name, value in vars(tracer.root).items() if value is self)
+        name = next(held, None)
+        if name is None:
+            name = tracer.get_fresh_qualname("_scalar_function")
+            setattr(tracer.root, name, self)
+        return tracer.create_node("get_attr", name, (), {})
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
