@@ -18,11 +18,18 @@ def orthogonal(size: int, seed: int) -> np.ndarray:
     return np.linalg.qr(np.random.default_rng(seed).standard_normal((size, size)))[0]
 
 
-def with_spectrum(eigenvalues: np.ndarray, seed: int = 0) -> Tensor:
-    """Q diag(λ) Qᵀ in float64, exactly symmetric."""
-    basis = orthogonal(len(eigenvalues), seed)
-    matrix = (basis * eigenvalues) @ basis.T
-    return torch.from_numpy((matrix + matrix.T) / 2)
+def unitary(size: int, seed: int) -> np.ndarray:
+    real, imaginary = np.random.default_rng(seed).standard_normal((2, size, size))
+    return np.linalg.qr(real + 1j * imaginary)[0]
+
+
+def with_spectrum(
+    eigenvalues: np.ndarray, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Q diag(λ) Qᴴ, exactly symmetric in float64, exactly Hermitian in complex128."""
+    basis = (unitary if dtype.is_complex else orthogonal)(len(eigenvalues), seed)
+    matrix = (basis * eigenvalues) @ basis.conj().T
+    return torch.from_numpy((matrix + matrix.conj().T) / 2)
 
 
 def _exactly_tied() -> Tensor:

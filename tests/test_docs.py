@@ -1,6 +1,7 @@
 """The documentation: the cells of its pages run, and what it generates is complete and right."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,7 +25,10 @@ def cells(page: Path) -> list[str]:
     return re.findall(r"^```\{code-cell\} python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["quickstart", "problems", "numerics", "analysis", "adding"])
+EXECUTED = ["quickstart", "problems", "tensor-networks", "numerics", "analysis", "adding"]
+
+
+@pytest.mark.parametrize("page", EXECUTED)
 def test_cells_run(page, capsys):
     found = cells(PAGES[page])
     assert found
@@ -33,6 +37,26 @@ def test_cells_run(page, capsys):
     for number, cell in enumerate(found, start=1):
         exec(compile(cell, f"{page}.md, cell {number}", "exec"), namespace)
     assert capsys.readouterr().err == ""
+
+
+def test_the_tensor_network_in_quimb():
+    """In a process of its own, as what autoray is told stays."""
+    pytest.importorskip("quimb")
+    text = PAGES["tensor-networks"].read_text(encoding="utf-8")
+    network, ours = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    check = """
+import torch
+try:
+    losses = train()
+except torch.linalg.LinAlgError:  # raised by the second step, as the gates are NaN then
+    pass
+else:
+    raise SystemExit(f"torch's own SVD has a gradient now: {losses[0]} -> {losses[-1]}")
+"""
+    end = "assert abs(losses[0] + 5) < 1e-12 and -7.297 < losses[-1] < -7.25, losses\n"
+    program = [sys.executable, "-c", network + check + ours + end]
+    found = subprocess.run(program, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
 
 
 def test_frechet_distance_of_the_page_at_any_condition():
@@ -87,13 +111,7 @@ def test_frechet_distance_of_the_page_at_any_condition():
 
 
 def test_no_other_page_has_cells():
-    assert {stem for stem, page in PAGES.items() if cells(page)} == {
-        "quickstart",
-        "problems",
-        "numerics",
-        "analysis",
-        "adding",
-    }
+    assert {stem for stem, page in PAGES.items() if cells(page)} == set(EXECUTED)
 
 
 def test_each_problem_asserts_something():

@@ -28,7 +28,7 @@ BY_SCIPY = {
     "sign": scipy.linalg.signm,
     "abs": lambda a: a @ scipy.linalg.signm(a),
     "positive_part": lambda a: (a + a @ scipy.linalg.signm(a)) / 2,
-    "clamp_min": lambda a: a + scipy.linalg.funm(a, lambda x: np.maximum(0.8 - x, 0)),
+    "clamp_min": lambda a: a + scipy.linalg.funm(a, lambda x: np.maximum(0.8 - x.real, 0)),
     "softplus": lambda a: scipy.linalg.logm(np.eye(len(a)) + scipy.linalg.expm(a)),
     "tanh": scipy.linalg.tanhm,
 }
@@ -38,48 +38,107 @@ def accepted(name):
     return INDEFINITE if FUNCTIONS[name].domain.has_negative else POSITIVE
 
 
+KINDS = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=["real", "complex"])
+
+
+@KINDS
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_value_is_scipys(name):
-    matrix = with_spectrum(accepted(name))
+def test_value_is_scipys(name, dtype):
+    matrix = with_spectrum(accepted(name), dtype=dtype)
     found = covpool.matrix_function(matrix, name, parameter=PARAMETERS.get(name))
     assert relative_error(found, torch.from_numpy(BY_SCIPY[name](matrix.numpy()))) <= 1e-12
     layer = covpool.MatrixFunction(name, parameter=PARAMETERS.get(name))
     assert torch.equal(layer(matrix), found)
 
 
+@KINDS
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_derivatives_at_ties(name):
-    """gradcheck of both orders, by finite differences of the public function itself."""
-    basis = torch.from_numpy(scipy.linalg.hadamard(4) / 2.0)
+def test_derivatives_at_ties(name, dtype):
+    """gradcheck of both orders, by finite differences of the public function itself.
+
+    The basis is orthogonal or unitary without any rounding.
+    """
+    basis = torch.from_numpy(scipy.linalg.hadamard(4) / 2.0).to(dtype)
+    if dtype.is_complex:
+        basis = torch.tensor([1, 1j, 1, -1j])[:, None] * basis
     values = [-1.5, -1.5, 0.5, 0.5] if FUNCTIONS[name].domain.has_negative else [0.5, 0.5, 2, 2]
-    matrix = (basis * torch.tensor(values, dtype=torch.float64)) @ basis.T
+    matrix = (basis * torch.tensor(values, dtype=torch.float64)) @ basis.mH
     inputs = [matrix.requires_grad_()]
     if name in PARAMETERS:
         inputs.append(torch.tensor(PARAMETERS[name], dtype=torch.float64, requires_grad=True))
 
     def call(matrix, parameter=None):
-        return covpool.matrix_function((matrix + matrix.mT) / 2, name, parameter=parameter)
+        return covpool.matrix_function((matrix + matrix.mH) / 2, name, parameter=parameter)
 
-    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradcheck(call, inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(call, inputs)
 
 
-def test_a_users_own_function():
-    matrix = with_spectrum(INDEFINITE).requires_grad_()
+def rational(x):
+    return x / (1 + x * x)
+
+
+@KINDS
+def test_a_users_own_function(dtype):
+    matrix = with_spectrum(INDEFINITE, dtype=dtype).requires_grad_()
     found = covpool.matrix_function(matrix, torch.sin)
     assert relative_error(found, torch.from_numpy(scipy.linalg.sinm(matrix.detach()))) <= 1e-13
 
-    def loss(a):
-        return covpool.matrix_function((a + a.mT) / 2, lambda x: x / (1 + x * x))
+    def call(a):
+        return covpool.matrix_function((a + a.mH) / 2, rational)
 
-    assert torch.autograd.gradcheck(loss, matrix)
+    assert torch.autograd.gradcheck(call, matrix, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(call, matrix, check_fwd_over_rev=True)
     positive = covpool.Elementwise(torch.log, domain="positive")
     with pytest.raises(ValueError, match=r"lowest eigenvalue is -2"):
         covpool.matrix_function(matrix, positive)
-    definite = with_spectrum(POSITIVE)
+    definite = with_spectrum(POSITIVE, dtype=dtype)
     torch.testing.assert_close(
         covpool.matrix_function(definite, positive), covpool.matrix_log(definite)
     )
+
+
+@KINDS
+def test_exponential_is_torchs(dtype):
+    """torch.linalg.matrix_exp, which is right at ties too, with its gradient and its tangent."""
+    matrix, direction, weight = (
+        with_spectrum(values, seed, dtype)
+        for seed, values in enumerate([INDEFINITE, POSITIVE, INDEFINITE])
+    )
+    found, expected = (
+        (*torch.func.vjp(f, matrix)[1](weight), *torch.func.jvp(f, (matrix,), (direction,)))
+        for f in (covpool.matrix_exp, torch.linalg.matrix_exp)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert relative_error(ours, theirs) <= 1e-13
+
+
+@KINDS
+@pytest.mark.parametrize("function", ["exp", "sign", rational])
+def test_transforms_of_named_and_own_functions_agree_with_eager(function, dtype):
+    """vmap, grad and jvp of torch.func, and one graph."""
+    batch, direction = (
+        torch.stack([with_spectrum(INDEFINITE * scale, seed, dtype) for scale in (1, 0.5)])
+        for seed in (0, 1)
+    )
+    weight = with_spectrum(INDEFINITE, 2, dtype)
+
+    def loss(a):
+        value = covpool.matrix_function((a + a.mH) / 2, function)
+        return (value * weight.conj()).sum().real + value.abs().square().sum()
+
+    leaf = batch.clone().requires_grad_()
+    value = loss(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    assert relative_error(torch.vmap(torch.func.grad(loss))(batch), gradient) <= 1e-12
+    again, change = torch.func.jvp(loss, (batch,), (direction,))
+    torch.testing.assert_close(again, value.detach(), rtol=1e-13, atol=0)
+    expected = (gradient.conj() * direction).sum().real
+    torch.testing.assert_close(change, expected, rtol=1e-12, atol=0)
+    torch.compiler.reset()
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)(leaf)
+    torch.testing.assert_close(compiled, value, rtol=1e-13, atol=0)
+    assert relative_error(torch.autograd.grad(compiled, leaf)[0], gradient) <= 1e-12
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,11 @@ from transforms import CHECKS, COMMAND, PATH, SUBJECTS, in_every_run, measure, p
 COMMITTED = parse(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
 
 
-@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: f"{subject.group}-{subject.name}")
+def label(subject):
+    return f"{subject.group}-{subject.name}-{subject.kind}"
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=label)
 def test_table_holds(subject):
     hold(subject)
 
@@ -27,7 +31,7 @@ def test_table_holds(subject):
         for s in SUBJECTS
         if s.group == "cov_pool, N > C" and getattr(METHODS[s.name].forward, "iterated_channels", 0)
     ],
-    ids=lambda subject: subject.name,
+    ids=label,
 )
 def test_table_holds_for_many_channels_too(subject, monkeypatch):
     """Those of the table are few enough to be pooled by the iteration."""
@@ -36,7 +40,8 @@ def test_table_holds_for_many_channels_too(subject, monkeypatch):
 
 
 def hold(subject):
-    committed = dict(zip(CHECKS, COMMITTED[subject.group, subject.name], strict=True))
+    cells = COMMITTED[subject.group, subject.name][subject.kind]
+    committed = dict(zip(CHECKS, cells, strict=True))
     chosen = [check for check in CHECKS if in_every_run(subject, check)]
     measured = {check: measure(subject, check) for check in chosen}
     changed = {

@@ -24,6 +24,9 @@ PATH = Path(__file__).resolve().parents[1] / "docs" / "_generated" / "transforms
 
 YES, OWN, REVERSE, REFUSED, NONE = "yes", "own", "reverse", "refused", "none"
 
+BETWEEN = " / "
+"""What stands between the entries of a cell, one for each of `KINDS`."""
+
 REFUSALS = re.compile(
     r"^method '\S+' has no second derivative.*use method='exact'"
     r"|^(eigh|svd): the second derivative .* use (kernel='difference'|covpool\.matrix_power)"
@@ -40,7 +43,8 @@ ROUNDING = 1e-11
 class Subject:
     """A row of the table.
 
-    group, name: where it stands in the table.
+    group, name: its row of the table.
+    kind: of `KINDS`, its entry in each cell.
     call: the function, (*, …) → (*, …), differentiable by what it is given.
     batch: two samples for it, without ties and of full rank.
     tied, deficient: a function and an input where the matrix within has exact ties or a lower
@@ -49,6 +53,7 @@ class Subject:
 
     group: str
     name: str
+    kind: str
     call: Callable[[Tensor], Tensor]
     batch: Tensor
     tied: tuple[Callable[[Tensor], Tensor], Tensor]
@@ -72,8 +77,11 @@ def _itself(x: Tensor) -> Tensor:
     return x
 
 
-KINDS = {"": (torch.float64, _itself, _itself), ", complex": (torch.complex128, joined, halves)}
-"""Real and complex input: its dtype, and how real numbers are read as such, and written again."""
+KINDS = {
+    "real": (torch.float64, _itself, _itself),
+    "complex": (torch.complex128, joined, halves),
+}
+"""Kinds of input: the dtype, and how real numbers are read as such, and written again."""
 
 
 PARAMETERS = {"power": 0.3, "inv_root": 3.0, "clamp_min": 2.5}
@@ -92,11 +100,6 @@ def _public(function: str) -> tuple[Callable[..., Tensor], tuple[float, ...]]:
     return any_function, ()
 
 
-COMPLEX = {(function, "exact") for function in METHODS["svd"].functions}
-COMPLEX |= {("sqrt", method) for method in METHODS}
-"""Pairs that are measured with complex input too. Others are made of parts that these hold."""
-
-
 def _group(function: str) -> str:
     name = f"matrix_{function}"
     return name if hasattr(covpool, name) else f"matrix_function, {function}"
@@ -106,19 +109,19 @@ def _functions() -> list[Subject]:
     return [
         _function(function, method, kind)
         for function in FUNCTIONS
-        for kind in KINDS
         for method, row in METHODS.items()
-        if row.supports(function) and (not kind or (function, method) in COMPLEX)
+        if row.supports(function)
+        for kind in KINDS
     ]
+
+
+def _matrices(eigenvalues: list[float], dtype: torch.dtype) -> Tensor:
+    return torch.stack([with_spectrum(np.array(eigenvalues), seed, dtype) for seed in range(2)])
 
 
 def _function(function: str, method: str, kind: str) -> Subject:
     dtype, read, write = KINDS[kind]
     public, exponent = _public(function)
-    batch = torch.stack([with_spectrum(np.arange(1.0, 5), seed) for seed in range(2)]).to(dtype)
-    if kind:
-        turn = torch.linalg.qr(random(4, 4, dtype=dtype)).Q
-        batch = turn @ batch @ turn.mH
     ties = torch.diag(torch.tensor([1, 1, 3, 3], dtype=dtype))
 
     def call(a: Tensor) -> Tensor:
@@ -133,10 +136,11 @@ def _function(function: str, method: str, kind: str) -> Subject:
         return write(public(factor @ factor.mH, *exponent, method, check=checked))
 
     return Subject(
-        group=_group(function) + kind,
+        group=_group(function),
         name=method,
+        kind=kind,
         call=call,
-        batch=write(batch),
+        batch=write(_matrices([1.0, 2, 3, 4], dtype)),
         tied=(call, write(ties)),
         deficient=(of_factor, write(random(4, 2, dtype=dtype))),
     )
@@ -146,8 +150,8 @@ def _poolings() -> list[Subject]:
     return [
         _pooling(positions, method, kind)
         for positions in (4, 8)
-        for kind in KINDS
         for method in METHODS
+        for kind in KINDS
     ]
 
 
@@ -169,8 +173,9 @@ def _pooling(positions: int, method: str, kind: str) -> Subject:
         return write(covpool.cov_pool(read(x) @ mixing, method))
 
     return Subject(
-        group=f"cov_pool, {'N ≤ C' if gram else 'N > C'}{kind}",
+        group=f"cov_pool, {'N ≤ C' if gram else 'N > C'}",
         name=method,
+        kind=kind,
         call=call,
         batch=write(random(2, 4, positions, dtype=dtype)),
         tied=(of_pairs, write(torch.eye(4, 2, dtype=dtype))) if gram else (call, write(stretched)),
@@ -179,55 +184,81 @@ def _pooling(positions: int, method: str, kind: str) -> Subject:
 
 
 def _decompositions() -> list[Subject]:
-    """Losses without the vectors' signs and, at ties, without the choice of basis."""
-    found = []
-    symmetric = torch.stack([with_spectrum(np.array([-1.0, 1, 2, 4]), seed) for seed in range(2)])
-    ties = torch.diag(torch.tensor([3.0, 3, 1, 1], dtype=torch.float64))
-    mixing = random(2, 3, seed=1)
-    for kernel in KERNELS:
+    return [
+        decomposition(kernel, kind)
+        for decomposition in (_eigh, _svd)
+        for kernel in KERNELS
+        for kind in KINDS
+    ]
 
-        def by_eigh(a: Tensor, kept=4, kernel=kernel) -> Tensor:
-            values, vectors = covpool.eigh((a + a.mT) / 2, kernel=kernel)
-            return vectors[..., -kept:].pow(4).sum(-2) * values[..., -kept:]
 
-        def projector(a: Tensor, kernel=kernel) -> Tensor:
-            top = covpool.eigh((a + a.mT) / 2, kernel=kernel)[1][..., -2:]
-            return top @ top.mT
+def _sizes(vectors: Tensor) -> Tensor:
+    """|v|⁴ summed over each vector: without their signs and phases."""
+    return (vectors * vectors.conj()).real.square().sum(-2)
 
-        def by_svd(a: Tensor, kept=3, kernel=kernel) -> Tensor:
-            u, s, vh = covpool.svd(a, full_matrices=False, kernel=kernel)
-            return (u.pow(4).sum(-2) * s + vh.mT.pow(4).sum(-2))[..., :kept]
 
-        def polar(a: Tensor, kernel=kernel) -> Tensor:
-            u, _, vh = covpool.svd(a, full_matrices=False, kernel=kernel)
-            return u[..., :2] @ vh[..., :2, :]
+def _two_pairs(dtype: torch.dtype) -> Tensor:
+    return torch.diag(torch.tensor([3, 3, 1, 1], dtype=dtype))
 
-        def gram(x: Tensor, by_eigh=by_eigh) -> Tensor:
-            return by_eigh(x @ x.mT, 2)
 
-        def product(x: Tensor, by_svd=by_svd) -> Tensor:
-            return by_svd(x @ mixing, 2)
+def _eigh(kernel: str, kind: str) -> Subject:
+    """Losses without the vectors' phases and, at ties, without the choice of basis."""
+    dtype, read, write = KINDS[kind]
 
-        x = random(4, 2)
-        found += [
-            Subject(
-                group="eigh",
-                name=kernel,
-                call=by_eigh,
-                batch=symmetric,
-                tied=(projector, ties),
-                deficient=(gram, x),
-            ),
-            Subject(
-                group="svd",
-                name=kernel,
-                call=by_svd,
-                batch=random(2, 4, 3),
-                tied=(polar, ties),
-                deficient=(product, x),
-            ),
-        ]
-    return sorted(found, key=lambda subject: subject.group)
+    def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        return covpool.eigh((matrix + matrix.mH) / 2, kernel=kernel)
+
+    def sizes(a: Tensor) -> Tensor:
+        values, vectors = decomposed(read(a))
+        return _sizes(vectors) * values
+
+    def projector(a: Tensor) -> Tensor:
+        top = decomposed(read(a))[1][..., -2:]
+        return write(top @ top.mH)
+
+    def of_factor(x: Tensor) -> Tensor:
+        values, vectors = decomposed(read(x) @ read(x).mH)
+        return (_sizes(vectors) * values)[..., -2:]
+
+    return Subject(
+        group="eigh",
+        name=kernel,
+        kind=kind,
+        call=sizes,
+        batch=write(_matrices([-1.0, 1, 2, 4], dtype)),
+        tied=(projector, write(_two_pairs(dtype))),
+        deficient=(of_factor, write(random(4, 2, dtype=dtype))),
+    )
+
+
+def _svd(kernel: str, kind: str) -> Subject:
+    """Losses as for `eigh`."""
+    dtype, read, write = KINDS[kind]
+    mixing = random(2, 3, seed=1, dtype=dtype)
+
+    def sizes_of(matrix: Tensor) -> Tensor:
+        u, s, vh = covpool.svd(matrix, full_matrices=False, kernel=kernel)
+        return _sizes(u) * s + _sizes(vh.mT)
+
+    def sizes(a: Tensor) -> Tensor:
+        return sizes_of(read(a))
+
+    def polar(a: Tensor) -> Tensor:
+        u, _, vh = covpool.svd(read(a), full_matrices=False, kernel=kernel)
+        return write(u[..., :2] @ vh[..., :2, :])
+
+    def of_factor(x: Tensor) -> Tensor:
+        return sizes_of(read(x) @ mixing)[..., :2]
+
+    return Subject(
+        group="svd",
+        name=kernel,
+        kind=kind,
+        call=sizes,
+        batch=write(random(2, 4, 3, dtype=dtype)),
+        tied=(polar, write(_two_pairs(dtype))),
+        deficient=(of_factor, write(random(4, 2, dtype=dtype))),
+    )
 
 
 TABLES = {
@@ -363,7 +394,7 @@ def under_autocast(subject: Subject) -> str:
 
 
 def with_half_input(subject: Subject) -> str:
-    if subject.group.endswith("complex"):
+    if subject.kind == "complex":
         return NONE
     for dtype in (torch.float16, torch.bfloat16):
         half = subject.batch.to(dtype)
@@ -417,7 +448,8 @@ def measure(subject: Subject, check: str) -> str:
         return REFUSED
 
 
-Cells = dict[tuple[str, str], list[str]]
+Cells = dict[tuple[str, str], dict[str, list[str]]]
+"""Of each group and name: the outcomes of all checks, for each of `KINDS`."""
 
 
 def render(cells: Cells) -> str:
@@ -426,9 +458,9 @@ def render(cells: Cells) -> str:
     for title, subjects in TABLES.items():
         lines = [["", "by", *CHECKS], ["---"] * (2 + len(CHECKS))]
         shared: dict[tuple[str, ...], list[str]] = {}
-        for subject in subjects:
-            key = (subject.group, *cells[subject.group, subject.name])
-            shared.setdefault(key, []).append(f"`{subject.name}`")
+        for group, name in dict.fromkeys((subject.group, subject.name) for subject in subjects):
+            row = zip(*(cells[group, name][kind] for kind in KINDS), strict=True)
+            shared.setdefault((group, *map(BETWEEN.join, row)), []).append(f"`{name}`")
         lines += [[group, ", ".join(names), *row] for (group, *row), names in shared.items()]
         parts += [f"**{title}**", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
     return "\n\n".join(parts) + "\n"
@@ -439,26 +471,29 @@ def parse(text: str) -> Cells:
     for line in text.splitlines():
         if "`" in line and line.startswith("|"):
             group, names, *row = (cell.strip() for cell in line.split("|")[1:-1])
-            found |= {(group, name): row for name in re.findall(r"`([^`]+)`", names)}
+            kinds = zip(*(cell.split(BETWEEN) for cell in row), strict=True)
+            entries = dict(zip(KINDS, map(list, kinds), strict=True))
+            found |= {(group, name): entries for name in re.findall(r"`([^`]+)`", names)}
     return found
 
 
 def in_every_run(subject: Subject, check: str) -> bool:
-    """All but graphs of complex input and of functions other than the root, but for `exact`.
+    """All but graphs of complex input and of functions other than the root, but for the exact ones.
 
     A graph takes a second or more, and these are made of parts that others hold. They are measured
     when the table is written.
     """
     function = subject.group.startswith("matrix_") and subject.group != "matrix_sqrt"
-    others = function or subject.group.endswith("complex")
-    return not (check in ("compile", "export") and others and subject.name != "exact")
+    others = function or subject.kind == "complex"
+    exact = subject.name in ("exact", "difference")
+    return not (check in ("compile", "export") and others and not exact)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     PATH.parent.mkdir(exist_ok=True)
-    measured = {
-        (subject.group, subject.name): [measure(subject, check) for check in CHECKS]
-        for subject in SUBJECTS
-    }
+    measured: Cells = {}
+    for subject in SUBJECTS:
+        entries = measured.setdefault((subject.group, subject.name), {})
+        entries[subject.kind] = [measure(subject, check) for check in CHECKS]
     PATH.write_text(render(measured), encoding="utf-8")

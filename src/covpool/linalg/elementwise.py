@@ -10,6 +10,7 @@ from torch import Tensor
 from covpool.linalg.functions import FUNCTIONS, Domain, ScalarFunction
 from covpool.linalg.quadrature import mean
 from covpool.linalg.tables import choose, table
+from covpool.linalg.transforms import inner_forward_mode
 
 DOMAINS = table({domain.name.lower(): domain for domain in Domain}, kind="domain")
 
@@ -117,7 +118,8 @@ def get_function(function: str | Callable[[Tensor], Tensor] | ScalarFunction) ->
 @torch.no_grad()
 def _differentiate(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     # A copy, as torch refuses tensors in which elements share their memory.
-    return torch.func.jvp(f, (x.clone(),), (torch.ones_like(x),))[1]
+    with inner_forward_mode():
+        return torch.func.jvp(f, (x.clone(),), (torch.ones_like(x),))[1]
 
 
 def _better(

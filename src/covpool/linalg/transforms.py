@@ -1,10 +1,11 @@
 """What torch is doing with a tensor: transforms of torch.func, tracing, forward mode."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.eager_transforms import jvp_increment_nesting
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
@@ -23,6 +24,17 @@ def nested_forward_mode() -> AbstractContextManager[Any]:
     that comes from the `jvp` itself (pytorch issue 197867, torch 2.11 to 2.15).
     """
     return forward_ad._set_fwd_grad_enabled(True)  # pyright: ignore[reportPrivateUsage]
+
+
+def inner_forward_mode() -> AbstractContextManager[Any]:
+    """A context for a `torch.func.jvp` of our own, of what may be differentiated from outside too.
+
+    That opens a level of forward mode unless an outer `torch.func.jvp` has opened one, and torch
+    refuses a second where `torch.autograd.forward_ad.dual_level` has.
+    """
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:  # pyright: ignore[reportPrivateUsage]
+        return nullcontext()
+    return jvp_increment_nesting()
 
 
 def recorded() -> bool:
