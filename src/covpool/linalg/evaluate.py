@@ -178,9 +178,11 @@ def _lifted(
         powers = torch.as_tensor(parameter, dtype=eigenvalues.dtype, device=symmetric.device)
         powers = powers.expand(batch)
         known = not unreadable(powers)
-        if check and known:
-            checks.finite(f"{caller}: {function.parameter}", powers, sample_dims=0)
+        name = function.parameter
         function, powers = function.canonical(powers)
+        if check and known and powers is not None:
+            # After it, as the exponent of a root of zero is infinite.
+            checks.finite(f"{caller}: {name}", powers, sample_dims=0)
     if check:
         if not function.domain.has_negative:
             checks.positive_semidefinite(caller, eigenvalues, given, unit)
