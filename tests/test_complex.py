@@ -353,15 +353,25 @@ def test_compile(method, kind):
 
 
 def test_what_is_not_hermitian_is_refused():
-    """A complex symmetric matrix has Aᵀ = A, and other eigenvectors."""
-    factor = random(3, 3)
+    with pytest.raises(
+        ValueError,
+        match=r"not Hermitian; the largest \|A − Aᴴ\| .*\(A \+ Aᴴ\)/2 if that is rounding$",
+    ):
+        covpool.matrix_sqrt(random(3, 3))
+
+
+def test_a_complex_symmetric_matrix_is_refused_and_told_from_others():
+    """Aᵀ = A has other eigenvectors; X Xᵀ in place of X Xᴴ is how code comes to it."""
+    factor = random(2, 3, 9)
     for matrix in (factor @ factor.mT, torch.eye(3) + 0.1j * torch.eye(3)):
-        with pytest.raises(
-            ValueError, match=r"not Hermitian; the largest \|A − Aᴴ\| .*\(A \+ Aᴴ\)"
-        ):
-            covpool.matrix_sqrt(matrix)
-        with pytest.raises(ValueError, match="not Hermitian"):
-            covpool.diagnose(matrix)
+        for function in (covpool.matrix_sqrt, covpool.diagnose):
+            with pytest.raises(
+                ValueError, match=r"not Hermitian.* but equal to Aᵀ.* X Xᴴ, not X Xᵀ"
+            ):
+                function(matrix)
+    mixed = torch.stack([factor[0] @ factor[0].mT, random(3, 3)])
+    with pytest.raises(ValueError, match=r"in 2 of 2 samples: \[0, 1\].* if that is rounding$"):
+        covpool.matrix_sqrt(mixed)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -228,9 +228,13 @@ def _refuse_asymmetric(
         unit = matrix / scale[..., None, None]
         worst = (unit - unit.mH).abs().max().item()
         kind, turned = ("Hermitian", "Aᴴ") if matrix.is_complex() else ("symmetric", "Aᵀ")
+        remedy = f"pass (A + {turned})/2 if that is rounding"
+        transposed = (matrix - matrix.mT).detach().abs().amax((-2, -1))
+        if (transposed <= allowed)[bad].all():  # of complex matrices alone
+            remedy = "but equal to Aᵀ: the covariance of complex X is X Xᴴ, not X Xᵀ"
         raise ValueError(
             f"{caller}: matrix not {kind}{name_samples(bad)}; the largest |A − {turned}| is "
-            f"{worst:.1e} of the largest entry; pass (A + {turned})/2 if that is rounding"
+            f"{worst:.1e} of the largest entry; {remedy}"
         )
 
 
