@@ -222,14 +222,15 @@ def _refuse_asymmetric(
     absolute: float,
 ) -> None:
     scale = scale.clamp_min(torch.finfo(matrix.dtype).tiny)
-    bad = difference > (relative * scale).clamp_min(absolute)
+    allowed = (relative * scale).clamp_min(absolute)
+    bad = difference > allowed
     if bad.any():
         # Divided before the difference, which overflows where the largest entries are opposite.
         unit = matrix / scale[..., None, None]
         worst = (unit - unit.mH).abs().max().item()
         kind, turned = ("Hermitian", "Aᴴ") if matrix.is_complex() else ("symmetric", "Aᵀ")
         remedy = f"pass (A + {turned})/2 if that is rounding"
-        transposed = (matrix - matrix.mT).detach().abs().amax((-2, -1))
+        transposed = (matrix - matrix.mT).abs().amax((-2, -1))
         if (transposed <= allowed)[bad].all():  # of complex matrices alone
             remedy = "but equal to Aᵀ: the covariance of complex X is X Xᴴ, not X Xᵀ"
         raise ValueError(
