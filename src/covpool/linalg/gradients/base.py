@@ -72,7 +72,7 @@ class Gradient(ABC):
             eigenvalues: (*, n), ascending, not negative.
 
         Returns:
-            (*, n, n): the kernel with its overflow check or cap; of one that is not antisymmetric,
+            (*, n, n), the kernel with its overflow check or cap; of one that is not antisymmetric,
             the larger of Kᵢⱼ and Kⱼᵢ. Zero for pairs that enter no gradient: the diagonal, two
             zeros, and eigenvalues that the rule discards.
         """
