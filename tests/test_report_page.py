@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from covpool.cli import main
-from covpool.report import paper
+from covpool.experiments import paper
 from covpool.report.observations import find_observations
 from covpool.report.page import render
 from covpool.report.sources import find_runs

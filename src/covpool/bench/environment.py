@@ -12,7 +12,6 @@ import torch
 
 import covpool
 from covpool.bench.checkouts import commit_of
-from covpool.bench.settings import available_cores
 
 PACKAGES = ("torch", "numpy", "scipy", "torchvision", "timm")
 VARIABLES = ("OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "CUDA_VISIBLE", "PYTORCH_", "TORCH_")
@@ -50,6 +49,13 @@ def summary_line(environment: dict[str, Any]) -> str:
         f"{environment['threads']} threads; torch {versions['torch']}, "
         f"covpool {versions['covpool']}, Python {environment['python']}"
     )
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def cpu_model() -> str:

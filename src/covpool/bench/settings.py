@@ -1,6 +1,5 @@
 """What a benchmark run measures and how: its settings, checked, and the cases they make."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -8,19 +7,13 @@ from typing import Any, Self
 import torch
 
 from covpool.bench.cases import Case, floor_cases, make_cases
+from covpool.bench.environment import available_cores
 from covpool.bench.features import SPECTRA, Shape, Spectrum
 from covpool.bench.peers import OpenPeer, open_peer
 from covpool.linalg.methods import METHODS, choose, get_method
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 FEWEST_ROUNDS = 7
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

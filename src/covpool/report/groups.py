@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from covpool.experiments.inference import mean_and_deviation, mean_and_interval
 from covpool.linalg.methods import METHODS
 from covpool.report.sources import Run
-from covpool.train.cells import GRID_KEYS, MACHINE_KEYS, with_defaults
-from covpool.train.comparison import mean_and_deviation, mean_and_interval
+from covpool.train.same_options import GRID_KEYS, MACHINE_KEYS, with_defaults
 
 METHOD_KEYS = (*GRID_KEYS, ("model", "schedule"), ("model", "hybrid"), ("model", "constants"))
 """Options that tell a table's rows and seeds apart; all others must be equal within a table."""

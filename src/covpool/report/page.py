@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 import covpool
-from covpool.report import paper
+from covpool.experiments import paper
 from covpool.report.curve_figures import accuracy, learning_curves
 from covpool.report.fidelity_figures import real_fidelity
 from covpool.report.figures import Missing, PageFigure, Styles

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from covpool.experiments.paper import paper_tables
 from covpool.report.figures import (
     ALONE,
     Missing,
@@ -20,7 +21,6 @@ from covpool.report.figures import (
     whole_numbers,
 )
 from covpool.report.groups import Setting
-from covpool.report.paper import paper_tables
 from covpool.report.probe_records import (
     NO_PROBE,
     as_float,

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from covpool.linalg.methods import METHODS
-from covpool.report import paper
+from covpool.experiments import paper
 from covpool.report.groups import SCORES, MethodRow, Setting, Spread
 
 
@@ -48,8 +47,7 @@ def paper_rows(setting: Setting) -> list[dict[str, Any]]:
     """The paper's cells of the methods that the setting has, and ours, standalone and hybrid."""
     rows = []
     for method in dict.fromkeys(row.method for row in setting.rows):
-        known = METHODS.get(method)
-        cells = paper.accuracies(known.paper_name) if known else None
+        cells = paper.accuracies(paper.printed_name(method))
         if cells is None:
             continue
         ours = {

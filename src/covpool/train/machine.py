@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from covpool.bench.environment import cpu_model, device_name
-from covpool.train.cells import available_cores
+from covpool.bench.environment import available_cores, cpu_model, device_name
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -4,8 +4,8 @@ line, the tests and the documentation iterate."""
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from covpool.reproduce import computed, trained
-from covpool.reproduce.arms import (
+from covpool.experiments import computed, trained
+from covpool.experiments.arms import (
     ACCURATE,
     METHODS_OF_PAPER,
     NEWTON_SCHULZ,
@@ -13,11 +13,8 @@ from covpool.reproduce.arms import (
     hybrid,
     standalone,
 )
-from covpool.reproduce.results import Results
-from covpool.reproduce.sheet import Sheet
-
-SMALL = "typefaces-steps"
-"""The recipe that stands in where the images given are none of the paper's."""
+from covpool.experiments.results import SMALL, Results
+from covpool.experiments.sheet import Sheet
 
 EVERY_METHOD = (*standalone("gap", *METHODS_OF_PAPER), *hybrid(*METHODS_OF_PAPER))
 

@@ -12,8 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 
+from covpool.experiments.runs import BRANCH, Run
 from covpool.train.allocator import keep_freed_memory
-from covpool.train.cells import BRANCH, Cell
 from covpool.train.claim import claimed
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.run_directory import RunDirectory, refuse_existing
@@ -24,29 +24,29 @@ GRACE_SECONDS = 10.0
 """How long a process that must end may take for its present step."""
 
 
-def run_cell(cell: Cell) -> None:
-    """Train one cell, from its last checkpoint where it has one. Its summary holds the outcome.
+def run_one(run: Run) -> None:
+    """Train one run, from its last checkpoint where it has one. Its summary holds the outcome.
 
     Raises:
         Interrupted: the comparison was asked to stop.
     """
-    from covpool.train.branches import begin_at_branch
+    from covpool.experiments.branches import BranchPoint, begin_at_branch
     from covpool.train.engine import train
     from covpool.train.job import prepare_resume
     from covpool.train.module import TrainingDiverged
 
-    directory = RunDirectory(cell.path)
+    directory = RunDirectory(run.path)
     # A process of a comparison that was killed may need its grace to end.
-    with claimed(cell.path, patience=2 * GRACE_SECONDS):
-        if not (cell.path / "config.yaml").is_file():
-            refuse_existing(cell.path)
-        if cell.trunk is not None and not directory.has_checkpoint():
-            directory.write_config(cell.config)
-            begin_at_branch(cell.trunk, directory, cell.config)
-        job, checkpoint = prepare_resume(cell.config, directory)
-        directory.write_config(cell.config)
+    with claimed(run.path, patience=2 * GRACE_SECONDS):
+        if not (run.path / "config.yaml").is_file():
+            refuse_existing(run.path)
+        if run.trunk is not None and not directory.has_checkpoint():
+            directory.write_config(run.config)
+            begin_at_branch(run.trunk, directory, run.config)
+        job, checkpoint = prepare_resume(run.config, directory)
+        directory.write_config(run.config)
         with suppress(TrainingDiverged):  # noted in the summary, which the table reads
-            callbacks = [make(cell.path) for make in cell.callbacks]
+            callbacks = [BranchPoint(run.path, epochs=run.keeps)] if run.keeps else []
             train(job, directory, checkpoint=checkpoint, report=False, callbacks=callbacks)
 
 
@@ -55,7 +55,7 @@ class GridState:
     """What a report of the running grid shows."""
 
     finished: int
-    running: list[Cell]
+    running: list[Run]
     total: int
     epochs_done: int
     epochs_total: int
@@ -63,37 +63,37 @@ class GridState:
 
 
 def run_grid(
-    cells: Sequence[Cell], jobs: int, report: Callable[[GridState, Cell | None], None]
+    runs: Sequence[Run], jobs: int, report: Callable[[GridState, Run | None], None]
 ) -> dict[str, str]:
-    """Run the cells that are not settled, `jobs` at a time.
+    """Train the runs that are not settled, `jobs` at a time.
 
     Args:
-        cells: the grid.
+        runs: the grid.
         jobs: processes.
-        report: called about twice a second, and with each cell that has ended.
+        report: called about twice a second, and with each run that has ended.
 
     Returns:
-        Reasons by cell name, of the cells that failed.
+        Reasons by run name, of the runs that failed.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM; running cells have saved their state, or are where their
-            last checkpoint is after a second signal.
+        Interrupted: SIGINT or SIGTERM; runs in progress have saved their state, or after a second
+            signal are where their last checkpoint is.
     """
     failures: dict[str, str] = {}
-    pending = [cell for cell in cells if not cell.settled()]
-    running: dict[Future[None], Cell] = {}
-    epochs_total = sum(cell.epochs for cell in cells)
-    epochs_at_start = sum(cell.epochs_done() for cell in cells)
+    pending = [run for run in runs if not run.settled()]
+    running: dict[Future[None], Run] = {}
+    epochs_total = sum(run.epochs for run in runs)
+    epochs_at_start = sum(run.epochs_done() for run in runs)
     began = time.monotonic()
 
     def state() -> GridState:
-        done = sum(cell.epochs_done() for cell in cells)
+        done = sum(run.epochs_done() for run in runs)
         here = done - epochs_at_start
         seconds = time.monotonic() - began
         return GridState(
-            finished=len(cells) - len(pending) - len(running),
+            finished=len(runs) - len(pending) - len(running),
             running=list(running.values()),
-            total=len(cells),
+            total=len(runs),
             epochs_done=done,
             epochs_total=epochs_total,
             seconds_left=seconds / here * (epochs_total - done) if here > 0 else None,
@@ -104,26 +104,26 @@ def run_grid(
         try:
             while pending or running:
                 while len(running) < jobs:
-                    cell = _next(pending, [*pending, *running.values()])
-                    if cell is None:
+                    run = _next(pending, [*pending, *running.values()])
+                    if run is None:
                         break
-                    pending.remove(cell)
-                    running[pool.submit(run_cell, cell)] = cell
+                    pending.remove(run)
+                    running[pool.submit(run_one, run)] = run
                 report(state(), None)
                 ended, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
                 if request.signal_number:
                     _stop(running)
                     raise Interrupted(request.signal_number)
                 died = any(isinstance(future.exception(), BrokenProcessPool) for future in ended)
-                if died:  # one dead process breaks the pool: every cell in it has ended
+                if died:  # one dead process breaks the pool: every run in it has ended
                     ended, _ = wait(running)
                     pool.shutdown()
                     pool = _pool(jobs)
                 for future in ended:
-                    cell, error = running.pop(future), future.exception()
+                    run, error = running.pop(future), future.exception()
                     if error is not None:
-                        failures[cell.name] = _reason(error)
-                    report(state(), cell)
+                        failures[run.name] = _reason(error)
+                    report(state(), run)
         except BaseException:
             _end(running)
             raise
@@ -132,12 +132,12 @@ def run_grid(
     return failures
 
 
-def _next(pending: Sequence[Cell], unfinished: Sequence[Cell]) -> Cell | None:
-    """The first cell that need not wait for the state that it begins from."""
-    paths = {cell.path for cell in unfinished}
-    for cell in pending:
-        if cell.trunk not in paths or (cell.trunk / BRANCH).is_dir():
-            return cell
+def _next(pending: Sequence[Run], unfinished: Sequence[Run]) -> Run | None:
+    """The first run that need not wait for the state that it begins from."""
+    paths = {run.path for run in unfinished}
+    for run in pending:
+        if run.trunk not in paths or (run.trunk / BRANCH).is_dir():
+            return run
     return None
 
 
@@ -165,7 +165,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _stop(running: dict[Future[None], Cell]) -> None:
+def _stop(running: dict[Future[None], Run]) -> None:
     """Ask the processes to save and end, and wait until they have."""
     for process in multiprocessing.active_children():
         if process.pid is not None:
@@ -173,7 +173,7 @@ def _stop(running: dict[Future[None], Cell]) -> None:
     wait(running)
 
 
-def _end(running: dict[Future[None], Cell]) -> None:
+def _end(running: dict[Future[None], Run]) -> None:
     """Make processes that still run end: by a signal, or by force after a grace."""
     processes = multiprocessing.active_children()
     if all(future.done() for future in running):

@@ -5,6 +5,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from covpool.linalg.methods import METHODS
+
 SOURCE = (
     "Song, Sebe, Wang: Why approximate matrix square root outperforms accurate SVD in global "
     "covariance pooling? ICCV 2021"
@@ -30,17 +32,16 @@ DATA = ("imagenet", "birds", "dogs", "cars")
 @cache
 def paper_tables() -> dict[str, Any]:
     """All cells of the paper's six tables, as printed."""
-    file = resources.files("covpool.report") / "paper_tables.json"
+    file = resources.files("covpool.experiments") / "paper_tables.json"
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def accuracies(paper_name: str | None) -> tuple[str, ...] | None:
-    """The method's cells under `COLUMNS`, or None where Tables 4 and 5 do not have it.
+def accuracies(name: str | None) -> tuple[str, ...] | None:
+    """The cells of a row under `COLUMNS`, or None where Tables 4 and 5 do not have it.
 
     Table 4 prints top-1 errors, here 100 minus them; Table 5 Final and Best accuracies, here
     Final / Best.
     """
-    name = NAMES.get(paper_name or "", paper_name)
     imagenet = paper_tables()["table4_imagenet_error"]["ResNet-50"].get(name)
     fine_grained = paper_tables()["table5_fine_grained_accuracy"].get(name)
     if imagenet is None and fine_grained is None:
@@ -49,3 +50,10 @@ def accuracies(paper_name: str | None) -> tuple[str, ...] | None:
     for final, best in zip(fine_grained[::2], fine_grained[1::2], strict=True):
         cells.append("did not converge" if final is None else f"{final:.2f} / {best:.2f}")
     return tuple(cells)
+
+
+def printed_name(method: str) -> str | None:
+    """The method's row in the paper's tables, None where it has none."""
+    row = METHODS.get(method)
+    name = row.paper_name if row else None
+    return NAMES.get(name, name) if name else None

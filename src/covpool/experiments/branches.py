@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from typing_extensions import override
 
-from covpool.train.cells import BRANCH
+from covpool.experiments.runs import BRANCH
 from covpool.train.checkpoint import METADATA, read_checkpoint
 from covpool.train.config import RunConfig
 from covpool.train.module import ClassificationModule

@@ -1,16 +1,15 @@
 """A study's summary: answers with their intervals, and the tables behind them."""
 
 import math
-from collections.abc import Mapping
 from statistics import fmean
 
-from covpool.reproduce.arms import ACCURATE, NEWTON_SCHULZ, Arm
-from covpool.reproduce.observations import Claim
-from covpool.reproduce.results import differences, mean_over
-from covpool.reproduce.sheet import Sheet, Table
-from covpool.study.inference import holm, p_value
-from covpool.study.outcome import Outcome
-from covpool.study.tables import (
+from covpool.experiments.arms import ACCURATE, BASELINES, TRUNK, Arm
+from covpool.experiments.figures import accuracy_dots, by_epoch
+from covpool.experiments.inference import BySeed, differences, holm, mean_over, p_value
+from covpool.experiments.observations import Claim
+from covpool.experiments.outcome import Outcome
+from covpool.experiments.sheet import Sheet, Table
+from covpool.experiments.study_tables import (
     accuracy_table,
     cost_table,
     rate_warnings,
@@ -19,12 +18,10 @@ from covpool.study.tables import (
     spectrum_table,
 )
 
-BASELINES = tuple(Arm("gap", matched=m, reduced=r) for r in (False, True) for m in (False, True))
 
-
-def make_sheet(outcome: Outcome, scale: str) -> Sheet:
+def make_sheet(outcome: Outcome) -> Sheet:
     """The study's summary."""
-    study, setting = outcome.study, outcome.setting
+    study, runs = outcome.study, outcome.runs
     claims = answers(outcome)
     adjusted = holm([p_value([*claim.pairs.values()]) for _, claim in claims])
     questions = [
@@ -34,17 +31,16 @@ def make_sheet(outcome: Outcome, scale: str) -> Sheet:
     asked = ("question", "here", "difference of Final [95%]", "p, by Holm of all questions")
     tables = [
         Table(heading="Questions", columns=asked, rows=questions),
-        Table(heading="Accuracies", **accuracy_table(outcome)),
-        Table(heading="Rates", **rates_table(outcome)),
-        Table(heading="Spectra and smoothness", **(spectrum_table(outcome) or NOTHING)),
-        Table(heading="Cost", **cost_table(outcome)),
-        Table(heading="Seeds", **seeds_table(outcome)),
+        accuracy_table(outcome),
+        rates_table(outcome),
+        spectrum_table(outcome),
+        cost_table(outcome),
+        seeds_table(outcome),
     ]
     return Sheet(
         name="summary",
         title=study.title,
-        scale=scale,
-        paper_scale=False,
+        scale=runs.about,
         lead=[*_reservations(outcome), *rate_warnings(outcome)],
         tables=[table for table in tables if table.rows],
         data={
@@ -57,26 +53,22 @@ def make_sheet(outcome: Outcome, scale: str) -> Sheet:
             ],
         },
         notes=_notes(outcome, len(claims)),
-        problems=setting.problems(setting.arms),
+        problems=runs.problems(runs.arms),
+        figure=accuracy_dots(outcome),
+        more_figures={"epochs": by_epoch(outcome)},
     )
-
-
-NOTHING = {"columns": (), "rows": ()}
 
 
 def answers(outcome: Outcome) -> list[tuple[str, Claim]]:
     """The questions that the arms can answer, each with a difference that is above zero for yes."""
     names = outcome.groups
-    final = {arm: outcome.setting.accuracies(arm, "final") for arm in names}
+    final = {arm: outcome.final(arm) for arm in names}
     asked: list[tuple[str, Claim]] = []
 
-    def ask(question: str, left: Mapping[int, float], right: Mapping[int, float]) -> None:
-        pairs = differences(left, right)
-        asked.append((question, Claim(text=question, pairs=pairs)))
+    def ask(question: str, left: BySeed, right: BySeed) -> None:
+        asked.append((question, Claim(text=question, pairs=differences(left, right))))
 
-    exact, trunk, accurate = map(
-        outcome.representative, (Arm("exact"), Arm(NEWTON_SCHULZ), Arm(ACCURATE))
-    )
+    exact, trunk, accurate = map(outcome.representative, (Arm("exact"), TRUNK, Arm(ACCURATE)))
     gap = Arm("gap")
     alone = [arm for arm in names if arm.method != "gap" and not arm.hybrid]
     for baseline in BASELINES:
@@ -136,11 +128,7 @@ def _reservations(outcome: Outcome) -> list[str]:
 
 
 def _notes(outcome: Outcome, questions: int) -> list[str]:
-    means = [
-        fmean(values.values())
-        for arm in outcome.arms
-        if (values := outcome.setting.accuracies(arm, "final"))
-    ]
+    means = [fmean(values.values()) for arm in outcome.arms if (values := outcome.final(arm))]
     errors = ""
     if means:
         share = sum(means) / len(means) / 100

@@ -9,10 +9,10 @@ import torch
 
 from covpool.analysis import approximation_error, gradient_bounds
 from covpool.analysis.conditioning import EPS
+from covpool.experiments.arms import METHODS_OF_PAPER
+from covpool.experiments.paper import paper_tables, printed_name
+from covpool.experiments.sheet import Sheet, Table
 from covpool.linalg.gradients.kernels import Kernel, Pade, Taylor
-from covpool.report.paper import paper_tables
-from covpool.reproduce.arms import METHODS_OF_PAPER, printed_name
-from covpool.reproduce.sheet import Sheet, Table
 
 PADE_DIGITS = (15, 20, 30)
 """Working precisions, in decimal digits, at which the Padé coefficients are solved for Table 6."""

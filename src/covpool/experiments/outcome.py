@@ -1,20 +1,17 @@
-"""What a study came to: a line for each run, tables, and answers with their intervals."""
+"""What a study came to: its runs with their rates, and which of its arms computed the same."""
 
 import json
-import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from covpool.analysis.records import QUANTILES, plain
-from covpool.reproduce import measured
-from covpool.reproduce.arms import Arm
-from covpool.reproduce.results import Setting, geometric_mean
-from covpool.reproduce.runs import TRUNK
-from covpool.study.design import Study
-from covpool.study.phases import tuned_as
+from covpool.analysis.records import plain
+from covpool.experiments.arms import TRUNK, Arm
+from covpool.experiments.inference import BySeed, geometric_mean
+from covpool.experiments.results import PAPERS_WAY, RunSet, median_of, median_or_none
+from covpool.experiments.study import Rates, Study, rate_of
 from covpool.train.run_directory import Row, replace_text
 from covpool.train.sampling import steps_and_batch
 
@@ -22,7 +19,7 @@ RUN_LINES = "runs.jsonl"
 
 SPECTRA = {
     "condition_number": ("of_features", "condition_number_of_range"),
-    "condition_number_as_in_the_paper": measured.PAPERS_WAY,
+    "condition_number_as_in_the_paper": PAPERS_WAY,
     "effective_rank": ("of_features", "effective_rank"),
 }
 """What is kept of the conditioning by epoch, and where a row of the probe has it."""
@@ -34,7 +31,7 @@ class Outcome:
 
     Attributes:
         study: with the arms that have runs.
-        setting: the runs.
+        runs: the runs.
         rates: as `chosen_rates` gives them.
         train_images: images that the runs were trained on.
         test_images: images that they were evaluated on.
@@ -42,8 +39,8 @@ class Outcome:
     """
 
     study: Study
-    setting: Setting
-    rates: Mapping[str, Mapping[str, Any]]
+    runs: RunSet
+    rates: Rates
     train_images: int
     test_images: int
     not_run: tuple[str, ...] = ()
@@ -60,9 +57,7 @@ class Outcome:
             own = next((g for g in groups if self._same_runs(g[0], arm)), None)
             groups.append([arm]) if own is None else own.append(arm)
         return {
-            max(group, key=lambda arm: len(self.setting.accuracies(arm, "final"))): " / ".join(
-                arm.label for arm in group
-            )
+            max(group, key=lambda arm: len(self.final(arm))): " / ".join(a.label for a in group)
             for group in groups
         }
 
@@ -80,8 +75,8 @@ class Outcome:
     def _losses(self) -> dict[Arm, dict[int, list[tuple[float, float]]]]:
         return {
             arm: {
-                seed: [(r["train_loss"], r["test_loss"]) for r in self.setting.history(arm, seed)]
-                for seed in self.setting.accuracies(arm, "final")
+                seed: [(r["train_loss"], r["test_loss"]) for r in self.runs.history(arm, seed)]
+                for seed in self.final(arm)
             }
             for arm in self.arms
         }
@@ -89,37 +84,39 @@ class Outcome:
     @property
     def arms(self) -> list[Arm]:
         """In the order of the study."""
-        return [arm for arm in self.study.arms if arm in self.setting.arms]
+        return [arm for arm in self.study.arms if arm in self.runs.arms]
+
+    def final(self, arm: Arm) -> BySeed:
+        """Top-1 accuracy of the last epoch in percent by seed, of the arm's finished runs."""
+        return self.runs.accuracies(arm)
 
     def rate(self, arm: Arm) -> float:
         """The arm's learning rate."""
-        return float(self.rates[tuned_as(arm).label]["rate"])
+        return float(rate_of(self.rates, arm))
 
     def seconds_per_step(self, arm: Arm) -> float | None:
         """The median over the epochs that the arm's own method trained, of all seeds."""
         steps = steps_and_batch(self.train_images, self.study.config.data.batch_size)[0]
-        seconds = [
+        return median_or_none(
             row["seconds"] / steps
-            for (own, seed) in self.setting.cells
+            for (own, seed) in self.runs.runs
             if own == arm
-            for row in self.setting.history(arm, seed)
+            for row in self.runs.history(arm, seed)
             if row["method"] == arm.method
-        ]
-        return statistics.median(seconds) if seconds else None
+        )
 
     def peak_memory(self, arm: Arm) -> float | None:
         """The median over seeds, in MiB."""
-        found = [
+        return median_or_none(
             summary["peak_memory_bytes"] / 2**20
-            for (own, _), summary in self.setting.summaries.items()
+            for (own, _), summary in self.runs.summaries.items()
             if own == arm and summary.get("peak_memory_bytes")
-        ]
-        return statistics.median(found) if found else None
+        )
 
     def lines(self) -> Iterator[Row]:
         """A run each: what it was, what it came to, on what machine, its spectra by epoch."""
-        for (arm, seed), summary in self.setting.summaries.items():
-            reason = self.setting.failures.get(self.setting.cells[arm, seed].name)
+        for (arm, seed), summary in self.runs.summaries.items():
+            reason = self.runs.failures.get(self.runs.runs[arm, seed].name)
             yield {
                 "study": self.study.name,
                 "arm": arm.label,
@@ -138,36 +135,54 @@ class Outcome:
 
         Hybrid runs that begin from the Newton-Schulz run have its measurements before that.
         """
-        median = QUANTILES.index(0.5)
         found: dict[str, dict[int, list[float]]] = {}
+
+        def note(name: str, row: Row, value: float) -> None:
+            found.setdefault(name, {}).setdefault(row["epoch"], []).append(value)
+
         for row in self._rows(arm, seed, "conditioning"):
-            for name, (way, figure) in SPECTRA.items():
-                value = float(row[way][figure]["quantiles"][median])
-                found.setdefault(name, {}).setdefault(row["epoch"], []).append(value)
+            for name, place in SPECTRA.items():
+                note(name, row, median_of(row, *place))
         for row in self._rows(arm, seed, "smoothness"):
-            found.setdefault("smoothness", {}).setdefault(row["epoch"], []).append(
-                float(row["smoothness"])
-            )
+            note("smoothness", row, float(row["smoothness"]))
         return {
             name: {epoch: geometric_mean(values) for epoch, values in own.items()}
             for name, own in found.items()
         }
 
     def _rows(self, arm: Arm, seed: int, probe: str) -> list[Row]:
-        own = self.setting.measured(arm, probe).get(seed, [])
+        own = self.runs.measured(arm, probe).get(seed, [])
         if not arm.hybrid or not own:
             return own
         switch = self.study.config.optim.milestones[-1]
         if min(row["epoch"] for row in own) <= switch:  # it trained these epochs itself
             return own
-        before = self.setting.measured(TRUNK, probe).get(seed, [])
+        before = self.runs.measured(TRUNK, probe).get(seed, [])
         return [*(row for row in before if row["epoch"] <= switch), *own]
 
+    def write_lines(self, folder: Path) -> None:
+        """Write runs.jsonl."""
+        lines = (
+            json.dumps(plain(row), allow_nan=False, ensure_ascii=False) for row in self.lines()
+        )
+        replace_text(folder / RUN_LINES, "".join(f"{line}\n" for line in lines))
 
-def write_lines(outcome: Outcome, folder: Path) -> None:
-    """Write runs.jsonl."""
-    text = "".join(
-        json.dumps(plain(line), allow_nan=False, ensure_ascii=False) + "\n"
-        for line in outcome.lines()
-    )
-    replace_text(folder / RUN_LINES, text)
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The runs of a study's runs.jsonl.
+
+    Raises:
+        ValueError, OSError: a file that is none.
+    """
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            if not {"arm", "seed", "learning_rate", "status"} <= line.keys():
+                raise ValueError("it lacks arm, seed, learning_rate or status")
+        except (ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is no {RUN_LINES} of a study: line {number}: {error}"
+            ) from None
+        lines.append(line)
+    return lines

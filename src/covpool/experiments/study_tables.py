@@ -7,14 +7,18 @@ from typing import Any
 
 import torch
 
-from covpool.linalg.methods import METHODS
-from covpool.report.paper import accuracies
-from covpool.reproduce.arms import Arm
-from covpool.reproduce.results import differences, geometric_mean
-from covpool.study.inference import seeds_needed
-from covpool.study.outcome import SPECTRA, Outcome
-from covpool.study.phases import tuned_as
-from covpool.train.comparison import mean_and_interval
+from covpool.experiments.arms import Arm
+from covpool.experiments.inference import (
+    differences,
+    geometric_mean,
+    interval_text,
+    mean_and_interval,
+    prediction_interval,
+    seeds_needed,
+)
+from covpool.experiments.outcome import SPECTRA, Outcome
+from covpool.experiments.paper import accuracies, printed_name
+from covpool.experiments.sheet import Table
 
 HALF_WIDTHS = (0.5, 1.0)
 """Of intervals, in points of percent, that the summary says the number of seeds for."""
@@ -23,19 +27,19 @@ PLACES: Mapping[str, tuple[int, int | None]] = {"table4": (0, 1), "table5": (2, 
 """Which of `paper.COLUMNS` stand beside standalone and hybrid training; None: none does."""
 
 
-def accuracy_table(outcome: Outcome) -> dict[str, Any]:
+def accuracy_table(outcome: Outcome) -> Table:
     """Final and Best, and Final's differences to the references."""
-    study, setting = outcome.study, outcome.setting
+    study, runs = outcome.study, outcome.runs
     beside = PLACES.get(study.stands_for)
     rows = []
     for arm, name in outcome.groups.items():
-        final = setting.accuracies(arm, "final")
-        row = [name, f"{outcome.rate(arm):g}", str(len(final)), setting.spread(arm, final)]
-        row.append(setting.spread(arm, setting.accuracies(arm, "best")))
+        final = outcome.final(arm)
+        row = [name, f"{outcome.rate(arm):g}", str(len(final)), runs.spread(arm, final)]
+        row.append(runs.spread(arm, runs.accuracies(arm, "best")))
         for reference in study.references:
-            pairs = differences(final, setting.accuracies(reference, "final"))
+            pairs = differences(final, outcome.final(reference))
             itself = outcome.representative(reference) == arm
-            row.append("–" if itself else _interval([*pairs.values()]))
+            row.append("–" if itself else interval_text(*mean_and_interval([*pairs.values()])))
         if beside:
             row.append(_printed(outcome, arm, beside[arm.hybrid]))
         rows.append(row)
@@ -47,16 +51,16 @@ def accuracy_table(outcome: Outcome) -> dict[str, Any]:
             if study.stands_for == "table4"
             else "the paper, Birds, Final / Best (standalone)"
         )
-    return {"columns": columns, "rows": rows}
+    return Table(heading="Accuracies", columns=columns, rows=rows)
 
 
-def seeds_table(outcome: Outcome) -> dict[str, Any]:
+def seeds_table(outcome: Outcome) -> Table:
     """How far the differences scatter, and the seeds that a narrower interval would take."""
     rows, listed = [], set[frozenset[Arm]]()
     for reference in outcome.study.references:
-        base = outcome.setting.accuracies(reference, "final")
+        base = outcome.final(reference)
         for arm, name in outcome.groups.items():
-            pairs = [*differences(outcome.setting.accuracies(arm, "final"), base).values()]
+            pairs = [*differences(outcome.final(arm), base).values()]
             both = frozenset({outcome.representative(reference) or reference, arm})
             if len(both) == 1 or both in listed:
                 continue
@@ -72,10 +76,10 @@ def seeds_table(outcome: Outcome) -> dict[str, Any]:
             )
     columns = ["difference", "seeds", "standard deviation"]
     columns += [f"seeds for ±{half:g} points, as it scatters here" for half in HALF_WIDTHS]
-    return {"columns": columns, "rows": rows}
+    return Table(heading="Seeds", columns=columns, rows=rows)
 
 
-def rates_table(outcome: Outcome) -> dict[str, Any]:
+def rates_table(outcome: Outcome) -> Table:
     """Validation accuracy by rate, the rate taken, and whether the rates went far enough."""
     rates = sorted({float(rate) for chosen in _chosen(outcome).values() for rate in _tried(chosen)})
     rows = [
@@ -88,7 +92,7 @@ def rates_table(outcome: Outcome) -> dict[str, Any]:
         for label, chosen in _chosen(outcome).items()
     ]
     columns = ["validation top-1 at", *(f"{rate:g}" for rate in rates), "taken", "remark"]
-    return {"columns": columns, "rows": rows}
+    return Table(heading="Rates", columns=columns, rows=rows)
 
 
 def rate_warnings(outcome: Outcome) -> list[str]:
@@ -106,7 +110,7 @@ def rate_warnings(outcome: Outcome) -> list[str]:
 
 
 def _chosen(outcome: Outcome) -> dict[str, Mapping[str, Any]]:
-    labels = dict.fromkeys(tuned_as(arm).label for arm in outcome.arms)
+    labels = dict.fromkeys(arm.tuned_as.label for arm in outcome.arms)
     return {label: outcome.rates[label] for label in labels}
 
 
@@ -143,21 +147,20 @@ def _printed(outcome: Outcome, representative: Arm, place: int | None) -> str:
     same = [arm for arm in outcome.arms if outcome.representative(arm) == representative]
     cells = []
     for arm in same:
-        row = METHODS.get(arm.method)
-        printed = accuracies(row.paper_name if row else None)
+        printed = accuracies(printed_name(arm.method))
         if printed is not None:
             cells.append(f"{arm.label} {printed[place]}" if len(same) > 1 else printed[place])
     return ", ".join(cells) or "–"
 
 
-def cost_table(outcome: Outcome) -> dict[str, Any]:
+def cost_table(outcome: Outcome) -> Table:
     """Parameters, time a step, memory."""
     rows = []
     for arm, name in outcome.groups.items():
         seconds, memory = outcome.seconds_per_step(arm), outcome.peak_memory(arm)
         counts = {
             int(summary["parameters"])
-            for (own, _), summary in outcome.setting.summaries.items()
+            for (own, _), summary in outcome.runs.summaries.items()
             if own == arm and summary.get("parameters")
         }
         rows.append(
@@ -168,16 +171,15 @@ def cost_table(outcome: Outcome) -> dict[str, Any]:
                 "–" if memory is None else f"{memory:.0f} MiB",
             )
         )
-    return {"columns": ("", "parameters", "a step", "peak memory"), "rows": rows}
+    columns = ("", "parameters", "a step", "peak memory")
+    return Table(heading="Cost", columns=columns, rows=rows)
 
 
-def spectrum_table(outcome: Outcome) -> dict[str, Any] | None:
+def spectrum_table(outcome: Outcome) -> Table:
     """Median condition number and effective rank, and β, in the first and the last epoch."""
     rows = []
     for arm, label in outcome.groups.items():
-        per_seed = [
-            outcome.by_epoch(arm, seed) for own, seed in outcome.setting.cells if own == arm
-        ]
+        per_seed = [outcome.by_epoch(arm, seed) for own, seed in outcome.runs.runs if own == arm]
         row = [label]
         for name in (*SPECTRA, "smoothness"):
             ends = []
@@ -189,7 +191,7 @@ def spectrum_table(outcome: Outcome) -> dict[str, Any] | None:
             row.append(" → ".join(ends) if set(ends) != {"–"} else "–")
         rows.append(row)
     if all(set(row[1:]) == {"–"} for row in rows):
-        return None
+        rows = []
     columns = (
         "first → last epoch",
         "condition number, range of the features",
@@ -197,7 +199,7 @@ def spectrum_table(outcome: Outcome) -> dict[str, Any] | None:
         "effective rank",
         "β-smoothness",
     )
-    return {"columns": columns, "rows": rows}
+    return Table(heading="Spectra and smoothness", columns=columns, rows=rows)
 
 
 def _figure(value: float) -> str:
@@ -205,8 +207,38 @@ def _figure(value: float) -> str:
     return f"{value:.3g}" if value < 1 / torch.finfo(torch.float64).eps else "singular"
 
 
-def _interval(values: Sequence[float]) -> str:
-    mean, low, high = mean_and_interval(values)
-    if mean is None:
-        return "–"
-    return f"{mean:+.2f}" if low is None else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+def reproduction_table(outcome: Outcome, earlier: Sequence[Mapping[str, Any]]) -> Table:
+    """Each arm's mean beside the interval that an earlier study's runs predict for it."""
+    rows = []
+    for arm in outcome.arms:
+        before = {
+            line["seed"]: (line["learning_rate"], 100 * line["final"]["test_top1"])
+            for line in earlier
+            if line["arm"] == arm.label and line["status"] == "finished"
+        }
+        now = outcome.final(arm)
+        values = [accuracy for _, accuracy in before.values()]
+        expected = prediction_interval(values, len(now)) if now else None
+        mean = statistics.fmean(now.values()) if now else None
+        verdict = "not measured"
+        if mean is not None and expected is not None:
+            verdict = "within" if expected[0] <= mean <= expected[1] else "outside"
+        remarks = []
+        if again := sorted(set(now) & set(before)):
+            same = all(abs(now[seed] - before[seed][1]) < 1e-9 for seed in again)
+            seeds = ", ".join(map(str, again))
+            remarks.append(f"seed {seeds} again, {'equal' if same else 'not equal'}")
+        if other := {rate for rate, _ in before.values()} - {outcome.rate(arm)}:
+            remarks.append(f"trained at {', '.join(f'{rate:g}' for rate in sorted(other))} there")
+        rows.append(
+            (
+                arm.label,
+                f"{statistics.fmean(values):.2f}, {len(values)} seeds" if values else "–",
+                f"{expected[0]:.2f} to {expected[1]:.2f}" if expected else "–",
+                f"{mean:.2f}, seed {', '.join(map(str, now))}" if mean is not None else "–",
+                verdict,
+                "; ".join(remarks) or "–",
+            )
+        )
+    columns = ("", "Final there", "95% of new runs", "Final here", "", "remark")
+    return Table(heading="Against earlier runs", columns=columns, rows=rows)

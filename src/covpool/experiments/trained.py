@@ -3,13 +3,25 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from covpool.report.paper import paper_tables
-from covpool.reproduce import measured
-from covpool.reproduce.arms import ACCURATE, NEWTON_SCHULZ, Arm, printed_name
-from covpool.reproduce.curves import last_stage, smoothness_curves
-from covpool.reproduce.results import METRICS, Results, Setting, differences
-from covpool.reproduce.sheet import Sheet, Table
-from covpool.train.comparison import mean_and_interval
+from covpool.experiments.arms import ACCURATE, NEWTON_SCHULZ, Arm
+from covpool.experiments.figures import last_stage, smoothness_curves
+from covpool.experiments.inference import (
+    BySeed,
+    differences,
+    geometric_mean,
+    interval_text,
+    mean_and_interval,
+)
+from covpool.experiments.paper import paper_tables, printed_name
+from covpool.experiments.results import (
+    CONDITION_NUMBERS,
+    METRICS,
+    SMALL,
+    Results,
+    RunSet,
+    of_recipe,
+)
+from covpool.experiments.sheet import Sheet, Table
 
 FINE_GRAINED = ("birds", "dogs", "cars")
 
@@ -23,27 +35,27 @@ def table1(results: Results) -> Sheet:
         ACCURATE: printed["MPN-COV (SVD)"],
         NEWTON_SCHULZ: printed["iSQRT-COV (Newton-Schulz)"],
     }
-    setting = _setting(results, "imagenet-resnet50-fast-mpn-cov")
+    runs = _runs(results, "imagenet-resnet50-fast-mpn-cov")
     arms = [Arm(method) for method in cells]
     rows, data = [], []
     for arm in arms:
-        ours = [setting.errors(arm, metric) for metric in METRICS]
+        ours = [runs.errors(arm, metric) for metric in METRICS]
         row = [arm.method, printed_name(arm.method) or "–"]
         for cell, values in zip(cells[arm.method], ours, strict=True):
-            row += [f"{cell:.2f}", setting.spread(arm, values)]
+            row += [f"{cell:.2f}", runs.spread(arm, values)]
         rows.append(row)
         data.append(_numbers(arm, cells[arm.method], dict(zip(METRICS, ours, strict=True))))
     gap = [one - other for one, other in zip(cells[ACCURATE], cells[NEWTON_SCHULZ], strict=True)]
     row = ["difference, paired by seed", ""]
     for cell, metric in zip(gap, METRICS, strict=True):
-        one, other = (setting.errors(arm, metric) for arm in arms)
+        one, other = (runs.errors(arm, metric) for arm in arms)
         pairs = differences(one, other)
-        row += [f"{cell:+.2f}", interval(pairs)]
+        row += [f"{cell:+.2f}", _interval(pairs)]
     rows.append(row)
     return Sheet(
         name="table1",
         title="Table 1: error of ResNet-50 on ImageNet",
-        **_about(setting, arms),
+        **_about([runs], arms),
         tables=[Table(columns=_beside(["top-1 error %", "top-5 error %"]), rows=rows)],
         data={"rows": data},
     )
@@ -52,22 +64,20 @@ def table1(results: Results) -> Sheet:
 def table2(results: Results) -> Sheet:
     """Condition numbers at the first epoch of each stage."""
     printed = list(paper_tables()["table2_condition_number_mpncov"].values())
-    setting = _setting(results, "imagenet-alexnet")
+    runs = _runs(results, "imagenet-alexnet")
     arm = Arm(ACCURATE)
-    epochs = setting.first_epochs
+    epochs = runs.first_epochs
     rows = [["the paper, epochs 1, 11, 21", *(f"{cell:.2e}" for cell in printed[: len(epochs)])]]
     rows[0] += ["–"] * (len(epochs) - len(printed))
     data: list[Numbers] = []
-    for title, way, figure in measured.CONDITION_NUMBERS:
-        by_epoch = [
-            measured.condition_numbers(setting, arm, epoch, way, figure) for epoch in epochs
-        ]
-        rows.append([title, *(measured.spread(values) for values in by_epoch)])
+    for title, way, figure in CONDITION_NUMBERS:
+        by_epoch = [runs.condition_numbers(arm, epoch, way, figure) for epoch in epochs]
+        rows.append([title, *(_factors(values) for values in by_epoch)])
         data.append({"way": way, "figure": figure, "by_seed": by_epoch})
     return Sheet(
         name="table2",
         title="Table 2: condition number of the covariances by epoch, accurate SVD",
-        **_about(setting, [arm]),
+        **_about([runs], [arm]),
         tables=[Table(columns=["", *(f"epoch {epoch}" for epoch in epochs)], rows=rows)],
         data={"paper": printed, "epochs": epochs, "rows": data},
         notes=[
@@ -88,30 +98,30 @@ def table4(results: Results) -> Sheet:
     networks = {"ResNet-50": "imagenet-resnet50", "ResNet-101": "imagenet-resnet101"}
     tables, data, abouts = [], {}, []
     for network, recipe in networks.items():
-        setting = results.of(recipe)
-        if setting is None:
+        runs = of_recipe(results, recipe)
+        if runs is None:
             continue
         rows = []
         data[network] = []
-        for method in dict.fromkeys(arm.method for arm in setting.arms):
+        for method in dict.fromkeys(arm.method for arm in runs.arms):
             cells = printed[network].get(_row_of_table_4(method, network))
             if cells is None and network == "ResNet-101":
                 continue
             row = [method, "–" if cells is None else _row_of_table_4(method, network)]
             for arm, printed_cells in zip(
-                _both_protocols(method, setting), _halves(cells), strict=True
+                _both_protocols(method, runs), _halves(cells), strict=True
             ):
-                ours = {metric: setting.errors(arm, metric) for metric in METRICS}
+                ours = {metric: runs.errors(arm, metric) for metric in METRICS}
                 for place, metric in enumerate(METRICS):
                     row.append("–" if printed_cells is None else f"{printed_cells[place]:.2f}")
-                    row.append(setting.spread(arm, ours[metric]))
+                    row.append(runs.spread(arm, ours[metric]))
                 data[network].append(_numbers(arm, printed_cells, ours))
             rows.append(row)
         heading = f"{network} in the paper"
         columns = _beside([f"{p} {m} error %" for p in ("standalone", "hybrid") for m in _TOP])
         tables.append(Table(heading=heading, columns=columns, rows=rows))
-        abouts.append(setting)
-    told = _about_all(abouts, [arm for setting in abouts for arm in setting.arms])
+        abouts.append(runs)
+    told = _about(abouts, [arm for runs in abouts for arm in runs.arms])
     return Sheet(
         name="table4",
         title="Table 4: errors of ResNet-50 and ResNet-101 on ImageNet, standalone and hybrid",
@@ -129,9 +139,9 @@ def table4(results: Results) -> Sheet:
 def table5(results: Results) -> Sheet:
     """Accuracies of fine-tuning."""
     printed = paper_tables()["table5_fine_grained_accuracy"]
-    settings = {name: results.of(name) for name in FINE_GRAINED}
-    ours = list({found.recipe: found for found in settings.values() if found}.values())
-    arms = list(dict.fromkeys(arm for setting in ours for arm in setting.arms if not arm.hybrid))
+    found = [of_recipe(results, name) for name in FINE_GRAINED]
+    ours = list({runs.name: runs for runs in found if runs}.values())
+    arms = list(dict.fromkeys(arm for runs in ours for arm in runs.arms if not arm.hybrid))
     arms = [arm for arm in arms if arm.method != "gap"]
     rows, data = [], []
     for arm in arms:
@@ -145,11 +155,11 @@ def table5(results: Results) -> Sheet:
                 else " / ".join("no convergence" if c is None else f"{c:.2f}" for c in pair)
             )
         numbers: Numbers = {"method": arm.method, "paper": cells}
-        for setting in ours:
+        for runs in ours:
             for measure in ("final", "best"):
-                values = setting.accuracies(arm, measure)
-                row.append(setting.spread(arm, values))
-                numbers[f"{setting.recipe} {measure}"] = values
+                values = runs.accuracies(arm, measure)
+                row.append(runs.spread(arm, values))
+                numbers[f"{runs.name} {measure}"] = values
         rows.append(row)
         data.append(numbers)
     columns = [
@@ -157,13 +167,13 @@ def table5(results: Results) -> Sheet:
         "paper's name",
         *(f"{n.capitalize()}: paper, Final / Best" for n in FINE_GRAINED),
     ]
-    columns += [f"ours, {setting.recipe}, {m}" for setting in ours for m in ("Final", "Best")]
-    told = _about_all(ours, arms)
+    columns += [f"ours, {runs.name}, {m}" for runs in ours for m in ("Final", "Best")]
+    told = _about(ours, arms)
     notes = [
         "Top-1 accuracy in percent. Final is the last epoch; Best the highest of all epochs on the "
         "test split itself, so it flatters. Mean ± standard deviation over seeds.",
     ]
-    if results.small is not None:
+    if SMALL in results:
         notes.append(
             "The paper's networks are fine-tuned from an ImageNet model; ours here are trained "
             "from scratch, unless --model.init_from said otherwise."
@@ -180,22 +190,25 @@ def table5(results: Results) -> Sheet:
 
 def figure1(results: Results) -> Sheet:
     """Smoothness along training."""
-    setting = _setting(results, "imagenet-alexnet")
+    runs = _runs(results, "imagenet-alexnet")
     arms = [Arm(ACCURATE), Arm(NEWTON_SCHULZ)]
-    stages = measured.stages(setting)
+    stages = runs.stages
     rows, data = [], []
     for arm in arms:
-        by_stage = [measured.smoothness(setting, arm, stage) for stage in stages]
-        rows.append([arm.method, *(measured.spread(values) for values in by_stage)])
+        by_stage = [
+            {seed: geometric_mean(own.values()) for seed, own in found.items() if own}
+            for found in (runs.smoothness(arm, stage) for stage in stages)
+        ]
+        rows.append([arm.method, *(_factors(values) for values in by_stage)])
         data.append({"method": arm.method, "by_stage": by_stage})
     one, other = arms
-    ratios = [measured.smoothness_ratio(setting, one, other, stage) for stage in stages]
-    rows.append([f"{ACCURATE} / {NEWTON_SCHULZ}", *(measured.spread(values) for values in ratios)])
+    ratios = [runs.smoothness_ratio(one, other, stage) for stage in stages]
+    rows.append([f"{ACCURATE} / {NEWTON_SCHULZ}", *(_factors(values) for values in ratios)])
     columns = ["", *(f"epochs {first} to {last}" for first, last in stages)]
     return Sheet(
         name="figure1",
         title="Figure 1: effective β-smoothness of accurate SVD and of Newton-Schulz",
-        **_about(setting, arms),
+        **_about([runs], arms),
         tables=[Table(columns=columns, rows=rows)],
         data={"stages": stages, "rows": data, "ratio_by_stage": ratios},
         notes=[
@@ -206,58 +219,50 @@ def figure1(results: Results) -> Sheet:
             "are not comparable with each other, methods within a stage are. The paper prints no "
             "numbers: its curve of SVD lies far above that of Newton-Schulz.",
         ],
-        figure=smoothness_curves(setting, arms),
+        figure=smoothness_curves(runs, arms),
     )
 
 
 def figure2(results: Results) -> Sheet:
     """The last stage of hybrid training."""
-    setting = _setting(results, "imagenet-alexnet")
-    arms = [arm for arm in setting.arms if arm.hybrid or arm.method == NEWTON_SCHULZ]
+    runs = _runs(results, "imagenet-alexnet")
+    arms = [arm for arm in runs.arms if arm.hybrid or arm.method == NEWTON_SCHULZ]
     rows, data = [], []
     for arm in arms:
-        ours = {metric: setting.errors(arm, metric) for metric in METRICS}
-        rows.append([arm.method, *(setting.spread(arm, ours[metric]) for metric in METRICS)])
+        ours = {metric: runs.errors(arm, metric) for metric in METRICS}
+        rows.append([arm.method, *(runs.spread(arm, ours[metric]) for metric in METRICS)])
         data.append(_numbers(arm, None, ours))
     columns = ["method", "top-1 error %", "top-5 error %"]
     return Sheet(
         name="figure2",
         title="Figure 2: errors in the last stage of hybrid training",
-        **_about(setting, arms),
+        **_about([runs], arms),
         tables=[Table(columns=columns, rows=rows)],
         data={"rows": data},
         notes=[
             "Errors of the last epoch, mean ± standard deviation over seeds; the figure has the "
             "mean by epoch. The paper prints no numbers: its curves lie close to each other.",
         ],
-        figure=last_stage(setting, arms),
+        figure=last_stage(runs, arms),
     )
 
 
 _TOP = ("top-1", "top-5")
 
 
-def _setting(results: Results, recipe: str) -> Setting:
-    setting = results.of(recipe)
-    assert setting is not None, recipe
-    return setting
+def _runs(results: Results, recipe: str) -> RunSet:
+    runs = of_recipe(results, recipe)
+    assert runs is not None, recipe
+    return runs
 
 
-def _about(setting: Setting, arms: Sequence[Arm]) -> dict[str, Any]:
+def _about(run_sets: Sequence[RunSet], arms: Sequence[Arm]) -> dict[str, Any]:
+    """Of different recipes, or of one that stands in for several."""
+    own = list({runs.name: runs for runs in run_sets}.values())
     return {
-        "scale": setting.about,
-        "paper_scale": setting.paper_scale,
-        "problems": setting.problems(arms),
-    }
-
-
-def _about_all(settings: Sequence[Setting], arms: Sequence[Arm]) -> dict[str, Any]:
-    """Of different settings, or of one that stands in for several."""
-    own = list({setting.recipe: setting for setting in settings}.values())
-    return {
-        "scale": " ".join(setting.about for setting in own),
-        "paper_scale": all(setting.paper_scale for setting in own),
-        "problems": [problem for setting in own for problem in setting.problems(arms)],
+        "scale": " ".join(runs.about for runs in own),
+        "paper_scale": all(runs.paper_scale for runs in own),
+        "problems": [problem for runs in own for problem in runs.problems(arms)],
     }
 
 
@@ -269,7 +274,7 @@ def _row_of_table_4(method: str, network: str) -> str:
     return f"Vanilla {network}" if method == "gap" else printed_name(method) or "–"
 
 
-def _both_protocols(method: str, setting: Setting) -> tuple[Arm, Arm]:
+def _both_protocols(method: str, runs: RunSet) -> tuple[Arm, Arm]:
     alone, after = Arm(method), Arm(method, hybrid=True)
     return alone, alone if method in ("gap", NEWTON_SCHULZ) else after
 
@@ -282,9 +287,19 @@ def _numbers(arm: Arm, cells: Sequence[float] | None, ours: Mapping[str, object]
     return {"method": arm.method, "protocol": arm.protocol, "paper": cells, "errors": ours}
 
 
-def interval(pairs: Mapping[int, float]) -> str:
-    """Mean and 95% interval of paired differences."""
-    mean, low, high = mean_and_interval([*pairs.values()])
-    if mean is None:
-        return "–"
-    return f"{mean:+.2f}" if low is None else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+def _interval(pairs: BySeed) -> str:
+    return interval_text(*mean_and_interval([*pairs.values()]))
+
+
+def _factors(values: BySeed) -> str:
+    """Geometric mean over seeds, and the least and largest of them."""
+    if not values:
+        return "not measured"
+    mean = _number(geometric_mean(values.values()))
+    if len(values) == 1:
+        return mean
+    return f"{mean} [{_number(min(values.values()))}, {_number(max(values.values()))}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if 0.01 <= abs(value) < 1000 else f"{value:.2e}"

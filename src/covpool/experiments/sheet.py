@@ -1,4 +1,4 @@
-"""What a target comes to: tables for people, figures for programs."""
+"""What an experiment comes to: tables for people, figures for programs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from covpool.analysis.records import plain
-from covpool.reproduce.pictures import save_svg
-from covpool.train.run_directory import replace_text
+from covpool.train.run_directory import replace_file, replace_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +40,12 @@ def _escape(cell: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """One table or figure of the paper, ours beside it.
+    """What an experiment came to, or one table or figure of the paper with ours beside it.
 
     Attributes:
-        name: the target's.
-        title: what it is in the paper.
-        scale: how ours was computed, in a sentence.
+        name: of its files.
+        title: what it is of.
+        scale: how it was computed, in a sentence.
         paper_scale: whether that is the paper's own way.
         tables: for people.
         data: the same as numbers, the paper's cells included.
@@ -58,8 +58,8 @@ class Sheet:
 
     name: str
     title: str
-    scale: str
-    paper_scale: bool
+    scale: str = ""
+    paper_scale: bool = False
     tables: Sequence[Table]
     data: Mapping[str, Any]
     lead: Sequence[str] = ()
@@ -70,13 +70,13 @@ class Sheet:
 
     def markdown(self) -> str:
         """The sheet for people."""
-        parts = [f"# {self.title}", self.scale, *self.lead]
+        parts = [f"# {self.title}", *filter(None, [self.scale]), *self.lead]
         if self.figure is not None:
             parts.append(f"![{self.title}]({self.name}.svg)")
         parts += [table.markdown() for table in self.tables]
         parts += [f"![{word}]({self.name}-{word}.svg)" for word in self.more_figures]
         parts += self.notes
-        parts += [f"Not in the figures: {problem}" for problem in self.problems]
+        parts += [f"Not in the means: {problem}" for problem in self.problems]
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> None:
@@ -98,3 +98,11 @@ class Sheet:
             save_svg(self.figure, folder / f"{self.name}.svg")
         for word, figure in self.more_figures.items():
             save_svg(figure, folder / f"{self.name}-{word}.svg")
+
+
+def save_svg(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG, without the date and with the same names on every run."""
+    with matplotlib.rc_context({"svg.hashsalt": "covpool", "svg.fonttype": "none"}):
+        replace_file(
+            path, lambda partial: figure.savefig(partial, format="svg", metadata={"Date": None})
+        )

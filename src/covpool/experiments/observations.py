@@ -1,16 +1,22 @@
 """Which of the paper's observations the runs show, by rule, from differences paired by seed."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import stdev
 from typing import Any, Literal
 
-from covpool.reproduce import measured
-from covpool.reproduce.arms import ACCURATE, METHODS_OF_PAPER, NEWTON_SCHULZ, SMOOTHED, Arm
-from covpool.reproduce.results import BySeed, Results, Setting, differences, mean_over
-from covpool.reproduce.sheet import Sheet, Table
-from covpool.train.comparison import mean_and_interval
+from covpool.experiments.arms import ACCURATE, METHODS_OF_PAPER, NEWTON_SCHULZ, SMOOTHED, Arm
+from covpool.experiments.inference import (
+    BySeed,
+    Interval,
+    differences,
+    mean_and_interval,
+    mean_over,
+)
+from covpool.experiments.results import CONDITION_NUMBERS, PAPERS_WAY, Results, RunSet
+from covpool.experiments.sheet import Sheet, Table
 
 Verdict = Literal["shown", "not shown", "the opposite", "not measured"]
 
@@ -35,10 +41,10 @@ class Claim:
     decides: bool = True
 
     @cached_property
-    def interval(self) -> tuple[float | None, float | None, float | None]:
+    def interval(self) -> Interval:
         """Mean and 95% interval by Student's t; None where there are too few seeds, or a quantity
         is infinite."""
-        if not measured.all_finite(self.pairs.values()):
+        if not all(map(math.isfinite, self.pairs.values())):
             return None, None, None
         return mean_and_interval([*self.pairs.values()])
 
@@ -101,37 +107,37 @@ class Observation:
         return verdicts[0] if len(set(verdicts)) == 1 else "not shown"
 
 
-def worse_standalone(setting: Setting) -> Iterator[Claim]:
+def worse_standalone(runs: RunSet) -> Iterator[Claim]:
     """Accurate SVD against Newton-Schulz."""
-    reference = setting.errors(Arm(NEWTON_SCHULZ))
+    reference = runs.errors(Arm(NEWTON_SCHULZ))
     for method in (ACCURATE, "exact"):
         yield Claim(
             text=f"top-1 error of {method} − {NEWTON_SCHULZ}",
-            pairs=differences(setting.errors(Arm(method)), reference),
+            pairs=differences(runs.errors(Arm(method)), reference),
             decides=method == ACCURATE,
         )
 
 
-def less_smooth(setting: Setting) -> Iterator[Claim]:
+def less_smooth(runs: RunSet) -> Iterator[Claim]:
     """β of accurate SVD over that of Newton-Schulz, over the whole training and by stage."""
-    whole = (1, setting.config.train.epochs)
-    for stage in (whole, *measured.stages(setting)):
-        ratios = measured.smoothness_ratio(setting, Arm(ACCURATE), Arm(NEWTON_SCHULZ), stage)
+    whole = (1, runs.config.train.epochs)
+    for stage in (whole, *runs.stages):
+        ratios = runs.smoothness_ratio(Arm(ACCURATE), Arm(NEWTON_SCHULZ), stage)
         yield Claim(
             text=f"β of {ACCURATE} over {NEWTON_SCHULZ}, epochs {stage[0]} to {stage[1]}",
-            pairs=measured.log10(ratios),
+            pairs=_log10(ratios),
             factor=True,
             decides=stage == whole,
         )
 
 
-def smoothing_helps(setting: Setting) -> Iterator[Claim]:
+def smoothing_helps(runs: RunSet) -> Iterator[Claim]:
     """Accurate SVD against the variants with smooth gradients, standalone."""
-    plain = setting.errors(Arm(ACCURATE))
+    plain = runs.errors(Arm(ACCURATE))
     gains = {
-        method: differences(plain, setting.errors(Arm(method)))
+        method: differences(plain, runs.errors(Arm(method)))
         for method in SMOOTHED
-        if setting.errors(Arm(method))
+        if runs.errors(Arm(method))
     }
     names = ", ".join(gains) or "variants"
     yield Claim(
@@ -141,27 +147,26 @@ def smoothing_helps(setting: Setting) -> Iterator[Claim]:
         yield Claim(text=f"top-1 error of {ACCURATE} − {method}", pairs=gain, decides=False)
 
 
-def better_conditioned(setting: Setting) -> Iterator[Claim]:
+def better_conditioned(runs: RunSet) -> Iterator[Claim]:
     """Condition number at the first epoch over that at the first epoch of the last stage."""
-    first, last = setting.first_epochs[0], setting.first_epochs[-1]
+    first, last = runs.first_epochs[0], runs.first_epochs[-1]
     for arm in (Arm(ACCURATE), Arm(NEWTON_SCHULZ)):
-        for title, way, figure in measured.CONDITION_NUMBERS:
+        for title, way, figure in CONDITION_NUMBERS:
             early, late = (
-                measured.log10(measured.condition_numbers(setting, arm, epoch, way, figure))
-                for epoch in (first, last)
+                _log10(runs.condition_numbers(arm, epoch, way, figure)) for epoch in (first, last)
             )
             yield Claim(
                 text=f"{arm.method}, condition number at epoch {first} over epoch {last}, {title}",
                 pairs=differences(early, late) if last > first else {},
                 factor=True,
-                decides=arm.method == ACCURATE and (way, figure) == measured.PAPERS_WAY,
+                decides=arm.method == ACCURATE and (way, figure) == PAPERS_WAY,
             )
 
 
-def hybrid_helps(setting: Setting) -> Iterator[Claim]:
+def hybrid_helps(runs: RunSet) -> Iterator[Claim]:
     """Standalone against hybrid training: the mean of the variants, and how far they lie apart."""
     both = {
-        method: (setting.errors(Arm(method)), setting.errors(Arm(method, hybrid=True)))
+        method: (runs.errors(Arm(method)), runs.errors(Arm(method, hybrid=True)))
         for method in VARIANTS
     }
     both = {method: pair for method, pair in both.items() if all(pair)}
@@ -179,6 +184,14 @@ def hybrid_helps(setting: Setting) -> Iterator[Claim]:
         yield Claim(text=f"top-1 error standalone − hybrid, {method}", pairs=gain, decides=False)
 
 
+def _log10(values: BySeed) -> dict[int, float]:
+    """Decimal logarithms, in which ratios are differences."""
+    return {
+        seed: math.log10(value) if 0 < value < math.inf else math.nan
+        for seed, value in values.items()
+    }
+
+
 def _deviation(series: Sequence[BySeed]) -> dict[int, float]:
     """By seed the standard deviation over the series, for the seeds that all have."""
     if len(series) < 2:
@@ -186,7 +199,7 @@ def _deviation(series: Sequence[BySeed]) -> dict[int, float]:
     return {seed: stdev(each[seed] for each in series) for seed in mean_over(series)}
 
 
-OBSERVATIONS: Sequence[tuple[str, Callable[[Setting], Iterator[Claim]]]] = (
+OBSERVATIONS: Sequence[tuple[str, Callable[[RunSet], Iterator[Claim]]]] = (
     ("accurate SVD trains worse than Newton-Schulz, standalone", worse_standalone),
     ("the gradients of accurate SVD are less smooth", less_smooth),
     ("smoothing the gradient helps standalone SVD", smoothing_helps),
@@ -196,20 +209,19 @@ OBSERVATIONS: Sequence[tuple[str, Callable[[Setting], Iterator[Claim]]]] = (
 """The paper's observations in its order, and what decides each."""
 
 
-def observe(setting: Setting) -> list[Observation]:
-    """What the runs of a setting say to each observation."""
+def observe(runs: RunSet) -> list[Observation]:
+    """What the runs say to each observation."""
     return [
-        Observation(number=number, statement=statement, claims=[*claims(setting)])
+        Observation(number=number, statement=statement, claims=[*claims(runs)])
         for number, (statement, claims) in enumerate(OBSERVATIONS, start=1)
     ]
 
 
 def observations(results: Results) -> Sheet:
-    """All of them, of each setting that measured any."""
-    settings = [results.small] if results.small else [*results.settings.values()]
+    """All of them, of each recipe whose runs measured any."""
     tables, data = [], {}
-    for setting in settings:
-        found = observe(setting)
+    for runs in results.values():
+        found = observe(runs)
         if all(each.verdict == "not measured" for each in found):
             continue
         rows = [
@@ -226,16 +238,11 @@ def observations(results: Results) -> Sheet:
             for claim in each.claims
             if not claim.decides and claim.verdict != "not measured"
         ]
-        tables.append(
-            Table(
-                heading=f"Recipe {setting.recipe}",
-                columns=("observation of the paper", "here", "from"),
-                rows=rows,
-            )
-        )
+        columns = ("observation of the paper", "here", "from")
+        tables.append(Table(heading=f"Recipe {runs.name}", columns=columns, rows=rows))
         if further:
             tables.append(Table(heading="Beside them", columns=("to", "measured"), rows=further))
-        data[setting.recipe] = [
+        data[runs.name] = [
             {
                 "number": each.number,
                 "statement": each.statement,
@@ -247,8 +254,8 @@ def observations(results: Results) -> Sheet:
     return Sheet(
         name="observations",
         title="The paper's five observations, and what is seen here",
-        scale=" ".join(setting.about for setting in settings),
-        paper_scale=bool(settings) and all(setting.paper_scale for setting in settings),
+        scale=" ".join(runs.about for runs in results.values()),
+        paper_scale=bool(results) and all(runs.paper_scale for runs in results.values()),
         tables=tables,
         data={"settings": data},
         notes=[
