@@ -11,12 +11,12 @@ import time
 import pytest
 from scipy import stats
 
-from covpool.bench.environment import available_cores
 from covpool.cli import main
 from covpool.experiments import compare, grid, inference
 from covpool.experiments.arms import standalone
 from covpool.experiments.results import RunSet
 from covpool.experiments.runs import make_runs, threads_of
+from covpool.machine import available_cores
 from covpool.train.analysis_rows import read_analysis
 from covpool.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from covpool.train.interruption import Interrupted

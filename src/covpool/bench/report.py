@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from covpool.bench.environment import summary_line
+from covpool.machine import summary_line
 
 MEBIBYTE = 1 << 20
 Row = Sequence[str]
@@ -95,7 +95,7 @@ def _case(row: dict[str, Any], conditions: Sequence[float]) -> Row:
     errors = {entry["condition"]: entry for entry in row["accuracy"]}
     return [
         row["name"],
-        _milliseconds(row["median"]),
+        "-" if row["median"] is None else _milliseconds(row["median"]),
         between,
         memory,
         *(_errors(errors.get(condition)) for condition in conditions),

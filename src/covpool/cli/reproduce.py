@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 
-from covpool.bench.environment import available_cores
 from covpool.cli.console import PlainConsole
 from covpool.cli.experiment import (
     add_options,
@@ -35,6 +34,7 @@ from covpool.experiments.results import SMALL, RunSet
 from covpool.experiments.runs import RUNS, Run, check_same_options, open_folder
 from covpool.experiments.sheet import Sheet
 from covpool.experiments.targets import TARGETS
+from covpool.machine import available_cores
 from covpool.pooling import check_pooling
 from covpool.train.config import RunConfig
 from covpool.train.job import Job

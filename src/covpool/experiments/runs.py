@@ -7,8 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from covpool.bench.environment import available_cores
 from covpool.experiments.arms import TRUNK, Arm
+from covpool.machine import available_cores
 from covpool.train.config import RunConfig
 from covpool.train.run_directory import RunDirectory, is_free
 from covpool.train.same_options import GRID_KEYS, MACHINE_KEYS, difference

@@ -1,20 +1,13 @@
-#!/usr/bin/env python3
 """Which of the project's goals for speed, accuracy and memory a measurement meets.
 
-    python benchmarks/bars.py results/bench/cpu.json results/resnet-share/cpu.json
-
-Reads what `covpool bench`, `memory.py` and `resnet_share.py` wrote. The goals hold for float32
-features at default accuracy, batch 16, 256 channels; on a GPU, batch 256. Exit status 1 where one
-is missed or could not be judged.
+Reads what `covpool bench` and `covpool bench step` wrote. The goals hold for float32 features at
+default accuracy, batch 16, 256 channels; on a GPU, batch 256. Exit status 1 where one is missed or
+could not be judged.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from common import make_parser, run, users_input
 
 CHANNELS = 256
 TIME = {
@@ -120,24 +113,3 @@ def judge_steps(results: dict[str, Any]) -> Iterator[Judgement]:
         if device == "cuda" and name.startswith("DifferentiableSVD/"):
             ratio = row["median"] / ours if row["median"] and ours else None
             yield at_least(f"{at} step with {name} over exact's", ratio, PEER_STEP_OVER_OURS)
-
-
-def main() -> int:
-    parser = make_parser(__doc__)
-    parser.add_argument("results", type=Path, nargs="+", help="JSON files")
-    options = parser.parse_args()
-    judgements: list[Judgement] = []
-    for file in options.results:
-        with users_input():
-            content = json.loads(file.read_text(encoding="utf-8"))
-        print(f"{file}")
-        for judgement in judge(content):
-            print(f"  {judgement}")
-            judgements.append(judgement)
-    missed = sum(not judgement.met for judgement in judgements)
-    print(f"{len(judgements) - missed} of {len(judgements)} met")
-    return int(missed > 0 or not judgements)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,17 +1,17 @@
-"""On what a benchmark ran: machine, versions, and what else kept it busy."""
+"""On what something was computed: machine, versions, and what else kept it busy."""
 
 import datetime
 import importlib.metadata
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import covpool
-from covpool.bench.checkouts import commit_of
+from covpool._version import __version__
 
 PACKAGES = ("torch", "numpy", "scipy", "torchvision", "timm")
 VARIABLES = ("OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "CUDA_VISIBLE", "PYTORCH_", "TORCH_")
@@ -32,11 +32,24 @@ def describe_environment(threads: int, device: str) -> dict[str, Any]:
         "device_name": device_name(device),
         "python": sys.version.split()[0],
         "versions": {name: _version(name) for name in PACKAGES}
-        | {"covpool": covpool.__version__, "cuda": torch.version.cuda},
-        "covpool_commit": commit_of(Path(covpool.__file__).parent),
+        | {"covpool": __version__, "cuda": torch.version.cuda},
+        "covpool_commit": commit_of(Path(__file__).parent),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "linear_algebra": _linear_algebra(),
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
+    }
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What a run's summary says of it: processor, cores, threads, accelerator, system, Python."""
+    none = "none" if device.type == "cpu" else str(device)
+    return {
+        "processor": cpu_model(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "accelerator": device_name(str(device)) or none,
+        "system": platform.platform(),
+        "Python": platform.python_version(),
     }
 
 
@@ -84,3 +97,23 @@ def _linear_algebra() -> list[str]:
     words = ("MKL", "BLAS", "LAPACK", "OpenMP")
     lines = torch.__config__.show().splitlines()
     return [line.strip(" -") for line in lines if any(w in line for w in words) and len(line) < 200]
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder is checked out at, "+modified" where files differ from it.
+
+    None where it is not a checkout, or git is not installed.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return None
+    return f"{commit}+modified" if _git(folder, "status", "--porcelain", "-uno", ".") else commit
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,9 +1,4 @@
-#!/usr/bin/env python3
 """What the pooling costs in a training step of a ResNet-50: steps over those with `gap`.
-
-    python benchmarks/resnet_share.py --output results/resnet-share/cpu.json
-    python benchmarks/resnet_share.py --device cuda --peer DifferentiableSVD=../DifferentiableSVD \\
-        --output results/resnet-share/cuda.json
 
 A step is forward, cross-entropy, backward and the update of SGD with momentum, on fixed random
 images; models take turns. A peer's layer takes the place of the covariance and its root, behind
@@ -12,27 +7,20 @@ root and triangle, forward and backward, on the backbone's own features. The cla
 input is 16 times as long as that of `gap`, counts in the step and not in the pooling.
 """
 
-import sys
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from common import make_parser, run, users_input
-
-# isort: split
 import torch
 from torch import Tensor, nn
 
-from covpool.bench.campaign import FORMAT, write_results
+from covpool.bench.campaign import FORMAT, Report
 from covpool.bench.checkouts import as_published
-from covpool.bench.environment import describe_environment, summary_line
 from covpool.bench.peers import OpenPeer, PeerRow, Root, open_peer
-from covpool.bench.progress import Progress
-from covpool.bench.report import markdown
-from covpool.bench.settings import available_cores
 from covpool.bench.timing import Context, Timing, describe, fixed_threads, time_steps
+from covpool.machine import available_cores, describe_environment, summary_line
 from covpool.models import create_model
 from covpool.pooling import check_pooling
 
@@ -53,57 +41,8 @@ class PeerPool(nn.Module):
         return self.layer(self.reduction(x)).flatten(1)
 
 
-def main() -> int:
-    options = parse()
-    device = torch.device(options.device)
-    with users_input():
-        methods = [check_pooling(name) for name in options.methods.split(",")]
-        peers = [open_peer(text, device) for text in options.peers]
-        rows = [(opened, row) for opened in peers for row in wanted(opened, options.rows)]
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"--device {options.device}: torch finds no CUDA device")
-        if options.precision not in PRECISIONS:
-            raise ValueError(
-                f"--precision {options.precision}: choose from {', '.join(PRECISIONS)}"
-            )
-    generator = torch.Generator().manual_seed(options.seed)
-    size = (options.batch, 3, options.size, options.size)
-    images = torch.randn(size, generator=generator).to(device)
-    if options.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(options.classes, (options.batch,), generator=generator).to(device)
-    progress = Progress()
-    bench = Bench(options, device, images, labels)
-    with fixed_threads(options.threads):
-        for method in dict.fromkeys((BASELINE, *methods)):
-            progress(f"building {method}")
-            bench.add(method, method)
-        for opened, row in rows:
-            progress(f"building {opened.peer.name}/{row.name}")
-            bench.add_peer(opened, row)
-        timings = bench.run(progress)
-    progress.clear()
-    results = {
-        "format": FORMAT,
-        "environment": describe_environment(options.threads, options.device),
-        "settings": {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in vars(options).items()
-            if key not in ("peers", "output")
-        },
-        "peers": {one.peer.name: {"home": one.peer.home, "version": one.version} for one in peers},
-        "rows": summarise(timings),
-    }
-    show(results)
-    if options.output is not None:
-        with users_input():
-            write_results(results, options.output)
-        print(f"\nresults: {options.output}")
-    return 0
-
-
-def parse() -> Any:
-    parser = make_parser(__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What is measured, and on what."""
     parser.add_argument("--methods", default="exact,svd-pade,isqrt-cov", help="beside gap")
     parser.add_argument(
         "--peer", action="append", default=[], dest="peers", metavar="NAME=CHECKOUT"
@@ -121,26 +60,68 @@ def parse() -> Any:
     parser.add_argument("--precision", help="float32, or bfloat16 by autocast: default on CUDA")
     parser.add_argument("--channels-last", action="store_true", help="memory format of the images")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="JSON file")
-    options = parser.parse_args()
-    on_cuda = options.device.startswith("cuda")
+
+
+def prepare(options: argparse.Namespace) -> Callable[[Report], dict[str, Any]]:
+    """What measures, given a report.
+
+    Raises:
+        ValueError: options that do not fit.
+    """
+    device = torch.device(options.device)
+    on_cuda = device.type == "cuda"
     options.batch = options.batch or BATCHES["cuda" if on_cuda else "cpu"]
     options.precision = options.precision or ("bfloat16" if on_cuda else "float32")
-    return options
+    methods = [check_pooling(name) for name in options.methods.split(",")]
+    peers = [open_peer(text, device) for text in options.peers]
+    if on_cuda and not torch.cuda.is_available():
+        raise ValueError(f"--device {options.device}: torch finds no CUDA device")
+    if options.precision not in PRECISIONS:
+        raise ValueError(f"--precision {options.precision}: choose from {', '.join(PRECISIONS)}")
+    return lambda report: _measure(options, device, methods, peers, report)
 
 
-def wanted(opened: OpenPeer, names: str) -> list[PeerRow]:
-    return [row for row in opened.peer.rows if names == "all" or row.name in names.split(",")]
+def _measure(
+    options: argparse.Namespace,
+    device: torch.device,
+    methods: list[str],
+    peers: list[OpenPeer],
+    report: Report,
+) -> dict[str, Any]:
+    bench = Bench(options, device)
+    with fixed_threads(options.threads):
+        for method in dict.fromkeys((BASELINE, *methods)):
+            report(f"building {method}")
+            bench.add(method, method)
+        for opened in peers:
+            for row in opened.peer.rows:
+                if options.rows == "all" or row.name in options.rows.split(","):
+                    name = f"{opened.peer.name}/{row.name}"
+                    report(f"building {name}")
+                    bench.add(name, "exact", (opened, row))
+        timings = bench.run(report)
+    settings = {k: v for k, v in vars(options).items() if k not in ("peers", "output")}
+    return {
+        "format": FORMAT,
+        "environment": describe_environment(options.threads, options.device),
+        "settings": settings,
+        "peers": {one.peer.name: {"home": one.peer.home, "version": one.version} for one in peers},
+        "rows": summarise(timings),
+    }
 
 
 class Bench:
     """The models, and their steps, which take turns."""
 
-    def __init__(self, options: Any, device: torch.device, images: Tensor, labels: Tensor) -> None:
-        self.options = options
-        self.device = device
-        self.images = images
-        self.labels = labels
+    def __init__(self, options: Any, device: torch.device) -> None:
+        self.options, self.device = options, device
+        generator = torch.Generator().manual_seed(options.seed)
+        size = (options.batch, 3, options.size, options.size)
+        self.images = torch.randn(size, generator=generator).to(device)
+        if options.channels_last:
+            self.images = self.images.contiguous(memory_format=torch.channels_last)
+        labels = torch.randint(options.classes, (options.batch,), generator=generator)
+        self.labels = labels.to(device)
         self.contexts: dict[str, Context] = {}
         self.steps: dict[str, Callable[[], Any]] = {}
         self.broken: dict[str, str] = {}
@@ -158,17 +139,14 @@ class Bench:
             return
         self.contexts |= {f"{part} {name}": context for part in ("step", "pooling")}
 
-    def add_peer(self, opened: OpenPeer, row: PeerRow) -> None:
-        self.add(f"{opened.peer.name}/{row.name}", "exact", (opened, row))
-
-    def run(self, progress: Progress) -> dict[str, Timing]:
+    def run(self, report: Report) -> dict[str, Timing]:
         timings = time_steps(
             self.steps,
             self.contexts,
             rounds=self.options.rounds,
             warm_up=self.options.warm_up,
             device=self.device,
-            report=progress,
+            report=report,
         )
         return timings | {name: Timing(error=error) for name, error in self.broken.items()}
 
@@ -246,35 +224,31 @@ def summarise(timings: dict[str, Timing]) -> list[dict[str, Any]]:
     return rows
 
 
-def show(results: dict[str, Any]) -> None:
+def tables(results: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """The table, with title and header."""
     settings = results["settings"]
-    print(summary_line(results["environment"]))
-    print(
-        f"{settings['backbone']}, batch {settings['batch']}, {settings['size']} px, "
-        f"{settings['classes']} classes, {settings['precision']}; medians of "
-        f"{settings['rounds']} rounds\n"
+    forms = {
+        "median": "{:.3f}",
+        "over_gap": "{:.3f}",
+        "pooling_median": "{:.4f}",
+        "pooling_share": "{:.1%}",
+    }
+
+    def cell(row: dict[str, Any], key: str) -> str:
+        return (
+            "failed" if row["error"] else "-" if row[key] is None else forms[key].format(row[key])
+        )
+
+    title = (
+        f"{summary_line(results['environment'])}\n{settings['backbone']}, batch "
+        f"{settings['batch']}, {settings['size']} px, {settings['classes']} classes, "
+        f"{settings['precision']}; medians of {settings['rounds']} rounds"
     )
-    rows = [
-        [
-            row["name"],
-            *(
-                "failed" if row["error"] else "-" if row[key] is None else form.format(row[key])
-                for key, form in (
-                    ("median", "{:.3f}"),
-                    ("over_gap", "{:.3f}"),
-                    ("pooling_median", "{:.4f}"),
-                    ("pooling_share", "{:.1%}"),
-                )
-            ),
-        ]
-        for row in results["rows"]
-    ]
     header = ["pooling", "step, s", "over gap", "pooling alone, s", "of the step"]
-    print(markdown("Training step", header, rows))
-    for row in results["rows"]:
-        if row["error"]:
-            print(f"\n{row['name']} failed: {row['error']}", file=sys.stderr)
+    rows = [[row["name"], *(cell(row, key) for key in forms)] for row in results["rows"]]
+    yield title, header, rows
 
 
-if __name__ == "__main__":
-    run(main, resumable=False)
+def failures(results: dict[str, Any]) -> list[str]:
+    """A line for each model that could not be measured."""
+    return [f"{row['name']} failed: {row['error']}" for row in results["rows"] if row["error"]]

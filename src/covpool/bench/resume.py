@@ -1,7 +1,4 @@
-#!/usr/bin/env python3
 """Kill runs at random moments, resume them, and compare how they end with a run left alone.
-
-    python benchmarks/resume.py --output results/resume/cpu.json
 
 Each trial is `covpool train` on the embedded typefaces in a directory of its own. Its processes,
 the loaders' included, get SIGKILL at a random moment of the training, up to three times in a row,
@@ -11,6 +8,7 @@ Kills count that left steps to take. Exit status 1 if any end differs. The same 
 where it stopped.
 """
 
+import argparse
 import json
 import os
 import random
@@ -22,7 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import make_parser, run, users_input
+import torch
+
+from covpool.machine import describe_environment, summary_line
+from covpool.train.checkpoint import find_checkpoint
+from covpool.train.run_directory import replace_text
 
 RUN = (
     *("--train.epochs", "3", "--data.batch_size", "64", "--train.checkpoint_steps", "4"),
@@ -86,8 +88,6 @@ class Run:
 
 def result(directory: Path) -> dict[str, Any]:
     """All that must be the same: tensors by name, and the rows of the epochs."""
-    import torch
-
     found: dict[str, Any] = {}
     for name in ("last.ckpt", "best.ckpt"):
         checkpoint = torch.load(directory / name, weights_only=True)
@@ -105,7 +105,6 @@ def result(directory: Path) -> dict[str, Any]:
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The names of what is not the same, bit by bit."""
-    import torch
 
     def same(a: Any, b: Any) -> bool:
         if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
@@ -117,38 +116,42 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 def checkpoint_step(directory: Path) -> int | None:
     """The step of the checkpoint that a killed run would go on from."""
-    from covpool.train.checkpoint import find_checkpoint
-
     found = find_checkpoint(directory / "last.ckpt")
     return found[0]["global_step"] if found else None
 
 
-def main() -> int:
-    parser = make_parser(__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """How often what is killed."""
     parser.add_argument("--kills", type=int, default=10, help="of each number of processes (10)")
     parser.add_argument("--processes", default="1,2", help="numbers of processes (default: 1,2)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes each (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
-    options = parser.parse_args()
 
-    from rich.console import Console
-    from rich.progress import Progress
 
-    from covpool.bench.environment import describe_environment, summary_line
+def prepare(options: argparse.Namespace) -> dict[str, Any]:
+    """The results so far, those of an earlier call in `options.output` included.
 
-    worlds = [int(text) for text in options.processes.split(",")]
+    Raises:
+        ValueError, OSError: it had other options, or cannot be read.
+    """
     results: dict[str, Any] = {
         "environment": describe_environment(1, "cpu"),
         "options": list(RUN),
         "workers": options.workers,
         "seed": options.seed,
-        "processes": {},
     }
+    return {**results, "processes": read_earlier(options.output, results)}
+
+
+def measure(options: argparse.Namespace, results: dict[str, Any]) -> int:
+    """Go on from these results until there are as many kills as asked for; the exit status."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    worlds = [int(text) for text in options.processes.split(",")]
     print(summary_line(results["environment"]))
-    with users_input():
-        earlier = read_earlier(options.output, results)
-    results["processes"] |= earlier
+    earlier = dict(results["processes"])
     with (
         tempfile.TemporaryDirectory() as folder,
         Progress(console=Console(stderr=True)) as progress,
@@ -244,8 +247,4 @@ def read_earlier(output: Path, results: dict[str, Any]) -> dict[str, Any]:
 def write(results: dict[str, Any], output: Path) -> None:
     """The results so far."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    run(main)
+    replace_text(output, json.dumps(results, indent=2) + "\n")
