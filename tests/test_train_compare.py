@@ -12,8 +12,9 @@ import pytest
 from scipy import stats
 
 from covpool.cli import main
-from covpool.experiments import compare, grid, inference
+from covpool.experiments import compare, grid
 from covpool.experiments.arms import standalone
+from covpool.experiments.inference import Spread
 from covpool.experiments.results import RunSet
 from covpool.experiments.runs import make_runs, threads_of
 from covpool.machine import available_cores
@@ -70,7 +71,8 @@ def test_the_table_follows_from_the_runs(folder):
         difference = content["table"][1][f"{name}_difference"]
         assert difference == pytest.approx(sum(top1["exact"]) / 2 - sum(top1["gap"]) / 2)
     text = (folder / "comparison.md").read_text()
-    assert all(" ".join(compare.cells_of_row(row)[:1]) in text for row in content["table"])
+    for row in content["table"]:
+        assert f"| {row['method']} | 2/2 | {row['final_mean']:.2f} ± " in text
     assert (folder / "comparison.csv").read_text().count("\n") == 3
 
 
@@ -207,18 +209,20 @@ def test_diverged_and_failed_cells_are_told_and_not_averaged(images, tmp_path, f
         runs={(run.arm, run.seed): run for run in (*replaced, *missing)},
         failures={"svd seed 0": "OSError: disk full"},
     )
-    rows = {row["method"]: row for row in compare.tabulate(outcome)}
+    sheet = compare.make_sheet(outcome, 1)
+    rows = {row["method"]: row for row in sheet.data["table"]}
+    texts = {row[0]: row for row in sheet.tables[0].rows}
     assert (rows["gap"]["runs"], rows["exact"]["runs"], rows["svd"]["runs"]) == (2, 1, 0)
     kept = next(run for run in runs if run.name == "exact seed 1").summary()
     assert rows["exact"]["final_mean"] == pytest.approx(100 * kept["final"]["test_top1"])
     assert rows["exact"]["final_deviation"] is None
     assert rows["svd"]["final_mean"] is None
-    told = "\n".join(outcome.problems(outcome.arms))
+    told = "\n".join(sheet.problems)
     assert "exact seed 0: diverged; Training diverged in epoch 1" in told
     assert "svd seed 0: missing; OSError: disk full" in told
     assert "svd seed 1: missing; it has not run" in told
-    assert compare.cells_of_row(rows["exact"])[1] == "1/2"
-    assert compare.cells_of_row(rows["svd"])[2:] == ("-", "-", "-", "-")
+    assert texts["exact"][1] == "1/2"
+    assert texts["svd"][2:] == ("-", "-", "-", "-")
 
 
 def die(run):
@@ -287,13 +291,16 @@ def test_cells_end_with_a_comparison_that_was_killed(images, tmp_path):
 
 def test_the_interval_is_students():
     values = [1.5, 2.5, 0.5, 3.0, 1.0]
-    mean, low, high = inference.mean_and_interval(values)
+    found = Spread.of(dict(enumerate(values)))
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert mean == pytest.approx(1.7)
-    assert (low, high) == pytest.approx((expected.low, expected.high))
+    assert found.mean == pytest.approx(1.7)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.text() == "1.70 ± 1.04"
+    assert found.interval_text() == f"+1.70 [+{expected.low:.2f}, +{expected.high:.2f}]"
 
 
 def test_few_values_have_no_deviation_and_no_interval():
-    assert inference.mean_and_deviation([]) == (None, None)
-    assert inference.mean_and_deviation([2.0]) == (2.0, None)
-    assert inference.mean_and_interval([2.0]) == (2.0, None, None)
+    none, one = Spread.of({}), Spread.of({3: 2.0})
+    assert (none.mean, none.deviation, none.low, none.high) == (None,) * 4
+    assert (one.mean, one.deviation, one.low, one.high) == (2.0, None, None, None)
+    assert (none.text(), one.text(), one.interval_text()) == ("–", "2.00", "+2.00")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from covpool.experiments.arms import Arm
-from covpool.experiments.inference import geometric_mean, mean_and_interval
+from covpool.experiments.inference import Spread, geometric_mean
 from covpool.experiments.outcome import Outcome
 from covpool.experiments.results import METRICS, RunSet
 
@@ -63,14 +63,14 @@ def accuracy_dots(outcome: Outcome) -> Figure:
     figure = Figure(figsize=(7, 0.7 + 0.32 * len(arms)), layout="constrained")
     axes = figure.subplots()
     for place, arm in enumerate(reversed(arms)):
-        values = [*outcome.final(arm).values()]
+        spread = Spread.of(outcome.final(arm))
+        values = [*spread.values.values()]
         colour = "C0" if arm.method == "gap" else "C2" if arm.hybrid else "C1"
         axes.plot(values, [place - 0.12] * len(values), "o", color=colour, alpha=0.5, markersize=4)
-        mean, low, high = mean_and_interval(values)
-        if mean is not None:
-            axes.plot([mean], [place + 0.12], "|", color=colour, markersize=9)
-        if low is not None and high is not None:
-            axes.plot([low, high], [place + 0.12] * 2, color=colour)
+        if spread.mean is not None:
+            axes.plot([spread.mean], [place + 0.12], "|", color=colour, markersize=9)
+        if spread.low is not None and spread.high is not None:
+            axes.plot([spread.low, spread.high], [place + 0.12] * 2, color=colour)
     axes.set_yticks(range(len(arms)), [outcome.groups[arm] for arm in reversed(arms)])
     axes.set_xlabel("top-1 accuracy of the last epoch, test split (%)")
     axes.grid(axis="x", alpha=0.3)

@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Self
 
 BySeed = Mapping[int, float]
 
 CONFIDENCE = 0.95
 
 MOST_SEEDS = 1000
-
-Interval = tuple[float | None, float | None, float | None]
-"""Mean, lower and upper end; None where there are too few values."""
 
 
 def differences(left: BySeed, right: BySeed) -> dict[int, float]:
@@ -31,20 +30,41 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(fmean(logs)) if logs else math.nan
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and standard deviation (n − 1); None where there are too few values."""
-    if not values:
-        return None, None
-    return fmean(values), stdev(values) if len(values) > 1 else None
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Values by seed, their mean and standard deviation (n − 1), and the 95% interval of the mean
+    by Student's t; None what too few values do not give."""
 
+    values: BySeed
+    mean: float | None
+    deviation: float | None
+    low: float | None
+    high: float | None
 
-def mean_and_interval(values: Sequence[float]) -> Interval:
-    """Mean and its 95% interval by Student's t; None where there are too few values."""
-    mean, deviation = mean_and_deviation(values)
-    if mean is None or deviation is None:
-        return mean, None, None
-    half = _quantile(len(values)) * deviation / math.sqrt(len(values))
-    return mean, mean - half, mean + half
+    @classmethod
+    def of(cls, values: BySeed) -> Self:
+        """Of values by seed."""
+        own = [*values.values()]
+        mean = fmean(own) if own else None
+        if mean is None or len(own) < 2:
+            return cls(values=values, mean=mean, deviation=None, low=None, high=None)
+        deviation = stdev(own)
+        half = _quantile(len(own)) * deviation / math.sqrt(len(own))
+        return cls(values=values, mean=mean, deviation=deviation, low=mean - half, high=mean + half)
+
+    def text(self, none: str = "–") -> str:
+        """Mean ± deviation, as far as they are known."""
+        if self.mean is None:
+            return none
+        mean = f"{self.mean:.2f}"
+        return mean if self.deviation is None else f"{mean} ± {self.deviation:.2f}"
+
+    def interval_text(self, none: str = "–") -> str:
+        """A difference and its interval, as far as they are known."""
+        if self.mean is None:
+            return none
+        mean = f"{self.mean:+.2f}"
+        return mean if self.low is None else f"{mean} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
 def prediction_interval(values: Sequence[float], new: int) -> tuple[float, float] | None:
@@ -110,19 +130,3 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, (len(order) - rank) * p))
         adjusted[place] = largest
     return adjusted
-
-
-def spread_text(mean: float | None, deviation: float | None, none: str = "–") -> str:
-    """Mean ± deviation, as far as they are known."""
-    if mean is None:
-        return none
-    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
-
-
-def interval_text(
-    mean: float | None, low: float | None, high: float | None, none: str = "–"
-) -> str:
-    """A difference and its interval, as far as they are known."""
-    if mean is None:
-        return none
-    return f"{mean:+.2f}" if low is None else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"

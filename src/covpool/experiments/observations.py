@@ -10,9 +10,8 @@ from typing import Any, Literal
 from covpool.experiments.arms import ACCURATE, METHODS_OF_PAPER, NEWTON_SCHULZ, SMOOTHED, Arm
 from covpool.experiments.inference import (
     BySeed,
-    Interval,
+    Spread,
     differences,
-    mean_and_interval,
     mean_over,
 )
 from covpool.experiments.results import CONDITION_NUMBERS, PAPERS_WAY, Results, RunSet
@@ -41,12 +40,12 @@ class Claim:
     decides: bool = True
 
     @cached_property
-    def interval(self) -> Interval:
+    def interval(self) -> tuple[float | None, float | None, float | None]:
         """Mean and 95% interval by Student's t; None where there are too few seeds, or a quantity
         is infinite."""
-        if not all(map(math.isfinite, self.pairs.values())):
-            return None, None, None
-        return mean_and_interval([*self.pairs.values()])
+        finite = all(map(math.isfinite, self.pairs.values()))
+        spread = Spread.of(self.pairs if finite else {})
+        return spread.mean, spread.low, spread.high
 
     @property
     def verdict(self) -> Verdict:

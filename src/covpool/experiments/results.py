@@ -8,7 +8,7 @@ from functools import cached_property
 
 from covpool.analysis.records import QUANTILES
 from covpool.experiments.arms import Arm
-from covpool.experiments.inference import BySeed, geometric_mean, mean_and_deviation, spread_text
+from covpool.experiments.inference import BySeed, Spread, geometric_mean
 from covpool.experiments.runs import Runs
 from covpool.train.analysis_rows import read_analysis
 from covpool.train.config import RunConfig
@@ -113,7 +113,7 @@ class RunSet:
         if not values:
             return " or ".join(sorted(states)) or "–"
         planned = sum(own == arm for own, _ in self.runs)
-        text = spread_text(*mean_and_deviation([*values.values()]))
+        text = Spread.of(values).text()
         return text if len(values) == planned else f"{text} ({len(values)} of {planned})"
 
     @property

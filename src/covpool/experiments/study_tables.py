@@ -9,10 +9,9 @@ import torch
 
 from covpool.experiments.arms import Arm
 from covpool.experiments.inference import (
+    Spread,
     differences,
     geometric_mean,
-    interval_text,
-    mean_and_interval,
     prediction_interval,
     seeds_needed,
 )
@@ -39,7 +38,7 @@ def accuracy_table(outcome: Outcome) -> Table:
         for reference in study.references:
             pairs = differences(final, outcome.final(reference))
             itself = outcome.representative(reference) == arm
-            row.append("–" if itself else interval_text(*mean_and_interval([*pairs.values()])))
+            row.append("–" if itself else Spread.of(pairs).interval_text())
         if beside:
             row.append(_printed(outcome, arm, beside[arm.hybrid]))
         rows.append(row)

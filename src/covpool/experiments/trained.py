@@ -7,10 +7,9 @@ from covpool.experiments.arms import ACCURATE, NEWTON_SCHULZ, Arm
 from covpool.experiments.figures import last_stage, smoothness_curves
 from covpool.experiments.inference import (
     BySeed,
+    Spread,
     differences,
     geometric_mean,
-    interval_text,
-    mean_and_interval,
 )
 from covpool.experiments.paper import paper_tables, printed_name
 from covpool.experiments.results import (
@@ -49,8 +48,7 @@ def table1(results: Results) -> Sheet:
     row = ["difference, paired by seed", ""]
     for cell, metric in zip(gap, METRICS, strict=True):
         one, other = (runs.errors(arm, metric) for arm in arms)
-        pairs = differences(one, other)
-        row += [f"{cell:+.2f}", _interval(pairs)]
+        row += [f"{cell:+.2f}", Spread.of(differences(one, other)).interval_text()]
     rows.append(row)
     return Sheet(
         name="table1",
@@ -285,10 +283,6 @@ def _halves(cells: Sequence[float] | None) -> tuple[Sequence[float] | None, ...]
 
 def _numbers(arm: Arm, cells: Sequence[float] | None, ours: Mapping[str, object]) -> Numbers:
     return {"method": arm.method, "protocol": arm.protocol, "paper": cells, "errors": ours}
-
-
-def _interval(pairs: BySeed) -> str:
-    return interval_text(*mean_and_interval([*pairs.values()]))
 
 
 def _factors(values: BySeed) -> str:
