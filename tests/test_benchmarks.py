@@ -2,13 +2,17 @@
 
 import json
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from covpool.bench import resume
 from covpool.bench.resume import count, differences
 from covpool.cli import main
 from covpool.cli.bench import MEASUREMENTS
+from covpool.train.progress import EPOCH_HEADER
 from made_up_peer import make_clone
 from tiny_images import OPTIONS, make_tiny_images
 
@@ -181,6 +185,20 @@ def test_throughput_names_the_limit(bench, tmp_path):
     assert results["limit"] == min(rates, key=rates.get)
     assert results["both"]["images_per_second"] > 0
     assert f"the limit is the {results['limit']}" in shown.out
+
+
+def test_resume_knows_when_training_begins(tmp_path):
+    """By the header over the epochs, which `covpool train` prints before the first step."""
+    log = tmp_path / "log"
+    log.write_text(EPOCH_HEADER)
+    run = object.__new__(resume.Run)
+    run.log, run.start = log, 0
+    run.process = SimpleNamespace(poll=lambda: None if time.monotonic() < late else 1)
+    late = time.monotonic() + 60
+    assert run.wait_for_training()
+    log.write_text("no images\n")
+    late = 0
+    assert not run.wait_for_training()
 
 
 def test_resume_sees_one_flipped_bit():

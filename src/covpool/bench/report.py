@@ -77,11 +77,6 @@ def peer_notes(measured: dict[str, Any]) -> list[str]:
     return [f"{', '.join(found)}: {note}" for note, found in names.items()]
 
 
-def markdown(title: str, header: Row, rows: Sequence[Row]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 

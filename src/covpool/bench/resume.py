@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
-from covpool.machine import describe_environment, summary_line
+from covpool.bench.campaign import Report, write_results
+from covpool.machine import describe_environment
 from covpool.train.checkpoint import find_checkpoint
-from covpool.train.run_directory import replace_text
+from covpool.train.progress import EPOCH_HEADER
 
 RUN = (
     *("--train.epochs", "3", "--data.batch_size", "64", "--train.checkpoint_steps", "4"),
@@ -35,7 +36,8 @@ RUN = (
 """Three epochs with everything that is random or changes on the way."""
 
 CLOCK = ("seconds", "test_seconds", "images_per_second")
-BEGUN = "epoch    method"
+BEGUN = EPOCH_HEADER.splitlines()[-1].rstrip()
+"""What a run prints before its first step."""
 
 
 class Run:
@@ -144,76 +146,58 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     return {**results, "processes": read_earlier(options.output, results)}
 
 
-def measure(options: argparse.Namespace, results: dict[str, Any]) -> int:
+def measure(options: argparse.Namespace, results: dict[str, Any], report: Report) -> int:
     """Go on from these results until there are as many kills as asked for; the exit status."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    worlds = [int(text) for text in options.processes.split(",")]
-    print(summary_line(results["environment"]))
-    earlier = dict(results["processes"])
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Progress(console=Console(stderr=True)) as progress,
-    ):
-        for world in worlds:
-            command = (
-                *RUN,
-                *("--data.workers", str(options.workers), "--train.devices", str(world)),
-            )
-            log = Path(folder) / f"{world}.log"
-            task = progress.add_task(f"{world} processes: left alone", total=options.kills)
-            directory = Path(folder) / f"{world}-alone"
-            whole = Run(directory, command, log)
-            whole.wait_for_training()
-            began = time.monotonic()
-            whole.wait()
-            seconds = time.monotonic() - began
-            reference = result(directory)
-            outcome: dict[str, Any] = {
-                "seconds_uninterrupted": round(seconds, 2),
-                "steps": checkpoint_step(directory),
-                "trials": earlier.get(str(world), {}).get("trials", []),
-            }
-            results["processes"][str(world)] = outcome
-            while (kills := count(outcome)) < options.kills:
-                moments = random.Random(f"{options.seed} {world} {len(outcome['trials'])}")
-                directory = Path(folder) / f"{world}-{len(outcome['trials'])}"
-                trial: dict[str, Any] = {"kills": []}
-                for _ in range(min(moments.randint(1, 3), options.kills - kills)):
-                    progress.update(
-                        task, description=f"{world} processes: killing", completed=kills
-                    )
-                    attempt = Run(directory, command, log)
-                    attempt.wait_for_training()
-                    delay = moments.uniform(0, 0.8 * seconds)
-                    if not attempt.kill_after(delay):
-                        break
-                    step = checkpoint_step(directory)
-                    left = sorted(file.name for file in directory.glob("*partial*"))
-                    trial["kills"].append(
-                        {"seconds": round(delay, 3), "goes_on_from_step": step, "left": left}
-                    )
-                progress.update(task, description=f"{world} processes: resuming", completed=kills)
-                Run(directory, command, log).wait()
-                trial["differences"] = differences(result(directory), reference)
-                outcome["trials"].append(trial)
-                kills = outcome["kills"] = count(outcome)
-                write(results, options.output)
-                verdict = "differ" if trial["differences"] else "the same"
-                progress.console.print(
-                    f"{world} processes, {kills} of {options.kills} kills: {verdict}"
-                )
-            outcome["kills"] = kills
-            progress.update(task, description=f"{world} processes: done", completed=kills)
+    with tempfile.TemporaryDirectory() as folder:
+        for world in map(int, options.processes.split(",")):
+            _kill_and_resume(world, options, results, Path(folder), report)
     failed = False
     for world, outcome in results["processes"].items():
         same = count(outcome, same=True)
         failed |= same < outcome["kills"]
         print(f"{world} processes: {same} of {outcome['kills']} kills end bit-identically")
-    write(results, options.output)
-    print(f"results: {options.output}")
     return int(failed)
+
+
+def _kill_and_resume(
+    world: int, options: argparse.Namespace, results: dict[str, Any], folder: Path, report: Report
+) -> None:
+    command = (*RUN, "--data.workers", str(options.workers), "--train.devices", str(world))
+    log, directory = folder / f"{world}.log", folder / f"{world}-alone"
+    report(f"{world} processes: left alone")
+    whole = Run(directory, command, log)
+    if not whole.wait_for_training():
+        raise RuntimeError(f"the run did not begin to train:\n{log.read_text()}")
+    began = time.monotonic()
+    whole.wait()
+    seconds = time.monotonic() - began
+    reference = result(directory)
+    outcome = results["processes"].setdefault(str(world), {"trials": []})
+    outcome |= {"seconds_uninterrupted": round(seconds, 2), "steps": checkpoint_step(directory)}
+    while (kills := count(outcome)) < options.kills:
+        number = len(outcome["trials"])
+        moments = random.Random(f"{options.seed} {world} {number}")
+        directory = folder / f"{world}-{number}"
+        trial: dict[str, Any] = {"kills": []}
+        for _ in range(min(moments.randint(1, 3), options.kills - kills)):
+            report(f"{world} processes, {kills} of {options.kills} kills: killing")
+            attempt = Run(directory, command, log)
+            attempt.wait_for_training()
+            delay = moments.uniform(0, 0.8 * seconds)
+            if not attempt.kill_after(delay):
+                break
+            step = checkpoint_step(directory)
+            left = sorted(file.name for file in directory.glob("*partial*"))
+            trial["kills"].append(
+                {"seconds": round(delay, 3), "goes_on_from_step": step, "left": left}
+            )
+        report(f"{world} processes, {kills} of {options.kills} kills: resuming")
+        Run(directory, command, log).wait()
+        trial["differences"] = differences(result(directory), reference)
+        outcome["trials"].append(trial)
+        outcome["kills"] = count(outcome)
+        write_results(results, options.output)
+    outcome["kills"] = kills
 
 
 def count(outcome: dict[str, Any], *, same: bool = False) -> int:
@@ -242,9 +226,3 @@ def read_earlier(output: Path, results: dict[str, Any]) -> dict[str, Any]:
                 "--output"
             )
     return earlier["processes"]
-
-
-def write(results: dict[str, Any], output: Path) -> None:
-    """The results so far."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(output, json.dumps(results, indent=2) + "\n")

@@ -22,6 +22,7 @@ from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import RunParser, checking_files, chosen_recipe, nearest, users_input
 from covpool.linalg.methods import METHODS
 from covpool.machine import available_cores, summary_line
+from covpool.text import markdown_table
 
 DEFAULT_SHAPES = "16x256x49,16x256x196,16x256x784"
 
@@ -184,7 +185,11 @@ def resume(arguments: list[str]) -> int:
     options = _parser_of(module, "resume").parse_args(arguments)
     with users_input():
         earlier = module.prepare(options)
-    return module.measure(options, earlier)
+    say(summary_line(earlier["environment"]))
+    with Progress() as progress:
+        status = module.measure(options, earlier, progress)
+    say(f"results: {options.output}")
+    return status
 
 
 def throughput(arguments: list[str]) -> int:
@@ -326,7 +331,7 @@ def show(tables: Any, failures: Sequence[str], console: Console) -> None:
     for title, header, rows in tables:
         console.print()
         if not console.is_terminal:
-            console.print(report.markdown(title, header, rows))
+            console.print(f"{title}\n\n{markdown_table(header, rows)}")
             continue
         table = Table(*header, title=title, title_justify="left")
         for row in rows:

@@ -75,15 +75,12 @@ class Claim:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        mean, low, high = self.interval
         return {
             "claim": self.text,
             "described": self.describe(),
             "by_seed": dict(self.pairs),
             "log10": self.factor,
-            "mean": mean,
-            "low": low,
-            "high": high,
+            **dict(zip(("mean", "low", "high"), self.interval, strict=True)),
             "decides": self.decides,
             "verdict": self.verdict,
         }
@@ -242,12 +239,8 @@ def observations(results: Results) -> Sheet:
         if further:
             tables.append(Table(heading="Beside them", columns=("to", "measured"), rows=further))
         data[runs.name] = [
-            {
-                "number": each.number,
-                "statement": each.statement,
-                "verdict": each.verdict,
-                "claims": [claim.to_dict() for claim in each.claims],
-            }
+            {"number": each.number, "statement": each.statement, "verdict": each.verdict}
+            | {"claims": [claim.to_dict() for claim in each.claims]}
             for each in found
         ]
     return Sheet(

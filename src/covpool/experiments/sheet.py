@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from covpool.analysis.records import plain
+from covpool.text import markdown_table
 from covpool.train.run_directory import replace_file, replace_text
 
 
@@ -29,13 +30,8 @@ class Table:
 
     def markdown(self) -> str:
         """As a Markdown table."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        text = "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
+        text = markdown_table(self.columns, self.rows)
         return f"## {self.heading}\n\n{text}" if self.heading else text
-
-
-def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|")
 
 
 @dataclass(frozen=True, kw_only=True)
