@@ -1,6 +1,6 @@
 """The targets that need training: from finished runs to ours beside the paper's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from covpool.experiments.arms import ACCURATE, NEWTON_SCHULZ, Arm
@@ -31,31 +31,25 @@ def table1(results: Results) -> Sheet:
     """Accurate SVD against Newton-Schulz."""
     printed = paper_tables()["table1_resnet50_imagenet_error"]
     cells = {
-        ACCURATE: printed["MPN-COV (SVD)"],
-        NEWTON_SCHULZ: printed["iSQRT-COV (Newton-Schulz)"],
+        Arm(ACCURATE): printed["MPN-COV (SVD)"],
+        Arm(NEWTON_SCHULZ): printed["iSQRT-COV (Newton-Schulz)"],
     }
     runs = _runs(results, "imagenet-resnet50-fast-mpn-cov")
-    arms = [Arm(method) for method in cells]
-    rows, data = [], []
-    for arm in arms:
-        ours = [runs.errors(arm, metric) for metric in METRICS]
-        row = [arm.method, printed_name(arm.method) or "–"]
-        for cell, values in zip(cells[arm.method], ours, strict=True):
+    rows = [[arm.method, printed_name(arm.method) or "–"] for arm in cells]
+    rows.append(["difference, paired by seed", ""])
+    for place, metric in enumerate(METRICS):
+        ours = [runs.errors(arm, metric) for arm in cells]
+        theirs = [own[place] for own in cells.values()]
+        for row, arm, cell, values in zip(rows, cells, theirs, ours, strict=False):
             row += [f"{cell:.2f}", runs.spread(arm, values)]
-        rows.append(row)
-        data.append(_numbers(arm, cells[arm.method], dict(zip(METRICS, ours, strict=True))))
-    gap = [one - other for one, other in zip(cells[ACCURATE], cells[NEWTON_SCHULZ], strict=True)]
-    row = ["difference, paired by seed", ""]
-    for cell, metric in zip(gap, METRICS, strict=True):
-        one, other = (runs.errors(arm, metric) for arm in arms)
-        row += [f"{cell:+.2f}", Spread.of(differences(one, other)).interval_text()]
-    rows.append(row)
+        gap = Spread.of(differences(*ours)).interval_text()
+        rows[-1] += [f"{theirs[0] - theirs[1]:+.2f}", gap]
     return Sheet(
         name="table1",
         title="Table 1: error of ResNet-50 on ImageNet",
-        **_about([runs], arms),
+        **_about([runs], [*cells]),
         tables=[Table(columns=_beside(["top-1 error %", "top-5 error %"]), rows=rows)],
-        data={"rows": data},
+        data={"rows": [_numbers(runs, arm, own) for arm, own in cells.items()]},
     )
 
 
@@ -94,36 +88,36 @@ def table4(results: Results) -> Sheet:
     """All methods by both protocols."""
     printed = paper_tables()["table4_imagenet_error"]
     networks = {"ResNet-50": "imagenet-resnet50", "ResNet-101": "imagenet-resnet101"}
-    tables, data, abouts = [], {}, []
+    tables, data, found = [], {}, []
     for network, recipe in networks.items():
         runs = of_recipe(results, recipe)
         if runs is None:
             continue
-        rows = []
-        data[network] = []
+        found.append(runs)
+        rows, data[network] = [], []
         for method in dict.fromkeys(arm.method for arm in runs.arms):
-            cells = printed[network].get(_row_of_table_4(method, network))
+            name = f"Vanilla {network}" if method == "gap" else printed_name(method)
+            cells = printed[network].get(name)
             if cells is None and network == "ResNet-101":
                 continue
-            row = [method, "–" if cells is None else _row_of_table_4(method, network)]
-            for arm, printed_cells in zip(
-                _both_protocols(method, runs), _halves(cells), strict=True
-            ):
-                ours = {metric: runs.errors(arm, metric) for metric in METRICS}
-                for place, metric in enumerate(METRICS):
-                    row.append("–" if printed_cells is None else f"{printed_cells[place]:.2f}")
-                    row.append(runs.spread(arm, ours[metric]))
-                data[network].append(_numbers(arm, printed_cells, ours))
+            once = method in ("gap", NEWTON_SCHULZ)
+            row = [method, name if cells and name else "–"]
+            for place, arm in ((0, Arm(method)), (2, Arm(method, hybrid=not once))):
+                own = cells and cells[place : place + 2]
+                numbers = _numbers(runs, arm, own)
+                for cell, values in zip(
+                    own or (None, None), numbers["errors"].values(), strict=True
+                ):
+                    row += ["–" if cell is None else f"{cell:.2f}", runs.spread(arm, values)]
+                data[network].append(numbers)
             rows.append(row)
+        columns = [f"{p} {m} error %" for p in ("standalone", "hybrid") for m in ("top-1", "top-5")]
         heading = f"{network} in the paper"
-        columns = _beside([f"{p} {m} error %" for p in ("standalone", "hybrid") for m in _TOP])
-        tables.append(Table(heading=heading, columns=columns, rows=rows))
-        abouts.append(runs)
-    told = _about(abouts, [arm for runs in abouts for arm in runs.arms])
+        tables.append(Table(heading=heading, columns=_beside(columns), rows=rows))
     return Sheet(
         name="table4",
         title="Table 4: errors of ResNet-50 and ResNet-101 on ImageNet, standalone and hybrid",
-        **told,
+        **_about(found, [arm for runs in found for arm in runs.arms]),
         tables=tables,
         data=data,
         notes=[
@@ -166,7 +160,6 @@ def table5(results: Results) -> Sheet:
         *(f"{n.capitalize()}: paper, Final / Best" for n in FINE_GRAINED),
     ]
     columns += [f"ours, {runs.name}, {m}" for runs in ours for m in ("Final", "Best")]
-    told = _about(ours, arms)
     notes = [
         "Top-1 accuracy in percent. Final is the last epoch; Best the highest of all epochs on the "
         "test split itself, so it flatters. Mean ± standard deviation over seeds.",
@@ -179,7 +172,7 @@ def table5(results: Results) -> Sheet:
     return Sheet(
         name="table5",
         title="Table 5: accuracy on Birds, Dogs and Cars",
-        **told,
+        **_about(ours, arms),
         tables=[Table(columns=columns, rows=rows)],
         data={"rows": data},
         notes=notes,
@@ -225,27 +218,23 @@ def figure2(results: Results) -> Sheet:
     """The last stage of hybrid training."""
     runs = _runs(results, "imagenet-alexnet")
     arms = [arm for arm in runs.arms if arm.hybrid or arm.method == NEWTON_SCHULZ]
-    rows, data = [], []
-    for arm in arms:
-        ours = {metric: runs.errors(arm, metric) for metric in METRICS}
-        rows.append([arm.method, *(runs.spread(arm, ours[metric]) for metric in METRICS)])
-        data.append(_numbers(arm, None, ours))
+    rows = [
+        [arm.method, *(runs.spread(arm, runs.errors(arm, metric)) for metric in METRICS)]
+        for arm in arms
+    ]
     columns = ["method", "top-1 error %", "top-5 error %"]
     return Sheet(
         name="figure2",
         title="Figure 2: errors in the last stage of hybrid training",
         **_about([runs], arms),
         tables=[Table(columns=columns, rows=rows)],
-        data={"rows": data},
+        data={"rows": [_numbers(runs, arm, None) for arm in arms]},
         notes=[
             "Errors of the last epoch, mean ± standard deviation over seeds; the figure has the "
             "mean by epoch. The paper prints no numbers: its curves lie close to each other.",
         ],
         figure=last_stage(runs, arms),
     )
-
-
-_TOP = ("top-1", "top-5")
 
 
 def _runs(results: Results, recipe: str) -> RunSet:
@@ -268,21 +257,9 @@ def _beside(names: Sequence[str]) -> list[str]:
     return ["method", "paper's name", *(c for n in names for c in (f"{n}: paper", "ours"))]
 
 
-def _row_of_table_4(method: str, network: str) -> str:
-    return f"Vanilla {network}" if method == "gap" else printed_name(method) or "–"
-
-
-def _both_protocols(method: str, runs: RunSet) -> tuple[Arm, Arm]:
-    alone, after = Arm(method), Arm(method, hybrid=True)
-    return alone, alone if method in ("gap", NEWTON_SCHULZ) else after
-
-
-def _halves(cells: Sequence[float] | None) -> tuple[Sequence[float] | None, ...]:
-    return (None, None) if cells is None else (cells[:2], cells[2:])
-
-
-def _numbers(arm: Arm, cells: Sequence[float] | None, ours: Mapping[str, object]) -> Numbers:
-    return {"method": arm.method, "protocol": arm.protocol, "paper": cells, "errors": ours}
+def _numbers(runs: RunSet, arm: Arm, cells: Sequence[float] | None) -> Numbers:
+    errors = {metric: runs.errors(arm, metric) for metric in METRICS}
+    return {"method": arm.method, "protocol": arm.protocol, "paper": cells, "errors": errors}
 
 
 def _factors(values: BySeed) -> str:
