@@ -81,16 +81,16 @@ LINALG = (
 """Each part of linalg/ may import those before it, and modules of its own that do not import it."""
 
 
-def modules_of_linalg() -> dict[str, set[str]]:
-    """Below covpool.linalg: each module, and those that it names, in annotations too."""
-    root = SOURCE / "linalg"
+def modules_of(package: str) -> dict[str, set[str]]:
+    """Below covpool.PACKAGE: each module, and those that it names, in annotations too."""
+    root = SOURCE / package
     paths = {".".join(p.relative_to(root).with_suffix("").parts): p for p in root.rglob("*.py")}
     found = {}
     for name, path in paths.items():
         names = set()
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("covpool"):
-                inside = node.module.removeprefix("covpool").removeprefix(".linalg").lstrip(".")
+                inside = node.module.removeprefix("covpool").removeprefix(f".{package}").lstrip(".")
                 names |= {f"{inside}.{alias.name}".lstrip(".") for alias in node.names} & set(paths)
                 names |= {inside} & set(paths)
         found[name] = names
@@ -102,15 +102,16 @@ def place(module: str) -> int:
 
 
 def test_linalg_imports_downwards_only():
-    modules = modules_of_linalg()
+    modules = modules_of("linalg")
     assert {module for module in LINALG if "." in module} <= set(modules)
     for module, imported in modules.items():
         upwards = [other for other in imported if place(other) > place(module)]
         assert not upwards, f"linalg/{module} imports {upwards}"
 
 
-def test_linalg_has_no_circle():
-    modules = modules_of_linalg()
+@pytest.mark.parametrize("package", ["linalg", "experiments", "report", "bench"])
+def test_no_package_imports_in_a_circle(package):
+    modules = modules_of(package)
     done: set[str] = set()
     while len(done) < len(modules):
         ready = {name for name, imported in modules.items() if imported <= done} - done

@@ -7,17 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from covpool.cli import experiment
 from covpool.cli.console import PlainConsole
-from covpool.cli.experiment import (
-    add_options,
-    check_counts,
-    holding_folder,
-    listed,
-    prepare_arms,
-    run_all,
-    show_plan,
-    show_total,
-)
 from covpool.cli.parsing import (
     FileProgress,
     RunParser,
@@ -59,13 +50,13 @@ def run(arguments: list[str]) -> int:
         request = _prepare(arguments, progress)
     console = PlainConsole()
     if not request.dry_run:
-        return holding_folder(request.folder, lambda: _run(request, console))
+        return experiment.holding_folder(request.folder, lambda: _run(request, console))
     _announce(request, console)
     runs = [*request.runs.runs.values()]
     with console.status("measuring steps") as status:
         lines = estimate(request.runs.config, runs, job=request.job, report=status.update)
-    show_plan(lines, runs, console)
-    show_total(lines, request.jobs, request.folder, console)
+    experiment.show_plan(lines, runs, console)
+    experiment.show_total(lines, request.jobs, request.folder, console)
     return 0
 
 
@@ -74,7 +65,7 @@ def _run(request: Request, console: Console) -> int:
     with users_input():
         open_folder(folder, config)
     _announce(request, console)
-    failures = run_all(request.runs.runs.values(), request.jobs, console)
+    failures = experiment.run_all(request.runs.runs.values(), request.jobs, console)
     sheet = make_sheet(request.runs.ended(failures), request.jobs)
     replace_text(folder / "comparison.csv", csv_text(sheet.data["table"]))
     sheet.write(folder)
@@ -121,13 +112,15 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
     parser.add_argument(
         "--recipe", type=str | None, help="start from this one of covpool recipes; options hold"
     )
-    add_options(parser, seeds={"default": 3, "help": "seeds, from train.seed on"}, jobs={})
+    experiment.add_options(
+        parser, seeds={"default": 3, "help": "seeds, from train.seed on"}, jobs={}
+    )
     parser.add_argument("--output", type=Path | None, help="folder (default: runs/compare-…)")
     config, own = parser.parse(arguments)
     if recipe is not None:
         recipe.check(config)
-    methods = [check_pooling(name) for name in listed(own.methods)]
-    check_counts(own)
+    methods = [check_pooling(name) for name in experiment.listed(own.methods)]
+    experiment.check_counts(own)
     for option in ("schedule", "hybrid"):
         if (value := getattr(config.model, option)) is not None:
             raise ValueError(
@@ -141,7 +134,7 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
         )
     _check_constants(config, methods)
     arms = standalone(*methods)
-    job = prepare_arms(config, arms, own.output or Path("FOLDER"), progress)
+    job = experiment.prepare_arms(config, arms, own.output or Path("FOLDER"), progress)
     label = f"compare-{job.splits.name}-{config.model.backbone}"
     folder = own.output or Path("runs") / file_name(label)
     seeds = range(config.train.seed, config.train.seed + own.seeds)

@@ -7,18 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
+from covpool.cli import experiment
 from covpool.cli.console import PlainConsole
-from covpool.cli.experiment import (
-    add_options,
-    check_counts,
-    holding_folder,
-    listed,
-    prepare_arms,
-    run_all,
-    settled,
-    show_plan,
-    show_total,
-)
 from covpool.cli.parsing import (
     FileProgress,
     RunParser,
@@ -75,20 +65,22 @@ def run(arguments: list[str]) -> int:
     for runs, _ in request.prepared:
         console.print(
             f"{runs.about}\n{len(runs.runs)} runs ({len(runs.arms)} ways to train, "
-            f"{len(runs.seeds)} seeds; {settled(runs.runs.values())}), {request.jobs} at a time, "
-            f"in {request.output / RUNS / runs.name}"
+            f"{len(runs.seeds)} seeds; {experiment.settled(runs.runs.values())}), "
+            f"{request.jobs} at a time, in {request.output / RUNS / runs.name}"
         )
     if request.dry_run:
         _estimate(request, console)
         return 0
-    return holding_folder(request.output, lambda: _run(request, console))
+    return experiment.holding_folder(request.output, lambda: _run(request, console))
 
 
 def _run(request: Request, console: Console) -> int:
     with users_input():
         for runs, _ in request.prepared:
             open_folder(request.output / RUNS / runs.name, runs.config)
-    failures = run_all(request.runs, request.jobs, console, free=CHECKS) if request.runs else {}
+    failures = (
+        experiment.run_all(request.runs, request.jobs, console, free=CHECKS) if request.runs else {}
+    )
     with users_input():
         sheets = make_sheets(request, [runs.ended(failures) for runs, _ in request.prepared])
         for sheet in sheets:
@@ -123,9 +115,9 @@ def summary(sheets: Sequence[Sheet], made: Plan) -> str:
 def _prepare(arguments: list[str], progress: FileProgress) -> Request:
     config, own = _parse(arguments, SMALL)
     targets = _targets(own.targets)
-    check_counts(own)
+    experiment.check_counts(own)
     jobs = own.jobs or (min(MOST_JOBS, available_cores()) if config.data.root is None else 1)
-    methods = own.methods and [check_pooling(name) for name in listed(own.methods)]
+    methods = own.methods and [check_pooling(name) for name in experiment.listed(own.methods)]
     made = plan(config, targets, methods)
     for name, reason in made.left_out.items():
         if ALL not in own.targets:
@@ -136,7 +128,7 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
         if recipe != SMALL:
             read_recipe(recipe).check(config)
         checked = _unchecked(config) if prepared else config
-        job = prepare_arms(checked, arms, own.output / RUNS / recipe, progress)
+        job = experiment.prepare_arms(checked, arms, own.output / RUNS / recipe, progress)
         runs = make_run_set(
             recipe, config, arms, seeds=own.seeds, output=own.output, jobs=jobs, job=job
         )
@@ -174,7 +166,7 @@ def _parse(arguments: list[str], recipe: str) -> tuple[RunConfig, Any]:
         "--methods", type=str | None, help="only these poolings, separated by commas"
     )
     most = "runs at a time (default: as many as cores on the embedded images, else 1)"
-    add_options(
+    experiment.add_options(
         parser,
         seeds={"default": SEEDS, "help": "seeds, from train.seed on"},
         jobs={"type": int | None, "default": None, "help": most},
@@ -203,10 +195,10 @@ def _estimate(request: Request, console: Console) -> None:
         runs = [*run_set.runs.values()]
         with console.status("measuring steps") as status:
             lines = estimate(run_set.config, runs, job=job, report=status.update)
-        show_plan(lines, runs, console)
+        experiment.show_plan(lines, runs, console)
         everything += lines
     if everything:
-        show_total(everything, request.jobs, request.output, console)
+        experiment.show_total(everything, request.jobs, request.output, console)
     for name in request.targets:
         if not TARGETS[name].trained:
             console.print(f"{name} is computed, in seconds")

@@ -7,19 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from covpool.cli import UserError
+from covpool.cli import UserError, experiment
 from covpool.cli.console import PlainConsole
-from covpool.cli.experiment import (
-    add_options,
-    check_counts,
-    holding_folder,
-    listed,
-    prepare_arms,
-    run_all,
-    settled,
-    show_plan,
-    show_total,
-)
 from covpool.cli.parsing import (
     FileProgress,
     RunParser,
@@ -27,24 +16,12 @@ from covpool.cli.parsing import (
     refuse_methods,
     users_input,
 )
+from covpool.experiments import study as studies
 from covpool.experiments.estimate import estimate
 from covpool.experiments.outcome import RUN_LINES, Outcome, read_lines
 from covpool.experiments.results import RunSet
 from covpool.experiments.runs import RUNS, Run, threads_of
-from covpool.experiments.study import (
-    RATES,
-    TUNING,
-    Rates,
-    Study,
-    chosen_rates,
-    earlier_rates,
-    earlier_runs,
-    final_runs,
-    read_rates,
-    read_study,
-    tuning_runs,
-    write_rates,
-)
+from covpool.experiments.study import RATES, TUNING, Rates, Study
 from covpool.experiments.study_tables import reproduction_table
 from covpool.experiments.summary import make_sheet
 from covpool.train.config import OptimConfig, RunConfig
@@ -76,30 +53,32 @@ def run(arguments: list[str]) -> int:
     if request.dry_run:
         _plan(request, console)
         return 0
-    return holding_folder(request.output, lambda: _run(request, console))
+    return experiment.holding_folder(request.output, lambda: _run(request, console))
 
 
 def _run(request: Request, console: Console) -> int:
     study, whole, output = request.study, request.whole, request.output
     rates = request.rates
     if rates is None:
-        trials = tuning_runs(study, output, request.threads)
+        trials = studies.tuning_runs(study, output, request.threads)
         failed = _train(trials, request, output / TUNING, "trials of the rate", console)
         with users_input():
-            rates = chosen_rates(study, trials, failed)
-    runs = final_runs(study, rates, output, request.threads)
+            rates = studies.chosen_rates(study, trials, failed)
+    runs = studies.final_runs(study, rates, output, request.threads)
     with users_input():
         # Before rates.json is written: rates that other runs here were not trained with are
         # refused.
-        rates = {**earlier_rates(output), **rates}
-        earlier_runs(whole, rates, output)
-        write_rates(output, rates)
+        rates = {**studies.earlier_rates(output), **rates}
+        studies.earlier_runs(whole, rates, output)
+        studies.write_rates(output, rates)
     for label, chosen in rates.items():
         console.print(f"rate of {label}: {chosen['rate']:g}, by {_tried(chosen)}")
     failures = _train([*runs.values()], request, output / RUNS, "runs that count", console)
     with users_input():
         # Runs of other arms and seeds that an earlier command trained here are summarised too.
-        runs |= {k: run for k, run in earlier_runs(whole, rates, output).items() if k not in runs}
+        runs |= {
+            k: run for k, run in studies.earlier_runs(whole, rates, output).items() if k not in runs
+        }
         labels = {arm.label for arm, _ in runs}
         named = [arm.label for arm in whole.arms]
         shown = whole.restricted([label for label in named if label in labels])
@@ -132,15 +111,17 @@ def _tried(chosen: Mapping[str, Any]) -> str:
 def _train(
     runs: Sequence[Run], request: Request, folder: Path, what: str, console: Console
 ) -> dict[str, str]:
-    console.print(f"{len(runs)} {what} ({settled(runs)}), {request.jobs} at a time, in {folder}")
-    return run_all(runs, request.jobs, console)
+    console.print(
+        f"{len(runs)} {what} ({experiment.settled(runs)}), {request.jobs} at a time, in {folder}"
+    )
+    return experiment.run_all(runs, request.jobs, console)
 
 
 def _prepare(arguments: list[str], progress: FileProgress) -> Request:
     if not arguments:
         raise UserError("name the study's YAML file: covpool study FILE [options]")
     first = arguments[0]
-    whole = None if first.startswith("-") else read_study(Path(first))
+    whole = None if first.startswith("-") else studies.read_study(Path(first))
     if whole is None and not {"--help", "-h"} & set(arguments):
         raise UserError(
             f"the study's file comes before all options, not {first!r}: covpool study FILE …"
@@ -154,7 +135,9 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
     )
     parser.add_argument("study", type=Path, help="YAML file, given before all options")
     parser.add_argument("--arms", type=str | None, help="only these, separated by commas")
-    add_options(parser, seeds={"type": int | None, "help": "seeds of every arm"}, jobs={})
+    experiment.add_options(
+        parser, seeds={"type": int | None, "help": "seeds of every arm"}, jobs={}
+    )
     parser.add_argument(
         "--rates", type=Path | None, help=f"{RATES} of an earlier study: nothing is tuned"
     )
@@ -166,9 +149,9 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
     assert whole is not None  # after --help it has ended
     whole = study = replace(whole, config=config)
     _check_free(config)
-    check_counts(own)
+    experiment.check_counts(own)
     if own.arms is not None:
-        study = study.restricted(listed(own.arms))
+        study = study.restricted(experiment.listed(own.arms))
     if own.seeds is not None:
         study = replace(study, seeds=own.seeds, leading_seeds=own.seeds)
     output = own.output or Path("runs") / f"study-{study.name}"
@@ -176,9 +159,9 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
     return Request(
         study=study,
         whole=whole,
-        rates=None if own.rates is None else read_rates(own.rates, study.arms),
+        rates=None if own.rates is None else studies.read_rates(own.rates, study.arms),
         against=None if own.against is None else read_lines(own.against),
-        job=prepare_arms(config, study.arms, output / RUNS, progress),
+        job=experiment.prepare_arms(config, study.arms, output / RUNS, progress),
         output=output,
         jobs=own.jobs,
         threads=threads_of(config, own.jobs),
@@ -221,11 +204,11 @@ def _about(request: Request, study: Study) -> str:
 def _plan(request: Request, console: Console) -> None:
     study, output, threads = request.study, request.output, request.threads
     guess = {arm.tuned_as.label: {"rate": study.rates[0]} for arm in study.arms}
-    rates = guess | earlier_rates(output) | dict(request.rates or {})
-    runs = final_runs(study, rates, output, threads)
+    rates = guess | studies.earlier_rates(output) | dict(request.rates or {})
+    runs = studies.final_runs(study, rates, output, threads)
     runs = [run for arm in study.arms for (own, _), run in runs.items() if own == arm]
-    trials = [] if request.rates else tuning_runs(study, output, threads)
+    trials = [] if request.rates else studies.tuning_runs(study, output, threads)
     with console.status("measuring steps") as status:
         lines = estimate(study.config, runs, job=request.job, trials=trials, report=status.update)
-    show_plan(lines, runs, console)
-    show_total(lines, request.jobs, output, console)
+    experiment.show_plan(lines, runs, console)
+    experiment.show_total(lines, request.jobs, output, console)

@@ -22,15 +22,18 @@ from covpool.report.figures import (
     whole_numbers,
 )
 from covpool.report.groups import MethodRow, Setting
-from covpool.report.probe_records import (
+from covpool.report.series import (
     NO_PROBE,
+    Points,
     Record,
     failures,
+    mark_switches,
     median_by_epoch,
+    plot,
     probe_rows,
     quantile,
+    switch_epochs,
 )
-from covpool.report.series import Points, mark_switches, plot, switch_epochs
 from covpool.report.tables import PageTable
 from covpool.text import shortened
 

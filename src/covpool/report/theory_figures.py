@@ -18,6 +18,7 @@ from covpool.analysis import (
 from covpool.experiments.paper import paper_tables, printed_name
 from covpool.linalg.gradients.base import Pairwise
 from covpool.linalg.methods import METHODS
+from covpool.report.fidelity_figures import LEAST_DISTANCE, ROUNDING
 from covpool.report.figures import (
     ALONE,
     WIDE,
@@ -44,12 +45,6 @@ LEAST_ERROR = 1e-19
 SIZE = 64
 CONDITION_NUMBER = 1e4
 RANKS = (4, 8, 16, 24, 32, 40, 48, 56, 60, 64)
-
-LEAST_DISTANCE = 1e-16
-"""Where a distance of zero is drawn."""
-
-ROUNDING = 1e-9
-"""A relative distance of gradients below which a method counts as exact."""
 
 
 def theory_figures(styles: Styles) -> list[PageFigure]:
