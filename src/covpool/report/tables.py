@@ -33,6 +33,16 @@ class PageTable:
     kind: str = ""
     groups: Sequence[tuple[str, int]] = ()
 
+    @property
+    def labels(self) -> Sequence[str]:
+        """What stands beside each cell on a narrow page, which shows no header."""
+        above = [
+            text.split(":")[0].split(",")[0] for text, span in self.groups for _ in range(span)
+        ]
+        if not above:
+            return self.columns[1:]
+        return [f"{text}, {own}" for text, own in zip(above, self.columns[1:], strict=True)]
+
 
 def tables_of(setting: Setting, papers_data: bool) -> list[PageTable]:
     """Those that have rows."""
