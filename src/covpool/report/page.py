@@ -205,8 +205,8 @@ def _confusions(setting: Setting) -> list[tuple[str, list[dict[str, str]]]]:
         if most:
             pairs = [
                 {
-                    "class": shortened(pair[0], 60),
-                    "called": shortened(pair[1], 60),
+                    "class": shortened(pair[0], NAME_LENGTH),
+                    "called": shortened(pair[1], NAME_LENGTH),
                     "images": f"{count:,}",
                 }
                 for pair, count in most
