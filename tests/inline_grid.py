@@ -6,7 +6,7 @@ from concurrent.futures import Executor, Future
 import pytest
 
 from covpool.cli import main
-from covpool.train import grid
+from covpool.experiments import grid
 
 
 class Inline(Executor):

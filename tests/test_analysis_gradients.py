@@ -12,11 +12,11 @@ from covpool import KERNELS, METHODS, matrix_sqrt
 from covpool.analysis import approximation_error, gradient_bounds, gradient_magnitudes
 from covpool.analysis.approximation import TABLE3_RATIOS
 from covpool.analysis.conditioning import EPS
+from covpool.experiments.paper import paper_tables
 from covpool.linalg.functions import SQRT
 from covpool.linalg.gradients.base import Pairwise
 from covpool.linalg.gradients.kernels import Pade, Taylor
 from covpool.linalg.gradients.pade_coefficients import SUM_RATIO
-from covpool.report.paper import paper_tables
 from test_kernels import DEFINITIONS
 
 PAPER = paper_tables()

@@ -85,6 +85,19 @@ def test_bench_measures_everything_and_goes_on_after_failures(clone, run_bench):
     assert "Could not" not in shown.out
 
 
+def test_bench_goes_on_with_what_is_there(run_bench):
+    options = ("--no-memory", "--no-floor", "--accuracy-conditions", "100")
+    _, _, first = run_bench("--shapes", "2x4x4", *options)
+    status, shown, both = run_bench("--shapes", "2x4x4,2x4x9", *options, "--resume")
+    assert status == 0
+    assert "going on after 1 shapes" in shown.err
+    assert both["shapes"][:1] == first["shapes"]
+    assert len(both["shapes"]) == 2
+    status, shown, _ = run_bench("--shapes", "2x4x4", *options, "--resume", "--rounds", "3")
+    assert status == 2
+    assert "in settings, rounds was 2 and is 3; write to another file" in shown.err
+
+
 def test_bench_without_peers_memory_or_floor(run_bench):
     status, shown, results = run_bench(
         *("--shapes", "2x4x4", "--no-memory", "--no-floor", "--vector", "--dtype", "float64"),
@@ -123,6 +136,7 @@ def test_bench_without_peers_memory_or_floor(run_bench):
         (["--peer", "nobody=x"], "unknown peer 'nobody'"),
         (["--peer", "spd-learn", "--peer", "spd-learn"], "spd-learn is given twice|not installed"),
         (["--output", "."], "is a folder"),
+        (["--resume"], "--resume goes on with the results of --output FILE, which is missing"),
         (["--shape"], "expected one argument"),
     ],
 )

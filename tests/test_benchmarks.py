@@ -1,53 +1,58 @@
-"""The scripts of benchmarks/: they run, go on where they stopped, and judge."""
+"""`covpool bench NAME`: the longer measurements run, go on where they stopped, and judge."""
 
 import json
-import runpy
 import sys
-from pathlib import Path
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from covpool.bench import resume
+from covpool.bench.resume import count, differences
+from covpool.cli import main
+from covpool.cli.bench import MEASUREMENTS
+from covpool.train.progress import EPOCH_HEADER
 from made_up_peer import make_clone
 from tiny_images import OPTIONS, make_tiny_images
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 TINY = ("--rounds", "1", "--warm-up", "1", "--threads", "1")
 
 
 @pytest.fixture
-def script(monkeypatch, capsys):
-    """Runs a script of the folder, and returns its exit status and standard output."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+def bench(monkeypatch, capsys):
+    """Runs the command, and returns its exit status and what it printed."""
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
 
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        with pytest.raises(SystemExit) as leave:
-            runpy.run_path(str(FOLDER / name), run_name="__main__")
-        return leave.value.code or 0, capsys.readouterr()
+    def run(*arguments):
+        return main(["bench", *map(str, arguments)]), capsys.readouterr()
 
-    yield run
-    sys.modules.pop("common", None)
+    return run
 
 
-@pytest.mark.parametrize("name", sorted(file.name for file in FOLDER.glob("*.py")))
-def test_help(name, script):
-    if name == "common.py":
-        return
-    status, shown = script(name, "--help")
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_help(name, bench):
+    status, shown = bench(name, "--help")
     assert status == 0
-    assert "usage:" in shown.out
+    assert f"usage: covpool bench {name}" in shown.out
+    assert name in bench("--help")[1].out
 
 
-def test_growth_goes_on_and_plots(script, tmp_path):
+def test_a_mistaken_name_is_told(bench):
+    status, shown = bench("grwoth")
+    assert status == 2
+    assert "unknown measurement 'grwoth'" in shown.err
+    assert "did you mean growth?" in shown.err
+
+
+def test_growth_goes_on_and_plots(bench, tmp_path):
     output = tmp_path / "growth.json"
     options = ("--methods", "exact", "--channels", 4, "--positions", 4, *TINY, "--output", output)
-    status, _ = script("growth.py", "--batches", "1,2", "--sizes", "3", *options)
+    status, _ = bench("growth", "--batches", "1,2", "--sizes", "3", *options)
     assert status == 0
     first = json.loads(output.read_text())
     assert [shape["shape"] for shape in first["shapes"]] == ["1x4x4", "2x4x4", "4x3x6"]
-    status, shown = script("growth.py", "--batches", "1,2,3", "--sizes", "3", *options)
+    status, shown = bench("growth", "--batches", "1,2,3", "--sizes", "3", *options)
     assert status == 0
     assert "going on after 3 shapes" in shown.err
     more = json.loads(output.read_text())
@@ -55,23 +60,23 @@ def test_growth_goes_on_and_plots(script, tmp_path):
     assert len(more["shapes"]) == 4
     for suffix in (".svg", ".png"):
         assert output.with_suffix(suffix).stat().st_size > 1000
-    status, shown = script("growth.py", "--batches", "1", "--sizes", "3", *options, "--seed", 1)
+    status, shown = bench("growth", "--batches", "1", "--sizes", "3", *options, "--seed", 1)
     assert status == 2
     assert "in settings, seed was 0 and is 1" in shown.err
 
 
-def test_growth_names_a_mistaken_number(script, tmp_path):
-    status, shown = script("growth.py", "--batches", "1,two", "--output", tmp_path / "x.json")
+def test_growth_names_a_mistaken_number(bench, tmp_path):
+    status, shown = bench("growth", "--batches", "1,two", "--output", tmp_path / "x.json")
     assert status == 2
     assert "'1,two' must be whole numbers" in shown.err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource module there")
-def test_memory(script, tmp_path):
+def test_memory(bench, tmp_path):
     output = tmp_path / "memory.json"
     clone = make_clone(tmp_path / "clone")
-    status, shown = script(
-        *("memory.py", "--shapes", "2x4x4", "--methods", "exact", "--threads", 1),
+    status, shown = bench(
+        *("--only", "memory", "--shapes", "2x4x4", "--methods", "exact", "--threads", 1),
         *("--peer", f"DifferentiableSVD={clone}", "--output", output),
     )
     assert status == 0
@@ -80,14 +85,15 @@ def test_memory(script, tmp_path):
     assert rows["exact"]["memory"] >= 0
     assert rows["DifferentiableSVD/MPNCOV (triangle)"]["memory"] >= 0
     assert "NameError" in rows["DifferentiableSVD/SVD_Pade (triangle)"]["memory_error"]
-    assert "2x4x4: peak memory" in shown.out
+    assert rows["exact"]["median"] is None
+    assert "| exact | - | - |" in shown.out
 
 
-def test_resnet_share(script, tmp_path):
+def test_share_of_a_training_step(bench, tmp_path):
     output = tmp_path / "share.json"
     clone = make_clone(tmp_path / "clone")
-    status, shown = script(
-        *("resnet_share.py", "--backbone", "resnet18", "--batch", 2, "--size", 64),
+    status, shown = bench(
+        *("step", "--backbone", "resnet18", "--batch", 2, "--size", 64),
         *("--classes", 3, "--methods", "exact", *TINY, "--rows", "MPNCOV,SVD_Pade"),
         *("--peer", f"DifferentiableSVD={clone}", "--output", output),
     )
@@ -100,7 +106,7 @@ def test_resnet_share(script, tmp_path):
         assert row["over_gap"] == pytest.approx(row["median"] / rows["gap"]["median"])
         assert row["pooling_share"] == pytest.approx(row["pooling_median"] / row["median"])
     assert "NameError" in rows["DifferentiableSVD/SVD_Pade"]["error"]
-    assert "DifferentiableSVD/SVD_Pade failed: NameError" in shown.err
+    assert "DifferentiableSVD/SVD_Pade failed: NameError" in shown.out
 
 
 def judged(time, floor, error):
@@ -122,10 +128,10 @@ def judged(time, floor, error):
     return {"format": 1, "shapes": [measured]}
 
 
-def test_bars_are_judged(script, tmp_path):
+def test_bars_are_judged(bench, tmp_path):
     file = tmp_path / "x.json"
     file.write_text(json.dumps(judged(time=20.5, floor=1.39, error=1e-7)))
-    status, shown = script("bars.py", file)
+    status, shown = bench("goals", file)
     assert status == 1  # the other pairs are missing
     lines = [line.strip() for line in shown.out.splitlines()]
     met = [line for line in lines if line.startswith("met")]
@@ -136,7 +142,7 @@ def test_bars_are_judged(script, tmp_path):
     assert not any("1e+07" in line for line in lines)
 
     file.write_text(json.dumps(judged(time=19.5, floor=1.41, error=2e-5)))
-    status, shown = script("bars.py", file)
+    status, shown = bench("goals", file)
     assert status == 1
     missed = [
         line for line in shown.out.splitlines() if "MISSED" in line and "not meas" not in line
@@ -144,7 +150,7 @@ def test_bars_are_judged(script, tmp_path):
     assert len(missed) == 4
 
 
-def test_bars_of_the_training_step(script, tmp_path):
+def test_bars_of_the_training_step(bench, tmp_path):
     def row(name, median):
         return {"name": name, "median": median, "over_gap": median and median / 10}
 
@@ -154,25 +160,25 @@ def test_bars_of_the_training_step(script, tmp_path):
     }
     file = tmp_path / "x.json"
     file.write_text(json.dumps(results))
-    status, shown = script("bars.py", file)
+    status, shown = bench("goals", file)
     assert (status, "2 of 2 met" in shown.out) == (0, True)
     results["rows"][1] = row("exact", 11.1)
     file.write_text(json.dumps(results))
-    assert script("bars.py", file)[0] == 1
+    assert bench("goals", file)[0] == 1
 
 
-def test_bars_refuse_what_is_not_there(script, tmp_path):
-    status, shown = script("bars.py", tmp_path / "none.json")
+def test_bars_refuse_what_is_not_there(bench, tmp_path):
+    status, shown = bench("goals", tmp_path / "none.json")
     assert status == 2
     assert "none.json" in shown.err
 
 
-def test_throughput_names_the_limit(script, tmp_path):
+def test_throughput_names_the_limit(bench, tmp_path):
     images = make_tiny_images(tmp_path / "images")
     output = tmp_path / "throughput.json"
     sizes = ("--steps", 2, "--warm_up", 1, "--workers", "0")
     options = (*OPTIONS, "--train.accumulate", 2, "--data.root", images, "--output", output)
-    status, shown = script("throughput.py", *sizes, *options)
+    status, shown = bench("throughput", *sizes, *options)
     assert status == 0
     results = json.loads(output.read_text())
     rates = {"loader": results["loader"]["0"], "step": results["step"]}
@@ -181,10 +187,21 @@ def test_throughput_names_the_limit(script, tmp_path):
     assert f"the limit is the {results['limit']}" in shown.out
 
 
-def test_resume_sees_one_flipped_bit(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    names = runpy.run_path(str(FOLDER / "resume.py"))
-    differences, count = names["differences"], names["count"]
+def test_resume_knows_when_training_begins(tmp_path):
+    """By the header over the epochs, which `covpool train` prints before the first step."""
+    log = tmp_path / "log"
+    log.write_text(EPOCH_HEADER)
+    run = object.__new__(resume.Run)
+    run.log, run.start = log, 0
+    run.process = SimpleNamespace(poll=lambda: None if time.monotonic() < late else 1)
+    late = time.monotonic() + 60
+    assert run.wait_for_training()
+    log.write_text("no images\n")
+    late = 0
+    assert not run.wait_for_training()
+
+
+def test_resume_sees_one_flipped_bit():
     weights = torch.rand(3)
     flipped = weights.clone()
     flipped.view(torch.int32)[1] ^= 1
@@ -196,4 +213,3 @@ def test_resume_sees_one_flipped_bit(monkeypatch):
     trials = [{"kills": kills, "differences": found} for found in ([], ["a"])]
     outcome = {"steps": 9, "trials": trials}
     assert (count(outcome), count(outcome, same=True)) == (4, 2)
-    sys.modules.pop("common", None)

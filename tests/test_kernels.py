@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from covpool import KERNELS, METHODS
+from covpool.experiments.paper import paper_tables
 from covpool.linalg.gradients.base import Pairwise
 from covpool.linalg.gradients.kernels import (
     Difference,
@@ -17,7 +18,6 @@ from covpool.linalg.gradients.kernels import (
     Truncated,
 )
 from covpool.linalg.gradients.pade_coefficients import DENOMINATOR, NUMERATOR, SUM_RATIO
-from covpool.report.paper import paper_tables
 
 EPS = torch.finfo(torch.float64).eps
 PAPER = paper_tables()

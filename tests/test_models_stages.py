@@ -97,10 +97,13 @@ def test_hidden_layer_of_a_covariance_head():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hidden_features": 0}, r"at least 1, got 0"),
-        ({"hidden_features": "matched"}, r"'matched' with method 'gap'; got .* method 'exact'"),
-        ({"hidden_features": "wide", "method": "gap"}, r"got 'wide'"),
-        ({"gap_reduction": True, "method": "svd"}, r"for method 'gap', got method 'svd'"),
+        ({"hidden_features": 0}, r"hidden_features must be at least 1, .* not 0"),
+        ({"hidden_features": "matched"}, r"matched with method gap \(here exact\), not 'matched'"),
+        ({"hidden_features": "wide", "method": "gap"}, r"hidden_features must be .* not 'wide'"),
+        (
+            {"gap_reduction": True, "method": "svd"},
+            r"gap_reduction must be false, or true with method gap \(here svd",
+        ),
     ],
 )
 def test_hidden_features_out_of_range(options, message):

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from covpool.cli import main
-from covpool.report import paper
+from covpool.experiments import paper
 from covpool.report.observations import find_observations
 from covpool.report.page import render
 from covpool.report.sources import find_runs
@@ -111,6 +111,8 @@ def test_the_papers_cells_stand_beside_ours(page):
     assert svd[1:5] == ["62.00 ± 2.00", "81.00 ± 1.00", "77.07", "77.21"]
     assert svd[5:] == ["86.89 / 87.19", "83.34 / 84.24", "92.45 / 92.84"]
     assert "gap" not in {row[0] for row in rows}
+    labels = {value for name, value in page.attributes if name == "data-label"}
+    assert {"here, hybrid", "the paper, Birds"} <= labels
     assert "the paper, on other data sets: top-1 %" in page.text
     assert paper.accuracies("SVD-TopN") == ("77.09", "77.24", *["did not converge"] * 3)
     assert paper.accuracies("SVD-PI") is None

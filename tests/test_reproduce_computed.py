@@ -10,11 +10,11 @@ import pytest
 
 from covpool import METHODS
 from covpool.cli import main
+from covpool.experiments import computed
+from covpool.experiments.arms import METHODS_OF_PAPER, SMOOTHED
+from covpool.experiments.paper import paper_tables, printed_name
+from covpool.experiments.targets import TARGETS
 from covpool.linalg.gradients.pade_coefficients import SUM_RATIO
-from covpool.report.paper import paper_tables
-from covpool.reproduce import computed
-from covpool.reproduce.arms import METHODS_OF_PAPER, SMOOTHED, printed_name
-from covpool.reproduce.targets import TARGETS
 
 EPS = 2.0**-52
 

@@ -8,11 +8,11 @@ import pytest
 from scipy import stats
 
 from covpool.analysis.records import QUANTILES
-from covpool.reproduce.arms import METHODS_OF_PAPER, Arm, hybrid, standalone
-from covpool.reproduce.observations import Claim, observations, observe
-from covpool.reproduce.results import Results, Setting
-from covpool.reproduce.targets import SMALL, TARGETS
-from covpool.train.cells import Cell
+from covpool.experiments.arms import METHODS_OF_PAPER, Arm, hybrid, standalone
+from covpool.experiments.observations import Claim, observations, observe
+from covpool.experiments.results import SMALL, RunSet
+from covpool.experiments.runs import Run, path_of
+from covpool.experiments.targets import TARGETS
 from covpool.train.probes import ANALYSIS
 from covpool.train.recipe import read_recipe
 from covpool.train.run_directory import RunDirectory
@@ -46,16 +46,14 @@ def write_run(path, error, *, beta=1.0, condition=lambda epoch: 1e6, status="fin
 
 def make_setting(folder, errors, *, seeds=3, runs=None):
     """A setting of runs with these errors by arm; `runs` says more of some."""
-    cells = {}
+    made = {}
     for arm, error in errors.items():
         for seed in range(seeds):
-            cell = Cell(
-                label=arm.label, seed=seed, config=CONFIG, path=folder / f"{arm.label}-seed{seed}"
-            )
+            run = Run(arm=arm, seed=seed, config=CONFIG, path=path_of(folder, arm, seed))
             values = error if isinstance(error, tuple) else [error + e for e in NOISE]
-            write_run(cell.path, values[seed], **(runs or {}).get(arm, {}))
-            cells[arm, seed] = cell
-    return Setting(recipe=SMALL, about="made up", paper_scale=False, config=CONFIG, cells=cells)
+            write_run(run.path, values[seed], **(runs or {}).get(arm, {}))
+            made[arm, seed] = run
+    return RunSet(name=SMALL, about="made up", config=CONFIG, runs=made)
 
 
 def as_the_paper_has_it():
@@ -143,14 +141,14 @@ def test_what_has_not_run_is_not_measured(tmp_path):
 def test_diverged_runs_are_told_and_left_out(paper_like):
     arm = Arm("svd-topn")
     for seed in range(3):
-        path = paper_like.cells[arm, seed].path
+        path = paper_like.runs[arm, seed].path
         content = json.loads((path / "summary.json").read_text())
         content["status"] = "diverged"
         (path / "summary.json").write_text(json.dumps(content))
     third = observe(replace(paper_like))[2]
     assert third.verdict == "shown"
     assert "svd-topn" not in third.claims[0].text
-    sheet = TARGETS["table4"].make(Results(small=paper_like))
+    sheet = TARGETS["table4"].make({SMALL: paper_like})
     assert "svd-topn seed 0: diverged; Training diverged in epoch 1." in sheet.problems
     row = next(row for row in sheet.tables[0].rows if row[0] == "svd-topn")
     assert row[3] == "diverged"
@@ -162,7 +160,7 @@ def test_a_quantity_without_a_number_is_not_measured(value):
 
 
 def test_tables_have_ours_beside_the_papers(paper_like):
-    results = Results(small=paper_like)
+    results = {SMALL: paper_like}
     table4 = TARGETS["table4"].make(results)
     rows = {row[0]: row for row in table4.tables[0].rows}
     assert rows["svd-pade"][1:4] == ["SVD-Pade", "22.67", "21.00 ± 0.10"]
@@ -190,7 +188,7 @@ def test_tables_have_ours_beside_the_papers(paper_like):
 
 
 def test_the_sheet_of_observations_says_what_was_run(paper_like):
-    sheet = observations(Results(small=paper_like))
+    sheet = observations({SMALL: paper_like})
     assert sheet.scale == "made up"
     assert [row[1] for row in sheet.tables[0].rows] == ["shown"] * 5
     assert "3 seeds" in sheet.markdown()

@@ -11,12 +11,13 @@ import torch
 
 from covpool.cli import main
 from covpool.data import DataConfig
-from covpool.reproduce.arms import METHODS_OF_PAPER, Arm, hybrid, standalone
-from covpool.reproduce.runs import changed_options, config_of, plan
-from covpool.reproduce.targets import SMALL, TARGETS
-from covpool.train.cells import BRANCH, Cell
+from covpool.experiments.arms import METHODS_OF_PAPER, Arm, hybrid, standalone
+from covpool.experiments.grid import run_one
+from covpool.experiments.reproduce import changed_options, plan
+from covpool.experiments.results import SMALL
+from covpool.experiments.runs import BRANCH, Run
+from covpool.experiments.targets import TARGETS
 from covpool.train.config import RunConfig
-from covpool.train.grid import run_cell
 from covpool.train.probes import read_analysis
 from covpool.train.recipe import read_recipe
 from covpool.train.recorder import PROGRESS
@@ -124,9 +125,9 @@ def test_a_hybrid_run_from_the_branch_is_the_one_from_the_beginning(output, tmp_
     branched = runs_of(output) / "hybrid-svd-seed0"
     assert (runs_of(output) / "isqrt-cov-seed0" / BRANCH / "last.ckpt").is_file()
     config = RunDirectory(branched).read_config()
-    cell = Cell(label="whole", seed=0, config=config, path=tmp_path / "whole")
-    run_cell(cell)
-    same_training(branched, cell.path)
+    run = Run(arm=Arm("svd", hybrid=True), seed=0, config=config, path=tmp_path / "whole")
+    run_one(run)
+    same_training(branched, run.path)
     history = RunDirectory(branched).read_metrics()
     assert [row["method"] for row in history] == ["isqrt-cov", "svd"]
     assert RunDirectory(branched).read_summary()["best"]["epoch"] in (1, 2)
@@ -162,6 +163,13 @@ def test_a_dry_run_trains_nothing(images, tmp_path, capsys):
     assert "hybrid-svd: 2 runs, 2 epochs; the first 1 of each run are those of isqrt-cov" in printed
     assert "with 1 at a time" in printed
     assert not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_leaves_out_what_is_there(output, images, capsys):
+    assert main([*arguments(images, output, "table4"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "svd: 2 runs (2 of these are there already), 0 epochs" in printed
+    assert "about 0:00 with 1 at a time" in printed
 
 
 def test_embedded_images_take_the_small_recipe():
@@ -211,7 +219,7 @@ def test_every_recipe_allows_its_arms():
         for recipe, arms in {**target.trainings, SMALL: target.small}.items():
             config = read_recipe(recipe).config
             for arm in arms:
-                made = config_of(config, arm)
+                made = arm.config(config)
                 assert made.model.hybrid == (arm.method if arm.hybrid else None)
                 assert made.model.method == ("isqrt-cov" if arm.hybrid else arm.method)
 
@@ -222,4 +230,4 @@ def test_a_changed_option_is_no_longer_the_papers_scale():
     assert changed_options(free, recipe) == []
     short = replace(recipe, train=replace(recipe.train, epochs=50))
     assert changed_options(short, recipe) == ["train.epochs 50"]
-    assert config_of(recipe, Arm("svd-pade")).model.method == "svd-pade"
+    assert Arm("svd-pade").config(recipe).model.method == "svd-pade"

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +10,14 @@ import pytest
 import scipy.stats
 import yaml
 
+from covpool.experiments.arms import Arm
+from covpool.experiments.inference import holm, p_value, prediction_interval, seeds_needed
+from covpool.experiments.outcome import Outcome
+from covpool.experiments.results import RunSet
+from covpool.experiments.study import chosen_rates, final_runs, read_study, tuning_runs
+from covpool.experiments.study_tables import rates_table
+from covpool.experiments.summary import make_sheet
 from covpool.report.sources import find_runs
-from covpool.reproduce.arms import Arm
-from covpool.reproduce.results import Setting
-from covpool.study.design import read_study
-from covpool.study.figures import accuracy_dots, by_epoch
-from covpool.study.inference import holm, p_value, prediction_interval, seeds_needed
-from covpool.study.outcome import Outcome
-from covpool.study.phases import chosen_rates, final_cells, tuning_cells
-from covpool.study.summary import make_sheet
-from covpool.study.tables import rates_table
 from covpool.train.run_directory import RunDirectory
 from inline_grid import command
 from tiny_images import OPTIONS, make_tiny_images
@@ -140,7 +137,7 @@ def test_the_summary_says_what_the_runs_say(trained):
 def test_the_same_command_again_trains_nothing(trained, monkeypatch):
     arguments, output = trained
     before = (output / "runs.jsonl").read_text()
-    monkeypatch.setattr("covpool.train.grid.run_cell", None)
+    monkeypatch.setattr("covpool.experiments.grid.run_one", None)
     assert command(*arguments, "--output", str(output)) == 0
     assert (output / "runs.jsonl").read_text() == before
 
@@ -324,18 +321,16 @@ def test_the_summary_judges_its_own_rates(trained):
 def test_a_summary_of_runs_none_of_which_came_to_an_end(tmp_path):
     study = read_study(write_study(tmp_path / "textures.yaml"))
     rates = {arm.label: {"rate": 0.05, "validation_top1": {}} for arm in study.arms}
-    cells = final_cells(study, rates, tmp_path, threads=1)
-    setting = Setting(
-        recipe="textures",
-        about="",
-        paper_scale=False,
-        config=study.config,
-        cells=cells,
-        failures={"gap seed 0": "its process died"},
+    planned = final_runs(study, rates, tmp_path, threads=1)
+    runs = RunSet(name="textures", config=study.config, runs=planned)
+    outcome = Outcome(
+        study=study,
+        runs=runs.ended({"gap seed 0": "its process died"}),
+        rates=rates,
+        train_images=64,
+        test_images=32,
     )
-    outcome = Outcome(study=study, setting=setting, rates=rates, train_images=64, test_images=32)
-    figures = {"epochs": by_epoch(outcome)}
-    sheet = replace(make_sheet(outcome, ""), figure=accuracy_dots(outcome), more_figures=figures)
+    sheet = make_sheet(outcome)
     sheet.write(tmp_path)
     assert len(sheet.problems) == 7
     assert "gap seed 0: missing; its process died" in (tmp_path / "summary.md").read_text()
@@ -357,12 +352,10 @@ def test_a_summary_of_runs_none_of_which_came_to_an_end(tmp_path):
 def test_rates_at_the_edge_are_told(tmp_path, tried, rate, remark):
     study = read_study(write_study(tmp_path / "textures.yaml"))
     rates = {arm.label: {"rate": rate, "validation_top1": tried} for arm in study.arms}
-    cells = final_cells(study, rates, tmp_path, threads=1)
-    setting = Setting(
-        recipe="textures", about="", paper_scale=False, config=study.config, cells=cells
-    )
-    outcome = Outcome(study=study, setting=setting, rates=rates, train_images=64, test_images=32)
-    rows = {row[0]: row for row in rates_table(outcome)["rows"]}
+    planned = final_runs(study, rates, tmp_path, threads=1)
+    runs = RunSet(name="textures", config=study.config, runs=planned)
+    outcome = Outcome(study=study, runs=runs, rates=rates, train_images=64, test_images=32)
+    rows = {row[0]: row for row in rates_table(outcome).rows}
     assert list(rows) == ["gap", "gap-matched", "isqrt-cov", "exact"]
     assert rows["gap"][-2:] == [f"{rate:g}", remark]
 
@@ -390,13 +383,13 @@ def test_a_file_that_says_what_it_may_not(tmp_path, about, message, capsys):
 
 def test_a_rate_that_diverges_is_not_chosen(tmp_path):
     study = read_study(write_study(tmp_path / "textures.yaml"))
-    trials = tuning_cells(study, tmp_path, threads=1)
-    for (arm, rate, _), cell in trials.items():
-        directory = RunDirectory.create(cell.path, cell.config)
-        diverged = arm == Arm("exact") and rate == 0.05
+    trials = tuning_runs(study, tmp_path, threads=1)
+    for trial in trials:
+        directory = RunDirectory.create(trial.path, trial.config)
+        diverged = trial.arm == Arm("exact") and trial.rate == 0.05
         outcome = {"status": "diverged", "reason": "Training diverged in step 7."}
         if not diverged:
-            row = {"test_top1": 0.5 if rate == 0.01 else 0.9}
+            row = {"test_top1": 0.5 if trial.rate == 0.01 else 0.9}
             outcome = {"status": "finished", "epochs": 30, "final": row, "best": row}
         (directory.path / "summary.json").write_text(json.dumps(outcome))
     rates = chosen_rates(study, trials)
@@ -406,11 +399,11 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path):
 
 
 def write_trials(study, output, summaries):
-    trials = tuning_cells(study, output, threads=1)
-    for (arm, rate, _), cell in trials.items():
-        directory = RunDirectory.create(cell.path, cell.config)
-        done = {"status": "finished", "epochs": 30, "final": {"test_top1": rate}}
-        content = summaries.get(arm.label, done)
+    trials = tuning_runs(study, output, threads=1)
+    for trial in trials:
+        directory = RunDirectory.create(trial.path, trial.config)
+        done = {"status": "finished", "epochs": 30, "final": {"test_top1": trial.rate}}
+        content = summaries.get(trial.arm.label, done)
         (directory.path / "summary.json").write_text(json.dumps(content))
     return trials
 
@@ -434,14 +427,14 @@ def test_no_rate_is_chosen_over_a_trial_that_failed(tmp_path):
 def test_hybrid_runs_begin_from_the_newton_schulz_run(tmp_path):
     study = read_study(write_study(tmp_path / "textures.yaml"))
     rates = {arm.label: {"rate": 0.1} for arm in study.arms}
-    cells = final_cells(study, rates, tmp_path, threads=1)
-    cell = cells[Arm("exact", hybrid=True), 0]
-    assert cell.trunk == cells[Arm("isqrt-cov"), 0].path
-    assert cell.inherited == 1
+    runs = final_runs(study, rates, tmp_path, threads=1)
+    run = runs[Arm("exact", hybrid=True), 0]
+    assert run.trunk == runs[Arm("isqrt-cov"), 0].path
+    assert run.inherited == runs[Arm("isqrt-cov"), 0].keeps == 1
     alone = study.restricted(["hybrid-exact"])
     assert alone.references == alone.arms
-    cell = final_cells(alone, rates, tmp_path, threads=1)[Arm("exact", hybrid=True), 0]
-    assert (cell.trunk, cell.inherited) == (None, 0)
+    run = final_runs(alone, rates, tmp_path, threads=1)[Arm("exact", hybrid=True), 0]
+    assert (run.trunk, run.inherited) == (None, 0)
 
 
 @pytest.mark.parametrize("half_width", [0.5, 1.0, 3.0])

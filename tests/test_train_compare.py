@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,12 +12,17 @@ import pytest
 from scipy import stats
 
 from covpool.cli import main
-from covpool.train import comparison, grid
+from covpool.experiments import compare, grid
+from covpool.experiments.arms import standalone
+from covpool.experiments.inference import Spread
+from covpool.experiments.results import RunSet
+from covpool.experiments.runs import make_runs, threads_of
+from covpool.machine import available_cores
 from covpool.train.analysis_rows import read_analysis
-from covpool.train.cells import available_cores, make_grid
 from covpool.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from covpool.train.interruption import Interrupted
 from covpool.train.run_directory import RunDirectory
+from inline_grid import command
 from tiny_images import OPTIONS, make_tiny_images
 
 
@@ -65,7 +71,8 @@ def test_the_table_follows_from_the_runs(folder):
         difference = content["table"][1][f"{name}_difference"]
         assert difference == pytest.approx(sum(top1["exact"]) / 2 - sum(top1["gap"]) / 2)
     text = (folder / "comparison.md").read_text()
-    assert all(" ".join(comparison.cells_of_row(row)[:1]) in text for row in content["table"])
+    for row in content["table"]:
+        assert f"| {row['method']} | 2/2 | {row['final_mean']:.2f} ± " in text
     assert (folder / "comparison.csv").read_text().count("\n") == 3
 
 
@@ -102,6 +109,31 @@ def test_a_report_says_the_same(folder, capsys):
     assert main(["report", str(folder)]) == 0  # over its own earlier page
 
 
+def test_a_dry_run_says_what_a_comparison_would_take(folder, images, tmp_path, capsys):
+    options = ["--data.root", images, "--methods", "gap,exact", "--seeds", "2", *OPTIONS]
+    assert main(["compare", *options, "--dry-run", "--output", str(tmp_path / "none")]) == 0
+    told = capsys.readouterr().out
+    assert "4 runs (2 methods, 2 seeds), 2 epochs each" in told
+    assert "exact: 2 runs, 4 epochs; 0.0" in told
+    assert "(3 an epoch)" in told  # of 27 images by 8
+    assert not (tmp_path / "none").exists()
+    assert main(["compare", *options, "--dry-run", "--output", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "exact: 2 runs (2 of these are there already), 0 epochs" in told
+    assert "about 0:00 with 1 at a time" in told
+    assert "about 0.0 MB on disk" in told
+
+
+def test_a_dry_run_says_how_large_checkpoints_will_be(images, tmp_path, capsys):
+    options = ["--data.root", images, "--methods", "isqrt-cov", "--seeds", "1", *OPTIONS]
+    options += ["--model.backbone_options.width", "64", "--output", str(tmp_path / "comparison")]
+    assert command("compare", *options, "--dry-run") == 0
+    about = float(re.search(r"about ([0-9.]+) MB on disk", capsys.readouterr().out)[1])
+    assert command("compare", *options) == 0
+    written = sum(file.stat().st_size for file in tmp_path.rglob("*.ckpt")) / 1e6
+    assert about == pytest.approx(written, rel=0.1)
+
+
 def test_other_options_are_refused(folder, images, capsys):
     options = ["--methods", "gap,exact", "--output", str(folder), *OPTIONS, "--train.epochs", "5"]
     assert main(["compare", "--data.root", images, *options]) == 2
@@ -118,32 +150,31 @@ def test_a_run_directory_is_not_taken_for_a_comparison(folder, images, capsys):
     assert not told.out  # no runs are announced
 
 
-def make_cells(images, folder, methods=("gap", "exact"), seeds=2, **optim):
+def make_grid(images, folder, methods=("gap", "exact"), seeds=2, **optim):
     config = RunConfig(
         data=DataConfig(root=images, image_size=16, batch_size=8),
         model=ModelConfig(backbone_options={"width": 8}),
         optim=OptimConfig(**optim),
         train=TrainConfig(epochs=2, threads=1, accelerator="cpu"),
     )
-    return make_grid(config, methods, seeds, folder, jobs=1)
+    planned = dict.fromkeys(standalone(*methods), range(seeds))
+    return [*make_runs(config, planned, folder, threads=1).values()]
 
 
-def test_the_grid_divides_the_cores_among_the_jobs(images, tmp_path):
-    config = RunConfig()
+def test_the_grid_divides_the_cores_among_the_jobs():
     for jobs in (1, 1000):
-        cell = make_grid(config, ["gap"], 1, tmp_path, jobs)[0]
-        assert cell.config.train.threads == max(1, available_cores() // jobs)
+        assert threads_of(RunConfig(), jobs) == max(1, available_cores() // jobs)
 
 
 def test_the_grid_goes_seed_by_seed(images, tmp_path):
-    names = [cell.name for cell in make_cells(images, tmp_path)]
+    names = [run.name for run in make_grid(images, tmp_path)]
     assert names == ["gap seed 0", "exact seed 0", "gap seed 1", "exact seed 1"]
 
 
 def test_an_interrupted_cell_goes_on(images, tmp_path, monkeypatch):
     from covpool.train.recorder import Recorder
 
-    cell = make_cells(images, tmp_path)[1]
+    run = make_grid(images, tmp_path)[1]
     original = Recorder.on_train_batch_end
 
     def hook(self, trainer, module, *rest):
@@ -154,74 +185,81 @@ def test_an_interrupted_cell_goes_on(images, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Recorder, "on_train_batch_end", hook)
         with pytest.raises(Interrupted):
-            grid.run_cell(cell)
-    assert cell.summary()["status"] == "interrupted"
-    assert not cell.settled()
-    assert cell.epochs_done() == 1
-    grid.run_cell(cell)
-    assert cell.settled()
-    assert [row["epoch"] for row in RunDirectory(cell.path).read_metrics()] == [1, 2]
+            grid.run_one(run)
+    assert run.summary()["status"] == "interrupted"
+    assert not run.settled()
+    assert run.epochs_done() == 1
+    grid.run_one(run)
+    assert run.settled()
+    assert [row["epoch"] for row in RunDirectory(run.path).read_metrics()] == [1, 2]
 
 
 def test_diverged_and_failed_cells_are_told_and_not_averaged(images, tmp_path, folder):
-    wild = make_cells(images, tmp_path, methods=["exact"], learning_rate=1e30)[0]
-    grid.run_cell(wild)
+    wild = make_grid(images, tmp_path, methods=["exact"], learning_rate=1e30)[0]
+    grid.run_one(wild)
     assert wild.summary()["status"] == "diverged"
     assert wild.settled()
 
-    cells = make_cells(images, folder)
-    replaced = [wild if cell.name == wild.name else cell for cell in cells]
-    missing = make_cells(images, tmp_path, methods=["svd"])
-    outcome = comparison.tabulate([*replaced, *missing], {"svd seed 0": "OSError: disk full"})
-    rows = {row["method"]: row for row in outcome.rows}
+    runs = make_grid(images, folder)
+    replaced = [wild if run.name == wild.name else run for run in runs]
+    missing = make_grid(images, tmp_path, methods=["svd"])
+    outcome = RunSet(
+        name="comparison",
+        config=wild.config,
+        runs={(run.arm, run.seed): run for run in (*replaced, *missing)},
+        failures={"svd seed 0": "OSError: disk full"},
+    )
+    sheet = compare.make_sheet(outcome, 1)
+    rows = {row["method"]: row for row in sheet.data["table"]}
+    texts = {row[0]: row for row in sheet.tables[0].rows}
     assert (rows["gap"]["runs"], rows["exact"]["runs"], rows["svd"]["runs"]) == (2, 1, 0)
-    kept = next(cell for cell in cells if cell.name == "exact seed 1").summary()
+    kept = next(run for run in runs if run.name == "exact seed 1").summary()
     assert rows["exact"]["final_mean"] == pytest.approx(100 * kept["final"]["test_top1"])
     assert rows["exact"]["final_deviation"] is None
     assert rows["svd"]["final_mean"] is None
-    told = "\n".join(outcome.problems)
+    told = "\n".join(sheet.problems)
     assert "exact seed 0: diverged; Training diverged in epoch 1" in told
     assert "svd seed 0: missing; OSError: disk full" in told
     assert "svd seed 1: missing; it has not run" in told
-    assert comparison.cells_of_row(rows["exact"])[1] == "1/2"
-    assert comparison.cells_of_row(rows["svd"])[2:] == ("-", "-", "-", "-")
+    assert texts["exact"][1] == "1/2"
+    assert texts["svd"][2:] == ("-", "-", "-", "-")
 
 
-def die(cell):
+def die(run):
     os._exit(1)
 
 
 def test_a_process_that_dies_fails_its_cell_alone(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "run_cell", die)
-    cells = make_cells(images, tmp_path, methods=["gap"])
+    monkeypatch.setattr(grid, "run_one", die)
+    runs = make_grid(images, tmp_path, methods=["gap"])
     ended = []
-    failures = grid.run_grid(cells, 1, lambda state, cell: ended.append(cell))
+    failures = grid.run_grid(runs, 1, lambda state, run: ended.append(run))
     assert list(failures) == ["gap seed 0", "gap seed 1"]
     assert all("died" in reason for reason in failures.values())
-    assert [cell.name for cell in ended if cell] == list(failures)
+    assert [run.name for run in ended if run] == list(failures)
 
 
-def linger(cell):
-    """A cell that hears nothing and goes on for long."""
+def linger(run):
+    """A run that hears nothing and goes on for long."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    cell.path.mkdir(parents=True)
-    (cell.path / "began").touch()
+    run.path.mkdir(parents=True)
+    (run.path / "began").touch()
     time.sleep(30)
-    (cell.path / "ended").touch()
+    (run.path / "ended").touch()
 
 
 def test_a_second_interruption_ends_the_running_cells(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "run_cell", linger)
+    monkeypatch.setattr(grid, "run_one", linger)
     monkeypatch.setattr(grid, "GRACE_SECONDS", 0.1)
-    cells = make_cells(images, tmp_path, methods=["gap"])[:1]
+    runs = make_grid(images, tmp_path, methods=["gap"])[:1]
 
     def report(state, ended):
-        if (cells[0].path / "began").exists():
+        if (runs[0].path / "began").exists():
             raise Interrupted(signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        grid.run_grid(cells, 1, report)
-    assert not (cells[0].path / "ended").exists()
+        grid.run_grid(runs, 1, report)
+    assert not (runs[0].path / "ended").exists()
 
 
 def test_cells_end_with_a_comparison_that_was_killed(images, tmp_path):
@@ -234,17 +272,17 @@ def test_cells_end_with_a_comparison_that_was_killed(images, tmp_path):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    cell = RunDirectory(folder / "gap-seed0")
+    run = RunDirectory(folder / "gap-seed0")
     try:
-        while not cell.last.exists():
+        while not run.last.exists():
             assert process.poll() is None
             time.sleep(0.05)
         process.kill()
         process.wait()
         deadline = time.monotonic() + 60
-        while cell.read_summary() is None and time.monotonic() < deadline:
+        while run.read_summary() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        summary = cell.read_summary()
+        summary = run.read_summary()
         assert summary is not None
         assert summary["status"] == "interrupted"
     finally:
@@ -253,13 +291,16 @@ def test_cells_end_with_a_comparison_that_was_killed(images, tmp_path):
 
 def test_the_interval_is_students():
     values = [1.5, 2.5, 0.5, 3.0, 1.0]
-    mean, low, high = comparison.mean_and_interval(values)
+    found = Spread.of(dict(enumerate(values)))
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert mean == pytest.approx(1.7)
-    assert (low, high) == pytest.approx((expected.low, expected.high))
+    assert found.mean == pytest.approx(1.7)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.text() == "1.70 ± 1.04"
+    assert found.interval_text() == f"+1.70 [+{expected.low:.2f}, +{expected.high:.2f}]"
 
 
 def test_few_values_have_no_deviation_and_no_interval():
-    assert comparison.mean_and_deviation([]) == (None, None)
-    assert comparison.mean_and_deviation([2.0]) == (2.0, None)
-    assert comparison.mean_and_interval([2.0]) == (2.0, None, None)
+    none, one = Spread.of({}), Spread.of({3: 2.0})
+    assert (none.mean, none.deviation, none.low, none.high) == (None,) * 4
+    assert (one.mean, one.deviation, one.low, one.high) == (2.0, None, None, None)
+    assert (none.text(), one.text(), one.interval_text()) == ("–", "2.00", "+2.00")

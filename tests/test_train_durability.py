@@ -19,15 +19,18 @@ import yaml
 import processes
 from covpool.cli import main
 from covpool.data import Images
+from covpool.experiments import grid
+from covpool.experiments.arms import TRUNK, Arm
+from covpool.experiments.branches import BranchPoint
+from covpool.experiments.runs import BRANCH, Run
 from covpool.publish.weights import read_weights
-from covpool.train import cells, claim, engine, grid, run_directory
-from covpool.train.branches import BranchPoint
-from covpool.train.cells import RESUME_KEYS, difference
+from covpool.train import claim, engine, run_directory
 from covpool.train.checkpoint import DamagedCheckpoint, read_checkpoint
 from covpool.train.claim import claimed
 from covpool.train.config import RunConfig
 from covpool.train.published import appearing, model_weights, read_published, write_published
 from covpool.train.run_directory import RunDirectory, make_numbered
+from covpool.train.same_options import RESUME_KEYS, difference
 from covpool.train.starting_weights import read_starting_weights
 from inline_grid import command as inline
 from tiny_images import OPTIONS, make_tiny_images
@@ -215,9 +218,9 @@ def test_a_cell_of_a_comparison_that_was_killed_before_its_summary_is_healed(ima
     (cell / "summary.json").unlink()
     with pytest.MonkeyPatch.context() as patch, claimed(cell):
         patch.setattr(grid, "GRACE_SECONDS", 0)
-        again = cells.make_grid(RunDirectory(cell).read_config(), ["gap"], 1, folder, 1)
+        again = Run(arm=Arm("gap"), seed=0, config=RunDirectory(cell).read_config(), path=cell)
         with pytest.raises(ValueError, match=f"is in use by process {os.getpid()}"):
-            grid.run_cell(again[0])
+            grid.run_one(again)
 
 
 @pytest.mark.parametrize("left", [(), ("config.yaml",), ("config.yaml", "best.ckpt")])
@@ -228,7 +231,7 @@ def test_a_hybrid_run_killed_at_its_beginning_still_begins_at_its_trunk(
     trunk, path = tmp_path / "trunk", tmp_path / "hybrid"
     base = ["train", "--data.root", images, "--output", str(trunk), *RUN, *hybrid]
     assert main(base) == 0
-    branch = trunk / cells.BRANCH
+    branch = trunk / BRANCH
     branch.mkdir()
     shutil.copy(trunk / "previous.ckpt", branch / "last.ckpt")
     shutil.copy(trunk / "best.ckpt", branch)
@@ -238,8 +241,7 @@ def test_a_hybrid_run_killed_at_its_beginning_still_begins_at_its_trunk(
     (path / f".partial-{dead_process}-last.ckpt").touch()
     for name in left:
         shutil.copy(trunk / name, path)
-    cell = cells.Cell(label="x", seed=0, config=config, path=path, trunk=trunk, inherited=1)
-    grid.run_cell(cell)
+    grid.run_one(Run(arm=TRUNK, seed=0, config=config, path=path, trunk=trunk, inherited=1))
     assert RunDirectory(path).read_metrics()[0] == begun  # its times too: it was not trained again
     assert not list(path.glob(".*"))
 
@@ -261,7 +263,7 @@ def test_a_branch_needs_the_best_checkpoint(tmp_path):
     assert os.listdir(tmp_path) == ["last.ckpt"]
     (tmp_path / "best.ckpt").touch()
     point.on_train_epoch_end(trainer, module)
-    assert set(os.listdir(tmp_path / cells.BRANCH)) == {"last.ckpt", "best.ckpt"}
+    assert set(os.listdir(tmp_path / BRANCH)) == {"last.ckpt", "best.ckpt"}
 
 
 STUDY = {

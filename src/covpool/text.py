@@ -6,6 +6,7 @@ name takes it through `printable` first.
 """
 
 import re
+from collections.abc import Iterable
 
 _UNPRINTABLE = re.compile(
     "["
@@ -41,6 +42,15 @@ def markdown(text: str) -> str:
     """As `printable`, and shown as it is by Markdown, which takes < for HTML, [ for a link and $
     for a formula."""
     return _MARKDOWN.sub(r"\\\g<0>", printable(text))
+
+
+def markdown_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Rows of text as a Markdown table."""
+    header = [*columns]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    )
 
 
 def shortened(text: str, most: int) -> str:

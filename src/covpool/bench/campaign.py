@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,11 +12,12 @@ import torch
 
 from covpool.bench.accuracy import Exact
 from covpool.bench.cases import Case, with_output
-from covpool.bench.environment import describe_environment
 from covpool.bench.features import Shape, make_features, make_weight
 from covpool.bench.memory import RESOLUTION, Memory, peak_memory
 from covpool.bench.settings import Settings
 from covpool.bench.timing import Timing, describe, fixed_threads, time_steps
+from covpool.machine import describe_environment
+from covpool.train.run_directory import replace_text
 
 Report = Callable[[str], None]
 Results = dict[str, Any]
@@ -96,7 +96,9 @@ def _shapes_to_keep(earlier: Results, results: Results) -> dict[str, Results]:
     """
     current = json.loads(json.dumps(results))  # lists for tuples, as they were written
     for part, names in (("environment", SAME), ("settings", None), ("peers", None)):
-        was, now = earlier[part], current[part]
+        # What an older version did not write was at its default.
+        was = {"time": True, **earlier[part]} if part == "settings" else earlier[part]
+        now = current[part]
         for name in names or sorted({*was, *now} - {"shapes"}):
             if was.get(name) != now.get(name):
                 raise ValueError(
@@ -119,17 +121,20 @@ def measure_shape(
         **options,
     )
     weight = make_weight(shape, seed=settings.seed, **options)
-    steps, broken = prepare(cases, features, weight)
-    timings = time_steps(
-        steps,
-        {case.name: case.context for case in cases},
-        rounds=settings.rounds,
-        warm_up=settings.warm_up,
-        device=settings.torch_device,
-        report=report,
-    )
-    del steps, features, weight
-    timings |= {name: Timing(error=error) for name, error in broken.items()}
+    timings = {case.name: Timing() for case in cases}
+    if settings.time:
+        steps, broken = prepare(cases, features, weight)
+        timings |= time_steps(
+            steps,
+            {case.name: case.context for case in cases},
+            rounds=settings.rounds,
+            warm_up=settings.warm_up,
+            device=settings.torch_device,
+            report=report,
+        )
+        timings |= {name: Timing(error=error) for name, error in broken.items()}
+        del steps
+    del features, weight
     working = [case for case in cases if timings[case.name].error is None]
     layers = [case for case in working if case.kind != "floor"]
     accuracy = measure_accuracy(settings, shape, layers, report)
@@ -275,12 +280,7 @@ def read_results(file: Path) -> Results | None:
 
 
 def write_results(results: Results, file: Path) -> None:
-    """Write the results as JSON by way of a neighbour, so that a reader never meets half a file."""
+    """Write the results as JSON, in one step so that a reader never meets half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".partial-{file.name}")
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-    try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_text(file, text + "\n")

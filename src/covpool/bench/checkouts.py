@@ -1,7 +1,6 @@
 """Loading single modules of another project's checkout, and running them without a GPU."""
 
 import importlib.util
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -76,23 +75,3 @@ def _mpmath_precision() -> Iterator[None]:
         return
     with mp.workprec(mp.prec):
         yield
-
-
-def commit_of(folder: Path) -> str | None:
-    """The commit that a folder is checked out at, "+modified" where files differ from it.
-
-    None where it is not a checkout, or git is not installed.
-    """
-    commit = _git(folder, "rev-parse", "HEAD")
-    if not commit:
-        return None
-    return f"{commit}+modified" if _git(folder, "status", "--porcelain", "-uno", ".") else commit
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -19,8 +19,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from covpool.bench.checkouts import as_published, commit_of, load_module
-from covpool.linalg.methods import choose
+from covpool.bench.checkouts import as_published, load_module
+from covpool.linalg.tables import choose
+from covpool.machine import commit_of
 
 Output = Literal["matrix", "triangle"]
 Root = Callable[[Tensor], Tensor]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from covpool.bench.environment import summary_line
+from covpool.machine import summary_line
 
 MEBIBYTE = 1 << 20
 Row = Sequence[str]
@@ -77,11 +77,6 @@ def peer_notes(measured: dict[str, Any]) -> list[str]:
     return [f"{', '.join(found)}: {note}" for note, found in names.items()]
 
 
-def markdown(title: str, header: Row, rows: Sequence[Row]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
@@ -95,7 +90,7 @@ def _case(row: dict[str, Any], conditions: Sequence[float]) -> Row:
     errors = {entry["condition"]: entry for entry in row["accuracy"]}
     return [
         row["name"],
-        _milliseconds(row["median"]),
+        "-" if row["median"] is None else _milliseconds(row["median"]),
         between,
         memory,
         *(_errors(errors.get(condition)) for condition in conditions),

@@ -1,6 +1,5 @@
 """What a benchmark run measures and how: its settings, checked, and the cases they make."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -11,16 +10,10 @@ from covpool.bench.cases import Case, floor_cases, make_cases
 from covpool.bench.features import SPECTRA, Shape, Spectrum
 from covpool.bench.peers import OpenPeer, open_peer
 from covpool.linalg.methods import METHODS, choose, get_method
+from covpool.machine import available_cores
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 FEWEST_ROUNDS = 7
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +34,7 @@ class Settings:
         condition: cond(X) of the features that are timed, where the spectrum is geometric.
         accuracy_conditions: cond(X) at each of which errors are measured.
         vector: gather the upper triangle on all sides.
+        time: measure times.
         memory: measure the peak memory.
         floor: measure the least work.
         seed: of the features.
@@ -59,6 +53,7 @@ class Settings:
     condition: float = 1e4
     accuracy_conditions: tuple[float, ...] = (1e4, 1e5, 1e6)
     vector: bool = False
+    time: bool = True
     memory: bool = True
     floor: bool = True
     seed: int = 0

@@ -181,7 +181,8 @@ class RunParser:
         given = [word[2:].partition("=")[0] for word in arguments if word.startswith("--")]
         self._check([name.removesuffix("+") for name in given], "--")
         for path in _config_files(arguments):
-            self._check(_keys_of(path, self._open_keys()), f"{path}: ")
+            keys = _flatten(_content_of(path), "", self._open_keys())
+            self._check(list(keys), f"{path}: ")
         try:
             parsed = self.parser.parse_args(list(arguments))
             made = self.parser.instantiate(parsed)
@@ -242,8 +243,9 @@ def chosen_recipe(arguments: Sequence[str]) -> "Recipe | None":
     own_images = bool({"--data", *(f"--{key}" for key in naming)} & set(given))
     in_files: list[str] = []
     for path in _config_files(arguments):
-        own_images |= bool(naming & set(_keys_of(path, ())))
-        name = _content_of(path).get("recipe")
+        content = _content_of(path)
+        own_images |= bool(naming & set(_flatten(content, "", ())))
+        name = content.get("recipe")
         if not isinstance(name, str | None):
             raise UserError(f"--config {path}: recipe must be a recipe's name, not {name!r}")
         in_files += [name] if name else []
@@ -304,16 +306,12 @@ def _values_of(option: str, arguments: Sequence[str]) -> list[str]:
     return values
 
 
-def _keys_of(path: Path, open_keys: Collection[str]) -> list[str]:
-    """The dotted keys of a YAML file.
+def _content_of(path: Path) -> Mapping[Any, Any]:
+    """What a YAML file of options holds.
 
     Raises:
         UserError: it cannot be read, or holds no mapping.
     """
-    return list(_flatten(_content_of(path), "", open_keys))
-
-
-def _content_of(path: Path) -> Mapping[Any, Any]:
     import yaml
 
     from covpool.train.config import RunConfig
@@ -336,6 +334,7 @@ def _content_of(path: Path) -> Mapping[Any, Any]:
 
 
 def _flatten(content: Mapping[Any, Any], prefix: str, open_keys: Collection[str]) -> Iterator[str]:
+    """The dotted keys."""
     for key, value in content.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and name not in open_keys:

@@ -7,40 +7,27 @@ from typing import Any
 
 from rich.console import Console
 
-from covpool.cli import say
-from covpool.cli.compare import GridReport
+from covpool.cli import experiment
 from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import (
     FileProgress,
     RunParser,
     checking_files,
-    holding,
     nearest,
     refuse_methods,
     users_input,
 )
+from covpool.experiments.estimate import estimate
+from covpool.experiments.observations import observations
+from covpool.experiments.reproduce import CHECKS, Plan, make_run_set, plan, results_of
+from covpool.experiments.results import SMALL, RunSet
+from covpool.experiments.runs import RUNS, Run, check_same_options, open_folder
+from covpool.experiments.sheet import Sheet
+from covpool.experiments.targets import TARGETS
+from covpool.machine import available_cores
 from covpool.pooling import check_pooling
-from covpool.reproduce.arms import NEWTON_SCHULZ
-from covpool.reproduce.estimate import seconds_of_runs
-from covpool.reproduce.observations import observations
-from covpool.reproduce.results import Results, Setting
-from covpool.reproduce.runs import (
-    RUNS,
-    Plan,
-    check_earlier,
-    config_of,
-    make_setting,
-    plan,
-    results_of,
-)
-from covpool.reproduce.sheet import Sheet
-from covpool.reproduce.targets import SMALL, TARGETS
-from covpool.train.cells import Cell, available_cores, check_one_process, open_folder
 from covpool.train.config import RunConfig
-from covpool.train.grid import run_grid
-from covpool.train.interruption import Interrupted
-from covpool.train.job import Job, check_names, prepare
-from covpool.train.progress import duration
+from covpool.train.job import Job
 from covpool.train.recipe import read_recipe
 from covpool.train.run_directory import replace_text
 
@@ -54,21 +41,20 @@ MOST_JOBS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the command line asks for, checked."""
+    """What the command line asks for, checked; each recipe's runs with one of their jobs."""
 
     targets: list[str]
     plan: Plan
-    settings: list[Setting]
-    jobs_of_settings: list[Job]
+    prepared: list[tuple[RunSet, Job]]
     jobs: int
     output: Path
     dry_run: bool
 
     @property
-    def cells(self) -> list[Cell]:
+    def runs(self) -> list[Run]:
         """All runs, seed by seed."""
-        cells = [cell for setting in self.settings for cell in setting.cells.values()]
-        return sorted(cells, key=lambda cell: cell.seed)
+        found = [run for run_set, _ in self.prepared for run in run_set.runs.values()]
+        return sorted(found, key=lambda run: run.seed)
 
 
 def run(arguments: list[str]) -> int:
@@ -76,29 +62,27 @@ def run(arguments: list[str]) -> int:
     with users_input(), checking_files() as progress:
         request = _prepare(arguments, progress)
     console = PlainConsole()
-    _describe(request, console)
+    for runs, _ in request.prepared:
+        console.print(
+            f"{runs.about}\n{len(runs.runs)} runs ({len(runs.arms)} ways to train, "
+            f"{len(runs.seeds)} seeds; {experiment.settled(runs.runs.values())}), "
+            f"{request.jobs} at a time, in {request.output / RUNS / runs.name}"
+        )
     if request.dry_run:
         _estimate(request, console)
         return 0
-    with holding(request.output):
-        return _run(request, console)
+    return experiment.holding_folder(request.output, lambda: _run(request, console))
 
 
 def _run(request: Request, console: Console) -> int:
-    failures: dict[str, str] = {}
-    if request.cells:
-        with users_input():
-            for setting in request.settings:
-                open_folder(request.output / RUNS / setting.recipe, setting.config)
-        try:
-            with GridReport(console) as report:
-                failures = run_grid(request.cells, request.jobs, report.show)
-        except Interrupted as error:
-            say("covpool: interrupted; the same command goes on where it stopped", error=True)
-            return 128 + error.signal_number
-    settings = [replace(setting, failures=failures) for setting in request.settings]
     with users_input():
-        sheets = make_sheets(request, settings)
+        for runs, _ in request.prepared:
+            open_folder(request.output / RUNS / runs.name, runs.config)
+    failures = (
+        experiment.run_all(request.runs, request.jobs, console, free=CHECKS) if request.runs else {}
+    )
+    with users_input():
+        sheets = make_sheets(request, [runs.ended(failures) for runs, _ in request.prepared])
         for sheet in sheets:
             sheet.write(request.output)
             console.print(f"\n{sheet.markdown()}")
@@ -109,12 +93,12 @@ def _run(request: Request, console: Console) -> int:
     return 1 if any(sheet.problems for sheet in sheets) else 0
 
 
-def make_sheets(request: Request, settings: Sequence[Setting]) -> list[Sheet]:
+def make_sheets(request: Request, run_sets: Sequence[RunSet]) -> list[Sheet]:
     """The targets' sheets, and that of the observations where anything was trained."""
     targets = [name for name in request.targets if name not in request.plan.left_out]
-    results = results_of(settings, targets, request.output) if settings else Results()
+    results = results_of(run_sets, targets, request.output) if run_sets else {}
     sheets = [TARGETS[name].make(results) for name in targets]
-    return [*sheets, observations(results)] if settings else sheets
+    return [*sheets, observations(results)] if run_sets else sheets
 
 
 def summary(sheets: Sequence[Sheet], made: Plan) -> str:
@@ -131,44 +115,39 @@ def summary(sheets: Sequence[Sheet], made: Plan) -> str:
 def _prepare(arguments: list[str], progress: FileProgress) -> Request:
     config, own = _parse(arguments, SMALL)
     targets = _targets(own.targets)
-    jobs = _jobs(own, config)
-    methods = _methods(own.methods)
-    if own.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, not {own.seeds}")
+    experiment.check_counts(own)
+    jobs = own.jobs or (min(MOST_JOBS, available_cores()) if config.data.root is None else 1)
+    methods = own.methods and [check_pooling(name) for name in experiment.listed(own.methods)]
     made = plan(config, targets, methods)
     for name, reason in made.left_out.items():
         if ALL not in own.targets:
             raise ValueError(f"{name} cannot be made: {reason}")
-    settings, opened = [], []
+    prepared = []
     for recipe, arms in made.arms.items():
         config, _ = _parse(arguments, recipe)
         if recipe != SMALL:
             read_recipe(recipe).check(config)
-        check_one_process(config, own.output / RUNS / recipe)
-        for arm in arms:
-            check_names(config_of(config, arm))
-        # Opening the images and building one model now meets every mistake before the long part.
-        job = prepare(_unchecked(config_of(config, arms[0]), opened), progress=progress)
-        opened.append(job)
-        setting = make_setting(
+        checked = _unchecked(config) if prepared else config
+        job = experiment.prepare_arms(checked, arms, own.output / RUNS / recipe, progress)
+        runs = make_run_set(
             recipe, config, arms, seeds=own.seeds, output=own.output, jobs=jobs, job=job
         )
-        check_earlier(setting)
-        settings.append(setting)
+        for each in runs.runs.values():
+            check_same_options(each, CHECKS)
+        prepared.append((runs, job))
     return Request(
         targets=targets,
         plan=made,
-        settings=settings,
-        jobs_of_settings=opened,
+        prepared=prepared,
         jobs=jobs,
         output=own.output,
         dry_run=own.dry_run,
     )
 
 
-def _unchecked(config: RunConfig, opened: Sequence[Job]) -> RunConfig:
-    """Without the check of image files where an earlier recipe's job has done it."""
-    if not opened or config.data.skip_damaged:
+def _unchecked(config: RunConfig) -> RunConfig:
+    """Without the check of image files, which an earlier recipe's job has done."""
+    if config.data.skip_damaged:
         return config
     return replace(config, data=replace(config.data, check="none"))
 
@@ -186,17 +165,14 @@ def _parse(arguments: list[str], recipe: str) -> tuple[RunConfig, Any]:
     parser.add_argument(
         "--methods", type=str | None, help="only these poolings, separated by commas"
     )
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds, from train.seed on")
-    parser.add_argument(
-        "--jobs",
-        type=int | None,
-        help="runs at a time (default: as many as cores on the embedded images, else 1)",
+    most = "runs at a time (default: as many as cores on the embedded images, else 1)"
+    experiment.add_options(
+        parser,
+        seeds={"default": SEEDS, "help": "seeds, from train.seed on"},
+        jobs={"type": int | None, "default": None, "help": most},
     )
     parser.add_argument(
         "--output", type=Path, default=Path("runs") / "reproduce", help="folder for everything"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would run and for how long, then stop"
     )
     config, own = parser.parse(arguments)
     refuse_methods(config, "the targets say what is trained, and --methods restricts it")
@@ -213,53 +189,16 @@ def _targets(names: Sequence[str]) -> list[str]:
     return [name for name in TARGETS if ALL in names or name in names]
 
 
-def _methods(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    return [check_pooling(name.strip()) for name in text.split(",")]
-
-
-def _jobs(own: Any, config: RunConfig) -> int:
-    if own.jobs is None:
-        return min(MOST_JOBS, available_cores()) if config.data.root is None else 1
-    if own.jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, not {own.jobs}")
-    return own.jobs
-
-
-def _describe(request: Request, console: Console) -> None:
-    for setting in request.settings:
-        runs, arms, seeds = len(setting.cells), len(setting.arms), len(setting.seeds)
-        settled = sum(cell.settled() for cell in setting.cells.values())
-        console.print(setting.about)
-        console.print(
-            f"{runs} runs ({arms} ways to train, {seeds} seeds; {settled} are there already), "
-            f"{request.jobs} at a time, in {request.output / RUNS / setting.recipe}"
-        )
-
-
-def _remark(cell: Cell) -> str:
-    if cell.trunk is not None:
-        return f"; the first {cell.inherited} of each run are those of {NEWTON_SCHULZ}"
-    probes = cell.config.train.probes
-    return f"; {', '.join(probes)} measured" if probes else ""
-
-
 def _estimate(request: Request, console: Console) -> None:
-    total = 0.0
-    for setting, job in zip(request.settings, request.jobs_of_settings, strict=True):
-        for arm in setting.arms:
-            own = [cell for (each, _), cell in setting.cells.items() if each == arm]
-            epochs = sum(cell.epochs for cell in own)
-            console.print(f"  {arm.label}: {len(own)} runs, {epochs} epochs{_remark(own[0])}")
+    everything = []
+    for run_set, job in request.prepared:
+        runs = [*run_set.runs.values()]
         with console.status("measuring steps") as status:
-            seconds = seconds_of_runs(
-                setting, job, lambda name: status.update(f"measuring steps of {name}")
-            )
-        total += seconds
-        console.print(f"  by steps measured here: {duration(seconds)} one after the other")
-    if request.settings:
-        console.print(f"about {duration(total / request.jobs)} with {request.jobs} at a time")
+            lines = estimate(run_set.config, runs, job=job, report=status.update)
+        experiment.show_plan(lines, runs, console)
+        everything += lines
+    if everything:
+        experiment.show_total(everything, request.jobs, request.output, console)
     for name in request.targets:
         if not TARGETS[name].trained:
             console.print(f"{name} is computed, in seconds")

@@ -16,7 +16,6 @@ from covpool.cli.parsing import (
 from covpool.data import DataError
 from covpool.text import file_name
 from covpool.train.allocator import keep_freed_memory
-from covpool.train.cells import RESUME_KEYS, difference
 from covpool.train.claim import claimed
 from covpool.train.config import RunConfig
 from covpool.train.engine import train
@@ -24,6 +23,7 @@ from covpool.train.interruption import Interrupted
 from covpool.train.job import Job, RunFinished, check_names, prepare, prepare_resume
 from covpool.train.module import TrainingDiverged
 from covpool.train.run_directory import RunDirectory, make_numbered, refuse_existing
+from covpool.train.same_options import RESUME_KEYS, difference
 from covpool.train.storage import StorageError
 from covpool.train.trainer import main_process
 

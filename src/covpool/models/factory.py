@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from covpool.head import check_head
 from covpool.linalg.methods import Method, get_method
 from covpool.models.backbones import load_backbone
 from covpool.models.network import CovPoolModel
@@ -71,26 +72,13 @@ def create_model(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
-    if isinstance(reduced_channels, str) and reduced_channels != "auto":
-        raise ValueError(
-            f"reduced_channels must be a number, None or 'auto', got {reduced_channels!r}"
-        )
-    if isinstance(reduced_channels, int) and reduced_channels < 1:
-        raise ValueError(f"reduced_channels must be at least 1, got {reduced_channels}")
-    if isinstance(hidden_features, str) and (hidden_features != "matched" or method != "gap"):
-        raise ValueError(
-            f"hidden_features must be a number, None, or 'matched' with method 'gap'; got "
-            f"{hidden_features!r} with method {getattr(method, 'name', method)!r}"
-        )
-    if gap_reduction and method != "gap":
-        raise ValueError(
-            "gap_reduction is for method 'gap', got method "
-            f"{getattr(method, 'name', method)!r}, which pools reduced channels by itself"
-        )
-    if isinstance(hidden_features, int) and hidden_features < 1:
-        raise ValueError(f"hidden_features must be at least 1, got {hidden_features}")
-    if not 0 <= drop_rate < 1:
-        raise ValueError(f"drop_rate must be in [0, 1), got {drop_rate}")
+    check_head(
+        method=method,
+        reduced_channels=reduced_channels,
+        hidden_features=hidden_features,
+        gap_reduction=gap_reduction,
+        drop_rate=drop_rate,
+    )
     row = check_pooling(method) if isinstance(method, str) else method
     if method_constants:
         if row == "gap":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from covpool.experiments.inference import Spread
 from covpool.report.figures import (
     AXIS,
     SMALL,
@@ -19,7 +20,7 @@ from covpool.report.figures import (
     title,
     whole_numbers,
 )
-from covpool.report.groups import MethodRow, Setting, Spread
+from covpool.report.groups import MethodRow, Setting
 from covpool.report.series import Points, legend, mark_switches, mean_by_place, plot, switch_epochs
 from covpool.report.sources import Run
 from covpool.report.svg import colour

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from covpool.report.figures import (
     ALONE,
     WIDE,
-    FigureTable,
     Missing,
     PageFigure,
     Styles,
@@ -23,15 +22,19 @@ from covpool.report.figures import (
     whole_numbers,
 )
 from covpool.report.groups import MethodRow, Setting
-from covpool.report.probe_records import (
+from covpool.report.series import (
     NO_PROBE,
+    Points,
     Record,
     failures,
+    mark_switches,
     median_by_epoch,
+    plot,
     probe_rows,
     quantile,
+    switch_epochs,
 )
-from covpool.report.series import Points, mark_switches, plot, switch_epochs
+from covpool.report.tables import PageTable
 from covpool.text import shortened
 
 LEAST, MIDDLE, MOST = 0, 3, -1
@@ -189,7 +192,7 @@ def real_fidelity(setting: Setting, styles: Styles, name: str) -> PageFigure | M
     )
 
 
-def _fidelity_table(trained: Sequence[Trained], drawn: Sequence[str]) -> FigureTable | None:
+def _fidelity_table(trained: Sequence[Trained], drawn: Sequence[str]) -> PageTable | None:
     if not drawn:
         return None
     columns = [
@@ -198,14 +201,18 @@ def _fidelity_table(trained: Sequence[Trained], drawn: Sequence[str]) -> FigureT
         for text in ("distance, %", "angle")
     ]
     rows = [
-        (method, [cell for each in trained for cell in _cells(each, method)]) for method in drawn
+        ((method, ""), [cell for each in trained for cell in _cells(each, method)])
+        for method in drawn
     ]
-    return FigureTable(
+    return PageTable(
+        kind="numbers",
         columns=["gradient of", *columns],
         rows=rows,
-        caption="Relative distance from the exact gradient, and angle to it, of the median image; "
-        "in brackets the least and the most distant image of a batch. Medians over all "
-        "measurements.",
+        captions=[
+            "Relative distance from the exact gradient, and angle to it, of the median image; in "
+            "brackets the least and the most distant image of a batch. Medians over all "
+            "measurements."
+        ],
     )
 
 

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from covpool.linalg.methods import METHODS
 from covpool.pooling import POOLINGS
 from covpool.report.svg import SERIES, colour, drawing, inline
+from covpool.report.tables import PageTable
 from covpool.text import printable
 
 ALONE, WIDE, SMALL = (4.8, 3.1), (4.3, 2.9), (2.3, 1.9)
@@ -28,21 +29,6 @@ AXIS = 26
 """How many characters fit beside an axis."""
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FigureTable:
-    """A table beneath a figure.
-
-    Attributes:
-        columns: the header; the first is that of the rows' names.
-        rows: each a name and the other cells.
-        caption: what the cells are.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[str]]]
-    caption: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +53,7 @@ class PageFigure:
     seen: Sequence[str] = ()
     not_shown: Sequence[str] = ()
     small: bool = False
-    table: FigureTable | None = None
+    table: PageTable | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

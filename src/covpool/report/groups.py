@@ -5,34 +5,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from covpool.experiments.inference import Spread, differences
 from covpool.linalg.methods import METHODS
 from covpool.report.sources import Run
-from covpool.train.cells import GRID_KEYS, MACHINE_KEYS, with_defaults
-from covpool.train.comparison import mean_and_deviation, mean_and_interval
+from covpool.train.same_options import shared_options
 
-METHOD_KEYS = (*GRID_KEYS, ("model", "schedule"), ("model", "hybrid"), ("model", "constants"))
-"""Options that tell a table's rows and seeds apart; all others must be equal within a table."""
+METHOD_KEYS = (("model", "schedule"), ("model", "hybrid"), ("model", "constants"))
+"""Options that tell a table's rows apart, beside method and seed; all others must be equal within
+a table."""
 
 MEASURES = ("final", "best")
 SCORES = ("test_top1", "test_top5")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Values by seed in percent, their mean, and the interval of the mean."""
-
-    values: Mapping[int, float]
-    mean: float | None
-    deviation: float | None
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, values: Mapping[int, float]) -> "Spread":
-        """Of values by seed; what too few values do not give is None."""
-        mean, deviation = mean_and_deviation([*values.values()])
-        _, low, high = mean_and_interval([*values.values()])
-        return cls(values=values, mean=mean, deviation=deviation, low=low, high=high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +118,10 @@ def group(runs: Iterable[Run], baseline: str | None = None) -> list[Setting]:
 
 def _shared(run: Run) -> dict[str, Any]:
     """The options that the runs of one setting share, and what the data set calls itself."""
-    apart = {*MACHINE_KEYS, *METHOD_KEYS}
     options = {
-        f"{name}.{key}": value
-        for name, fields in with_defaults(run.config).items()
-        for key, value in fields.items()
-        if (name, key) not in apart
+        ".".join(key): value
+        for key, value in shared_options(run.config).items()
+        if key not in METHOD_KEYS
     }
     return {**options, "data set": run.summary["data"], "backbone": run.summary["backbone"]}
 
@@ -204,12 +185,10 @@ def _values(runs: Iterable[Run]) -> Values:
 
 def _row(label: str, runs: list[Run], base: Values | None) -> MethodRow:
     values = _values(runs)
-    differences = None
+    gaps = None
     if base is not None:
-        differences = {
-            measure: Spread.of(_paired(values[measure, SCORES[0]], base[measure, SCORES[0]]))
-            for measure in MEASURES
-        }
+        top1 = ((measure, SCORES[0]) for measure in MEASURES)
+        gaps = {place[0]: Spread.of(differences(values[place], base[place])) for place in top1}
     times = [
         float(epoch["seconds"])
         for run in runs
@@ -221,10 +200,6 @@ def _row(label: str, runs: list[Run], base: Values | None) -> MethodRow:
         label=label,
         runs=sorted(runs, key=lambda run: run.seed),
         spreads={name: Spread.of(own) for name, own in values.items()},
-        differences=differences,
+        differences=gaps,
         seconds=statistics.median(times) if times else None,
     )
-
-
-def _paired(values: Mapping[int, float], base: Mapping[int, float]) -> dict[int, float]:
-    return {seed: value - base[seed] for seed, value in values.items() if seed in base}

@@ -21,8 +21,7 @@ from covpool.report.figures import (
     whole_numbers,
 )
 from covpool.report.groups import Setting
-from covpool.report.probe_records import NO_PROBE, Record, as_float, probe_rows
-from covpool.report.series import Points, plot
+from covpool.report.series import NO_PROBE, Points, Record, as_float, plot, probe_rows
 from covpool.report.svg import colour
 from covpool.text import shortened
 

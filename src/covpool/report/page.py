@@ -10,17 +10,17 @@ import jinja2
 from markupsafe import Markup
 
 import covpool
-from covpool.report import paper
+from covpool.experiments import paper
 from covpool.report.curve_figures import accuracy, learning_curves
 from covpool.report.fidelity_figures import real_fidelity
 from covpool.report.figures import Missing, PageFigure, Styles
 from covpool.report.groups import Setting, group
 from covpool.report.kernel_figures import kernel_sizes
-from covpool.report.observations import Observations
+from covpool.report.observations import headline as of_observations
 from covpool.report.probe_figures import conditioning, smoothness
 from covpool.report.sources import Run
 from covpool.report.svg import SERIES
-from covpool.report.tables import accuracy_row, paper_rows, spread_text, table1_rows
+from covpool.report.tables import PageTable, tables_of
 from covpool.report.theory_figures import theory_figures
 from covpool.text import printable_lines, shortened
 
@@ -53,10 +53,7 @@ class Section:
 
     title: str
     setting: Setting
-    accuracy: Sequence[Mapping[str, Any]]
-    paper: Sequence[Mapping[str, Any]]
-    table1: Sequence[Mapping[str, Any]]
-    papers_data: bool
+    tables: Sequence[PageTable]
     problems: Sequence[str]
     confusions: Sequence[tuple[str, Sequence[Mapping[str, str]]]]
     figures: Sequence[PageFigure]
@@ -69,7 +66,7 @@ def render(
     runs: Sequence[Run],
     *,
     baseline: str | None = None,
-    observations: Sequence[Observations] = (),
+    observations: Sequence[PageTable] = (),
 ) -> str:
     """The report as one page of HTML.
 
@@ -97,7 +94,6 @@ def render(
         date=datetime.date.today().isoformat(),
         style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
         source=paper.SOURCE,
-        paper_columns=paper.COLUMNS,
         runs=runs,
         observations=observations,
         sections=[
@@ -105,7 +101,7 @@ def render(
             for number, own in enumerate(settings, start=1)
         ],
         theory=theory_figures(styles),
-        headline=[*headline(settings), *(each.headline for each in observations)],
+        headline=[*headline(settings), *map(of_observations, observations)],
         series=SERIES,
     )
 
@@ -125,7 +121,7 @@ def headline(settings: Sequence[Setting]) -> list[str]:
         if most:
             seeds = f"{most} seeds" if most > 1 else "1 seed"
             best = max(rows, key=lambda row: row.spreads["final", "test_top1"].mean or 0.0)
-            score = f"{spread_text(best.spreads['final', 'test_top1'])}%"
+            score = f"{best.spreads['final', 'test_top1'].text()}%"
             if len(rows) == 1:
                 text = f"{best.label} reaches {score} top-1 in the last epoch ({seeds})."
             else:
@@ -156,10 +152,10 @@ def _section(setting: Setting, styles: Styles, number: int | None) -> Section:
     return Section(
         title=_title(setting, number),
         setting=setting,
-        accuracy=[accuracy_row(row) for row in setting.rows],
-        paper=paper_rows(setting),
-        table1=table1_rows(setting),
-        papers_data=setting.runs[0].config.get("data", {}).get("name") in paper.DATA,
+        tables=tables_of(
+            setting,
+            papers_data=setting.runs[0].config.get("data", {}).get("name") in paper.DATA,
+        ),
         problems=[*_problems(setting), *_notes(setting)],
         confusions=_confusions(setting),
         figures=[figure for figure in figures if isinstance(figure, PageFigure)],
@@ -209,8 +205,8 @@ def _confusions(setting: Setting) -> list[tuple[str, list[dict[str, str]]]]:
         if most:
             pairs = [
                 {
-                    "class": shortened(pair[0], 60),
-                    "called": shortened(pair[1], 60),
+                    "class": shortened(pair[0], NAME_LENGTH),
+                    "called": shortened(pair[1], NAME_LENGTH),
                     "images": f"{count:,}",
                 }
                 for pair, count in most

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from covpool.experiments.paper import paper_tables
 from covpool.report.figures import (
     ALONE,
     Missing,
@@ -20,16 +21,20 @@ from covpool.report.figures import (
     whole_numbers,
 )
 from covpool.report.groups import Setting
-from covpool.report.paper import paper_tables
-from covpool.report.probe_records import (
+from covpool.report.series import (
     NO_PROBE,
+    Points,
     as_float,
     failures,
+    legend,
+    mark_switches,
+    mean_by_place,
     median_by_epoch,
+    plot,
     probe_rows,
     quantile,
+    switch_epochs,
 )
-from covpool.report.series import Points, legend, mark_switches, mean_by_place, plot, switch_epochs
 
 BANDS = 3
 """As many methods get bands, which more would make one grey."""

@@ -56,7 +56,7 @@ SETTINGS: dict[Any, Any] = {
     "grid.color": COLOURS["grid"][0],
 }
 
-_SVG = "{http://www.w3.org/2000/svg}"
+_SVG = "http://www.w3.org/2000/svg"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _SHOWN = dict(COLOURS.values())
 
@@ -88,73 +88,32 @@ def inline(figure: Figure, prefix: str, label: str) -> Markup:
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(file.getvalue())
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if (child.tag not in _DRAWN and child.tag.startswith(_SVG)) or "metadata" in child.tag:
-                parent.remove(child)
-    _rename_ids(root, prefix)
-    _flatten(root)
+    for parent in [*root.iter()]:
+        # Matplotlib's own style sheet would hold for the whole page.
+        for child in [child for child in parent if child.tag.endswith(("metadata", "style"))]:
+            parent.remove(child)
     for element in root.iter():
-        element.tag = element.tag.removeprefix(_SVG)
-        style = element.get("style")
-        if style is not None:
-            element.set("style", _page_style(style))
-        for name in ("d", "x", "y", "transform"):
-            if name in element.attrib:
-                element.set(name, _rounded(" ".join(element.attrib[name].split())))
-        element.tail = None
+        element.tag = element.tag.removeprefix(f"{{{_SVG}}}")
+        for name in set(element.attrib) & {"style", "d", "x", "y", "transform"}:
+            element.set(name, _shown(element.attrib[name]))
+        if "id" in element.attrib:
+            element.set("id", f"{prefix}-{element.attrib['id']}")
+        if (target := element.attrib.pop(_XLINK, None)) is not None:
+            element.set("href", f"#{prefix}-{target.removeprefix('#')}")
+        if "clip-path" in element.attrib:
+            element.set("clip-path", element.attrib["clip-path"].replace("#", f"#{prefix}-"))
         if element.tag != "text":
             element.text = None
+        element.tail = None
     box = root.get("viewBox", "")
     root.attrib.clear()
     root.attrib.update({"viewBox": box, "role": "img", "aria-label": printable(label)})
     return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=False))
 
 
-_DRAWN = {_SVG + tag for tag in ("g", "defs", "path", "use", "clipPath", "rect", "text", "image")}
-
-
-def _rename_ids(root: ElementTree.Element, prefix: str) -> None:
-    """Ids that nothing refers to go; the others begin with the figure's name."""
-    used: dict[str, str] = {}
-
-    def renamed(identifier: str) -> str:
-        return used.setdefault(identifier, f"{prefix}-{len(used)}")
-
-    for element in root.iter():
-        reference = element.attrib.pop(_XLINK, None)
-        if reference is not None:
-            element.set("href", f"#{renamed(reference.removeprefix('#'))}")
-        clip = element.get("clip-path")
-        if clip is not None:
-            element.set("clip-path", re.sub(r"#([^)]+)", lambda m: f"#{renamed(m[1])}", clip))
-    for element in root.iter():
-        identifier = element.attrib.pop("id", None)
-        if identifier in used:
-            element.set("id", used[identifier])
-
-
-def _flatten(parent: ElementTree.Element) -> None:
-    """Groups that say nothing give their place to what is in them; what draws nothing goes."""
-    children = list(parent)
-    for child in children:
-        _flatten(child)
-        if child.get("transform", "").startswith("rotate(-0 "):
-            del child.attrib["transform"]
-    kept = []
-    for child in children:
-        if child.tag == f"{_SVG}g" and not child.attrib:
-            kept += list(child)
-        elif not (child.tag == f"{_SVG}path" and child.get("style") == "fill: none"):
-            kept.append(child)
-    parent[:] = kept
-
-
-def _rounded(numbers: str) -> str:
-    """With two decimals, a fiftieth of a pixel or less: half the size of a page is numbers."""
-    return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", numbers)
-
-
-def _page_style(style: str) -> str:
-    kept = [each for each in style.split("; ") if not each.startswith("font-family")]
-    return re.sub("#[0-9a-f]{6}", lambda found: _SHOWN.get(found[0], found[0]), "; ".join(kept))
+def _shown(value: str) -> str:
+    """An attribute with the page's colours and fonts, and numbers with two decimals, a fiftieth of
+    a pixel: half the size of a page is numbers."""
+    value = re.sub("font-family: [^;]*;? ?", "", " ".join(value.split()))
+    value = re.sub("#[0-9a-f]{6}", lambda found: _SHOWN.get(found[0], found[0]), value)
+    return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", value)

@@ -1,103 +1,163 @@
-"""The tables of accuracies: ours, and the paper's beside ours."""
+"""The tables of a page: accuracies, and the paper's beside ours."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from covpool.linalg.methods import METHODS
-from covpool.report import paper
-from covpool.report.groups import SCORES, MethodRow, Setting, Spread
+from covpool.experiments import paper
+from covpool.experiments.inference import Spread, differences
+from covpool.report.groups import SCORES, MethodRow, Setting
 
-
-def accuracy_row(row: MethodRow) -> dict[str, Any]:
-    """A method's cells in the table of accuracies."""
-    difference = row.differences["final"] if row.differences else None
-    return {
-        "method": row.label,
-        "paper_name": row.paper_name or "",
-        "runs": f"{len(row.finished)} of {len(row.runs)}",
-        "final": spread_text(row.spreads["final", "test_top1"]),
-        "best": spread_text(row.spreads["best", "test_top1"]),
-        "final5": spread_text(row.spreads["final", "test_top5"]),
-        "difference": ("baseline",) if difference is None else interval_texts(difference),
-        "seconds": "–" if row.seconds is None else f"{row.seconds:.2f}",
-    }
+Cell = str | tuple[str, ...]
+"""Text; in parts, a line may break between them."""
 
 
-def spread_text(spread: Spread) -> str:
-    """Mean ± deviation."""
-    if spread.mean is None:
-        return "–"
-    if spread.deviation is None:
-        return f"{spread.mean:.2f}"
-    return f"{spread.mean:.2f} ± {spread.deviation:.2f}"
+@dataclass(frozen=True, kw_only=True)
+class PageTable:
+    """A table of the page.
+
+    Attributes:
+        columns: the header; the first is that of the rows' names.
+        rows: each a name, in large and in small, and the other cells.
+        captions: what the cells are, a paragraph each.
+        heading: of the table.
+        lead: what is to be known before it.
+        kind: a class of the style sheet.
+        groups: headers above those of the other columns, and how many columns each has.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[tuple[tuple[str, str], Sequence[Cell]]]
+    captions: Sequence[str]
+    heading: str = ""
+    lead: str = ""
+    kind: str = ""
+    groups: Sequence[tuple[str, int]] = ()
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What stands beside each cell on a narrow page, which shows no header."""
+        above = [
+            text.split(":")[0].split(",")[0] for text, span in self.groups for _ in range(span)
+        ]
+        if not above:
+            return self.columns[1:]
+        return [f"{text}, {own}" for text, own in zip(above, self.columns[1:], strict=True)]
 
 
-def interval_texts(spread: Spread) -> tuple[str, ...]:
-    """The mean and, with enough seeds, its interval: a line may break between them."""
-    if spread.mean is None:
-        return ("–",)
-    if spread.low is None or spread.high is None:
-        return (signed(spread.mean),)
-    return signed(spread.mean), f"[{signed(spread.low)}, {signed(spread.high)}]"
+def tables_of(setting: Setting, papers_data: bool) -> list[PageTable]:
+    """Those that have rows."""
+    found = [accuracy_table(setting), paper_table(setting, papers_data)]
+    return [table for table in (*found, table1(setting, papers_data)) if table.rows]
 
 
-def signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
-
-
-def paper_rows(setting: Setting) -> list[dict[str, Any]]:
-    """The paper's cells of the methods that the setting has, and ours, standalone and hybrid."""
-    rows = []
-    for method in dict.fromkeys(row.method for row in setting.rows):
-        known = METHODS.get(method)
-        cells = paper.accuracies(known.paper_name) if known else None
-        if cells is None:
-            continue
-        ours = {
-            hybrid: next(
+def accuracy_table(setting: Setting) -> PageTable:
+    """The accuracies of each method, and differences to the baseline."""
+    several = len(setting.seeds) > 1
+    interval = (
+        ", with the 95% interval by Student's t" if several else "; one seed gives no interval"
+    )
+    return PageTable(
+        heading="Accuracy",
+        columns=(
+            *("method", "finished", "Final top-1 %", "Best top-1 %", "Final top-5 %"),
+            *(f"Final, difference to {setting.baseline}", "s / epoch"),
+        ),
+        rows=[
+            (
+                (row.label, row.paper_name or ""),
                 (
-                    spread_text(row.spreads["final", "test_top1"])
-                    for row in setting.rows
-                    if row.method == method and row.hybrid == hybrid
+                    f"{len(row.finished)} of {len(row.runs)}",
+                    row.spreads["final", "test_top1"].text(),
+                    row.spreads["best", "test_top1"].text(),
+                    row.spreads["final", "test_top5"].text(),
+                    interval_parts(row.differences["final"]) if row.differences else ("baseline",),
+                    "–" if row.seconds is None else f"{row.seconds:.2f}",
                 ),
-                "–",
             )
-            for hybrid in (False, True)
-        }
-        scores = {"standalone": ours[False], "hybrid": ours[True]}
-        rows.append({"method": method, **scores, "cells": cells})
-    return rows
+            for row in setting.rows
+        ],
+        captions=[
+            "Mean ± standard deviation over the seeds of finished runs, on the "
+            f"{setting.split}. Final is the last epoch; Best is the epoch of the highest top-1 on "
+            f"the {setting.split} itself, so it flatters. Differences are in percentage points, "
+            f"paired by seed{interval}. Seconds are the median over epochs of training without "
+            "evaluation."
+        ],
+    )
+
+
+def interval_parts(spread: Spread) -> tuple[str, ...]:
+    """The mean and, with enough seeds, its interval."""
+    return tuple(spread.interval_text().replace("-", "−").split(" ", 1))
+
+
+def paper_table(setting: Setting, papers_data: bool) -> PageTable:
+    """The paper's cells of the methods that the setting has, and ours, standalone and hybrid."""
+    final: dict[tuple[str, bool], str] = {}
+    for row in setting.rows:
+        final.setdefault((row.method, row.hybrid), row.spreads["final", "test_top1"].text())
+    cells = {name: paper.accuracies(paper.printed_name(name)) for name, _ in final}
+    elsewhere = "" if papers_data else ", on other data sets"
+    order = "Compare the order of the methods and the size of the differences, not the figures. "
+    return PageTable(
+        heading="The same methods in the paper",
+        kind="paper",
+        columns=("method", "standalone", "hybrid", *paper.COLUMNS),
+        groups=(
+            ("here: Final top-1 %", 2),
+            (f"the paper{elsewhere}: top-1 %", len(paper.COLUMNS)),
+        ),
+        rows=[
+            ((name, ""), (*(final.get((name, hybrid), "–") for hybrid in (False, True)), *own))
+            for name, own in cells.items()
+            if own
+        ],
+        captions=[
+            "The paper’s cells are from its Tables 4 (100 minus the printed top-1 error) and 5 "
+            "(Final / Best), each measured on the data set named above it, with networks trained "
+            f"at that size; ours are on {setting.title}. {'' if papers_data else order}"
+            f"{paper.SOURCE}."
+        ],
+    )
 
 
 TABLE_1 = (("svd", "MPN-COV (SVD)"), ("isqrt-cov", "iSQRT-COV (Newton-Schulz)"))
 """The methods of the paper's Table 1, and their names in it."""
 
 
-def table1_rows(setting: Setting) -> list[dict[str, Any]]:
-    """Errors of accurate SVD and of Newton-Schulz, standalone, the paper's beside ours; none where
-    the setting has not both."""
+def table1(setting: Setting, papers_data: bool) -> PageTable:
+    """Errors of accurate SVD and of Newton-Schulz, standalone, the paper's beside ours; no rows
+    where the setting has not both."""
     printed = paper.paper_tables()["table1_resnet50_imagenet_error"]
-    rows = {row.label: row for row in setting.rows if row.finished}
-    if not all(method in rows for method, _ in TABLE_1):
-        return []
+    found = {row.label: row for row in setting.rows if row.finished}
+    rows: list[tuple[tuple[str, str], list[Cell]]] = []
+    if all(method in found for method, _ in TABLE_1):
+        rows = [*((names, []) for names in TABLE_1), (("difference", ""), [])]
+        for place, score in enumerate(SCORES):
+            papers = [printed[name][place] for _, name in TABLE_1]
+            ours = [_errors(found[method], score) for method, _ in TABLE_1]
+            for (_, cells), cell, own in zip(rows, papers, ours, strict=False):
+                cells += [f"{cell:.2f}", Spread.of(own).text()]
+            gap = Spread.of({0: papers[0] - papers[1]}), Spread.of(differences(*ours))
+            rows[-1][1].extend(map(interval_parts, gap))
+    interval = ", with its 95% interval" if len(setting.seeds) > 1 else ""
+    sign = "" if papers_data else " Compare the sign of the difference, not its size."
+    return PageTable(
+        heading="The paper’s Table 1: accurate SVD against Newton-Schulz",
+        columns=(
+            "method",
+            *(f"{w}: {t} error %" for t in ("top-1", "top-5") for w in ("paper", "here")),
+        ),
+        rows=rows,
+        captions=[
+            f"The paper’s cells are of ResNet-50 on ImageNet; ours of the last epoch on "
+            f"{setting.title}, mean ± standard deviation over seeds. The last row is the "
+            f"difference, ours paired by seed{interval}: above zero, Newton-Schulz has the smaller "
+            f"error.{sign}"
+        ],
+    )
 
-    def errors(method: str, score: str) -> dict[int, float]:
-        values = rows[method].spreads["final", score].values
-        return {seed: 100 - value for seed, value in values.items()}
 
-    found: list[dict[str, Any]] = [
-        {"name": method, "paper_name": printed_name, "cells": []}
-        for method, printed_name in TABLE_1
-    ]
-    found.append({"name": "difference", "paper_name": "", "cells": []})
-    for place, (score, name) in enumerate(zip(SCORES, ("top-1", "top-5"), strict=True)):
-        ours = [errors(method, score) for method, _ in TABLE_1]
-        papers = [printed[printed_name][place] for _, printed_name in TABLE_1]
-        pairs = {seed: ours[0][seed] - ours[1][seed] for seed in ours[0] if seed in ours[1]}
-        cells: list[tuple[tuple[str, ...], ...]] = [
-            ((f"{cell:.2f}",), (spread_text(Spread.of(own)),))
-            for cell, own in zip(papers, ours, strict=True)
-        ]
-        cells.append(((signed(papers[0] - papers[1]),), interval_texts(Spread.of(pairs))))
-        for row, (theirs, own) in zip(found, cells, strict=True):
-            row["cells"] += [(f"paper: {name} error %", theirs), (f"here: {name} error %", own)]
-    return found
+def _errors(row: MethodRow, score: str) -> dict[int, float]:
+    values = row.spreads["final", score].values
+    return {seed: 100 - value for seed, value in values.items()}

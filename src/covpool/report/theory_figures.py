@@ -15,7 +15,9 @@ from covpool.analysis import (
     rank_spectra,
     spectral_fidelity,
 )
+from covpool.experiments.paper import paper_tables, printed_name
 from covpool.linalg.methods import METHODS
+from covpool.report.fidelity_figures import LEAST_DISTANCE, ROUNDING
 from covpool.report.figures import (
     ALONE,
     WIDE,
@@ -29,7 +31,6 @@ from covpool.report.figures import (
     sample,
     title,
 )
-from covpool.report.paper import NAMES, paper_tables
 from covpool.report.svg import colour
 
 GAPS = tuple(10 ** (-step / 4) for step in range(1, 33))
@@ -43,12 +44,6 @@ LEAST_ERROR = 1e-19
 SIZE = 64
 CONDITION_NUMBER = 1e4
 RANKS = (4, 8, 16, 24, 32, 40, 48, 56, 60, 64)
-
-LEAST_DISTANCE = 1e-16
-"""Where a distance of zero is drawn."""
-
-ROUNDING = 1e-9
-"""A relative distance of gradients below which a method counts as exact."""
 
 
 def theory_figures(styles: Styles) -> list[PageFigure]:
@@ -78,7 +73,7 @@ def kernel_error(styles: Styles) -> PageFigure:
             shown = [max(error, LEAST_ERROR) for error in found.computed]
             look = styles.of(method).line()
             axes.plot(GAPS, shown, **{**look, "markevery": 4})
-            cells = printed.get(_printed_name(method))
+            cells = printed.get(printed_name(method))
             if cells:
                 gaps = [1 - ratio for ratio in printed["ratio"]]
                 ring = {"marker": "o", "mfc": "none", "ms": 9, "linestyle": "none"}
@@ -111,11 +106,6 @@ def kernel_error(styles: Styles) -> PageFigure:
     )
 
 
-def _printed_name(method: str) -> str:
-    paper_name = METHODS[method].paper_name or ""
-    return NAMES.get(paper_name, paper_name)
-
-
 def bounds() -> PageFigure:
     """The largest |K| that each method can give: the paper's Table 6."""
     name = "bounds"
@@ -145,7 +135,7 @@ def bounds() -> PageFigure:
                 else:
                     axes.plot([row.bound], [place], linestyle="none", **looks[dtype])
         for place, method in enumerate(order):
-            cell = printed.get(_printed_name(method), {}).get("maximum")
+            cell = printed.get(printed_name(method), {}).get("maximum")
             if isinstance(cell, float):
                 axes.plot([cell], [place - 0.14], mew=0.9, **ring)
         logarithmic(axes, "x", [1e5, 1e44])

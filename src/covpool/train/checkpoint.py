@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from covpool.pooling import VECTOR_LAYOUT
-from covpool.train.cells import difference
 from covpool.train.config import RunConfig
 from covpool.train.run_directory import PREVIOUS
+from covpool.train.same_options import difference
 
 METADATA = "covpool"
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 import covpool
 from covpool.data import DataError
 from covpool.data.reading import REMEDY
+from covpool.machine import describe_machine
 from covpool.train.checkpoint import (
     METADATA,
     check_options,
@@ -25,7 +26,6 @@ from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.job import Job, check_classes, parameters, prepare
 from covpool.train.loaders import ImageDataModule, naming_dead_workers
 from covpool.train.loggers import close_loggers, make_loggers
-from covpool.train.machine import describe_machine
 from covpool.train.memory import peak_bytes, reset_peak
 from covpool.train.module import ClassificationModule, TrainingDiverged
 from covpool.train.probes import make_probes

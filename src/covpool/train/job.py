@@ -19,7 +19,6 @@ from covpool.data import ImageSplits, Preprocessing, open_images
 from covpool.models import CovPoolModel, check_backbone
 from covpool.pooling import VECTOR_LAYOUT
 from covpool.train.building import build_model, single_valued_layers
-from covpool.train.cells import RESUME_KEYS
 from covpool.train.checkpoint import METADATA, check_options, find_checkpoint, load_weights
 from covpool.train.config import RunConfig
 from covpool.train.loggers import check_loggers
@@ -27,6 +26,7 @@ from covpool.train.module import ClassificationModule
 from covpool.train.probes import warn_of_unmeasured
 from covpool.train.recorder import PROGRESS, restore_best
 from covpool.train.run_directory import RunDirectory, put_aside
+from covpool.train.same_options import RESUME_KEYS
 from covpool.train.sampling import (
     EvaluationBatchSampler,
     TrainBatchSampler,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from covpool.data.types import check_types
+from covpool.head import check_head
 
 
 def require(ok: bool, option: str, requirement: str, value: object) -> None:
@@ -69,31 +70,17 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types("model", self)
-        channels = self.reduced_channels
-        require(
-            not isinstance(channels, int) or channels >= 1,
-            "model.reduced_channels",
-            "at least 1, auto or null",
-            channels,
+        check_head(
+            method=self.method,
+            reduced_channels=self.reduced_channels,
+            hidden_features=self.hidden_features,
+            gap_reduction=self.gap_reduction,
+            drop_rate=self.drop_rate,
+            option="model.{}",
         )
-        stride = self.last_stride
+        stride, stage = self.last_stride, self.feature_stage
         require(stride in (None, 1), "model.last_stride", "1 or null", stride)
-        stage, hidden = self.feature_stage, self.hidden_features
         require(stage is None or stage >= 0, "model.feature_stage", "at least 0, or null", stage)
-        matched = hidden == "matched" and self.method == "gap"
-        require(
-            hidden is None or matched or (isinstance(hidden, int) and hidden >= 1),
-            "model.hidden_features",
-            "at least 1, null, or matched with model.method gap",
-            hidden,
-        )
-        require(
-            not self.gap_reduction or self.method == "gap",
-            "model.gap_reduction",
-            "false, or true with model.method gap",
-            self.gap_reduction,
-        )
-        require(0 <= self.drop_rate < 1, "model.drop_rate", "in [0, 1)", self.drop_rate)
         if self.hybrid is not None and self.schedule is not None:
             raise ValueError(
                 f"model.hybrid {self.hybrid!r} and model.schedule {self.schedule!r} exclude each "

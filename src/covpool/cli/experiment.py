@@ -1,0 +1,182 @@
+"""What `compare`, `study` and `reproduce` share: options, the plan, the running grid."""
+
+import shutil
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from covpool.cli import say
+from covpool.cli.parsing import FileProgress, RunParser, holding, users_input
+from covpool.experiments.arms import NEWTON_SCHULZ, Arm
+from covpool.experiments.estimate import Line
+from covpool.experiments.grid import GridState, run_grid
+from covpool.experiments.runs import Run, check_one_process, check_same_options
+from covpool.train.config import RunConfig
+from covpool.train.interruption import Interrupted
+from covpool.train.job import Job, check_names, prepare
+from covpool.train.progress import duration
+
+
+def add_options(parser: RunParser, *, seeds: dict[str, Any], jobs: dict[str, Any]) -> None:
+    """Add what all experiments have."""
+    parser.add_argument("--seeds", **{"type": int, **seeds})
+    parser.add_argument("--jobs", **{"type": int, "default": 1, "help": "runs at a time", **jobs})
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would run, for how long, and stop"
+    )
+
+
+def check_counts(own: Any) -> None:
+    """Raise a ValueError where there are no seeds or no jobs."""
+    for option in ("seeds", "jobs"):
+        value = getattr(own, option)
+        if value is not None and value < 1:
+            raise ValueError(f"--{option} must be at least 1, not {value}")
+
+
+def listed(text: str) -> list[str]:
+    """Names with commas between, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
+def prepare_arms(
+    config: RunConfig, arms: Sequence[Arm], folder: Path, progress: FileProgress
+) -> Job:
+    """The job of the first arm: opening the images and building a model now meets every mistake
+    before the long part.
+
+    Raises:
+        ValueError, OSError: an arm that cannot be trained, or images that cannot be opened.
+    """
+    check_one_process(config, folder)
+    for arm in arms:
+        check_names(arm.config(config))
+    return prepare(arms[0].config(config), progress=progress)
+
+
+def holding_folder(folder: Path, work: Callable[[], int]) -> int:
+    """The exit status of work in a folder that no other command writes into meanwhile."""
+    with holding(folder):
+        try:
+            return work()
+        except Interrupted as error:
+            say("covpool: interrupted; the same command goes on where it stopped", error=True)
+            return 128 + error.signal_number
+
+
+def run_all(
+    runs: Iterable[Run],
+    jobs: int,
+    console: Console,
+    *,
+    free: Collection[tuple[str, str]] = (),
+) -> dict[str, str]:
+    """Train the runs that are missing; reasons by name of those that failed.
+
+    Args:
+        runs: all of them.
+        jobs: at a time.
+        console: where it is told.
+        free: options in which runs that are there may differ.
+
+    Raises:
+        Interrupted: as `run_grid`.
+        UserError: a run there was begun with other options.
+    """
+    planned = list(runs)
+    with users_input():
+        for run in planned:
+            check_same_options(run, free)
+    with GridReport(console) as report:
+        return run_grid(planned, jobs, report.show)
+
+
+def settled(runs: Iterable[Run]) -> str:
+    """How many runs need no training."""
+    return f"{sum(run.settled() for run in runs)} are there already"
+
+
+def show_plan(lines: Sequence[Line], runs: Iterable[Run], console: Console) -> None:
+    """Print a line for each arm."""
+    first = {run.arm: run for run in reversed(list(runs))}
+    for line in lines:
+        trials = f"{line.trials} trials, " if any(other.trials for other in lines) else ""
+        there = f" ({line.settled} of these are there already)" if line.settled else ""
+        run, remark = first[line.arm], ""
+        if run.inherited:
+            remark = f"; the first {run.inherited} of each run are those of {NEWTON_SCHULZ}"
+        elif run.config.train.probes:
+            remark = f"; {', '.join(run.config.train.probes)} measured"
+        console.print(
+            f"  {line.arm.label}: {trials}{line.runs} runs{there}, {line.epochs} epochs{remark}; "
+            f"{line.parameters / 1e6:.2f} M parameters, {duration(line.seconds)}"
+        )
+
+
+def show_total(lines: Sequence[Line], jobs: int, folder: Path, console: Console) -> None:
+    """Print what all of them take together."""
+    seconds, disk = (sum(getattr(line, name) for line in lines) for name in ("seconds", "disk"))
+    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(place).free
+    steps = sorted({line.steps for line in lines})
+    console.print(
+        f"about {duration(seconds / jobs)} with {jobs} at a time, by steps measured here "
+        f"({' or '.join(map(str, steps))} an epoch), probes not included; runs that end early by "
+        f"diverging take less\nabout {disk / 1e6:,.1f} MB on disk for new runs, of "
+        f"{free / 1e6:,.0f} MB free"
+    )
+    if disk > free:
+        console.print(f"this is more than there is free: choose another --output than {folder}")
+
+
+class GridReport:
+    """A bar over the grid where there is a terminal; a line for each finished run in any case."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("epoch {task.completed}/{task.total}  {task.fields[figures]}"),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+            expand=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("starting", total=None, figures="")
+
+    def __enter__(self) -> "GridReport":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def show(self, state: GridState, ended: Run | None) -> None:
+        """Show the state, and the outcome of the run that has just ended, if one has."""
+        left = "" if state.seconds_left is None else f"{duration(state.seconds_left)} left"
+        if ended is not None:
+            self.console.print(
+                f"[{state.finished}/{state.total}] {ended.name}: {_outcome(ended)}  {left}",
+                markup=False,
+            )
+        self.bar.update(
+            self.task,
+            description=f"{state.finished}/{state.total} runs",
+            completed=state.epochs_done,
+            total=state.epochs_total,
+            figures=f"{', '.join(run.name for run in state.running)}  {left}",
+            refresh=True,
+        )
+
+
+def _outcome(run: Run) -> str:
+    summary = run.summary()
+    if summary["status"] != "finished":
+        return str(summary.get("reason", summary["status"]))
+    final, best = summary["final"]["test_top1"], summary["best"]["test_top1"]
+    return f"Final {100 * final:.2f}%  Best {100 * best:.2f}%  {summary['seconds']:.0f} s"

@@ -1,0 +1,192 @@
+"""What the runs of an experiment came to, read from their directories."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from covpool.analysis.records import QUANTILES
+from covpool.experiments.arms import Arm
+from covpool.experiments.inference import BySeed, Spread, geometric_mean
+from covpool.experiments.runs import Runs
+from covpool.train.analysis_rows import read_analysis
+from covpool.train.config import RunConfig
+from covpool.train.run_directory import Row, RunDirectory
+
+SMALL = "typefaces-steps"
+"""The recipe that stands in where the images given are none of the paper's."""
+
+METRICS = ("test_top1", "test_top5")
+
+CONDITION_NUMBERS = (
+    (
+        "floored, covariance as formed (the paper's way)",
+        "of_covariance",
+        "condition_number_floored",
+    ),
+    ("floored, features", "of_features", "condition_number_floored"),
+    ("range of the features", "of_features", "condition_number_of_range"),
+)
+"""Titles, and where a row of the conditioning probe has the figure."""
+
+PAPERS_WAY = CONDITION_NUMBERS[0][1:]
+
+Stage = tuple[int, int]
+"""First and last epoch with one learning rate, counted from 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSet:
+    """The runs of one configuration, and what they came to.
+
+    Attributes:
+        name: its recipe, or its study.
+        about: how they were computed, in a sentence.
+        paper_scale: whether that is the paper's own way.
+        config: what the runs share.
+        runs: by arm and seed.
+        failures: reasons by the run's name, of the runs that failed.
+    """
+
+    name: str
+    about: str = ""
+    paper_scale: bool = False
+    config: RunConfig
+    runs: Runs
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def summaries(self) -> dict[tuple[Arm, int], Row]:
+        """The summary of each run."""
+        return {key: run.summary() for key, run in self.runs.items()}
+
+    def ended(self, failures: Mapping[str, str]) -> "RunSet":
+        """The same after training, with what came of it."""
+        return replace(self, failures=failures)
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The arms, in order."""
+        return list(dict.fromkeys(arm for arm, _ in self.runs))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, in order."""
+        return sorted({seed for _, seed in self.runs})
+
+    def finished(self, arm: Arm) -> dict[int, Row]:
+        """By seed the summaries of the arm's finished runs."""
+        return {
+            seed: summary
+            for (own, seed), summary in self.summaries.items()
+            if own == arm and summary["status"] == "finished"
+        }
+
+    def errors(self, arm: Arm, metric: str = METRICS[0], measure: str = "final") -> BySeed:
+        """Error in percent by seed, of the arm's finished runs."""
+        found = self.finished(arm)
+        return {seed: 100 * (1 - summary[measure][metric]) for seed, summary in found.items()}
+
+    def accuracies(self, arm: Arm, measure: str = "final") -> BySeed:
+        """Top-1 accuracy in percent by seed, of the arm's finished runs."""
+        found = self.errors(arm, METRICS[0], measure)
+        return {seed: 100 - error for seed, error in found.items()}
+
+    def history(self, arm: Arm, seed: int) -> list[Row]:
+        """A row for each epoch of a run."""
+        return RunDirectory(self.runs[arm, seed].path).read_metrics()
+
+    def problems(self, arms: Iterable[Arm]) -> list[str]:
+        """The runs of these arms that have not finished, and why."""
+        told = []
+        for key, run in self.runs.items():
+            summary = self.summaries[key]
+            if run.arm in arms and summary["status"] != "finished":
+                reason = self.failures.get(run.name) or summary.get("reason", "it has not run")
+                told.append(f"{run.name}: {summary['status']}; {reason}")
+        return told
+
+    def spread(self, arm: Arm, values: BySeed) -> str:
+        """Mean ± deviation, and how many of the arm's runs it is of where that is not all."""
+        states = {self.summaries[key]["status"] for key in self.runs if key[0] == arm}
+        if not values:
+            return " or ".join(sorted(states)) or "–"
+        planned = sum(own == arm for own, _ in self.runs)
+        text = Spread.of(values).text()
+        return text if len(values) == planned else f"{text} ({len(values)} of {planned})"
+
+    @property
+    def first_epochs(self) -> list[int]:
+        """The first epoch of each stage of the learning rate, counted from 1."""
+        epochs = self.config.train.epochs
+        return [1, *(epoch + 1 for epoch in self.config.optim.milestones if epoch < epochs)]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages of the learning rate."""
+        first = self.first_epochs
+        ends = [*(epoch - 1 for epoch in first[1:]), self.config.train.epochs]
+        return list(zip(first, ends, strict=True))
+
+    def measured(self, arm: Arm, probe: str) -> dict[int, list[Row]]:
+        """By seed what a probe wrote along the arm's finished runs, errors left out."""
+        found = {}
+        for seed in self.finished(arm):
+            rows = read_analysis(self.runs[arm, seed].path)
+            rows = [row for row in rows if row["probe"] == probe and "error" not in row]
+            if rows:
+                found[seed] = rows
+        return found
+
+    def condition_numbers(self, arm: Arm, epoch: int, way: str, figure: str) -> dict[int, float]:
+        """By seed: the median over samples, the geometric mean over an epoch's measurements."""
+        return {
+            seed: geometric_mean(values)
+            for seed, rows in self.measured(arm, "conditioning").items()
+            if (values := [median_of(row, way, figure) for row in rows if row["epoch"] == epoch])
+        }
+
+    def smoothness(self, arm: Arm, stage: Stage) -> dict[int, dict[int, float]]:
+        """β by seed and step, where it is a positive number."""
+        first, last = stage
+        return {
+            seed: {
+                row["step"]: value
+                for row in rows
+                if first <= row["epoch"] <= last
+                and 0 < (value := float(row["smoothness"])) < math.inf
+            }
+            for seed, rows in self.measured(arm, "smoothness").items()
+        }
+
+    def smoothness_ratio(self, one: Arm, other: Arm, stage: Stage) -> dict[int, float]:
+        """By seed: the geometric mean of β of one over β of the other, at the steps that both
+        have."""
+        left, right = (self.smoothness(arm, stage) for arm in (one, other))
+        ratios = {}
+        for seed in left:
+            steps = left[seed].keys() & right.get(seed, {}).keys()
+            if steps:
+                ratios[seed] = geometric_mean(left[seed][at] / right[seed][at] for at in steps)
+        return ratios
+
+
+Results = Mapping[str, RunSet]
+"""By recipe; where the images are none of the paper's, of `SMALL` alone."""
+
+
+def of_recipe(results: Results, recipe: str) -> RunSet | None:
+    """The runs of a recipe, or those that stand in for all recipes."""
+    return results.get(SMALL) or results.get(recipe)
+
+
+def median_of(row: Row, way: str, figure: str) -> float:
+    """The median over the samples of a figure of the conditioning probe."""
+    return float(row[way][figure]["quantiles"][QUANTILES.index(0.5)])
+
+
+def median_or_none(values: Iterable[float]) -> float | None:
+    """The median; None without values."""
+    known = list(values)
+    return statistics.median(known) if known else None

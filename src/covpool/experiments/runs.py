@@ -1,0 +1,226 @@
+"""One run of a grid over ways to train, rates and seeds; which runs a plan makes, and which are
+there."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from covpool.experiments.arms import TRUNK, Arm
+from covpool.machine import available_cores
+from covpool.train.config import RunConfig
+from covpool.train.run_directory import RunDirectory, is_free
+from covpool.train.same_options import GRID_KEYS, MACHINE_KEYS, difference
+
+BRANCH = "branch"
+"""The folder in a run directory where the state is kept that other runs begin from."""
+
+RUNS = "runs"
+"""Where in an experiment's folder the runs that count are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of the grid.
+
+    Attributes:
+        arm: what it trains; runs of one arm differ in their seed.
+        seed: the run's.
+        config: of the whole run.
+        path: its directory.
+        rate: of a trial, the learning rate that it tries.
+        keeps: after so many epochs its state is kept, for others to begin from; 0: never.
+        trunk: directory of another run of the grid that this one is equal to in its first
+            `inherited` epochs, and that keeps its state there (`covpool.experiments.branches`).
+        inherited: how many.
+    """
+
+    arm: Arm
+    seed: int
+    config: RunConfig
+    path: Path
+    rate: float | None = None
+    keeps: int = 0
+    trunk: Path | None = None
+    inherited: int = 0
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        rate = "" if self.rate is None else f" rate {self.rate:g}"
+        return f"{self.arm.label}{rate} seed {self.seed}"
+
+    def summary(self) -> dict[str, Any]:
+        """The run's summary; its status is "missing" where it has come to none."""
+        return RunDirectory(self.path).read_summary() or {"status": "missing"}
+
+    def settled(self) -> bool:
+        """Whether running it again would change nothing: finished, or diverged as it will again."""
+        summary = self.summary()
+        if summary["status"] == "finished":
+            return summary["epochs"] >= self.config.train.epochs
+        return summary["status"] == "diverged"
+
+    @property
+    def epochs(self) -> int:
+        """The epochs that it has to train itself."""
+        return self.config.train.epochs - self.inherited
+
+    def epochs_done(self) -> int:
+        """Those of them that are finished; all of them where the run is settled."""
+        if self.settled():
+            return self.epochs
+        return max(0, len(RunDirectory(self.path).read_metrics()) - self.inherited)
+
+
+Runs = Mapping[tuple[Arm, int], Run]
+"""By arm and seed."""
+
+
+def make_runs(
+    shared: RunConfig,
+    seeds: Mapping[Arm, Collection[int]],
+    folder: Path,
+    *,
+    threads: int,
+    rates: Mapping[Arm, float] = MappingProxyType({}),
+    probes: Mapping[Arm, Sequence[str]] = MappingProxyType({}),
+    branching: bool = False,
+) -> dict[tuple[Arm, int], Run]:
+    """The runs, seed by seed so that all arms are compared early.
+
+    Args:
+        shared: the options of every run.
+        seeds: of each arm, in the order in which a seed's runs are trained.
+        folder: that of the runs.
+        threads: of each run.
+        rates: learning rates of arms that do not take the shared one.
+        probes: what is measured along an arm beside what all have.
+        branching: whether hybrid runs begin from the state that the run of Newton-Schulz with
+            their seed had at the last decay, bit for bit as if they had trained until there; that
+            run then has to come before them.
+
+    Raises:
+        ValueError: an arm that the options do not allow, such as a switch after the last epoch.
+    """
+    switch = shared.optim.milestones[-1] if branching and shared.optim.milestones else 0
+    runs = {}
+    for seed in sorted({seed for own in seeds.values() for seed in own}):
+        shares = switch if seed in seeds.get(TRUNK, ()) else 0
+        for arm, own in seeds.items():
+            if seed not in own:
+                continue
+            inherited = shares if arm.hybrid else 0
+            config = configured(
+                shared, arm, seed=seed, threads=threads, rate=rates.get(arm), probes=probes.get(arm)
+            )
+            runs[arm, seed] = Run(
+                arm=arm,
+                seed=seed,
+                config=config,
+                path=path_of(folder, arm, seed),
+                keeps=shares if arm == TRUNK else 0,
+                trunk=path_of(folder, TRUNK, seed) if inherited else None,
+                inherited=inherited,
+            )
+    return runs
+
+
+def trunks_first(arms: Iterable[Arm]) -> list[Arm]:
+    """The arms in the order that `branching` needs: hybrid ones last, their trunk first."""
+    return sorted(arms, key=lambda arm: (arm.hybrid, arm != TRUNK))
+
+
+def configured(
+    shared: RunConfig,
+    arm: Arm,
+    *,
+    seed: int,
+    threads: int | None,
+    rate: float | None = None,
+    probes: Sequence[str] | None = None,
+) -> RunConfig:
+    """The configuration of an arm's run."""
+    config = arm.config(shared)
+    optim = config.optim if rate is None else replace(config.optim, learning_rate=rate)
+    measured = tuple(dict.fromkeys((*config.train.probes, *(probes or ()))))
+    train = replace(config.train, seed=seed, threads=threads, probes=measured)
+    return replace(config, optim=optim, train=train)
+
+
+def path_of(folder: Path, arm: Arm, seed: int) -> Path:
+    """The directory of a run."""
+    return folder / f"{arm.label}-seed{seed}"
+
+
+def found_runs(folder: Path, arms: Iterable[Arm]) -> list[tuple[Arm, int, Path]]:
+    """The runs of these arms that are in a folder, of whatever seeds."""
+    found = []
+    for arm in arms:
+        for path in sorted(folder.glob(f"{arm.label}-seed*")):
+            seed = path.name.removeprefix(f"{arm.label}-seed")
+            if seed.isdecimal() and (path / "config.yaml").is_file():
+                found.append((arm, int(seed), path))
+    return found
+
+
+def threads_of(config: RunConfig, jobs: int) -> int:
+    """Threads of each of so many runs at a time: the configuration's, or a share of the cores."""
+    return config.train.threads or max(1, available_cores() // jobs)
+
+
+def check_one_process(config: RunConfig, folder: Path) -> None:
+    """Refuse runs of several processes, which each would start this very command again.
+
+    Raises:
+        ValueError: more than one device or node.
+    """
+    for name in ("devices", "nodes"):
+        value = getattr(config.train, name)
+        if value > 1:
+            raise ValueError(
+                f"train.{name} {value} cannot be used here: each run of a grid is one process; "
+                "leave it at 1, or train the runs one by one with covpool train --output "
+                f"{folder / 'LABEL-seedN'}, after which the same command tabulates them"
+            )
+
+
+def open_folder(folder: Path, config: RunConfig) -> None:
+    """Make the folder of runs, or make sure that it is one of these very options.
+
+    Raises:
+        ValueError: it holds something else, or runs with other options.
+    """
+    if is_free(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        RunDirectory(folder).write_config(config)
+        return
+    if not (folder / "config.yaml").is_file() or (folder / "last.ckpt").exists():
+        raise ValueError(f"{folder} exists and is not a comparison; choose another --output")
+    _check_same(folder, config, (*MACHINE_KEYS, *GRID_KEYS), "comparison", "")
+
+
+def check_same_options(run: Run, free: Collection[tuple[str, str]] = ()) -> None:
+    """Make sure that an earlier run in the same place, where there is one, is this one.
+
+    Args:
+        run: the run.
+        free: options that may differ, beside `MACHINE_KEYS`.
+
+    Raises:
+        ValueError: it was begun with other options, but for where it runs.
+    """
+    if (run.path / "config.yaml").is_file():
+        _check_same(run.path, run.config, (*MACHINE_KEYS, *free), "run", ", or move that run away")
+
+
+def _check_same(
+    folder: Path, config: RunConfig, free: Collection[tuple[str, str]], what: str, remedy: str
+) -> None:
+    if found := difference(RunDirectory(folder).read_config(), config, free=free):
+        key, there, here = found
+        raise ValueError(
+            f"{what} {folder} was begun with {key} {there!r}, not {here!r}; choose another "
+            f"--output{remedy}"
+        )

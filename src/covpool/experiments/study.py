@@ -1,0 +1,297 @@
+"""A study: ways to train compared on one data set, with rates chosen on validation images.
+
+It is a YAML file with a block `study` and a run's configuration, and makes trials of the learning
+rate on held-out training images, then the runs that count.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from covpool.experiments.arms import Arm, read_arm
+from covpool.experiments.runs import (
+    RUNS,
+    Run,
+    check_same_options,
+    configured,
+    found_runs,
+    make_runs,
+    trunks_first,
+)
+from covpool.linalg.tables import choose
+from covpool.train.config import RunConfig
+from covpool.train.run_directory import replace_text
+
+PAPER_TABLES = ("", "table4", "table5")
+
+TUNING, RATES = "tuning", "rates.json"
+
+FIRST_TUNING_SEED = 1000
+
+Rates = Mapping[str, Mapping[str, Any]]
+"""By label of an arm its `rate`, and the `validation_top1` in percent of every rate tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is compared, and how often.
+
+    Attributes:
+        name: the file's, without its ending.
+        title: what it is about, in a line.
+        stands_for: the table of the paper whose place it takes, "table4" or "table5"; empty: none.
+        reduced: what was made smaller for want of a faster machine; empty: nothing.
+        history: what was changed after results were seen; empty: nothing.
+        arms: the ways to train, by label; the first are trained first.
+        leading: those of them that get `leading_seeds` seeds, the others `seeds`.
+        references: the arms that all others are compared with.
+        rates: learning rates that each arm is tried with on the validation images.
+        tuning_seeds: seeds of these trials, from 1000 on so that no trial is a run that counts.
+        config: options of every run.
+    """
+
+    name: str
+    title: str
+    stands_for: str = ""
+    reduced: str = ""
+    history: str = ""
+    arms: tuple[Arm, ...]
+    leading: tuple[Arm, ...] = ()
+    references: tuple[Arm, ...]
+    seeds: int = 3
+    leading_seeds: int = 5
+    rates: tuple[float, ...]
+    tuning_seeds: int = 1
+    config: RunConfig
+
+    def __post_init__(self) -> None:
+        for field in ("seeds", "leading_seeds", "tuning_seeds"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"study.{field} must be at least 1, not {value!r}")
+        for field in ("arms", "references", "rates"):
+            value = getattr(self, field)
+            if not value or len(set(value)) < len(value):
+                raise ValueError(
+                    f"study.{field} must name something, and nothing twice, not {list(value)!r}"
+                )
+        if not all(0 < rate < math.inf for rate in self.rates):
+            raise ValueError(f"study.rates must be above 0 and finite, not {list(self.rates)}")
+        for field in ("leading", "references"):
+            strange = [arm.label for arm in getattr(self, field) if arm not in self.arms]
+            if strange:
+                raise ValueError(f"study.{field} has {strange[0]!r}, which study.arms has not")
+        if self.stands_for not in PAPER_TABLES:
+            raise ValueError(
+                f"study.stands_for must be one of {', '.join(filter(None, PAPER_TABLES))}, not "
+                f"{self.stands_for!r}"
+            )
+
+    def seeds_of(self, arm: Arm) -> range:
+        """The seeds that an arm is trained with."""
+        first = self.config.train.seed
+        return range(first, first + (self.leading_seeds if arm in self.leading else self.seeds))
+
+    def restricted(self, labels: Sequence[str]) -> "Study":
+        """The study with these arms alone; references that are not among them are left out.
+
+        Raises:
+            ValueError: one that the study does not have.
+        """
+        own = {arm.label: arm for arm in self.arms}
+        arms = tuple(dict.fromkeys(choose("arm of the study", label, own) for label in labels))
+        kept = {
+            field: tuple(arm for arm in getattr(self, field) if arm in arms)
+            for field in ("leading", "references")
+        }
+        return replace(
+            self, arms=arms, leading=kept["leading"], references=kept["references"] or arms[:1]
+        )
+
+
+def read_study(path: Path) -> Study:
+    """The study of a file.
+
+    Raises:
+        ValueError, OSError: a file that cannot be read, or says something that it may not.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("study"), dict):
+        raise ValueError(f"{path} is no study: it has no block `study`")
+    about: dict[str, Any] = content.pop("study")
+    known = {field.name for field in dataclasses.fields(Study)} - {"name", "config"}
+    for key in about:
+        if key not in known:
+            raise ValueError(
+                f"{path}: study.{key} is unknown; known are {', '.join(sorted(known))}"
+            )
+    try:
+        return Study(name=path.stem, config=RunConfig.from_dict(content), **_typed(about))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _typed(about: Mapping[str, Any]) -> dict[str, Any]:
+    typed = dict(about)
+    for field in ("title", "arms", "references", "rates"):
+        if field not in typed:
+            raise ValueError(f"study.{field} is missing")
+    for field in ("arms", "leading", "references", "rates"):
+        if not isinstance(typed.get(field, []), list):
+            raise ValueError(f"study.{field} must be a list, as in [a, b], not {typed[field]!r}")
+    for field in ("arms", "leading", "references"):
+        if field in typed:
+            typed[field] = tuple(read_arm(label) for label in typed[field])
+    typed["rates"] = tuple(float(rate) for rate in typed["rates"])
+    return typed
+
+
+def tuning_runs(study: Study, output: Path, threads: int) -> list[Run]:
+    """The trials: each arm with each rate, evaluated on held-out training images."""
+    data = replace(study.config.data, evaluate="validation")
+    shared = replace(study.config, data=data, train=replace(study.config.train, probes=()))
+    return [
+        Run(
+            arm=arm,
+            seed=seed,
+            rate=rate,
+            config=configured(shared, arm, seed=seed, threads=threads, rate=rate),
+            path=output / TUNING / f"{arm.label}-rate{rate:g}-seed{seed}",
+        )
+        for seed in range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + study.tuning_seeds)
+        for arm in dict.fromkeys(arm.tuned_as for arm in study.arms)
+        for rate in study.rates
+    ]
+
+
+def chosen_rates(
+    study: Study, trials: Sequence[Run], failures: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """By arm the rate of the highest mean validation accuracy in the last epoch, and all trials.
+
+    A trial that diverged counts as no accuracy at all. Ties take the lower rate. Where every trial
+    of an arm diverged it takes the lowest, so that its runs show the failure.
+
+    Raises:
+        ValueError: a trial that neither finished nor diverged, which says nothing of its rate.
+    """
+    if unsettled := [trial for trial in trials if not trial.settled()]:
+        first, summary = unsettled[0], unsettled[0].summary()
+        reason = failures.get(first.name) or summary.get("reason", "it has not run")
+        raise ValueError(
+            f"no rate is chosen while {len(unsettled)} of the trials have not come to an end, the "
+            f"first {first.path} ({summary['status']}; {reason}); the same command tries them "
+            "again, and --arms can leave an arm out"
+        )
+    chosen = {}
+    for arm in dict.fromkeys(arm.tuned_as for arm in study.arms):
+        means = {
+            rate: fmean(_final(trial) for trial in trials if (trial.arm, trial.rate) == (arm, rate))
+            for rate in sorted(study.rates)
+        }
+        accuracies = {
+            f"{rate:g}": 100 * mean if math.isfinite(mean) else None for rate, mean in means.items()
+        }
+        best = max(means, key=lambda rate: means[rate])
+        chosen[arm.label] = {"rate": best, "validation_top1": accuracies}
+    return chosen
+
+
+def _final(trial: Run) -> float:
+    summary = trial.summary()
+    return summary["final"]["test_top1"] if summary["status"] == "finished" else -math.inf
+
+
+def rate_of(rates: Rates, arm: Arm) -> float:
+    """The learning rate of an arm."""
+    return rates[arm.tuned_as.label]["rate"]
+
+
+def write_rates(folder: Path, rates: Rates) -> None:
+    """Write rates.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / RATES, json.dumps(rates, indent=2) + "\n")
+
+
+def read_rates(path: Path, arms: Iterable[Arm]) -> dict[str, Any]:
+    """The rates that an earlier tuning chose.
+
+    Raises:
+        ValueError, OSError: no such file, or one that lacks an arm.
+    """
+    wrong = f"{path} is not a {RATES} of a study"
+    try:
+        rates = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{wrong}: {error}") from error
+    if not isinstance(rates, dict):
+        raise ValueError(f"{wrong}: it holds {rates!r}, no arms")
+    for label, chosen in rates.items():
+        found = chosen if isinstance(chosen, dict) else {}
+        rate, tried = found.get("rate"), found.get("validation_top1")
+        if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+            raise ValueError(f"{wrong}: {label} has {chosen!r}, no `rate` above 0")
+        if not isinstance(tried, dict):
+            raise ValueError(f"{wrong}: {label} has {chosen!r}, no `validation_top1` by rate")
+    for arm in arms:
+        if (label := arm.tuned_as.label) not in rates:
+            raise ValueError(
+                f"{path} has no rate of {label}, only of {', '.join(rates) or 'nothing'}; leave "
+                f"--rates out to tune it, or --arms without it"
+            )
+    return rates
+
+
+def earlier_rates(folder: Path) -> dict[str, Any]:
+    """The rates that an earlier command left in the output folder; none where there is none.
+
+    Raises:
+        ValueError: a file that is not what a study writes.
+    """
+    file = folder / RATES
+    return read_rates(file, ()) if file.is_file() else {}
+
+
+def final_runs(
+    study: Study, rates: Rates, output: Path, threads: int
+) -> dict[tuple[Arm, int], Run]:
+    """The runs that count, each arm at its rate."""
+    return make_runs(
+        study.config,
+        {arm: study.seeds_of(arm) for arm in trunks_first(study.arms)},
+        output / RUNS,
+        threads=threads,
+        rates={arm: rate_of(rates, arm) for arm in study.arms},
+        branching=True,
+    )
+
+
+def earlier_runs(study: Study, rates: Rates, output: Path) -> dict[tuple[Arm, int], Run]:
+    """The runs of the study's arms that are in the output folder, of whatever seeds.
+
+    Raises:
+        ValueError: one that was begun with other options or at another rate.
+    """
+    found = {}
+    for arm, seed, path in found_runs(output / RUNS, study.arms):
+        if (label := arm.tuned_as.label) not in rates:
+            raise ValueError(
+                f"run {path} is there, but {output / RATES} has no rate of {label}; put that "
+                "file back, move the run away, or choose another --output"
+            )
+        rate = rate_of(rates, arm)
+        config = configured(study.config, arm, seed=seed, threads=None, rate=rate)
+        found[arm, seed] = Run(arm=arm, seed=seed, config=config, path=path)
+        check_same_options(found[arm, seed])
+    return dict(sorted(found.items(), key=lambda item: item[0][1]))
