@@ -13,7 +13,8 @@ from typing import Any
 
 from common import make_parser, run, run_resumable, users_input
 
-from covpool.cli.bench import add_options, read_settings
+from covpool.cli.bench import read_settings
+from covpool.cli.parsers import add_bench_options
 
 BATCHES = "1,2,4,8,16,32,64,128,256"
 SIZES = "16,32,64,128,256,512,1024"
@@ -26,7 +27,7 @@ def main() -> int:
     parser.add_argument("--positions", type=int, default=196, help="of series 1 (default: 196)")
     parser.add_argument("--sizes", default=SIZES, help=f"n of series 2 (default: {SIZES})")
     parser.add_argument("--batch", type=int, default=4, help="of series 2 (default: 4)")
-    add_options(parser)
+    add_bench_options(parser)
     parser.set_defaults(
         methods=("exact", "svd-pade", "isqrt-cov"), memory=False, accuracy_conditions=(), rounds=7
     )

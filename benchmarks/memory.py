@@ -18,7 +18,8 @@ from covpool.bench.features import Shape
 from covpool.bench.memory import peak_memory
 from covpool.bench.report import MEBIBYTE, failures, markdown, ratio
 from covpool.bench.settings import Settings
-from covpool.cli.bench import add_options, read_settings
+from covpool.cli.bench import read_settings
+from covpool.cli.parsers import add_bench_options
 
 SHAPES = "16x256x49,16x256x196,16x256x784"
 
@@ -26,7 +27,7 @@ SHAPES = "16x256x49,16x256x196,16x256x784"
 def main() -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--shapes", default=SHAPES, help=f"(default: {SHAPES})")
-    add_options(parser)
+    add_bench_options(parser)
     parser.set_defaults(floor=False, accuracy_conditions=())
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     options = parser.parse_args()

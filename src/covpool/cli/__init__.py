@@ -66,6 +66,10 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
+    def read(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The arguments by name, as the command's `run` takes them."""
+        return self.parse_args(arguments)
+
 
 class PrintableFormatter(logging.Formatter):
     """Log records in which the names of others do nothing to the terminal."""
@@ -90,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name, rest = _parse(sys.argv[1:] if arguments is None else list(arguments))
         if name is None:
             return 0
-        return _run(COMMANDS[name], rest)
+        return _run(name, rest)
     except UserError as error:
         say(f"covpool: error: {error}", error=True)
         return 2
@@ -101,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
 
 
-def _run(command: Command, arguments: list[str]) -> int:
+def _run(name: str, arguments: list[str]) -> int:
+    command = COMMANDS[name]
     # OpenMP's threads spin while they wait, which on cores that others use too makes small matrix
     # work twenty times slower. Read when PyTorch is loaded, hence here.
     if command.shares_cores:
@@ -109,7 +114,10 @@ def _run(command: Command, arguments: list[str]) -> int:
     # DDP's advice against looking for unused parameters, which exact resumption needs.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        with _loading():
+        from covpool.cli.parsers import PARSERS
+
+        given = PARSERS[name]().read(arguments)  # ends here for --help
+        with loading():
             module = importlib.import_module(f"covpool.cli.{command.module}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("covpool"):
@@ -118,10 +126,10 @@ def _run(command: Command, arguments: list[str]) -> int:
             f"this command needs {error.name}; install it, from the checkout, with: "
             "pip install '.[train]'"
         ) from error
-    return module.run(arguments)
+    return module.run(given)
 
 
-def _loading() -> AbstractContextManager[object]:
+def loading() -> AbstractContextManager[object]:
     """Says on a terminal what the first seconds are spent on."""
     if not sys.stderr.isatty():
         return nullcontext()

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from covpool.cli import say
 from covpool.cli.console import PlainConsole
+from covpool.cli.parsers import compare_parser
 from covpool.cli.parsing import (
     FileProgress,
-    RunParser,
     checking_files,
     chosen_recipe,
     holding,
@@ -32,8 +32,6 @@ from covpool.train.job import check_names, prepare
 from covpool.train.probes import warn_of_unmeasured
 from covpool.train.progress import duration
 from covpool.train.run_directory import csv_text, replace_text
-
-DEFAULT_METHODS = "gap,isqrt-cov,svd-pade,exact"
 
 
 def run(arguments: list[str]) -> int:
@@ -73,21 +71,7 @@ def _prepare(
     arguments: list[str], progress: FileProgress
 ) -> tuple[RunConfig, list[Cell], int, Path]:
     recipe = chosen_recipe(arguments)
-    parser = RunParser(
-        "compare",
-        "Train each pooling method with each seed, and tabulate top-1. The same command again "
-        "goes on where it stopped. Further options as in covpool train.",
-        defaults=recipe and recipe.config,
-    )
-    parser.add_argument(
-        "--methods", type=str, default=DEFAULT_METHODS, help="poolings, the first is the reference"
-    )
-    parser.add_argument(
-        "--recipe", type=str | None, help="start from this one of covpool recipes; options hold"
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="seeds, from train.seed on")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--output", type=Path | None, help="folder (default: runs/compare-…)")
+    parser = compare_parser(defaults=recipe and recipe.config)
     config, own = parser.parse(arguments)
     if recipe is not None:
         recipe.check(config)

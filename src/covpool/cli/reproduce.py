@@ -10,9 +10,9 @@ from rich.console import Console
 from covpool.cli import say
 from covpool.cli.compare import GridReport
 from covpool.cli.console import PlainConsole
+from covpool.cli.parsers import reproduce_parser
 from covpool.cli.parsing import (
     FileProgress,
-    RunParser,
     checking_files,
     holding,
     nearest,
@@ -45,8 +45,6 @@ from covpool.train.recipe import read_recipe
 from covpool.train.run_directory import replace_text
 
 ALL = "all"
-
-SEEDS = 5
 
 MOST_JOBS = 8
 """As many runs at a time as --jobs is by itself at most."""
@@ -174,30 +172,7 @@ def _unchecked(config: RunConfig, opened: Sequence[Job]) -> RunConfig:
 
 
 def _parse(arguments: list[str], recipe: str) -> tuple[RunConfig, Any]:
-    parser = RunParser(
-        "reproduce",
-        "Make the paper's tables and figures anew and print them beside its cells. With the "
-        "paper's images as --data.root, by its recipes; without, by the same protocol on the "
-        "embedded typefaces. The same command again goes on where it stopped. Further options as "
-        "in covpool train.",
-        defaults=read_recipe(recipe).config,
-    )
-    parser.add_argument("targets", nargs="+", type=str, help=f"{', '.join(TARGETS)}, or {ALL}")
-    parser.add_argument(
-        "--methods", type=str | None, help="only these poolings, separated by commas"
-    )
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds, from train.seed on")
-    parser.add_argument(
-        "--jobs",
-        type=int | None,
-        help="runs at a time (default: as many as cores on the embedded images, else 1)",
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs") / "reproduce", help="folder for everything"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would run and for how long, then stop"
-    )
+    parser = reproduce_parser(defaults=read_recipe(recipe).config)
     config, own = parser.parse(arguments)
     refuse_methods(config, "the targets say what is trained, and --methods restricts it")
     return config, own

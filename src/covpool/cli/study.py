@@ -9,9 +9,9 @@ from rich.console import Console
 from covpool.cli import UserError, say
 from covpool.cli.compare import GridReport
 from covpool.cli.console import PlainConsole
+from covpool.cli.parsers import study_parser
 from covpool.cli.parsing import (
     FileProgress,
-    RunParser,
     checking_files,
     holding,
     refuse_methods,
@@ -21,7 +21,7 @@ from covpool.reproduce.results import Setting
 from covpool.reproduce.runs import config_of
 from covpool.study.design import Study, read_study
 from covpool.study.figures import accuracy_dots, by_epoch
-from covpool.study.outcome import RUN_LINES, Outcome, write_lines
+from covpool.study.outcome import Outcome, write_lines
 from covpool.study.phases import (
     RATES,
     RUNS,
@@ -174,27 +174,7 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
             f"the study's file comes before all options, not {first!r}: covpool study FILE …"
         )
     defaults = read_study(path).config if path is not None else None
-    parser = RunParser(
-        "study",
-        "Compare ways to train: choose each one's learning rate on validation images, train with "
-        "several seeds, summarise with intervals. The same command again goes on where it "
-        "stopped. Further options as in covpool train.",
-        defaults=defaults,
-    )
-    parser.add_argument("study", type=Path, help="YAML file, given before all options")
-    parser.add_argument("--arms", type=str | None, help="only these, separated by commas")
-    parser.add_argument("--seeds", type=int | None, help="seeds of every arm")
-    parser.add_argument(
-        "--rates", type=Path | None, help=f"{RATES} of an earlier study: nothing is tuned"
-    )
-    parser.add_argument(
-        "--against", type=Path | None, help=f"{RUN_LINES} of an earlier study: do these runs agree?"
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--output", type=Path | None, help="folder (default: runs/study-NAME)")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="measure steps, print the plan, then stop"
-    )
+    parser = study_parser(defaults=defaults)
     config, own = parser.parse(arguments)
     whole = study = replace(read_study(own.study), config=config)
     _check_free(config)
