@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -270,3 +271,54 @@ def test_a_file_of_a_whole_group_is_still_one(capsys, tmp_path):
 def test_a_value_that_looks_like_an_option_is_none(capsys):
     assert main(["train", "--epochs", "--lr", "0.1"]) == 2
     assert "train.epochs" in capsys.readouterr().err
+
+
+COMPLETED = {
+    "tr": ["train"],
+    "train --l": ["--lr"],
+    "train --lr 0.1 --ep": ["--epochs"],
+    "train --model.me": ["--model.method"],
+    "train --model.method isq": ["isqrt-cov"],
+    "train --optim.decay ": ["step", "cosine"],
+    "train --model.pretrained ": ["true", "false"],
+    "train --recipe typefaces-": ["typefaces-steps"],
+    "train pho": ["photos"],
+    "compare pho": ["photos"],
+    "data check pho": ["photos"],
+    "evaluate run --optim.": [],
+    "evaluate pho": ["photos"],
+    "methods newton": ["newton-schulz-minimax"],
+    "recipes bir": ["birds"],
+}
+
+
+def test_the_shell_completes_commands_options_and_values(capsys, tmp_path):
+    pytest.importorskip("shtab")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "script").write_text(shown(capsys, "completion", "bash"))
+    program = (
+        "source ./script; "
+        'complete_words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); '
+        '_shtab_covpool covpool "${COMP_WORDS[COMP_CWORD]}"; echo "${COMPREPLY[*]}"; }\n'
+    )
+    for words in COMPLETED:
+        program += f"complete_words covpool {' '.join(shlex.quote(w) for w in words.split(' '))}\n"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    found = {words: line.split() for words, line in zip(COMPLETED, lines, strict=True)}
+    assert found == COMPLETED
+
+
+def test_completion_without_its_package_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    monkeypatch.delitem(sys.modules, "covpool.cli.completion", raising=False)
+    assert main(["completion", "bash"]) == 2
+    error = capsys.readouterr().err
+    assert "needs shtab; install it, from the checkout, with: pip install '.[completion]'" in error
+
+
+def test_the_short_names_are_documented():
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    for alias, option in ALIASES.items():
+        assert f"| `--{alias}` | `--{option}` |" in text

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from covpool._version import __version__
 from covpool.text import printable_lines
@@ -31,6 +31,8 @@ class Command:
     description: str
     shares_cores: bool = True
     """Whether it leaves the cores to others while its threads wait."""
+    extra: str = "train"
+    """The optional dependencies that it needs."""
 
 
 COMMANDS = {
@@ -51,8 +53,11 @@ COMMANDS = {
         shares_cores=False,  # as in a program of the user's own
     ),
     "data": Command("data", "check a data set: classes, sizes, unreadable images, duplicates"),
-    "methods": Command("methods", "list the pooling methods"),
+    "methods": Command("methods", "list the pooling methods, or describe one"),
     "recipes": Command("recipes", "list the training recipes, or print one"),
+    "completion": Command(
+        "completion", "a script by which the shell completes words", extra="completion"
+    ),
 }
 
 
@@ -124,7 +129,7 @@ def _run(name: str, arguments: list[str]) -> int:
             raise
         raise UserError(
             f"this command needs {error.name}; install it, from the checkout, with: "
-            "pip install '.[train]'"
+            f"pip install '.[{command.extra}]'"
         ) from error
     return module.run(given)
 
@@ -138,15 +143,20 @@ def loading() -> AbstractContextManager[object]:
     return Console(stderr=True).status("loading PyTorch and its libraries")
 
 
-def _parse(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The sub-command's name and its own arguments."""
+def make_parser() -> tuple[ArgumentParser, Any]:
+    """The parser of the command line before the sub-command, and its sub-commands, still none."""
     parser = ArgumentParser(
         prog="covpool",
         description="Train and compare networks with global covariance pooling.",
         epilog="covpool COMMAND --help lists a command's options.",
     )
     parser.add_argument("--version", action="version", version=f"covpool {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    return parser, parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+
+def _parse(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The sub-command's name and its own arguments."""
+    parser, commands = make_parser()
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.description, add_help=False)
     named = next((word for word in arguments if not word.startswith("-")), None)

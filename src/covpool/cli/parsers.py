@@ -348,6 +348,18 @@ def recipes_parser() -> ArgumentParser:
     return parser
 
 
+def completion_parser() -> ArgumentParser:
+    """Options of `covpool completion`."""
+    parser = ArgumentParser(
+        prog="covpool completion",
+        description="Print a script by which the shell completes commands, options and their "
+        "values. bash: covpool completion bash > ~/.local/share/bash-completion/completions/"
+        "covpool; zsh: into a file _covpool in a folder of $fpath.",
+    )
+    parser.add_argument("shell", choices=("bash", "zsh"), help="for which shell")
+    return parser
+
+
 def bench_parser() -> ArgumentParser:
     """Options of `covpool bench`."""
     parser = ArgumentParser(
@@ -443,5 +455,6 @@ PARSERS: Mapping[str, Callable[[], ArgumentParser | RunParser]] = {
     "data": data_parser,
     "methods": methods_parser,
     "recipes": recipes_parser,
+    "completion": completion_parser,
 }
 """Each command's options: the keys of `COMMANDS`."""

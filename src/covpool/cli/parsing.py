@@ -132,6 +132,11 @@ class PathReader:
         return "path"  # what help shows; of a function it would be the address
 
 
+def read_as_path(kind: object) -> bool:
+    """Whether an argument of this type takes a path."""
+    return kind is Path or isinstance(kind, PathReader)
+
+
 FileProgress = Callable[[int, int], None]
 """Called with (files checked, files in all)."""
 
