@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -295,7 +296,9 @@ COMPLETED = {
 def test_the_shell_completes_commands_options_and_values(capsys, tmp_path):
     pytest.importorskip("shtab")
     (tmp_path / "photos").mkdir()
-    (tmp_path / "script").write_text(shown(capsys, "completion", "bash"))
+    text = shown(capsys, "completion", "bash")
+    assert text == f"{import_module('covpool.cli.completion').script('bash')}\n"  # as it was made
+    (tmp_path / "script").write_text(text)
     program = (
         "source ./script; "
         'complete_words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); '

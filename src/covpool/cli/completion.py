@@ -10,7 +10,7 @@ from typing import Any
 
 import shtab
 
-from covpool.cli import COMMANDS, make_parser
+from covpool.cli import COMMANDS, make_parser, say
 from covpool.cli.parsers import PARSERS
 from covpool.cli.parsing import RunParser, read_as_path
 from covpool.pooling import POOLINGS
@@ -23,7 +23,7 @@ FILES = ("path", "root", "data.root", "model.init_from", "config")
 
 def run(given: argparse.Namespace) -> int:
     """Print the script, and return the exit status."""
-    print(script(given.shell))
+    say(script(given.shell))
     return 0
 
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from covpool.cli import UserError
+from covpool.cli import UserError, say
 
 if TYPE_CHECKING:
     from covpool.train.recipe import Recipe
@@ -245,9 +245,9 @@ class RunParser:
             if recipe is not None:
                 self.set_defaults(recipe.config)
         if asks:
-            print(self.help(everything="--help-all" in asks))
+            say(self.help(everything="--help-all" in asks))
             if recipe is not None:
-                print(f"The defaults shown are those of recipe {recipe.name}.")
+                say(f"The defaults shown are those of recipe {recipe.name}.")
             raise SystemExit(0)
         if self.takes_path and prints:
             self.parse(words)
