@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["covpool.cli.train"])
+CONTEXT.set_forkserver_preload(["covpool.cli.train", "covpool.train.engine"])
 
 
 def torchrun_variables(rank, world):

@@ -71,7 +71,7 @@ def test_methods_lists_every_pooling_with_its_constants(capsys):
 
 
 def test_train_help_describes_every_option(capsys):
-    assert main(["train", "--help"]) == 0
+    assert main(["train", "--help-all"]) == 0
     out = capsys.readouterr().out
     for group, owner in RunConfig.groups().items():
         for name in owner.__dataclass_fields__:
@@ -172,12 +172,10 @@ def test_a_configuration_file_may_set_open_mappings(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "meant"),
     {
-        "--lr": "optim.learning_rate",
         "--optim.lr": "optim.learning_rate",
         "--train.lr": "optim.learning_rate",
         "--wd": "optim.weight_decay",
         "--bs": "data.batch_size",
-        "--batch-size": "data.batch_size",
         "--train.batch_size": "data.batch_size",
         "--seed": "train.seed",
         "--arch": "model.backbone",
@@ -188,7 +186,6 @@ def test_a_configuration_file_may_set_open_mappings(tmp_path, capsys):
         "--dropout": "model.drop_rate",
         "--optim.scheduler": "optim.decay",
         "--output_dir": "output",
-        "--data": "data.root",
         "--model": "model.backbone",
     }.items(),
 )
@@ -207,9 +204,14 @@ def test_synonyms_are_of_options_that_there_are():
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])
-def test_images_without_their_option(command, capsys, tmp_path, monkeypatch):
+def test_images_that_are_not_there(command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([command, "birds", "--train.epochs", "1"]) == 2
+    assert "data.root 'birds' does not exist" in capsys.readouterr().err
+
+
+def test_an_argument_too_many(capsys):
+    assert main(["evaluate", "run", "birds"]) == 2
     told = capsys.readouterr().err
     assert "unexpected argument birds; images are given by --data.root PATH" in told
 

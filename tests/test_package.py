@@ -15,7 +15,7 @@ import covpool
 
 SOURCE = Path(covpool.__file__).parent
 HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "jsonargparse", "rich")
-GROUND = ("_version", "text", "machine", "head")
+GROUND = ("_version", "lazy", "text", "machine", "head")
 # Each package may import those before it; `data` stands beside the layers.
 ORDER = (
     *("linalg", "pooling", "models", "analysis"),

@@ -11,7 +11,7 @@ import torch
 
 import processes
 from covpool.cli import main
-from covpool.cli.train import _parser
+from covpool.cli.parsers import train_parser
 from covpool.data import Images
 from covpool.train.recorder import PROGRESS, Recorder
 from covpool.train.run_directory import RunDirectory
@@ -48,7 +48,7 @@ def without_clock(rows):
 
 def config_of(arguments):
     """The configuration of a command."""
-    return _parser().parse(arguments[1:])[0]
+    return train_parser().parse(arguments[1:])[0]
 
 
 def largest_difference(one, other):

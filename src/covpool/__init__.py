@@ -1,9 +1,9 @@
 """covpool: global covariance pooling and differentiable spectral layers for PyTorch."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from covpool._version import __version__
+from covpool.lazy import lazy_names
 
 if TYPE_CHECKING:
     from covpool.linalg.api import (
@@ -89,14 +89,4 @@ _HOMES = {
     "triu_vector": "covpool.pooling",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -7,11 +7,12 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from covpool._version import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "numpy", "scipy", "torchvision", "timm")
 VARIABLES = ("OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "CUDA_VISIBLE", "PYTORCH_", "TORCH_")
@@ -19,6 +20,8 @@ VARIABLES = ("OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "CUDA_VISIBLE", "PYTO
 
 def describe_environment(threads: int, device: str) -> dict[str, Any]:
     """What belongs into the results besides the figures themselves."""
+    import torch
+
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "system": platform.platform(),
@@ -40,8 +43,10 @@ def describe_environment(threads: int, device: str) -> dict[str, Any]:
     }
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
+def describe_machine(device: "torch.device") -> dict[str, Any]:
     """What a run's summary says of it: processor, cores, threads, accelerator, system, Python."""
+    import torch
+
     none = "none" if device.type == "cpu" else str(device)
     return {
         "processor": cpu_model(),
@@ -82,6 +87,8 @@ def cpu_model() -> str:
 
 
 def device_name(device: str) -> str | None:
+    import torch
+
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else None
 
 
@@ -94,6 +101,8 @@ def _version(package: str) -> str | None:
 
 def _linear_algebra() -> list[str]:
     """The lines of torch's build configuration that name BLAS, LAPACK and the threading."""
+    import torch
+
     words = ("MKL", "BLAS", "LAPACK", "OpenMP")
     lines = torch.__config__.show().splitlines()
     return [line.strip(" -") for line in lines if any(w in line for w in words) and len(line) < 200]

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from covpool._version import __version__
 from covpool.text import printable_lines
@@ -31,6 +31,8 @@ class Command:
     description: str
     shares_cores: bool = True
     """Whether it leaves the cores to others while its threads wait."""
+    extra: str = "train"
+    """The optional dependencies that it needs."""
 
 
 COMMANDS = {
@@ -51,8 +53,11 @@ COMMANDS = {
         shares_cores=False,  # as in a program of the user's own
     ),
     "data": Command("data", "check a data set: classes, sizes, unreadable images, duplicates"),
-    "methods": Command("methods", "list the pooling methods"),
+    "methods": Command("methods", "list the pooling methods, or describe one"),
     "recipes": Command("recipes", "list the training recipes, or print one"),
+    "completion": Command(
+        "completion", "a script by which the shell completes words", extra="completion"
+    ),
 }
 
 
@@ -65,6 +70,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def read(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The arguments by name, as the command's `run` takes them."""
+        return self.parse_args(arguments)
 
 
 class PrintableFormatter(logging.Formatter):
@@ -90,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name, rest = _parse(sys.argv[1:] if arguments is None else list(arguments))
         if name is None:
             return 0
-        return _run(COMMANDS[name], rest)
+        return _run(name, rest)
     except UserError as error:
         say(f"covpool: error: {error}", error=True)
         return 2
@@ -101,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
 
 
-def _run(command: Command, arguments: list[str]) -> int:
+def _run(name: str, arguments: list[str]) -> int:
+    command = COMMANDS[name]
     # OpenMP's threads spin while they wait, which on cores that others use too makes small matrix
     # work twenty times slower. Read when PyTorch is loaded, hence here.
     if command.shares_cores:
@@ -109,19 +119,22 @@ def _run(command: Command, arguments: list[str]) -> int:
     # DDP's advice against looking for unused parameters, which exact resumption needs.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        with _loading():
+        from covpool.cli.parsers import PARSERS
+
+        given = PARSERS[name]().read(arguments)  # ends here for --help
+        with loading():
             module = importlib.import_module(f"covpool.cli.{command.module}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("covpool"):
             raise
         raise UserError(
             f"this command needs {error.name}; install it, from the checkout, with: "
-            "pip install '.[train]'"
+            f"pip install '.[{command.extra}]'"
         ) from error
-    return module.run(arguments)
+    return module.run(given)
 
 
-def _loading() -> AbstractContextManager[object]:
+def loading() -> AbstractContextManager[object]:
     """Says on a terminal what the first seconds are spent on."""
     if not sys.stderr.isatty():
         return nullcontext()
@@ -130,15 +143,20 @@ def _loading() -> AbstractContextManager[object]:
     return Console(stderr=True).status("loading PyTorch and its libraries")
 
 
-def _parse(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The sub-command's name and its own arguments."""
+def make_parser() -> tuple[ArgumentParser, Any]:
+    """The parser of the command line before the sub-command, and its sub-commands, still none."""
     parser = ArgumentParser(
         prog="covpool",
         description="Train and compare networks with global covariance pooling.",
         epilog="covpool COMMAND --help lists a command's options.",
     )
     parser.add_argument("--version", action="version", version=f"covpool {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    return parser, parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+
+def _parse(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The sub-command's name and its own arguments."""
+    parser, commands = make_parser()
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.description, add_help=False)
     named = next((word for word in arguments if not word.startswith("-")), None)

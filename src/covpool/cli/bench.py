@@ -13,18 +13,14 @@ from rich.table import Table
 
 from covpool.bench import report
 from covpool.bench.campaign import read_results, run_campaign, write_results
-from covpool.bench.features import SPECTRA
-from covpool.bench.peers import PEERS
 from covpool.bench.progress import Progress
-from covpool.bench.settings import DTYPES, FEWEST_ROUNDS, Settings
+from covpool.bench.settings import FEWEST_ROUNDS, Settings
 from covpool.cli import ArgumentParser, UserError, say
 from covpool.cli.console import PlainConsole
+from covpool.cli.parsers import add_bench_options
 from covpool.cli.parsing import RunParser, checking_files, chosen_recipe, nearest, users_input
-from covpool.linalg.methods import METHODS
-from covpool.machine import available_cores, summary_line
+from covpool.machine import summary_line
 from covpool.text import markdown_table
-
-DEFAULT_SHAPES = "16x256x49,16x256x196,16x256x784"
 
 BATCHES, SIZES = "1,2,4,8,16,32,64,128,256", "16,32,64,128,256,512,1024"
 
@@ -35,42 +31,21 @@ ALONE: dict[str, dict[str, Any]] = {
 """What --only leaves out."""
 
 
-def run(arguments: list[str]) -> int:
+def run(given: argparse.Namespace | list[str]) -> int:
     """Measure, print and write, and return the exit status: 0 although a case failed."""
-    if not arguments or arguments[0].startswith("-"):
-        return layers(arguments)
-    name = arguments[0]
+    if isinstance(given, argparse.Namespace):
+        return layers(given)
+    name, *arguments = given
     if name not in MEASUREMENTS:
         raise UserError(
             f"unknown measurement {name!r}; choose from {', '.join(MEASUREMENTS)}, or none for "
             f"the layers alone{nearest(name, MEASUREMENTS)}"
         )
-    return MEASUREMENTS[name](arguments[1:])
+    return MEASUREMENTS[name](arguments)
 
 
-def layers(arguments: list[str]) -> int:
+def layers(options: argparse.Namespace) -> int:
     """Time, memory and errors of the layers at some shapes."""
-    parser = ArgumentParser(
-        prog="covpool bench",
-        description="Time, peak memory and errors of each method's forward and backward pass, "
-        "with peers beside them and the floor: the eigendecomposition and the matrix products "
-        "that cannot be done without.",
-        epilog="covpool bench NAME measures more: "
-        + "; ".join(f"{name}: {measure.__doc__}" for name, measure in MEASUREMENTS.items()),
-    )
-    parser.add_argument(
-        "--shapes",
-        type=_names,
-        default=_names(DEFAULT_SHAPES),
-        help=f"BATCHxCHANNELSxPOSITIONS, … (default: {DEFAULT_SHAPES})",
-    )
-    add_options(parser)
-    parser.add_argument("--only", choices=ALONE, help="measure nothing else")
-    parser.add_argument("--output", type=Path, help="JSON file for all that was measured")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with what --output holds already"
-    )
-    options = parser.parse_args(arguments)
     if options.resume and options.output is None:
         raise UserError("--resume goes on with the results of --output FILE, which is missing")
     with users_input():
@@ -137,7 +112,7 @@ def growth(arguments: list[str]) -> int:
         "--sizes", type=_whole, default=_whole(SIZES), help=f"n of series 2 (default: {SIZES})"
     )
     parser.add_argument("--batch", type=int, default=4, help="of series 2 (default: 4)")
-    add_options(parser)
+    add_bench_options(parser)
     parser.set_defaults(
         methods=("exact", "svd-pade", "isqrt-cov"), memory=False, accuracy_conditions=(), rounds=7
     )
@@ -264,55 +239,6 @@ def _parser_of(module: ModuleType, name: str) -> ArgumentParser:
     return parser
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that become `Settings`."""
-    parser.add_argument(
-        "--methods", type=_names, default=tuple(METHODS), help="ours (default: all)"
-    )
-    parser.add_argument(
-        "--peer",
-        action="append",
-        default=[],
-        dest="peers",
-        metavar="NAME[=CHECKOUT]",
-        help="another project to measure beside ours, from your own clone of it (or installed: "
-        f"spd-learn); can be given again; {', '.join(PEERS)}",
-    )
-    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each (default: 9)")
-    parser.add_argument("--warm-up", type=int, default=2, help="untimed ones before (default: 2)")
-    parser.add_argument(
-        "--threads", type=int, default=available_cores(), help="of the CPU (default: all cores)"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument(
-        "--dtype",
-        default="float32",
-        help=f"of the features: {', '.join(DTYPES)} (default: float32)",
-    )
-    parser.add_argument(
-        "--compute-dtype", help="of our methods, as for cov_pool (default: its default accuracy)"
-    )
-    parser.add_argument(
-        "--spectrum", default="geometric", help=f"{' or '.join(SPECTRA)} (default: geometric)"
-    )
-    parser.add_argument(
-        "--condition", type=float, default=1e4, help="cond(X) of what is timed (default: 1e4)"
-    )
-    parser.add_argument(
-        "--accuracy-conditions",
-        type=_numbers,
-        default=(1e4, 1e5, 1e6),
-        help="cond(X) at each of which errors are measured (default: 1e4,1e5,1e6)",
-    )
-    parser.add_argument(
-        "--vector", action="store_true", help="gather the upper triangle on all sides"
-    )
-    switch = argparse.BooleanOptionalAction
-    parser.add_argument("--memory", action=switch, default=True, help="measure the peak memory")
-    parser.add_argument("--floor", action=switch, default=True, help="measure the least work")
-    parser.add_argument("--seed", type=int, default=0, help="of the features (default: 0)")
-
-
 def read_settings(options: argparse.Namespace, **given: Any) -> Settings:
     """The settings of parsed options, but those given by name.
 
@@ -323,6 +249,8 @@ def read_settings(options: argparse.Namespace, **given: Any) -> Settings:
         raise ValueError(f"threads must be at least 1, got {options.threads}")
     names = [field.name for field in fields(Settings)]
     values = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    if values.get("methods", ()) is None:
+        del values["methods"]  # all
     return Settings.from_dict(values | given)
 
 
@@ -339,18 +267,6 @@ def show(tables: Any, failures: Sequence[str], console: Console) -> None:
         console.print(table)
     for line in failures:
         console.print(f"\n{line}")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """A list with commas between, without repetitions."""
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in _names(text))
-    except ValueError as error:
-        raise UserError(f"{text!r} must be numbers with commas between, such as 1e4,1e6") from error
 
 
 def _whole(text: str) -> tuple[int, ...]:

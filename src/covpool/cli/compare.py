@@ -9,9 +9,9 @@ from rich.table import Table
 
 from covpool.cli import experiment
 from covpool.cli.console import PlainConsole
+from covpool.cli.parsers import compare_parser
 from covpool.cli.parsing import (
     FileProgress,
-    RunParser,
     checking_files,
     chosen_recipe,
     users_input,
@@ -29,8 +29,6 @@ from covpool.train.config import ModelConfig, RunConfig
 from covpool.train.job import Job
 from covpool.train.probes import warn_of_unmeasured
 from covpool.train.run_directory import csv_text, replace_text
-
-DEFAULT_METHODS = "gap,isqrt-cov,svd-pade,exact"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,22 +98,7 @@ def show(sheet: Sheet, console: Console) -> None:
 
 def _prepare(arguments: list[str], progress: FileProgress) -> Request:
     recipe = chosen_recipe(arguments)
-    parser = RunParser(
-        "compare",
-        "Train each pooling method with each seed, and tabulate top-1. The same command again "
-        "goes on where it stopped. Further options as in covpool train.",
-        defaults=recipe and recipe.config,
-    )
-    parser.add_argument(
-        "--methods", type=str, default=DEFAULT_METHODS, help="poolings, the first is the reference"
-    )
-    parser.add_argument(
-        "--recipe", type=str | None, help="start from this one of covpool recipes; options hold"
-    )
-    experiment.add_options(
-        parser, seeds={"default": 3, "help": "seeds, from train.seed on"}, jobs={}
-    )
-    parser.add_argument("--output", type=Path | None, help="folder (default: runs/compare-…)")
+    parser = compare_parser(defaults=recipe and recipe.config)
     config, own = parser.parse(arguments)
     if recipe is not None:
         recipe.check(config)

@@ -1,5 +1,6 @@
 """`covpool data check`."""
 
+import argparse
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from covpool.cli import ArgumentParser, UserError, say
+from covpool.cli import UserError, say
 from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import FileProgress, one_line, users_input
 from covpool.data import DataConfig, DataError
@@ -24,9 +25,8 @@ SHOWN = 20
 """How many classes, files and duplicates the report lists at most; --json has all."""
 
 
-def run(arguments: list[str]) -> int:
+def run(given: argparse.Namespace) -> int:
     """Report on a data set; exit status 1 where something is wrong with it."""
-    given = _parser().parse_args(arguments)
     with users_input():
         if given.path is not None and given.root is not None:
             raise ValueError(f"{given.path} and --data.root {given.root} exclude each other")
@@ -65,37 +65,6 @@ def run(arguments: list[str]) -> int:
                     source, labels, report.classes, given.contact_sheet, progress=progress
                 )
     return 1 if report.problems else 0
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="covpool data",
-        description="data check: classes, counts, sizes, unreadable images and duplicates of a "
-        "data set. Exit status 1 where something is wrong.",
-    )
-    parser.add_argument("action", choices=["check"], help="what to do")
-    parser.add_argument(
-        "path",
-        nargs="?",
-        metavar="PATH",
-        help="the folder or archive, as for --data.root (default: the embedded typefaces)",
-    )
-    parser.add_argument("--data.root", dest="root", metavar="PATH", help="the same")
-    parser.add_argument(
-        "--data.name",
-        dest="name",
-        default="auto",
-        metavar="NAME",
-        help=f"its layout: auto, {', '.join(LAYOUTS)}, hfds/NAME, wds/NAME (default: auto)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
-    parser.add_argument(
-        "--contact-sheet",
-        type=Path,
-        metavar="FILE",
-        help="draw a few training images of each class as PNG there",
-    )
-    return parser
 
 
 @contextmanager

@@ -5,38 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from covpool.cli import say
-from covpool.cli.parsing import RunParser, add_allow_external, users_input
+from covpool.cli.parsers import evaluate_parser
+from covpool.cli.parsing import users_input
 from covpool.train.engine import evaluate
 from covpool.train.metadata import IMAGES, refuse_external
 from covpool.train.published import PublishedDirectory, read_trained
 from covpool.train.run_directory import RunDirectory
 
-ALLOWED = (
-    "data.name",
-    "data.root",
-    "data.evaluate",
-    "data.exclude_classes",
-    "data.class_limit",
-    "data.drop_duplicates",
-    "data.views",
-    "data.batch_size",
-    "data.workers",
-    "data.check",
-    "data.skip_damaged",
-    "train.accelerator",
-    "train.precision",
-    "train.threads",
-)
-"""What may differ between training and evaluation: the images and the machine."""
-
 
 def run(arguments: list[str]) -> int:
     """Evaluate, print, and return the exit status."""
     with users_input():
-        named, own = _parser().parse(arguments)
+        named, own = evaluate_parser().parse(arguments)
         directory, checkpoints = find_checkpoints(own.run)
         published = directory.read_config()
-        config, _ = _parser(defaults=published).parse(arguments)
+        config, _ = evaluate_parser(defaults=published).parse(arguments)
         if isinstance(directory, PublishedDirectory) and not own.allow_external:
             default = type(named.data)()
             theirs = [n for n in IMAGES if getattr(named.data, n) == getattr(default, n)]
@@ -56,21 +39,6 @@ def run(arguments: list[str]) -> int:
                 f"(epoch {found['epoch']}, {found['method']}, {found['images']} images)",
             )
     return 0
-
-
-def _parser(**options: Any) -> RunParser:
-    parser = RunParser(
-        "evaluate",
-        "Top-1 and top-5 of a run's checkpoints on the split that the run was evaluated on: the "
-        "test split, or what --data.evaluate says.",
-        allowed=ALLOWED,
-        **options,
-    )
-    parser.add_argument(
-        "run", type=Path, help="run directory, one checkpoint in it, or a published model"
-    )
-    add_allow_external(parser)
-    return parser
 
 
 def find_checkpoints(

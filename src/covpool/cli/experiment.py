@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from covpool.cli import say
-from covpool.cli.parsing import FileProgress, RunParser, holding, users_input
+from covpool.cli.parsing import FileProgress, holding, users_input
 from covpool.experiments.arms import NEWTON_SCHULZ, Arm
 from covpool.experiments.estimate import Line
 from covpool.experiments.grid import GridState, run_grid
@@ -18,15 +18,6 @@ from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted
 from covpool.train.job import Job, check_names, prepare
 from covpool.train.progress import duration
-
-
-def add_options(parser: RunParser, *, seeds: dict[str, Any], jobs: dict[str, Any]) -> None:
-    """Add what all experiments have."""
-    parser.add_argument("--seeds", **{"type": int, **seeds})
-    parser.add_argument("--jobs", **{"type": int, "default": 1, "help": "runs at a time", **jobs})
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would run, for how long, and stop"
-    )
 
 
 def check_counts(own: Any) -> None:

@@ -1,13 +1,14 @@
 """`covpool export`."""
 
+import argparse
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from covpool.cli import ArgumentParser, say
-from covpool.cli.parsing import add_allow_external, users_input
-from covpool.publish.export import FORMATS, export_model, get_formats
+from covpool.cli import say
+from covpool.cli.parsing import users_input
+from covpool.publish.export import export_model, get_formats
 from covpool.publish.images import sample_of_files, sample_of_run
 from covpool.text import encodable
 from covpool.train.config import RunConfig
@@ -19,12 +20,9 @@ from covpool.train.run_directory import RunDirectory, refuse_existing
 FEWEST_SAME = 0.99
 """Share of images with the same top-1 below which the command warns."""
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
-
-def run(arguments: list[str]) -> int:
+def run(given: argparse.Namespace) -> int:
     """Export, print the deviations, and return the exit status."""
-    given = _parser().parse_args(arguments)
     console = Console(stderr=True)
     with users_input(), console.status("loading the network") as status:
         if given.number < 1:
@@ -57,7 +55,7 @@ def run(arguments: list[str]) -> int:
             sample,
             title=given.title or given.run.resolve().name,
             licence=given.licence,
-            root_dtype=DTYPES[given.root_dtype],
+            root_dtype=getattr(torch, given.root_dtype),
             progress=status.update,
         )
     for row in rows:
@@ -106,44 +104,3 @@ def _beside(path: Path) -> Path:
     if PublishedDirectory.is_at(path):
         raise ValueError(f"{path} is a published model already; name another folder by --output")
     return path / "export"
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="covpool export",
-        description="A trained network for others: weights as safetensors with configuration and "
-        "model card, and for other runtimes as torch.export and ONNX. Each file is run and "
-        "compared with the network.",
-    )
-    parser.add_argument("run", type=Path, help="run directory, or a published model")
-    parser.add_argument("--output", type=Path, help="new folder (default: export/ in the run)")
-    parser.add_argument(
-        "--formats",
-        default=",".join(FORMATS),
-        help=f"which, with commas between (default: {','.join(FORMATS)}); safetensors always is",
-    )
-    parser.add_argument(
-        "--checkpoint", choices=("best", "last"), help="which weights of a run (default: best)"
-    )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        nargs="+",
-        help="files or folders to compare on (default: the run's test images)",
-    )
-    parser.add_argument(
-        "--number", type=int, default=256, help="images to compare on, at most (default: 256)"
-    )
-    parser.add_argument(
-        "--root-dtype",
-        choices=tuple(DTYPES),
-        default="float64",
-        help="of the square root in ONNX; float32 is for runtimes without float64, and less exact "
-        "(default: float64)",
-    )
-    parser.add_argument(
-        "--licence", "--license", help="of the weights, as apache-2.0 (default: none)"
-    )
-    parser.add_argument("--title", help="of the model card (default: the run's name)")
-    add_allow_external(parser)
-    return parser

@@ -1,52 +1,67 @@
-"""`covpool methods`."""
+"""`covpool methods`.
 
+It shows METHODS itself, whose rows hold the functions that compute, so it imports PyTorch, and
+nothing else that is slow.
+"""
+
+import argparse
+
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from covpool.cli import ArgumentParser, say
+from covpool.cli import say
 from covpool.cli.console import PlainConsole
+from covpool.cli.parsing import users_input
 from covpool.linalg.methods import METHODS
-from covpool.pooling import POOLINGS
+from covpool.pooling import POOLINGS, check_pooling
 
 COLUMNS = ("name", "paper", "forward", "gradient", "constants", "description")
-PLAIN_WIDTH = 200
 
 
-def run(arguments: list[str]) -> int:
-    """Print the table of methods, and return the exit status."""
-    parser = ArgumentParser(prog="covpool methods", description=__doc__)
-    parser.description = "List the poolings that --model.method takes."
-    parser.parse_args(arguments)
+def run(given: argparse.Namespace) -> int:
+    """Print the table of methods, or all about one, and return the exit status."""
     console = PlainConsole(soft_wrap=False)
+    if given.name is not None:
+        with users_input():
+            check_pooling(given.name)
+        for key, value in facts(given.name).items():
+            say(f"{key + ':':14}{value}")
+        return 0
     if not console.is_terminal:
         for row in rows():
             say("\t".join(row))
         return 0
-    table = Table(show_lines=True)
-    for column in COLUMNS:
-        table.add_column(column, no_wrap=column == "name", overflow="fold")
+    # Six columns do not fit into the 80 of a terminal.
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is")
     for row in rows()[1:]:
-        table.add_row(*row)
+        table.add_row(row[0], row[-1])
     console.print(table)
+    say("covpool methods NAME: forward pass, gradient, constants and source of one")
     return 0
 
 
 def rows() -> list[tuple[str, ...]]:
     """The header and a row for each pooling."""
-    made: list[tuple[str, ...]] = [COLUMNS]
-    for name in POOLINGS:
-        method = METHODS.get(name)
-        if method is None:
-            made.append((name, "-", "mean over positions", "its own", "-", "the baseline"))
-            continue
-        constants = ", ".join(f"{key}={value}" for key, value in method.constants.items())
-        made.append(
-            (
-                name,
-                method.paper_name or "-",
-                method.forward.title,
-                method.gradient.title,
-                constants or "-",
-                method.description,
-            )
-        )
-    return made
+    return [COLUMNS, *(tuple(facts(name)[key] for key in COLUMNS) for name in POOLINGS)]
+
+
+def facts(name: str) -> dict[str, str]:
+    """All about a pooling, in words."""
+    method = METHODS.get(name)
+    if method is None:
+        values = (name, "-", "mean over positions", "its own", "-", "the baseline")
+        return dict(zip(COLUMNS, values, strict=True))
+    constants = ", ".join(f"{key}={value}" for key, value in method.constants.items())
+    return {
+        "name": name,
+        "description": method.description,
+        "paper": method.paper_name or "-",
+        "forward": method.forward.title,
+        "gradient": method.gradient.title,
+        "exact": "yes" if method.exact_gradient else "no: not that of its forward pass",
+        "constants": constants or "-",
+        "functions": ", ".join(method.functions),
+        "source": method.reference,
+    }

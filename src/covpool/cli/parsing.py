@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from covpool.cli import UserError
+from covpool.cli import UserError, say
 
 if TYPE_CHECKING:
     from covpool.train.recipe import Recipe
@@ -44,6 +44,32 @@ SYNONYMS = {
     "wd": "weight_decay",
 }
 """What other projects call options, by which no nearest name would be found."""
+
+
+ALIASES = {
+    "batch-size": "data.batch_size",
+    "data": "data.root",
+    "epochs": "train.epochs",
+    "lr": "optim.learning_rate",
+    "on-nonfinite": "train.on_nonfinite",
+}
+"""Short names of options, in every command that takes the option."""
+
+COMMON = (
+    "data.root",
+    "data.image_size",
+    "data.batch_size",
+    "data.workers",
+    "model.backbone",
+    "model.method",
+    "model.pretrained",
+    "optim.learning_rate",
+    "train.epochs",
+    "train.seed",
+    "train.accelerator",
+    "train.precision",
+)
+"""The options of a run that --help shows where a command takes all; --help-all shows the rest."""
 
 
 def nearest_option(name: str, known: Collection[str]) -> str:
@@ -106,6 +132,11 @@ class PathReader:
         return "path"  # what help shows; of a function it would be the address
 
 
+def read_as_path(kind: object) -> bool:
+    """Whether an argument of this type takes a path."""
+    return kind is Path or isinstance(kind, PathReader)
+
+
 FileProgress = Callable[[int, int], None]
 """Called with (files checked, files in all)."""
 
@@ -128,6 +159,7 @@ class RunParser:
         description: what it does.
         allowed: the configuration's keys (or whole groups) that the command accepts; None: all.
         defaults: configuration to start from instead of the dataclasses' defaults.
+        examples: command lines, each with what it does, shown at the end of --help.
     """
 
     def __init__(
@@ -137,6 +169,7 @@ class RunParser:
         *,
         allowed: Collection[str] | None = None,
         defaults: Any = None,
+        examples: Mapping[str, str] | None = None,
     ) -> None:
         import jsonargparse
 
@@ -149,18 +182,35 @@ class RunParser:
         )
         self.config_class = RunConfig
         self.allowed = allowed
+        self.examples = examples or {}
+        self.takes_path = False
+        self.flags = {"--help", "--help-all", "--print_config"}
+        self.own: list[str] = ["config", "print_config", "help"]
         self.parser.add_argument("--config", action="config", help="YAML file of options")
+        if allowed is None:
+            self.own.append("help-all")
+            self.parser.add_argument("--help-all", action="help", help="show every option")
         for group, owner in RunConfig.groups().items():
             self.parser.add_class_arguments(owner, group)
         if defaults is not None:
-            self.parser.set_defaults(
-                {
-                    f"{group}.{name}": value
-                    for group, fields in defaults.to_dict().items()
-                    for name, value in fields.items()
-                }
-            )
-        self.own: list[str] = ["config", "print_config", "help"]
+            self.set_defaults(defaults)
+
+    def set_defaults(self, config: Any) -> None:
+        """Start from this configuration instead of the dataclasses' defaults."""
+        self.parser.set_defaults(
+            {
+                f"{group}.{name}": value
+                for group, fields in config.to_dict().items()
+                for name, value in fields.items()
+            }
+        )
+
+    def add_sources(self) -> None:
+        """Add the arguments that say what a training starts from: PATH and --recipe."""
+        self.takes_path = True
+        self.add_argument(
+            "--recipe", type=str | None, help="start from this one of covpool recipes; options hold"
+        )
 
     def add_argument(self, name: str, **options: Any) -> None:
         """Add an argument of the command itself, as in argparse."""
@@ -170,6 +220,100 @@ class RunParser:
         self.parser.add_argument(name, **options)
         if name.startswith("--"):
             self.own.append(name[2:])
+        if options.get("action") == "store_true":
+            self.flags.add(name)
+
+    def read(self, arguments: Sequence[str]) -> list[str]:
+        """The arguments as `expand` gives them, once every name in them is known.
+
+        What needs nothing but the options themselves ends here, before PyTorch is imported.
+
+        Raises:
+            UserError: an unknown option, or a path that is given twice.
+            SystemExit: after --help and --help-all, and after --print_config where only a recipe
+                stands behind the defaults.
+        """
+        words = self.expand(arguments)
+        asks = {"-h", "--help", "--help-all"} & set(words)
+        if not asks:
+            self._check_words(words)
+        prints = any(word.partition("=")[0] == "--print_config" for word in words)
+        recipe = None
+        if self.takes_path and (asks or prints):
+            with users_input():
+                recipe = chosen_recipe(words)
+            if recipe is not None:
+                self.set_defaults(recipe.config)
+        if asks:
+            say(self.help(everything="--help-all" in asks))
+            if recipe is not None:
+                say(f"The defaults shown are those of recipe {recipe.name}.")
+            raise SystemExit(0)
+        if self.takes_path and prints:
+            self.parse(words)
+        return words
+
+    def expand(self, arguments: Sequence[str]) -> list[str]:
+        """The arguments with each option by its own name, and PATH as data.root.
+
+        Raises:
+            UserError: more than one path, or data.root beside it.
+        """
+        words: list[str] = []
+        paths: list[str] = []
+        value_follows = False
+        for position, word in enumerate(arguments):
+            name, equals, value = word.partition("=")
+            if word.startswith("--"):
+                if not equals:
+                    value = "".join(arguments[position + 1 : position + 2])
+                words.append(word.replace(name, _in_full(name, value), 1))
+                value_follows = not equals and name not in self.flags
+            elif value_follows or word.startswith("-") or not self.takes_path:
+                words.append(word)
+                value_follows = False
+            else:
+                paths.append(word)
+        roots = [*paths, *_values_of("--data.root", words)]
+        if paths and len(roots) > 1:
+            raise UserError(f"images are given twice, as {roots[0]} and as {roots[1]}; give one")
+        return [*words, *(f"--data.root={path}" for path in paths)]
+
+    def help(self, *, everything: bool) -> str:
+        """The text of --help, or of --help-all."""
+        parser = self.shown(everything=everything)
+        positionals = [
+            f"[{action.metavar}]" if action.nargs == "?" else action.metavar or action.dest.upper()
+            for action in parser._actions
+            if not action.option_strings
+        ]
+        parser.usage = " ".join([f"covpool {self.command}", *map(str, positionals), "[options]"])
+        text = parser.format_help()
+        if self.examples and not everything:
+            lines = (f"  $ {line}\n      {what}" for line, what in self.examples.items())
+            text += "\n".join(["\nexamples:", *lines])
+        return text.rstrip()
+
+    def shown(self, *, everything: bool) -> Any:
+        """The parser to be shown, not to be parsed with: aliases and PATH stand in it, and what
+        the command does not take, or what is rarely needed, is hidden."""
+        if self.takes_path:
+            self.parser.add_argument(
+                "path", metavar="PATH", nargs="?", help="the images: short for --data.root PATH"
+            )
+        names = {real: f"--{alias}" for alias, real in ALIASES.items()}
+        configurable = {*self._known_keys(), *self.config_class.groups()}
+        for action in self.parser._actions:
+            if action.dest in names:
+                action.option_strings = [names[action.dest], *action.option_strings]
+            if action.dest in configurable and not self._is_shown(action.dest, everything):
+                action.help = argparse.SUPPRESS
+        return self.parser
+
+    def _is_shown(self, key: str, everything: bool) -> bool:
+        if self.allowed is not None:
+            return key in self.allowed or key.split(".")[0] in self.allowed
+        return everything or key in COMMON
 
     def parse(self, arguments: Sequence[str]) -> tuple[Any, Any]:
         """The configuration, and the command's own arguments.
@@ -178,8 +322,8 @@ class RunParser:
             UserError: an unknown key, or a value that does not fit.
             SystemExit: after --help and --print_config.
         """
-        given = [word[2:].partition("=")[0] for word in arguments if word.startswith("--")]
-        self._check([name.removesuffix("+") for name in given], "--")
+        arguments = self.expand(arguments)
+        self._check_words(arguments)
         for path in _config_files(arguments):
             keys = _flatten(_content_of(path), "", self._open_keys())
             self._check(list(keys), f"{path}: ")
@@ -191,6 +335,10 @@ class RunParser:
             raise UserError(f"{text} (see covpool {self.command} --help)") from error
         groups = {name: getattr(made, name) for name in self.config_class.groups()}
         return self.config_class(**groups), parsed
+
+    def _check_words(self, words: Sequence[str]) -> None:
+        given = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
+        self._check([name.removesuffix("+") for name in given], "--")
 
     def _known_keys(self) -> list[str]:
         return [
@@ -211,12 +359,14 @@ class RunParser:
     def _check(self, names: Iterable[str], prefix: str) -> None:
         known = self._known_keys()
         accepted = {*known, *self.own, *self.config_class.groups()}
+        lists = "--help" if self.allowed else "--help-all"
         for name in names:
             root = ".".join(name.split(".")[:2])
             if name not in accepted and not (root in self._open_keys() and name.count(".") == 2):
                 hint = nearest_option(name, [*known, *self.own])
                 raise UserError(
-                    f"unknown option {prefix}{name}{hint} (covpool {self.command} --help lists all)"
+                    f"unknown option {prefix}{name}{hint} "
+                    f"(covpool {self.command} {lists} lists all)"
                 )
             group = name.split(".")[0]
             if name in self.own or self.allowed is None:
@@ -290,6 +440,15 @@ def _readable(text: str, known: Collection[str]) -> str:
         r"\1 must be \2, not '\3'",
         text,
     )
+
+
+def _in_full(option: str, value: str) -> str:
+    """The option's own name, where it is an alias. --data FILE.yaml, which jsonargparse takes for
+    the whole group of that name, stays."""
+    name = option[2:].replace("_", "-")
+    if name not in ALIASES or (name == "data" and value.endswith((".yaml", ".yml"))):
+        return option
+    return f"--{ALIASES[name]}"
 
 
 def _config_files(arguments: Sequence[str]) -> list[Path]:

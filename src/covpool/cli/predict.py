@@ -1,26 +1,16 @@
 """`covpool predict`."""
 
-from pathlib import Path
+import argparse
 
-from covpool.cli import ArgumentParser, say
+from covpool.cli import say
 from covpool.cli.evaluate import find_checkpoints
-from covpool.cli.parsing import add_allow_external, users_input
+from covpool.cli.parsing import users_input
 from covpool.text import printable
 from covpool.train.prediction import predict
 
 
-def run(arguments: list[str]) -> int:
+def run(given: argparse.Namespace) -> int:
     """Print each image's likeliest classes; exit status 2 where some image has no result."""
-    parser = ArgumentParser(
-        prog="covpool predict",
-        description="The likeliest classes of images, by a run's best checkpoint or a published "
-        "model. The training images are not needed.",
-    )
-    parser.add_argument("run", type=Path, help="run directory, checkpoint, or published model")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
-    parser.add_argument("--top", type=int, default=5, help="number of classes (default: 5)")
-    add_allow_external(parser)
-    given = parser.parse_args(arguments)
     with users_input():
         if given.top < 1:
             raise ValueError(f"--top must be at least 1, not {given.top}")

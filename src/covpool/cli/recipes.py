@@ -1,9 +1,11 @@
 """`covpool recipes`."""
 
+import argparse
+
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from covpool.cli import ArgumentParser, say
+from covpool.cli import say
 from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import users_input
 from covpool.train.recipe import read_recipe, read_recipes
@@ -11,18 +13,11 @@ from covpool.train.recipe import read_recipe, read_recipes
 COLUMNS = ("name", "network", "data set", "epochs", "reproduces")
 
 
-def run(arguments: list[str]) -> int:
+def run(given: argparse.Namespace) -> int:
     """Print the table of recipes, or one recipe, and return the exit status."""
-    parser = ArgumentParser(
-        prog="covpool recipes",
-        description="List the recipes that covpool train --recipe takes, or print one, as "
-        "--config takes it.",
-    )
-    parser.add_argument("name", nargs="?", help="the recipe to print")
-    name = parser.parse_args(arguments).name
-    if name is not None:
+    if given.name is not None:
         with users_input():
-            say(read_recipe(name).text.rstrip())
+            say(read_recipe(given.name).text.rstrip())
         return 0
     console = PlainConsole(soft_wrap=False)
     if not console.is_terminal:

@@ -1,8 +1,9 @@
 """`covpool report`."""
 
+import argparse
 from pathlib import Path
 
-from covpool.cli import ArgumentParser, UserError, say
+from covpool.cli import UserError, say
 from covpool.cli.parsing import users_input
 from covpool.report.observations import find_observations
 from covpool.report.page import GENERATOR, render
@@ -12,20 +13,8 @@ from covpool.train.run_directory import replace_text
 NAME = "report.html"
 
 
-def run(arguments: list[str]) -> int:
+def run(own: argparse.Namespace) -> int:
     """Write the page, and return the exit status."""
-    parser = ArgumentParser(
-        prog="covpool report",
-        description="One HTML page of tables and figures of runs, or of a comparison's folder.",
-    )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="RUN|FOLDER", help="what to report")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help=f"file to write (default: {NAME} in the directory named, or here where several are)",
-    )
-    parser.add_argument("--baseline", help="method that differences are taken to (default: first)")
-    own = parser.parse_args(arguments)
     output = own.output or (own.paths[0] / NAME if len(own.paths) == 1 else Path(NAME))
     with users_input():
         runs = find_runs(own.paths)  # first: the default output lies in what is named

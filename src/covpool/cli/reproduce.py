@@ -9,9 +9,9 @@ from rich.console import Console
 
 from covpool.cli import experiment
 from covpool.cli.console import PlainConsole
+from covpool.cli.parsers import reproduce_parser
 from covpool.cli.parsing import (
     FileProgress,
-    RunParser,
     checking_files,
     nearest,
     refuse_methods,
@@ -32,8 +32,6 @@ from covpool.train.recipe import read_recipe
 from covpool.train.run_directory import replace_text
 
 ALL = "all"
-
-SEEDS = 5
 
 MOST_JOBS = 8
 """As many runs at a time as --jobs is by itself at most."""
@@ -153,27 +151,7 @@ def _unchecked(config: RunConfig) -> RunConfig:
 
 
 def _parse(arguments: list[str], recipe: str) -> tuple[RunConfig, Any]:
-    parser = RunParser(
-        "reproduce",
-        "Make the paper's tables and figures anew and print them beside its cells. With the "
-        "paper's images as --data.root, by its recipes; without, by the same protocol on the "
-        "embedded typefaces. The same command again goes on where it stopped. Further options as "
-        "in covpool train.",
-        defaults=read_recipe(recipe).config,
-    )
-    parser.add_argument("targets", nargs="+", type=str, help=f"{', '.join(TARGETS)}, or {ALL}")
-    parser.add_argument(
-        "--methods", type=str | None, help="only these poolings, separated by commas"
-    )
-    most = "runs at a time (default: as many as cores on the embedded images, else 1)"
-    experiment.add_options(
-        parser,
-        seeds={"default": SEEDS, "help": "seeds, from train.seed on"},
-        jobs={"type": int | None, "default": None, "help": most},
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs") / "reproduce", help="folder for everything"
-    )
+    parser = reproduce_parser(defaults=read_recipe(recipe).config)
     config, own = parser.parse(arguments)
     refuse_methods(config, "the targets say what is trained, and --methods restricts it")
     return config, own

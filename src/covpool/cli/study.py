@@ -9,16 +9,16 @@ from rich.console import Console
 
 from covpool.cli import UserError, experiment
 from covpool.cli.console import PlainConsole
+from covpool.cli.parsers import study_parser
 from covpool.cli.parsing import (
     FileProgress,
-    RunParser,
     checking_files,
     refuse_methods,
     users_input,
 )
 from covpool.experiments import study as studies
 from covpool.experiments.estimate import estimate
-from covpool.experiments.outcome import RUN_LINES, Outcome, read_lines
+from covpool.experiments.outcome import Outcome, read_lines
 from covpool.experiments.results import RunSet
 from covpool.experiments.runs import RUNS, Run, threads_of
 from covpool.experiments.study import RATES, TUNING, Rates, Study
@@ -121,32 +121,13 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
     if not arguments:
         raise UserError("name the study's YAML file: covpool study FILE [options]")
     first = arguments[0]
-    whole = None if first.startswith("-") else studies.read_study(Path(first))
-    if whole is None and not {"--help", "-h"} & set(arguments):
+    if first.startswith("-"):
         raise UserError(
             f"the study's file comes before all options, not {first!r}: covpool study FILE …"
         )
-    parser = RunParser(
-        "study",
-        "Compare ways to train: choose each one's learning rate on validation images, train with "
-        "several seeds, summarise with intervals. The same command again goes on where it "
-        "stopped. Further options as in covpool train.",
-        defaults=whole and whole.config,
-    )
-    parser.add_argument("study", type=Path, help="YAML file, given before all options")
-    parser.add_argument("--arms", type=str | None, help="only these, separated by commas")
-    experiment.add_options(
-        parser, seeds={"type": int | None, "help": "seeds of every arm"}, jobs={}
-    )
-    parser.add_argument(
-        "--rates", type=Path | None, help=f"{RATES} of an earlier study: nothing is tuned"
-    )
-    parser.add_argument(
-        "--against", type=Path | None, help=f"{RUN_LINES} of an earlier study: do these runs agree?"
-    )
-    parser.add_argument("--output", type=Path | None, help="folder (default: runs/study-NAME)")
+    whole = studies.read_study(Path(first))
+    parser = study_parser(defaults=whole.config)
     config, own = parser.parse(arguments)
-    assert whole is not None  # after --help it has ended
     whole = study = replace(whole, config=config)
     _check_free(config)
     experiment.check_counts(own)

@@ -1,41 +1,58 @@
-"""`covpool train`."""
+"""`covpool train`.
 
+What trains is imported once the options are read and the first line is said: it takes seconds.
+"""
+
+import os
 import shlex
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from covpool.cli import UserError, say
-from covpool.cli.parsing import (
-    FileProgress,
-    RunParser,
-    checking_files,
-    chosen_recipe,
-    users_input,
-)
-from covpool.data import DataError
+from covpool.cli import UserError, loading, say
+from covpool.cli.parsers import RESUMABLE, train_parser
+from covpool.cli.parsing import FileProgress, checking_files, chosen_recipe, users_input
 from covpool.text import file_name
 from covpool.train.allocator import keep_freed_memory
 from covpool.train.claim import claimed
 from covpool.train.config import RunConfig
-from covpool.train.engine import train
 from covpool.train.interruption import Interrupted
-from covpool.train.job import Job, RunFinished, check_names, prepare, prepare_resume
-from covpool.train.module import TrainingDiverged
 from covpool.train.run_directory import RunDirectory, make_numbered, refuse_existing
 from covpool.train.same_options import RESUME_KEYS, difference
-from covpool.train.storage import StorageError
-from covpool.train.trainer import main_process
+
+if TYPE_CHECKING:
+    from covpool.train.job import Job
+    from covpool.train.recipe import Recipe
 
 RUNS = Path("runs")
-
-RESUMABLE = tuple(".".join(key) for key in RESUME_KEYS)
-"""`RESUME_KEYS` as options."""
 
 AUTO = Path("auto")
 """`--resume auto`: go on with --output where it is a run, else start it."""
 
-ALIASES = {"--on-nonfinite": "--train.on_nonfinite"}
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""The variables that tell a process which of several it is, in the order in which Lightning looks
+for them."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for, read without PyTorch."""
+
+    arguments: list[str]
+    config: RunConfig
+    recipe: "Recipe | None"
+    output: Path | None
+    resume: Path | None
+
+    @property
+    def title(self) -> str:
+        """What is going to be trained."""
+        if self.resume not in (None, AUTO):
+            return f"going on with {self.resume}"
+        data, model, epochs = self.config.data, self.config.model, self.config.train.epochs
+        images = "the embedded typefaces" if data.root is None else data.root
+        return f"training {model.backbone} with {model.method} on {images}, {epochs} epochs"
 
 
 class NothingToDo(Exception):
@@ -44,14 +61,19 @@ class NothingToDo(Exception):
 
 def run(arguments: list[str]) -> int:
     """Train, and return the exit status, which is the first process's: others return 0."""
-    words = [word.partition("=") for word in arguments]
-    arguments = [ALIASES.get(name, name) + equals + rest for name, equals, rest in words]
+    with users_input():
+        asked = _read(arguments)
+    if first_process():
+        say(f"{asked.title}; loading PyTorch")
+    with loading():
+        from covpool.train.trainer import main_process
+
     speaks = main_process()
     keep_freed_memory()
     with ExitStack() as claims:
         try:
             with users_input(), checking_files() as progress:
-                prepared = _prepare(arguments, progress, claims)
+                prepared = _prepare(asked, progress, claims)
         except NothingToDo as error:
             if speaks:
                 say(error)
@@ -59,7 +81,37 @@ def run(arguments: list[str]) -> int:
         return _train(*prepared, speaks=speaks)
 
 
-def _train(job: Job, directory: RunDirectory, checkpoint: Path | None, *, speaks: bool) -> int:
+def first_process() -> bool:
+    """Whether this process is the one that speaks, as far as its environment tells."""
+    return int(next((os.environ[name] for name in RANKS if name in os.environ), 0)) == 0
+
+
+def _read(arguments: list[str]) -> Request:
+    recipe = chosen_recipe(arguments)
+    config, own = train_parser(defaults=recipe and recipe.config).parse(arguments)
+    if own.resume == AUTO:
+        if own.output is None:
+            raise ValueError(
+                "--resume auto needs --output, the run directory to go on with or to start"
+            )
+    elif own.resume is not None:
+        for option in ("output", "recipe"):
+            if (value := getattr(own, option)) is not None:
+                raise ValueError(
+                    f"--{option} {value} and --resume {own.resume} exclude each other: a resumed "
+                    f"run goes on {'in' if option == 'output' else 'with'} its own "
+                    f"{'directory' if option == 'output' else 'configuration'}"
+                )
+        RunDirectory.open(own.resume)
+    return Request(arguments, config, recipe, own.output, own.resume)
+
+
+def _train(job: "Job", directory: RunDirectory, checkpoint: Path | None, *, speaks: bool) -> int:
+    from covpool.data import DataError
+    from covpool.train.engine import train
+    from covpool.train.module import TrainingDiverged
+    from covpool.train.storage import StorageError
+
     if speaks:
         say(job.describe())
         if job.start is not None:
@@ -101,11 +153,14 @@ def _train(job: Job, directory: RunDirectory, checkpoint: Path | None, *, speaks
     return 0
 
 
-Prepared = tuple[Job, RunDirectory, Path | None]
+Prepared = tuple["Job", RunDirectory, Path | None]
 
 
-def _prepare(arguments: list[str], progress: FileProgress, claims: ExitStack) -> Prepared:
+def _prepare(asked: Request, progress: FileProgress, claims: ExitStack) -> Prepared:
     """The job, and its directory, which is this process's alone until `claims` are released."""
+    from covpool.train.job import RunFinished, check_names, prepare
+    from covpool.train.trainer import main_process
+
     speaks = main_process()  # the first of several processes, which alone writes
 
     def claim(path: Path) -> RunDirectory:
@@ -113,45 +168,30 @@ def _prepare(arguments: list[str], progress: FileProgress, claims: ExitStack) ->
             claims.enter_context(claimed(path))
         return RunDirectory(path)
 
-    recipe = chosen_recipe(arguments)
-    config, own = _parser(defaults=recipe and recipe.config).parse(arguments)
-    if own.resume == AUTO:
-        if own.output is None:
-            raise ValueError(
-                "--resume auto needs --output, the run directory to go on with or to start"
-            )
-        if (own.output / "config.yaml").is_file():
-            directory = claim(RunDirectory.open(own.output).path)
+    config = asked.config
+    if asked.resume == AUTO and asked.output is not None:
+        if (asked.output / "config.yaml").is_file():
+            directory = claim(RunDirectory.open(asked.output).path)
             _check_same(config, directory)
             try:
                 return _resume(config, directory, progress)
             except RunFinished as error:
                 raise NothingToDo(str(error)) from error
-    elif own.resume is not None:
-        if own.output is not None:
-            raise ValueError(
-                f"--output {own.output} and --resume {own.resume} exclude each other: a resumed "
-                "run goes on in its own directory"
-            )
-        if own.recipe is not None:
-            raise ValueError(
-                f"--recipe {own.recipe} and --resume {own.resume} exclude each other: a resumed "
-                "run goes on with its own configuration"
-            )
-        directory = claim(RunDirectory.open(own.resume).path)
-        parser = _parser(allowed=RESUMABLE, defaults=directory.read_config())
-        return _resume(parser.parse(arguments)[0], directory, progress)
-    if recipe is not None:
-        recipe.check(config)
+    elif asked.resume is not None:
+        directory = claim(RunDirectory.open(asked.resume).path)
+        parser = train_parser(allowed=RESUMABLE, defaults=directory.read_config())
+        return _resume(parser.parse(asked.arguments)[0], directory, progress)
+    if asked.recipe is not None:
+        asked.recipe.check(config)
     check_names(config)
-    if own.output is not None and speaks:
-        refuse_existing(own.output)
+    if asked.output is not None and speaks:
+        refuse_existing(asked.output)
     job = prepare(config, progress=progress)
     label = f"{job.splits.name}-{config.model.backbone}-{job.schedule.label}"
-    path = own.output or RUNS / file_name(label)
+    path = asked.output or RUNS / file_name(label)
     if not speaks:  # it is given the first process's directory when training begins
         return job, RunDirectory(path), None
-    directory = claim(path if own.output else make_numbered(path))
+    directory = claim(path if asked.output else make_numbered(path))
     return job, RunDirectory.create(directory.path, config), None
 
 
@@ -171,27 +211,12 @@ def _written(value: object) -> str:
 
 
 def _resume(config: RunConfig, directory: RunDirectory, progress: FileProgress) -> Prepared:
+    from covpool.train.job import prepare_resume
+    from covpool.train.trainer import main_process
+
     job, checkpoint = prepare_resume(config, directory, progress=progress)
     if main_process():
         directory.write_config(config)
         if checkpoint is None:
             say(f"no checkpoint yet in {directory.path}: starting from the beginning")
     return job, directory, checkpoint
-
-
-def _parser(**options: Any) -> RunParser:
-    parser = RunParser(
-        "train",
-        "Train a network. Without arguments: the embedded typefaces, about two minutes on 2 cores.",
-        **options,
-    )
-    parser.add_argument(
-        "--recipe", type=str | None, help="start from this one of covpool recipes; options hold"
-    )
-    parser.add_argument("--output", type=Path | None, help="run directory (default: runs/…)")
-    parser.add_argument(
-        "--resume",
-        type=Path | None,
-        help="go on with this run directory; auto: with --output where it is a run, else start it",
-    )
-    return parser

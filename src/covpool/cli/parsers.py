@@ -1,0 +1,488 @@
+"""The options of every command, apart from what does the work.
+
+Nothing here imports PyTorch: help is shown, and mistakes are told, before that is loaded. Hence
+tables of the heavy modules are not read here. Names from them stand as words in the help, tests
+hold the words against the tables, and the tables themselves refuse other names.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from covpool.cli import ArgumentParser, UserError
+from covpool.cli.parsing import RunParser, add_allow_external
+from covpool.machine import available_cores
+from covpool.train.same_options import RESUME_KEYS
+
+RESUMABLE = tuple(".".join(key) for key in RESUME_KEYS)
+"""`RESUME_KEYS` as options."""
+
+EVALUATED = (
+    "data.name",
+    "data.root",
+    "data.evaluate",
+    "data.exclude_classes",
+    "data.class_limit",
+    "data.drop_duplicates",
+    "data.views",
+    "data.batch_size",
+    "data.workers",
+    "data.check",
+    "data.skip_damaged",
+    "train.accelerator",
+    "train.precision",
+    "train.threads",
+)
+"""What may differ between training and evaluation: the images and the machine."""
+
+DEFAULT_METHODS = "gap,isqrt-cov,svd-pade,exact"
+DEFAULT_SHAPES = "16x256x49,16x256x196,16x256x784"
+SEEDS = 5
+
+
+def train_parser(**options: Any) -> RunParser:
+    """Options of `covpool train`."""
+    parser = RunParser(
+        "train",
+        "Train a network. Without arguments: the embedded typefaces, about two minutes on 2 cores.",
+        examples={
+            "covpool train": "the embedded typefaces",
+            "covpool train photos --model.backbone resnet50 --model.pretrained true --lr 0.01": (
+                "fine-tune on a folder of class folders"
+            ),
+            "covpool train --resume runs/NAME": "go on with a run that was interrupted",
+        },
+        **options,
+    )
+    parser.add_sources()
+    parser.add_argument("--output", type=Path | None, help="run directory (default: runs/…)")
+    parser.add_argument(
+        "--resume",
+        type=Path | None,
+        help="go on with this run directory; auto: with --output where it is a run, else start it",
+    )
+    return parser
+
+
+def evaluate_parser(**options: Any) -> RunParser:
+    """Options of `covpool evaluate`."""
+    parser = RunParser(
+        "evaluate",
+        "Top-1 and top-5 of a run's checkpoints on the split that the run was evaluated on: the "
+        "test split, or what --data.evaluate says. Options that are not given stay as they were in "
+        "the run.",
+        allowed=EVALUATED,
+        **options,
+    )
+    parser.add_argument(
+        "run", type=Path, help="run directory, one checkpoint in it, or a published model"
+    )
+    add_allow_external(parser)
+    return parser
+
+
+def add_experiment_options(
+    parser: RunParser, *, seeds: dict[str, Any], jobs: dict[str, Any]
+) -> None:
+    """Add what all experiments have."""
+    parser.add_argument("--seeds", **{"type": int, **seeds})
+    parser.add_argument("--jobs", **{"type": int, "default": 1, "help": "runs at a time", **jobs})
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would run, for how long, and stop"
+    )
+
+
+def compare_parser(**options: Any) -> RunParser:
+    """Options of `covpool compare`."""
+    parser = RunParser(
+        "compare",
+        "Train each pooling method with each seed, and tabulate top-1. The same command again "
+        "goes on where it stopped. Further options as in covpool train.",
+        **options,
+    )
+    parser.add_argument(
+        "--methods", type=str, default=DEFAULT_METHODS, help="poolings, the first is the reference"
+    )
+    parser.add_sources()
+    add_experiment_options(
+        parser, seeds={"default": 3, "help": "seeds, from train.seed on"}, jobs={}
+    )
+    parser.add_argument("--output", type=Path | None, help="folder (default: runs/compare-…)")
+    return parser
+
+
+def study_parser(**options: Any) -> RunParser:
+    """Options of `covpool study`."""
+    parser = RunParser(
+        "study",
+        "Compare ways to train: choose each one's learning rate on validation images, train with "
+        "several seeds, summarise with intervals. The same command again goes on where it "
+        "stopped. Further options as in covpool train.",
+        **options,
+    )
+    parser.add_argument("study", type=Path, help="YAML file, given before all options")
+    parser.add_argument("--arms", type=str | None, help="only these, separated by commas")
+    add_experiment_options(
+        parser, seeds={"type": int | None, "help": "seeds of every arm"}, jobs={}
+    )
+    parser.add_argument(
+        "--rates", type=Path | None, help="rates.json of an earlier study: nothing is tuned"
+    )
+    parser.add_argument(
+        "--against", type=Path | None, help="runs.jsonl of an earlier study: do these runs agree?"
+    )
+    parser.add_argument("--output", type=Path | None, help="folder (default: runs/study-NAME)")
+    return parser
+
+
+def reproduce_parser(**options: Any) -> RunParser:
+    """Options of `covpool reproduce`."""
+    parser = RunParser(
+        "reproduce",
+        "Make the paper's tables and figures anew and print them beside its cells. With the "
+        "paper's images as --data.root, by its recipes; without, by the same protocol on the "
+        "embedded typefaces. The same command again goes on where it stopped. Further options as "
+        "in covpool train.",
+        **options,
+    )
+    parser.add_argument(
+        "targets",
+        nargs="+",
+        type=str,
+        help="table1, table2, table3, table4, table5, table6, figure1, figure2, or all",
+    )
+    parser.add_argument(
+        "--methods", type=str | None, help="only these poolings, separated by commas"
+    )
+    most = "runs at a time (default: as many as cores on the embedded images, else 1)"
+    add_experiment_options(
+        parser,
+        seeds={"default": SEEDS, "help": "seeds, from train.seed on"},
+        jobs={"type": int | None, "default": None, "help": most},
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs") / "reproduce", help="folder for everything"
+    )
+    return parser
+
+
+def predict_parser() -> ArgumentParser:
+    """Options of `covpool predict`."""
+    parser = ArgumentParser(
+        prog="covpool predict",
+        description="The likeliest classes of images, by a run's best checkpoint or a published "
+        "model. The training images are not needed.",
+    )
+    parser.add_argument("run", type=Path, help="run directory, checkpoint, or published model")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("--top", type=int, default=5, help="number of classes (default: 5)")
+    add_allow_external(parser)
+    return parser
+
+
+def export_parser() -> ArgumentParser:
+    """Options of `covpool export`."""
+    parser = ArgumentParser(
+        prog="covpool export",
+        description="A trained network for others: weights as safetensors with configuration and "
+        "model card, and for other runtimes as torch.export and ONNX. Each file is run and "
+        "compared with the network.",
+    )
+    parser.add_argument("run", type=Path, help="run directory, or a published model")
+    parser.add_argument("--output", type=Path, help="new folder (default: export/ in the run)")
+    parser.add_argument(
+        "--formats",
+        default="safetensors,torch-export,onnx",
+        help="which, with commas between (default: %(default)s); safetensors always is",
+    )
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), help="which weights of a run (default: best)"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        help="files or folders to compare on (default: the run's test images)",
+    )
+    parser.add_argument(
+        "--number", type=int, default=256, help="images to compare on, at most (default: 256)"
+    )
+    parser.add_argument(
+        "--root-dtype",
+        choices=("float64", "float32"),
+        default="float64",
+        help="of the square root in ONNX; float32 is for runtimes without float64, and less exact "
+        "(default: float64)",
+    )
+    parser.add_argument(
+        "--licence", "--license", help="of the weights, as apache-2.0 (default: none)"
+    )
+    parser.add_argument("--title", help="of the model card (default: the run's name)")
+    add_allow_external(parser)
+    return parser
+
+
+def push_parser() -> ArgumentParser:
+    """Options of `covpool push`."""
+    parser = ArgumentParser(
+        prog="covpool push",
+        description="Upload a published model (of covpool export or convert) to the Hugging Face "
+        "hub, or copy it to a folder.",
+    )
+    parser.add_argument("directory", type=Path, help="the published model")
+    parser.add_argument("target", metavar="REPO_ID", help="OWNER/NAME, or a folder as ./FOLDER")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    return parser
+
+
+def pull_parser() -> ArgumentParser:
+    """Options of `covpool pull`."""
+    parser = ArgumentParser(
+        prog="covpool pull",
+        description="Get a published model from the Hugging Face hub, or from a folder.",
+    )
+    parser.add_argument("source", metavar="REPO_ID", help="OWNER/NAME, or a folder as ./FOLDER")
+    parser.add_argument("--output", type=Path, help="new folder (default: the model's name)")
+    parser.add_argument("--revision", help="branch, tag or commit of the repository")
+    return parser
+
+
+def convert_parser() -> ArgumentParser:
+    """Options of `covpool convert`."""
+    parser = ArgumentParser(
+        prog="covpool convert",
+        description="A checkpoint of another project as a published model. differentiable-svd: "
+        "ResNets of the paper, SVD-Padé at 7×7 (stride 2); fast-mpn-cov: mpncovresnet50 and "
+        "mpncovresnet101, iSQRT-COV at 14×14 (stride 1); efficientnet-lite0: a plain ImageNet "
+        "network, as timm's tf_efficientnet_lite0.",
+    )
+    parser.add_argument("checkpoint", type=Path, help=".pth, .pt, .pth.tar or .safetensors")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        choices=("differentiable-svd", "fast-mpn-cov", "efficientnet-lite0"),
+        help="whose it is",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="new folder")
+    parser.add_argument("--method", help="pooling, of covpool methods (default: the project's own)")
+    parser.add_argument(
+        "--last-stride",
+        type=int,
+        choices=(1, 2),
+        help="of the ResNet's last stage (default: what the names of the weights imply, else 2)",
+    )
+    parser.add_argument(
+        "--triangle",
+        choices=("upper", "lower"),
+        default="upper",
+        help="order of the pooled vector; lower: fast-MPN-COV until January 2019 (default: upper)",
+    )
+    parser.add_argument("--classes", type=Path, help="file with a class name a line")
+    parser.add_argument("--image-size", type=int, default=224, help="side (default: 224)")
+    parser.add_argument("--resize", type=int, help="shorter side before the crop (default: 8/7)")
+    return parser
+
+
+def report_parser() -> ArgumentParser:
+    """Options of `covpool report`."""
+    parser = ArgumentParser(
+        prog="covpool report",
+        description="One HTML page of tables and figures of runs, or of a comparison's folder.",
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="RUN|FOLDER", help="what to report")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="file to write (default: report.html in the directory named, or here where several "
+        "are)",
+    )
+    parser.add_argument("--baseline", help="method that differences are taken to (default: first)")
+    return parser
+
+
+def data_parser() -> ArgumentParser:
+    """Options of `covpool data`."""
+    parser = ArgumentParser(
+        prog="covpool data",
+        description="data check: classes, counts, sizes, unreadable images and duplicates of a "
+        "data set. Exit status 1 where something is wrong.",
+    )
+    parser.add_argument("action", choices=["check"], help="what to do")
+    parser.add_argument(
+        "path",
+        nargs="?",
+        metavar="PATH",
+        help="the folder or archive, as for --data.root (default: the embedded typefaces)",
+    )
+    parser.add_argument("--data", "--data.root", dest="root", metavar="PATH", help="the same")
+    parser.add_argument(
+        "--data.name",
+        dest="name",
+        default="auto",
+        metavar="NAME",
+        help="its layout: auto, folder, archive, typefaces, imagenet, birds, dogs, cars, "
+        "aircraft, hfds/NAME, wds/NAME (default: auto)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
+    parser.add_argument(
+        "--contact-sheet",
+        type=Path,
+        metavar="FILE",
+        help="draw a few training images of each class as PNG there",
+    )
+    return parser
+
+
+def methods_parser() -> ArgumentParser:
+    """Options of `covpool methods`."""
+    parser = ArgumentParser(
+        prog="covpool methods",
+        description="List the poolings that --model.method takes, or describe one.",
+    )
+    parser.add_argument("name", nargs="?", help="the pooling to describe")
+    return parser
+
+
+def recipes_parser() -> ArgumentParser:
+    """Options of `covpool recipes`."""
+    parser = ArgumentParser(
+        prog="covpool recipes",
+        description="List the recipes that covpool train --recipe takes, or print one, as "
+        "--config takes it.",
+    )
+    parser.add_argument("name", nargs="?", help="the recipe to print")
+    return parser
+
+
+def completion_parser() -> ArgumentParser:
+    """Options of `covpool completion`."""
+    parser = ArgumentParser(
+        prog="covpool completion",
+        description="Print a script by which the shell completes commands, options and their "
+        "values. bash: covpool completion bash > ~/.local/share/bash-completion/completions/"
+        "covpool; zsh: into a file _covpool in a folder of $fpath.",
+    )
+    parser.add_argument("shell", choices=("bash", "zsh"), help="for which shell")
+    return parser
+
+
+class BenchParser(ArgumentParser):
+    """Options of `covpool bench` alone; each longer measurement, named first, has its own."""
+
+    def read(self, arguments: Sequence[str]) -> Any:
+        """The arguments by name; as they are where a measurement is named, which reads them."""
+        if arguments and not arguments[0].startswith("-"):
+            return list(arguments)
+        return self.parse_args(arguments)
+
+
+def bench_parser() -> ArgumentParser:
+    """Options of `covpool bench`."""
+    parser = BenchParser(
+        prog="covpool bench",
+        description="Time, peak memory and errors of each method's forward and backward pass, "
+        "with peers beside them and the floor: the eigendecomposition and the matrix products "
+        "that cannot be done without.",
+        epilog="covpool bench NAME measures more: growth: time over the batch and over the size of "
+        "the matrix, plotted; step: the share of the pooling in a training step; resume: runs "
+        "killed at random, resumed, compared; throughput: the loader against the training step; "
+        "goals: which of the project's goals results meet",
+    )
+    parser.add_argument(
+        "--shapes",
+        type=comma_separated,
+        default=comma_separated(DEFAULT_SHAPES),
+        help=f"BATCHxCHANNELSxPOSITIONS, … (default: {DEFAULT_SHAPES})",
+    )
+    add_bench_options(parser)
+    parser.add_argument("--only", choices=("time", "memory"), help="measure nothing else")
+    parser.add_argument("--output", type=Path, help="JSON file for all that was measured")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with what --output holds already"
+    )
+    return parser
+
+
+def add_bench_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that become `Settings`; longer measurements share them."""
+    parser.add_argument(
+        "--methods", type=comma_separated, help="ours, of covpool methods (default: all)"
+    )
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        dest="peers",
+        metavar="NAME[=CHECKOUT]",
+        help="another project to measure beside ours, from your own clone of it (or installed: "
+        "spd-learn); can be given again; DifferentiableSVD, fast-MPN-COV, "
+        "FastDifferentiableMatSqrt, spd-learn",
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each (default: 9)")
+    parser.add_argument("--warm-up", type=int, default=2, help="untimed ones before (default: 2)")
+    parser.add_argument(
+        "--threads", type=int, default=available_cores(), help="of the CPU (default: all cores)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        help="of the features: float32, float64 (default: float32)",
+    )
+    parser.add_argument(
+        "--compute-dtype", help="of our methods, as for cov_pool (default: its default accuracy)"
+    )
+    parser.add_argument(
+        "--spectrum", default="geometric", help="geometric or random (default: geometric)"
+    )
+    parser.add_argument(
+        "--condition", type=float, default=1e4, help="cond(X) of what is timed (default: 1e4)"
+    )
+    parser.add_argument(
+        "--accuracy-conditions",
+        type=_numbers,
+        default=(1e4, 1e5, 1e6),
+        help="cond(X) at each of which errors are measured (default: 1e4,1e5,1e6)",
+    )
+    parser.add_argument(
+        "--vector", action="store_true", help="gather the upper triangle on all sides"
+    )
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--memory", action=switch, default=True, help="measure the peak memory")
+    parser.add_argument("--floor", action=switch, default=True, help="measure the least work")
+    parser.add_argument("--seed", type=int, default=0, help="of the features (default: 0)")
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    """A list with commas between, without repetitions."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in comma_separated(text))
+    except ValueError as error:
+        raise UserError(f"{text!r} must be numbers with commas between, such as 1e4,1e6") from error
+
+
+PARSERS: Mapping[str, Callable[[], ArgumentParser | RunParser]] = {
+    "train": train_parser,
+    "evaluate": evaluate_parser,
+    "predict": predict_parser,
+    "export": export_parser,
+    "push": push_parser,
+    "pull": pull_parser,
+    "convert": convert_parser,
+    "compare": compare_parser,
+    "report": report_parser,
+    "reproduce": reproduce_parser,
+    "study": study_parser,
+    "bench": bench_parser,
+    "data": data_parser,
+    "methods": methods_parser,
+    "recipes": recipes_parser,
+    "completion": completion_parser,
+}
+"""Each command's options: the keys of `COMMANDS`."""
