@@ -137,12 +137,12 @@ import covpool_tables  # noqa: E402
 import covpool  # noqa: E402
 import covpool.analysis as analysis  # noqa: E402
 from covpool.cli import main  # noqa: E402
+from covpool.experiments.arms import Arm, read_arm  # noqa: E402
 from covpool.publish.export import SUBSTITUTE, in_products  # noqa: E402
 from covpool.report.figures import Styles  # noqa: E402
 from covpool.report.page import render  # noqa: E402
 from covpool.report.sources import find_runs  # noqa: E402
 from covpool.report.theory_figures import theory_figures  # noqa: E402
-from covpool.experiments.arms import Arm, read_arm  # noqa: E402
 from made_up_runs import make_run  # noqa: E402
 
 SPECTRUM = torch.tensor([1e-4, 0.5, 0.5, 1.0], dtype=torch.float64)

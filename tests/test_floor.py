@@ -183,8 +183,11 @@ def test_other_methods_are_refused_by_name(name):
         (float("nan"), "the floor must be finite, got nan"),
         ("low", "the floor must be a number or a tensor, got 'low'"),
         (torch.ones(3), r"floor of shape \(3,\) does not broadcast to the batch shape \(2,\)"),
-        (torch.tensor([0.1, 0.0]), r"floor: not positive and finite in 1 of 2 samples: \[1\]"),
-        (torch.tensor([torch.inf, 1]), r"floor: not positive and finite in 1 of 2 samples: \[0\]"),
+        (torch.tensor([0.1, 0.0]), r"floor must be positive .*, got 0 in 1 of 2 samples: \[1\]"),
+        (
+            torch.tensor([torch.inf, 1]),
+            r"floor must be positive .*, got inf in 1 of 2 samples: \[0\]",
+        ),
         (torch.ones(2, requires_grad=True), "floor is a constant.*detach.*'clamp_min'"),
     ],
 )
@@ -204,8 +207,26 @@ def test_layers_refuse_what_cannot_be_a_floor():
         torch.func.jvp(lambda floor: covpool.matrix_log(torch.eye(2), floor=floor), (one,), (one,))
     with pytest.raises(ValueError, match="matrix_log: the floor is a constant"):
         torch.func.grad(lambda floor: covpool.matrix_log(torch.eye(2), floor=floor).sum())(one)
-    with pytest.raises(ValueError, match=r"floor: not positive and finite; .*float32"):
+    with pytest.raises(
+        ValueError, match=r"floor must be positive and finite in torch.float32, got 0"
+    ):
         covpool.matrix_log(torch.eye(2), floor=1e-60, compute_dtype=torch.float32)
+
+
+def test_floors_of_one_matrix_are_mapped():
+    matrix = torch.diag(torch.tensor([0.0, 0.3, 2.0], dtype=torch.float64))
+    floors = torch.tensor([0.1, 0.5], dtype=torch.float64)
+    for function in ("log", "inv_sqrt", "exp"):
+        of = lambda floor, f=function: covpool.matrix_function(matrix, f, floor=floor)  # noqa: E731
+        expected = torch.stack([of(floor) for floor in floors])
+        assert torch.equal(torch.vmap(of)(floors), expected)
+
+
+def test_a_floor_is_no_remedy_for_functions_of_either_sign():
+    matrix = torch.diag(torch.tensor([-5.0, 0.0, 2.0]))
+    with pytest.raises(ValueError, match="singular") as caught:
+        covpool.matrix_function(matrix, "inverse")
+    assert "floor" not in str(caught.value)
 
 
 def test_complex_matrices_have_a_floor():

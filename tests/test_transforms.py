@@ -3,6 +3,9 @@
 transforms.py says what is checked and writes that file.
 """
 
+import warnings
+from functools import partial
+
 import pytest
 import torch
 from torch.func import hessian, jacfwd, jacrev, vjp, vmap
@@ -161,3 +164,46 @@ def test_unresolved_second_derivatives_of_minimax_are_refused_or_not_a_number():
         torch.autograd.grad(first.sum(), leaf)
     assert hessian(loss)(singular).isnan().any()
     assert hessian(loss)(leaf[0].detach()).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["exact", "svd-pade", "isqrt-cov", "mpa-lyapunov"])
+def test_a_forward_pass_compiled_under_autocast_has_exact_gradients(name):
+    """As mixed-precision training does it: forward under autocast, backward outside."""
+    torch.compiler.reset()
+    x = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    pooled = partial(covpool.cov_pool, method=name)
+    compiled = torch.compile(pooled, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = compiled(x)
+    (gradient,) = torch.autograd.grad(value.square().sum(), x)
+    (expected,) = torch.autograd.grad(pooled(x).square().sum(), x)
+    assert (gradient - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["isqrt-cov", "newton-schulz-minimax"])
+def test_a_graph_recorded_under_autocast_is_in_full_precision(name):
+    x = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(0))
+
+    def pooled(x):
+        return covpool.cov_pool(x, name, compute_dtype=torch.float32)
+
+    with warnings.catch_warnings(), torch.autocast("cpu", dtype=torch.bfloat16):
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(pooled, x, check_trace=False)
+    expected = covpool.cov_pool(x, name)
+    assert (traced(x) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    "function", [covpool.matrix_sqrt, lambda a: covpool.cov_pool(a, "svd-pade")]
+)
+def test_compiled_forward_mode_is_refused_and_not_zero(function):
+    torch.compiler.reset()
+    matrix = torch.diag(torch.arange(1.0, 5)).expand(2, 4, 4)
+
+    def tangent(a):
+        return torch.func.jvp(function, (a,), (torch.ones_like(a),))[1]
+
+    compiled = torch.compile(tangent, fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match=r"forward mode does not go through|Observed exception"):
+        compiled(matrix)

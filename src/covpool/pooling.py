@@ -146,7 +146,8 @@ def cov_pool(
     if unit is not None:
         features = features / unit
     if not readable and recorded() and (steps := row.forward.product_steps(dtype)) is not None:
-        pooled = root_in_products(features.to(dtype), *steps)
+        with full_precision(features):
+            pooled = root_in_products(features.to(dtype), *steps)
     # By the matrix where that is quicker, which does not depend on the batch: a sample's result is
     # to depend on nothing but itself.
     elif iteration is not None and (

@@ -538,9 +538,9 @@ def matrix_function(
             matrices and negative eigenvalues are then no reason to refuse, as they are clamped. The
             gradient is exact: of two clamped eigenvalues it is zero, of one that is clamped, b, and
             one that is not, a, its entry is (f(a) − f(floor)) / (a − b). At the floor itself the
-            derivative counts as 0. Below n · finfo(dtype).eps of the largest eigenvalue, others are
+            derivative counts as 0. Below n · finfo(dtype).eps of the largest magnitude, others are
             rounding: where f is not smooth at zero, a floor below that is given to all of them.
-            Methods that are exact alone.
+            With 'exact', or a row of your own that offers every function.
         compute_dtype: as for `matrix_sqrt`.
         check: whether to refuse matrices that are not finite and symmetric, and eigenvalues that
             the function does not accept.

@@ -140,8 +140,9 @@ def positive(caller: str, values: Tensor) -> None:
     bad = ~((values > 0) & values.isfinite())
     if bad.any():
         raise ValueError(
-            f"{caller}: not positive and finite{name_samples(bad)}; the nearest number in "
-            f"{values.dtype} is {values[bad].flatten()[0].item():g}"
+            f"{caller} must be positive and finite in {values.dtype}, got "
+            f"{values[bad].flatten()[0].item():g}{name_samples(bad)}; one below its least normal "
+            "number counts as zero"
         )
 
 
@@ -152,20 +153,29 @@ def _broadcasts(shape: tuple[int, ...], batch: torch.Size) -> bool:
 
 
 def full_rank(
-    caller: str, rank: Tensor, needed: int, size: int, restricted: bool | Tensor = True
+    caller: str,
+    rank: Tensor,
+    needed: int,
+    size: int,
+    restricted: bool | Tensor = True,
+    floor_helps: bool = True,
 ) -> None:
-    """Refuse ranks (*) below the needed one, in the samples where `restricted` holds."""
+    """Refuse ranks (*) below the needed one, in the samples where `restricted` holds.
+
+    A floor helps functions of positive eigenvalues alone: it would turn the sign of others.
+    """
     if rank.numel() == 0:
         return
     bad = (rank < needed) & restricted
     if bad.any():
         lowest = int(rank[bad].min())
+        floor = "give a floor (of method 'exact'), " if floor_helps else ""
         raise ValueError(
             f"{caller}: matrix singular{name_samples(bad)}; the lowest numerical rank is "
             f"{lowest} of {size} and the function is not defined at zero; add a multiple of the "
-            "identity, give a floor (of method 'exact'), or pass check=False to apply it on the "
-            "range alone; if rows and columns (a covariance's features) differ in size by many "
-            "orders, scale them to similar size"
+            f"identity, {floor}or pass "
+            "check=False to apply it on the range alone; if rows and columns (a covariance's "
+            "features) differ in size by many orders, scale them to similar size"
         )
 
 
@@ -203,11 +213,12 @@ def entries(caller: str, matrix: Tensor) -> tuple[float, float]:
     size, dtype = matrix.shape[-1], matrix.dtype
     scale = matrix.abs().amax((-2, -1))
     difference = (matrix - matrix.mH).abs().amax((-2, -1))
-    least, most = (x.item() for x in scale.aminmax())
+    # In one read: on a GPU each would synchronise.
+    least, most, apart = torch.stack([*scale.aminmax(), difference.amax()]).tolist()
     relative = _tolerance(size, EARLIER_DTYPE.get(dtype.to_real(), dtype))
     absolute = _tolerance(size, dtype)
     # At most one look at each sample: NaN and infinities make the difference NaN or infinite.
-    if not difference.amax().item() <= max(relative * least, absolute) or most == math.inf:
+    if not apart <= max(relative * least, absolute) or most == math.inf:
         finite(caller, matrix, sample_dims=2)
         _refuse_asymmetric(caller, matrix, scale, difference, relative, absolute)
     return least, most
@@ -232,7 +243,7 @@ def _refuse_asymmetric(
         remedy = f"pass (A + {turned})/2 if that is rounding"
         transposed = (matrix - matrix.mT).abs().amax((-2, -1))
         if (transposed <= allowed)[bad].all():  # of complex matrices alone
-            remedy = "but equal to Aᵀ: the covariance of complex X is X Xᴴ, not X Xᵀ"
+            remedy += "; it equals Aᵀ: the covariance of complex X is X Xᴴ, not X Xᵀ"
         raise ValueError(
             f"{caller}: matrix not {kind}{name_samples(bad)}; the largest |A − {turned}| is "
             f"{worst:.1e} of the largest entry; {remedy}"

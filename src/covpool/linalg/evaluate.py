@@ -121,7 +121,7 @@ def evaluate(
                 )
                 found.append((lifted.to(matrix.dtype), function, symmetric, result, None, unit))
         else:
-            eigenvalues, eigenvectors = EIGENDECOMPOSITION(symmetric, readable)
+            eigenvalues, eigenvectors = EIGENDECOMPOSITION(symmetric, readable and unit is None)
             decomposed = _Decomposed(symmetric, eigenvalues, eigenvectors, floor, unit)
             found = [
                 _lifted(caller, *pair, decomposed, row, matrix.dtype, checked)
@@ -192,7 +192,8 @@ def _lifted(
             magnitudes = eigenvalues.abs() if negative else eigenvalues
             rank = (clip_to_rank(magnitudes, size) > 0).sum(-1)
             restricted = True if defined is False else ~defined
-            checks.full_rank(caller, rank, row.forward.kept_count(size), size, restricted)
+            needed = row.forward.kept_count(size)
+            checks.full_rank(caller, rank, needed, size, restricted, floor_helps=not negative)
     clipped = function.clip(eigenvalues, size)
     if floor is not None:
         clipped = with_floor(clipped, floor)

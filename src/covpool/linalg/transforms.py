@@ -37,6 +37,21 @@ def inner_forward_mode() -> AbstractContextManager[Any]:
     return jvp_increment_nesting()
 
 
+def refuse_compiled_forward_mode() -> None:
+    """Refuse forward mode while torch.compile traces.
+
+    It takes no function with a `jvp`, and of one without the tangent would be zero, silently.
+
+    Raises:
+        RuntimeError: of which torch.compile shows its own version.
+    """
+    if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
+        raise RuntimeError(
+            "covpool: forward mode does not go through torch.compile; leave this function out of "
+            "the compiled part by torch.compiler.disable"
+        )
+
+
 def recorded() -> bool:
     """Whether a graph is being recorded for other programs to run, without backward passes."""
     if torch.compiler.is_compiling():

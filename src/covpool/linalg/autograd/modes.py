@@ -9,7 +9,12 @@ from torch.autograd import Function
 
 from covpool.linalg.precision import full_precision
 from covpool.linalg.spectrum import name_samples
-from covpool.linalg.transforms import in_transform, is_tracing, unreadable
+from covpool.linalg.transforms import (
+    in_transform,
+    is_tracing,
+    refuse_compiled_forward_mode,
+    unreadable,
+)
 
 
 def in_both_modes(function: type[Function]) -> Callable[..., Any]:
@@ -36,7 +41,12 @@ def in_both_modes(function: type[Function]) -> Callable[..., Any]:
         return output
 
     def compiled_backward(ctx: Any, *gradients: Any) -> Any:
-        return _in_full_precision(backward, gradients[0], ctx, *gradients)
+        # Whether autocast is on while this is traced says nothing of when it will run.
+        device = gradients[0].device.type
+        if not torch.amp.is_autocast_available(device):
+            return backward(ctx, *gradients)
+        with torch.autocast(device, enabled=False):
+            return backward(ctx, *gradients)
 
     def eager_backward(ctx: Any, *gradients: Any) -> Any:
         for gradient in gradients:
@@ -59,6 +69,7 @@ def in_both_modes(function: type[Function]) -> Callable[..., Any]:
 
     def apply(tensor: Tensor, *others: Any) -> Any:
         if torch.compiler.is_compiling():
+            refuse_compiled_forward_mode()
             chosen = compiled.apply
         elif is_tracing():
             chosen = forward

@@ -12,8 +12,11 @@ from covpool.linalg.precision import uses_tf32
 
 
 def multiplication(like: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """A, B ↦ A B on the device of `like`, TF32 being off in its derivatives too."""
-    return _product if uses_tf32(like) else torch.matmul
+    """A, B ↦ A B on the device of `like`, TF32 being off in its derivatives too.
+
+    In what torch.compile traces autocast is off there too, in whatever state it will run.
+    """
+    return _product if uses_tf32(like) or torch.compiler.is_compiling() else torch.matmul
 
 
 class _Product(Function):
