@@ -4,13 +4,12 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Self
 
 import torch
 
 from covpool.linalg.forwards.approximants import MatrixPade, MatrixTaylor
-from covpool.linalg.forwards.base import Eigendecomposition, Forward
+from covpool.linalg.forwards.base import Eigendecomposition, Forward, Iteration
 from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz
 from covpool.linalg.forwards.top_n import TopN
 from covpool.linalg.functions import FUNCTIONS, ScalarFunction
@@ -62,13 +61,10 @@ class Method:
         """Whether the gradient is the derivative of the forward pass, so that it has one too."""
         return self.gradient.exact
 
-    @cached_property
-    def iteration(self) -> Any:
-        """The forward algorithm where it works on the matrix itself, without its eigenvalues.
-
-        An `Iteration`, or None.
-        """
-        return self.forward.iteration
+    @property
+    def iteration(self) -> Iteration | None:
+        """The forward algorithm where it works on the matrix itself, without its eigenvalues."""
+        return self.forward if isinstance(self.forward, Iteration) else None
 
     @property
     def functions(self) -> tuple[str, ...]:

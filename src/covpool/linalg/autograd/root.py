@@ -23,7 +23,7 @@ def iterate(matrix: Tensor, function: ScalarFunction, method: Method) -> Tensor:
 
 def iterate_each(matrix: Tensor, functions: Sequence[ScalarFunction], method: Method) -> list[Any]:
     """The same for each of them, the root and its inverse, by one iteration."""
-    forward = method.iteration
+    forward: Any = method.iteration
     inverses = [function.inverse_of is not None for function in functions]
     if forward.through_steps:
         root, reciprocal = forward.iterate(matrix, any(inverses))

@@ -68,11 +68,6 @@ class Forward(ABC):
         """How many eigenvalues of an n × n matrix it keeps, n = `size`."""
         return size
 
-    @property
-    def iteration(self) -> "Iteration | None":
-        """Itself where it works on the matrix, without its eigenvalues; else None."""
-        return None
-
     def product_steps(self, dtype: torch.dtype) -> tuple[Steps, float] | None:
         """The quintics of which its root consists in `dtype`, where matrix products are all of it.
 
@@ -92,10 +87,6 @@ class Iteration(Forward):
 
     through_steps: ClassVar[bool]
     """Whether autograd differentiates its steps, `iterate`; else the rule does, from `roots`."""
-
-    @property
-    def iteration(self) -> "Iteration":
-        return self
 
     def differentiated_by(self, gradient: Gradient) -> bool:
         return gradient == self
