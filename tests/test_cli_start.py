@@ -1,5 +1,6 @@
 """How the command line starts: what help needs, what it shows, and the first line of a training."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -329,3 +330,14 @@ def test_the_short_names_are_documented():
     text = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
     for alias, option in ALIASES.items():
         assert f"| `--{alias}` | `--{option}` |" in text
+
+
+@pytest.mark.parametrize("command", [["recipes"], ["train", "--help"], ["methods"]])
+def test_a_reader_that_has_seen_enough_gets_no_traceback(command):
+    """As `covpool methods | head -1` does it."""
+    program = f"import sys; from covpool.cli import main; sys.exit(main({command}))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (141, b"")

@@ -4,8 +4,8 @@ This module imports nothing heavy, so that `covpool --help` answers at once; a s
 is imported when it is called.
 
 Exit status: 0 done; 1 training diverged; 2 a mistake in what the user gave, told in one line on
-standard error; 130 (128 + the signal's number) interrupted. Any other exception is a fault of the
-program and keeps its traceback.
+standard error; 130 (128 + the signal's number) interrupted, 141 where nobody reads the output any
+more. Any other exception is a fault of the program and keeps its traceback.
 """
 
 import argparse
@@ -83,13 +83,41 @@ class PrintableFormatter(logging.Formatter):
         return printable_lines(super().format(record))
 
 
+class _NobodyReads(BrokenPipeError):
+    """Standard output is a pipe whose reader has ended."""
+
+
 def say(text: object, *, error: bool = False) -> None:
     """Print a text in which names of others may stand, on standard output or standard error."""
-    print(printable_lines(str(text)), file=sys.stderr if error else sys.stdout, flush=True)
+    try:
+        print(printable_lines(str(text)), file=sys.stderr if error else sys.stdout, flush=True)
+    except BrokenPipeError:
+        if error:
+            raise
+        _drop_output()
+        raise _NobodyReads from None
+
+
+def _drop_output() -> None:
+    # Python flushes once more when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    try:
+        status = _status(arguments)
+    except _NobodyReads:
+        return 141
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    return status
+
+
+def _status(arguments: Sequence[str] | None) -> int:
     # A terminal or pipe of another encoding than UTF-8 gets escapes for what it cannot hold.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
