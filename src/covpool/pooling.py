@@ -51,6 +51,9 @@ def covariance(x: Tensor, *, correction: int = 0) -> Tensor:
         its small eigenvalues are rounding errors: for a root, convert to float64 first or let
         `cov_pool` choose.
 
+    Call backward outside autocast, as PyTorch recommends: within it, the product of the backward
+    pass is in half precision.
+
     Raises:
         ValueError: fewer than two dimensions, none of C or N, not floating point, complex64 or
             complex128, or a correction that is not whole, below 0, or not below N.

@@ -51,6 +51,7 @@ def script(shell: str) -> str:
             if choices:
                 action.choices = choices
             elif action.dest in FILES or read_as_path(action.type):
+                # shtab looks for this attribute, which argparse's own actions do not have.
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
         commands.add_parser(name, help=command.description)
         commands.choices[name] = options

@@ -92,8 +92,9 @@ def matrix_sqrt(
     rank, `newton-schulz-minimax`; refused by a RuntimeError for the others, whose gradient is not
     the derivative of their result. Of a third derivative at most one of the two outer ones may be
     in forward mode: torch loses terms of the other (pytorch issue 197867). Forward mode
-    (`torch.func.jvp`, `jacfwd`, `hessian`) gives the transpose of the method's gradient; it does
-    not go through torch.compile.
+    (`torch.func.jvp`, `jacfwd`, `hessian`) gives the transpose of the method's gradient; within
+    torch.compile it is refused. Call backward outside autocast, as PyTorch recommends: within it,
+    the products of the backward pass of `isqrt-cov` are in half precision.
 
     Raises:
         ValueError: not square, not floating point, an unknown method, another compute_dtype than
