@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -62,6 +63,7 @@ def covpool_command(arguments, folder):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_commands_one_after_the_other(tmp_path):
     """The default network's batches are decomposed by several threads, in evaluation too."""
     covpool_command(["train", "--train.epochs", "1", "--output", "runs/one"], tmp_path)
