@@ -58,6 +58,8 @@ def imported_by(*arguments):
         ["compare", "--print_config"],
         ["recipes"],
         ["recipes", "typefaces"],
+        ["methods"],
+        ["methods", "svd-pade"],
     ],
     ids=" ".join,
 )
@@ -66,17 +68,23 @@ def test_what_needs_no_tensor_imports_nothing_heavy(arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train", "--nonsense"], ["export"], ["study", "x.yaml", "--lrr", "1"]]
+    "arguments",
+    [
+        ["train", "--nonsense"],
+        ["export"],
+        ["study", "x.yaml", "--lrr", "1"],
+        ["methods", "svd-pad"],
+        ["recipes", "typeface"],
+    ],
+    ids=" ".join,
 )
 def test_a_mistake_in_the_options_is_told_without_pytorch(arguments):
     assert imported_by(*arguments) == (2, set())
 
 
-@pytest.mark.parametrize("arguments", [["methods"], ["methods", "svd-pade"]], ids=" ".join)
-def test_the_methods_need_pytorch_alone(arguments):
-    status, found = imported_by(*arguments)
-    assert status == 0
-    assert found <= {"torch", "numpy"}  # which torch imports
+def test_completion_imports_nothing_heavy():
+    pytest.importorskip("shtab")
+    assert imported_by("completion", "bash") == (0, set())
 
 
 def shown(capsys, *arguments):
