@@ -165,10 +165,19 @@ def test_the_first_line_is_out_before_pytorch_is_loaded(tmp_path):
         "main(sys.argv[1:])\n"
     )
     for words, line in (
-        (["photos", "--epochs", "3"], "training small-convnet with isqrt-cov on photos, 3 epochs;"),
-        (["--model.method", "svd-pade"], "with svd-pade on the embedded typefaces, 20 epochs;"),
+        (
+            ["train", "photos", "--epochs", "3"],
+            "training small-convnet with isqrt-cov on photos, 3 epochs;",
+        ),
+        (
+            ["train", "--model.method", "svd-pade"],
+            "with svd-pade on the embedded typefaces, 20 epochs;",
+        ),
+        (["compare", "photos"], "comparing poolings; loading PyTorch"),
+        (["study", "study.yaml"], "comparing ways to train; loading PyTorch"),
+        (["reproduce", "all"], "reproducing the paper's tables and figures; loading PyTorch"),
     ):
-        command = [sys.executable, "-c", program, "train", *words]
+        command = [sys.executable, "-c", program, *words]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 7, done.stderr
         assert line in done.stdout
