@@ -151,7 +151,7 @@ def draw_gain(axes: Axes) -> None:
     axes.set_yticks(range(len(ARMS)), list(ARMS.values()))
     axes.set_ylim(-0.6, len(ARMS) - 0.4)
     axes.grid(axis="y", visible=False)
-    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(0.03, 0.38), fontsize=9)
     title(axes, "Accuracy above plain average pooling", x="points, with 95% intervals (5 seeds)")
 
 
