@@ -11,6 +11,7 @@ import torch
 
 import covpool
 import covpool.analysis
+import quick
 from covpool.cli import COMMANDS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -28,7 +29,7 @@ def cells(page: Path) -> list[str]:
 EXECUTED = ["quickstart", "problems", "tensor-networks", "numerics", "analysis", "adding"]
 
 
-@pytest.mark.parametrize("page", EXECUTED)
+@quick.parametrize("page", EXECUTED, keep=["quickstart", "adding"])
 def test_cells_run(page, capsys):
     found = cells(PAGES[page])
     assert found

@@ -60,7 +60,7 @@ FAULTS = [
         "linalg/spectrum.py",
         "return size * torch.finfo(dtype).eps",
         "return size**2 * torch.finfo(dtype).eps",
-        "spectral_values",
+        "diagnostics",
     ),
     Fault("linalg/spectrum.py", "return half + half.mH", "return half + half.mT", "complex"),
     Fault("linalg/spectrum.py", "return half - half.mH", "return half + half.mH", "svd"),
