@@ -13,6 +13,7 @@ import torch
 
 import covpool
 import covpool.analysis
+import quick
 from covpool.cli import COMMANDS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -42,7 +43,7 @@ EXECUTED = [
 ]
 
 
-@pytest.mark.parametrize("page", EXECUTED)
+@quick.parametrize("page", EXECUTED, keep=["quickstart", "adding"])
 def test_cells_run(page, capsys):
     found = cells(PAGES[page])
     assert found

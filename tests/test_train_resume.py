@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+import quick
 from covpool.cli import main
 from covpool.data import DataError, Images
 from covpool.train.recorder import PROGRESS, Recorder
@@ -73,8 +74,10 @@ def interrupt_at(steps, monkeypatch, signal_number=signal.SIGINT):
     monkeypatch.setattr(Recorder, "on_train_batch_end", hook)
 
 
-@pytest.mark.parametrize(
-    ("steps", "workers"), [((1, 2), 0), ((5, 7), 0), ((3, 6), 0), ((4,), 2), ((6,), 2)]
+@quick.parametrize(
+    ("steps", "workers"),
+    [((1, 2), 0), ((5, 7), 0), ((3, 6), 0), ((4,), 2), ((6,), 2)],
+    keep=[((3, 6), 0), ((4,), 2)],
 )
 def test_resumed_equals_uninterrupted(
     steps, workers, images, uninterrupted, tmp_path, monkeypatch, capsys
@@ -168,7 +171,7 @@ def test_an_image_damaged_in_mid_run_loses_nothing(
     assert_same(load(path), uninterrupted)
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3])
+@quick.parametrize("epoch", [1, 2, 3], keep=[2])
 def test_an_image_damaged_while_evaluating_loses_nothing(
     epoch, images, uninterrupted, tmp_path, monkeypatch, capsys
 ):
@@ -213,6 +216,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, monkeypatch, capsys):
     assert main(["train", "--resume", str(path), "--data.root", str(moved)]) == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_the_command_itself(images, tmp_path):
     path = tmp_path / "run"
     options = ["--output", str(path), "--data.workers", "1", *RUN, "--train.epochs", "100000"]
