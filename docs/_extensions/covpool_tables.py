@@ -45,6 +45,7 @@ GROUPS = {
     "covpool.linalg.diagnostics": "Diagnostics",
     "covpool.models": "Models",
     "covpool.train.prediction": "Models",
+    "covpool.fitting": "Training",
 }
 """Headings of the reference by module, in their order; names of other modules follow them."""
 
