@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -75,6 +76,7 @@ def covpool_command(arguments, folder):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_commands_one_after_the_other(tmp_path):
     """Every command of README as a user types it, in its order, in one folder."""
     draw_photos(tmp_path / "photos")
