@@ -328,7 +328,12 @@ def layouts_table() -> str:
     from covpool.data.layouts import LAYOUTS
 
     rows = (
-        (f"`{name}`", layout.title, layout.source, layout.describe_signs())
+        (
+            f"`{name}`",
+            layout.title,
+            layout.source,
+            re.sub(r"([*_#])", r"\\\1", layout.describe_signs()),
+        )
         for name, layout in LAYOUTS.items()
     )
     return table(("`data.name`", "what", "source", "recognised by"), rows)
