@@ -123,7 +123,6 @@ def test_a_run_without_a_checkpoint_begins_anew(images, uninterrupted, tmp_path,
     path = tmp_path / "run"
     assert main(["train", "--data.root", images, "--output", str(path), *RUN]) == 0
     (path / "last.ckpt").unlink()
-    (path / "previous.ckpt").unlink()
     assert main(["train", "--resume", str(path)]) == 0
     assert "starting from the beginning" in capsys.readouterr().out
     assert_same(load(path), uninterrupted)

@@ -15,40 +15,64 @@ from torch.func import hessian, jacfwd, jacrev, vjp, vmap
 import covpool
 from covpool import METHODS
 from spectra import relative_error
-from transforms import CHECKS, COMMAND, PATH, SUBJECTS, in_every_run, measure, parse, random, render
+from transforms import (
+    CHECKS,
+    COMMAND,
+    GRAPHS,
+    PATH,
+    SUBJECTS,
+    in_every_run,
+    is_quick,
+    measure,
+    parse,
+    random,
+    render,
+)
 
 COMMITTED = parse(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
 
 
-def label(subject):
-    return f"{subject.group}-{subject.name}-{subject.kind}"
+def checks_of(subject, graphs):
+    return [c for c in CHECKS if (c in GRAPHS) == graphs and in_every_run(subject, c)]
 
 
-@pytest.mark.parametrize("subject", SUBJECTS, ids=label)
-def test_table_holds(subject):
-    hold(subject)
+def rows(chosen, always_slow=False):
+    return [
+        pytest.param(
+            subject,
+            checks_of(subject, graphs),
+            id=f"{subject.group}-{subject.name}-{subject.kind}{'-graphs' if graphs else ''}",
+            marks=[] if is_quick(subject, graphs) and not always_slow else [pytest.mark.slow],
+        )
+        for subject in chosen
+        for graphs in (False, True)
+        if checks_of(subject, graphs)
+    ]
 
 
-@pytest.mark.parametrize(
-    "subject",
-    [
-        s
-        for s in SUBJECTS
-        if s.group == "cov_pool, N > C" and getattr(METHODS[s.name].forward, "iterated_channels", 0)
-    ],
-    ids=label,
-)
-def test_table_holds_for_many_channels_too(subject, monkeypatch):
+@pytest.mark.parametrize(("subject", "checks"), rows(SUBJECTS))
+def test_table_holds(subject, checks):
+    hold(subject, checks)
+
+
+ITERATED = [
+    s
+    for s in SUBJECTS
+    if s.group == "cov_pool, N > C" and getattr(METHODS[s.name].forward, "iterated_channels", 0)
+]
+
+
+@pytest.mark.parametrize(("subject", "checks"), rows(ITERATED, always_slow=True))
+def test_table_holds_for_many_channels_too(subject, checks, monkeypatch):
     """Those of the table are few enough to be pooled by the iteration."""
     monkeypatch.setattr(type(METHODS[subject.name].forward), "iterated_channels", 0)
-    hold(subject)
+    hold(subject, checks)
 
 
-def hold(subject):
+def hold(subject, checks):
     cells = COMMITTED[subject.group, subject.name][subject.kind]
     committed = dict(zip(CHECKS, cells, strict=True))
-    chosen = [check for check in CHECKS if in_every_run(subject, check)]
-    measured = {check: measure(subject, check) for check in chosen}
+    measured = {check: measure(subject, check) for check in checks}
     changed = {
         check: f"{committed[check]} -> {outcome}"
         for check, outcome in measured.items()

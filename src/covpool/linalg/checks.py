@@ -89,6 +89,7 @@ def parameter(caller: str, name: str, value: Any, batch: torch.Size) -> Tensor |
     eigenvalues (*, n) or matrices (*, n, n); they are taken off.
 
     Raises:
+        TypeError: an array or a list.
         ValueError: not real, not finite, or of a shape that does not broadcast to the batch.
     """
     if isinstance(value, Tensor):
@@ -104,8 +105,10 @@ def parameter(caller: str, name: str, value: Any, batch: torch.Size) -> Tensor |
             f"{caller}: {name} of shape {shape} does not broadcast to the batch shape "
             f"{tuple(batch)}; give one number for each matrix, or expand the matrices first"
         )
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if value is None or isinstance(value, bool | str):
         raise ValueError(f"{caller}: the {name} must be a number or a tensor, got {value!r}")
+    if not isinstance(value, Real):
+        tensor(f"{caller}: the {name}", value)
     number: Any = value if isinstance(value, int) else float(value)
     if not abs(number) <= sys.float_info.max:  # this way round so that NaN is refused
         raise ValueError(f"{caller}: the {name} must be finite, got {value!r}")

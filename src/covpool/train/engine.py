@@ -17,6 +17,7 @@ from covpool.machine import describe_machine
 from covpool.train.checkpoint import (
     METADATA,
     check_options,
+    keep_checkpoints,
     load_weights,
     read_checkpoint,
 )
@@ -124,6 +125,8 @@ def train(
                 summary["machine"] = describe_machine(device)
                 summary["peak_memory_bytes"] = peak_bytes(device) if measured else None
                 write_results(job, module, recorder, directory, summary)
+    if main_process():
+        keep_checkpoints(directory, config.train.keep)
     return summary
 
 

@@ -7,7 +7,7 @@ or OSError. After `prepare`, an exception is a fault of the program, except `Tra
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,13 @@ from covpool.data import ImageSplits, Preprocessing, open_images
 from covpool.models import CovPoolModel, check_backbone
 from covpool.pooling import VECTOR_LAYOUT
 from covpool.train.building import build_model, single_valued_layers
-from covpool.train.checkpoint import METADATA, check_options, find_checkpoint, load_weights
+from covpool.train.checkpoint import (
+    METADATA,
+    check_options,
+    find_checkpoint,
+    keep_checkpoints,
+    load_weights,
+)
 from covpool.train.config import RunConfig
 from covpool.train.loggers import check_loggers
 from covpool.train.mixing import make_mixup
@@ -266,6 +272,7 @@ def prepare_resume(
     """
     found = find_checkpoint(directory.last)
     if found is None:
+        refuse_reduced(config, directory)
         return prepare(config, progress=progress), None
     checkpoint, path, problem = found
     if PROGRESS not in checkpoint:
@@ -277,6 +284,9 @@ def prepare_resume(
     done = len(checkpoint[PROGRESS]["history"])
     if done >= config.train.epochs and not directory.owes(done):
         _mend_best(directory, checkpoint)
+        if main_process():
+            reduce_finished(directory, config.train.keep)
+        refuse_reduced(config, directory)
         raise RunFinished(
             f"run {directory.path} has finished its {done} epochs; --train.epochs with a larger "
             "number would go on"
@@ -294,6 +304,39 @@ def prepare_resume(
         logger.warning("%s; going on from %s, after step %d", problem, path, step)
         put_aside(directory.last)
     return job, path
+
+
+def reduce_finished(directory: RunDirectory, keep: str) -> None:
+    """Let an earlier run that has finished keep what a new one would."""
+    config = directory.read_config()
+    if config.train.keep != keep:
+        # First: by it one sees why the checkpoints are not there.
+        directory.write_config(replace(config, train=replace(config.train, keep=keep)))
+    keep_checkpoints(directory, keep)
+
+
+def refuse_reduced(config: RunConfig, directory: RunDirectory) -> None:
+    """Refuse to begin a finished run anew because it keeps no checkpoint to go on from.
+
+    Raises:
+        RunFinished: it has as many epochs as the configuration asks for.
+        ValueError: it has fewer.
+    """
+    summary = directory.read_summary() or {}
+    if summary.get("status") != "finished" or directory.has_checkpoint():
+        return
+    if not directory.best.is_file() or directory.read_config().train.keep != "best":
+        return  # somebody removed the checkpoints
+    done = summary["epochs"]
+    told = (
+        f"run {directory.path} has finished its {done} epochs and keeps best.ckpt alone "
+        "(train.keep best)"
+    )
+    if done >= config.train.epochs:
+        raise RunFinished(told)
+    raise ValueError(
+        f"{told}: it cannot go on to {config.train.epochs}; start a new run, with --keep last"
+    )
 
 
 def _mend_best(directory: RunDirectory, checkpoint: dict[str, Any]) -> None:

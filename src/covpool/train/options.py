@@ -255,6 +255,10 @@ class TrainConfig:
     checkpoint_steps: int = 1000
     """Also save last.ckpt every so many steps within an epoch; 0 saves at its end alone."""
 
+    keep: Literal["best", "last", "all"] = "last"
+    """Checkpoints of a run that has finished: last keeps best.ckpt and last.ckpt, by which it can
+    be made longer; best keeps best.ckpt alone; all keeps previous.ckpt too."""
+
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When loss or gradient are not finite: stop, or skip that step's update and count it."""
 
