@@ -132,8 +132,7 @@ def test_examples_of_the_help_can_be_typed(capsys):
     examples = re.findall(r"\$ covpool train *(.*)", shown(capsys, "train", "--help"))
     assert len(examples) == 3
     for example in examples:
-        parser = train_parser()
-        parser.parse(parser.read(shlex.split(example)))
+        train_parser().read(shlex.split(example))
 
 
 def test_help_tells_whose_defaults_it_shows(capsys):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from covpool.cli import UserError, loading, say
-from covpool.cli.parsers import RESUMABLE, train_parser
-from covpool.cli.parsing import FileProgress, checking_files, chosen_recipe, users_input
+from covpool.cli.parsers import RESUMABLE
+from covpool.cli.parsing import FileProgress, Given, checking_files, chosen_recipe, users_input
 from covpool.text import file_name
 from covpool.train.allocator import keep_freed_memory
 from covpool.train.claim import claimed
@@ -39,7 +39,6 @@ for them."""
 class Request:
     """What the command line asks for, read without PyTorch."""
 
-    arguments: list[str]
     config: RunConfig
     recipe: "Recipe | None"
     output: Path | None
@@ -59,10 +58,10 @@ class NothingToDo(Exception):
     """With `--resume auto`, a run that has finished is no mistake."""
 
 
-def run(arguments: list[str]) -> int:
+def run(given: Given) -> int:
     """Train, and return the exit status, which is the first process's: others return 0."""
     with users_input():
-        asked = _read(arguments)
+        asked = _read(given)
     if first_process():
         say(f"{asked.title}; loading PyTorch")
     with loading():
@@ -86,15 +85,16 @@ def first_process() -> bool:
     return int(next((os.environ[name] for name in RANKS if name in os.environ), 0)) == 0
 
 
-def _read(arguments: list[str]) -> Request:
-    recipe = chosen_recipe(arguments)
-    config, own = train_parser(defaults=recipe and recipe.config).parse(arguments)
-    if own.resume == AUTO:
-        if own.output is None:
+def _read(given: Given) -> Request:
+    own, recipe = given.own, None
+    if own.resume in (None, AUTO):
+        if own.resume == AUTO and own.output is None:
             raise ValueError(
                 "--resume auto needs --output, the run directory to go on with or to start"
             )
-    elif own.resume is not None:
+        recipe = chosen_recipe(given)
+        config = given.config(recipe and recipe.config)
+    else:
         for option in ("output", "recipe"):
             if (value := getattr(own, option)) is not None:
                 raise ValueError(
@@ -102,8 +102,9 @@ def _read(arguments: list[str]) -> Request:
                     f"run goes on {'in' if option == 'output' else 'with'} its own "
                     f"{'directory' if option == 'output' else 'configuration'}"
                 )
-        RunDirectory.open(own.resume)
-    return Request(arguments, config, recipe, own.output, own.resume)
+        there = RunDirectory.open(own.resume).read_config()
+        config = given.config(there, allowed=RESUMABLE)
+    return Request(config, recipe, own.output, own.resume)
 
 
 def _train(job: "Job", directory: RunDirectory, checkpoint: Path | None, *, speaks: bool) -> int:
@@ -178,9 +179,7 @@ def _prepare(asked: Request, progress: FileProgress, claims: ExitStack) -> Prepa
             except RunFinished as error:
                 raise NothingToDo(str(error)) from error
     elif asked.resume is not None:
-        directory = claim(RunDirectory.open(asked.resume).path)
-        parser = train_parser(allowed=RESUMABLE, defaults=directory.read_config())
-        return _resume(parser.parse(asked.arguments)[0], directory, progress)
+        return _resume(config, claim(asked.resume), progress)
     if asked.recipe is not None:
         asked.recipe.check(config)
     check_names(config)
