@@ -22,7 +22,7 @@ from covpool.bench.peers import OpenPeer, PeerRow, Root, open_peer
 from covpool.bench.timing import Context, Timing, describe, fixed_threads, time_steps
 from covpool.machine import available_cores, describe_environment, summary_line
 from covpool.models import create_model
-from covpool.pooling import check_pooling
+from covpool.poolings import check_pooling
 
 BATCHES = {"cpu": 16, "cuda": 128}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -13,7 +13,8 @@ import shtab
 from covpool.cli import COMMANDS, make_parser, say
 from covpool.cli.parsers import PARSERS
 from covpool.cli.parsing import RunParser, read_as_path
-from covpool.pooling import POOLINGS
+from covpool.linalg.methods import METHODS
+from covpool.poolings import POOLINGS
 from covpool.train.config import RunConfig
 from covpool.train.recipe import read_recipes
 
@@ -32,11 +33,11 @@ def script(shell: str) -> str:
     parser, commands = make_parser()
     recipes = tuple(recipe.name for recipe in read_recipes())
     words = {
-        ("methods", "name"): POOLINGS,
+        ("methods", "name"): tuple(POOLINGS),
         ("recipes", "name"): recipes,
         **{(name, "recipe"): recipes for name in COMMANDS},
-        **{(name, "model.method"): POOLINGS for name in COMMANDS},
-        **{(name, "model.hybrid"): POOLINGS[1:] for name in COMMANDS},
+        **{(name, "model.method"): tuple(POOLINGS) for name in COMMANDS},
+        **{(name, "model.hybrid"): tuple(METHODS) for name in COMMANDS},
     }
     kinds = {
         f"{group}.{name}": kind

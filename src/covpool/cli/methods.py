@@ -1,7 +1,7 @@
 """`covpool methods`.
 
-It shows METHODS itself, whose rows hold the functions that compute, so it imports PyTorch, and
-nothing else that is slow.
+It shows METHODS and POOLINGS themselves, whose rows hold what computes, so it imports PyTorch, and
+nothing else that is slow (timm to describe a pool of timm's).
 """
 
 import argparse
@@ -12,14 +12,17 @@ from rich.table import Table
 from covpool.cli import say
 from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import users_input
-from covpool.linalg.methods import METHODS
-from covpool.pooling import POOLINGS, check_pooling
+from covpool.poolings import POOLINGS, Pooling, check_pooling, method_or_pooling
 
 COLUMNS = ("name", "paper", "forward", "gradient", "constants", "description")
 
 
+CHANNELS = 256
+"""Of which lengths and parameters are told: the paper's number."""
+
+
 def run(given: argparse.Namespace) -> int:
-    """Print the table of methods, or all about one, and return the exit status."""
+    """Print the table of poolings, or all about one, and return the exit status."""
     console = PlainConsole(soft_wrap=False)
     if given.name is not None:
         with users_input():
@@ -49,11 +52,11 @@ def rows() -> list[tuple[str, ...]]:
 
 def facts(name: str) -> dict[str, str]:
     """All about a pooling, in words."""
-    method = METHODS.get(name)
-    if method is None:
-        values = (name, "-", "mean over positions", "its own", "-", "the baseline")
-        return dict(zip(COLUMNS, values, strict=True))
-    constants = ", ".join(f"{key}={value}" for key, value in method.constants.items())
+    row = method_or_pooling(name)
+    constants = ", ".join(f"{key}={value}" for key, value in row.constants.items())
+    if isinstance(row, Pooling):
+        return _facts_of_pooling(row, constants or "-")
+    method = row
     return {
         "name": name,
         "description": method.description,
@@ -64,4 +67,24 @@ def facts(name: str) -> dict[str, str]:
         "constants": constants or "-",
         "functions": ", ".join(method.functions),
         "source": method.reference,
+    }
+
+
+def _facts_of_pooling(row: Pooling, constants: str) -> dict[str, str]:
+    size, parameters = row.count(CHANNELS)
+    return {
+        "name": row.name,
+        "description": row.description,
+        "paper": "-",
+        "forward": row.representation,
+        "normalisation": row.normalisation,
+        "regulariser": row.regulariser,
+        "gradient": "its own",
+        "constants": constants,
+        "vector": f"{size} numbers of {CHANNELS} channels",
+        "parameters": f"{parameters}, of {CHANNELS} channels",
+        "reduction": "before it, unless told otherwise" if row.reduced else "none unless asked for",
+        "class token": "beside it, where the backbone has one" if row.class_token else "not used",
+        "caution": row.caution or "-",
+        "source": row.paper,
     }
