@@ -51,7 +51,7 @@ class Pooling:
     normalisation: str = "none"
     regulariser: str = "none"
     make: Callable[..., PoolingModule]
-    chosen: Mapping[str, Any] = field(default_factory=lambda: NONE)
+    chosen: Mapping[str, Any] = field(default_factory=dict)
     reduced: bool = True
     class_token: bool = False
     paper: str
@@ -91,7 +91,7 @@ class Pooling:
         return replace(
             self,
             representation=constants.get("representation", self.representation),
-            chosen=MappingProxyType({**self.chosen, **constants}),
+            chosen={**self.chosen, **constants},
         )
 
     def build(self, channels: int, token_features: int = 0) -> PoolingModule:

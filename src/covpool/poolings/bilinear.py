@@ -74,7 +74,7 @@ class TensorSketch(PoolingModule):
         first, second = self.signs.to(matrix.dtype)
         signed = (matrix * torch.outer(first, second)).flatten(1)
         place = (self.places[0][:, None] + self.places[1]).flatten() % self.out_features
-        sketch = signed.new_zeros(len(x), self.out_features).index_add(1, place, signed)
+        sketch = signed.new_zeros(x.shape[0], self.out_features).index_add(1, place, signed)
         return normalize(signed_root(sketch), dim=1)
 
 

@@ -1,5 +1,6 @@
 """First-order poolings: means, maxima, generalised means, and timm's attention pools."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,7 @@ class GeneralisedMean(Mean):
     def forward(self, x: Tensor) -> Tensor:
         p = self.exponent.to(x.dtype)
         logs = p * x.clamp_min(self.epsilon).log().flatten(2)
-        return ((logs.logsumexp(-1) - torch.tensor(logs.shape[-1]).log()) / p).exp()
+        return ((logs.logsumexp(-1) - math.log(logs.shape[-1])) / p).exp()
 
 
 class TimmPool(Mean):

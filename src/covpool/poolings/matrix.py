@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,12 +44,35 @@ class MatrixPool(PoolingModule):
         return triu_vector(self.normalisation(features))
 
 
+@dataclass(frozen=True)
+class _Maker:
+    """Makes a `MatrixPool` from all constants of its parts."""
+
+    kind: Callable[..., nn.Module]
+    dropout: Callable[..., nn.Module] | None
+    representation: str
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        shown = inspect.Parameter(
+            "representation", inspect.Parameter.KEYWORD_ONLY, default=self.representation
+        )
+        return inspect.Signature([shown, *_constants_of(self.kind), *_constants_of(self.dropout)])
+
+    def __call__(self, channels: int, **given: Any) -> MatrixPool:
+        representation = given.pop("representation", self.representation)
+        regulariser = None
+        if self.dropout is not None:
+            own = {p.name: given.pop(p.name, p.default) for p in _constants_of(self.dropout)}
+            regulariser = self.dropout(channels, **own)
+        return MatrixPool(channels, representation, self.kind(**given), regulariser)
+
+
 def matrix_pooling(
     name: str,
     kind: Callable[..., nn.Module],
     *,
     representation: str = "covariance",
-    regulariser: str = "none",
     dropout: Callable[..., nn.Module] | None = None,
     constants: Mapping[str, Any] = NONE,
     **words: Any,
@@ -57,36 +81,23 @@ def matrix_pooling(
 
     Args:
         name: of the row.
-        kind: makes the normalisation from its constants, which are keyword-only.
+        kind: makes the normalisation from its constants, which are keyword-only: a module from
+            features (B, C, N) to a symmetric matrix of their covariance.
         representation: a name of `REPRESENTATIONS`.
-        regulariser: what `dropout` is, in a few words.
-        dropout: makes the regulariser from the number of channels and its constants.
+        dropout: makes a regulariser of features (B, C, N) from the number of channels and its
+            constants.
         constants: those that differ from the defaults.
         **words: further attributes of `Pooling`.
     """
-    own, dropped = _constants_of(kind), [] if dropout is None else _constants_of(dropout)
-
-    def make(channels: int, **given: Any) -> MatrixPool:
-        chosen = given.pop("representation", representation)
-        rest = {key: given.pop(key) for key in [p.name for p in dropped] if key in given}
-        regularise = None if dropout is None else dropout(channels, **rest)
-        return MatrixPool(channels, chosen, kind(**given), regularise)
-
-    shown = inspect.Parameter(
-        "representation", inspect.Parameter.KEYWORD_ONLY, default=representation
-    )
-    made: Any = make
-    made.__signature__ = inspect.Signature([shown, *own, *dropped])
     return Pooling(
         name=name,
         representation=representation,
-        regulariser=regulariser,
-        make=make,
-        chosen=constants,
+        make=_Maker(kind, dropout, representation),
+        chosen=dict(constants),
         **words,
     )
 
 
-def _constants_of(kind: Callable[..., nn.Module]) -> list[inspect.Parameter]:
-    found = inspect.signature(kind).parameters.values()
+def _constants_of(kind: Callable[..., nn.Module] | None) -> list[inspect.Parameter]:
+    found = () if kind is None else inspect.signature(kind).parameters.values()
     return [parameter for parameter in found if parameter.kind is parameter.KEYWORD_ONLY]
