@@ -27,7 +27,7 @@ def run(given: argparse.Namespace) -> int:
     if given.name is not None:
         with users_input():
             check_pooling(given.name)
-        for key, value in facts(given.name).items():
+        for key, value in (facts(given.name) | sizes(given.name)).items():
             say(f"{key + ':':14}{value}")
         return 0
     if not console.is_terminal:
@@ -71,20 +71,23 @@ def facts(name: str) -> dict[str, str]:
 
 
 def _facts_of_pooling(row: Pooling, constants: str) -> dict[str, str]:
-    size, parameters = row.count(CHANNELS)
+    plain = row.normalisation == "none"
     return {
         "name": row.name,
         "description": row.description,
         "paper": "-",
-        "forward": row.representation,
-        "normalisation": row.normalisation,
+        "forward": row.representation + ("" if plain else f", {row.normalisation}"),
         "regulariser": row.regulariser,
         "gradient": "its own",
         "constants": constants,
-        "vector": f"{size} numbers of {CHANNELS} channels",
-        "parameters": f"{parameters}, of {CHANNELS} channels",
         "reduction": "before it, unless told otherwise" if row.reduced else "none unless asked for",
         "class token": "beside it, where the backbone has one" if row.class_token else "not used",
         "caution": row.caution or "-",
         "source": row.paper,
     }
+
+
+def sizes(name: str) -> dict[str, str]:
+    """The length of a pooling's vector and its parameters, for which it is built."""
+    length, parameters = POOLINGS[name].count(CHANNELS)
+    return {"vector": f"{length} numbers of {CHANNELS} channels", "parameters": str(parameters)}

@@ -146,7 +146,7 @@ FIRST_ORDER: tuple[Pooling, ...] = (
         simpool,
         paper="Psomas, Kakogeorgiou, Karantzalos, Avrithis: Keep it SimPool: who said supervised "
         "transformers suffer from attention deficit? ICCV 2023",
-        description="attention by the mean as the query: " + _TIMM + "SimPool2d",
+        description="attention by the mean as the query, timm's SimPool2d",
     ),
     _row(
         "lse-plus",
@@ -158,14 +158,14 @@ FIRST_ORDER: tuple[Pooling, ...] = (
         "attention-latent",
         attention_latent,
         paper="Zhai, Kolesnikov, Houlsby, Beyer: Scaling vision transformers, CVPR 2022",
-        description="attention by a learned query: " + _TIMM + "AttentionPoolLatent",
+        description="attention by a learned query, timm's AttentionPoolLatent",
     ),
     _row(
         "attention-rotary",
         attention_rotary,
         paper="Radford et al.: Learning transferable visual models from natural language "
         "supervision, ICML 2021",
-        description="attention by the mean with rotary positions: " + _TIMM + "RotAttentionPool2d",
+        description="attention by the mean, with rotary positions, timm's RotAttentionPool2d",
         caution="CLIP's own pool has learned positions for one size of maps.",
     ),
 )
