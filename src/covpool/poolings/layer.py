@@ -23,8 +23,8 @@ class Pool2d(nn.Module):
 
     Args:
         in_channels: C of the input.
-        pooling: a name of `POOLINGS`, a row (with other constants: `POOLINGS["power"].replace(
-            exponent=0.3)`), or a method of `METHODS`.
+        pooling: a name of `POOLINGS`, a row, which `replace` gives with other constants, or a row
+            of `METHODS`.
         reduced_channels: channels that are pooled; None pools the input's own.
         token_features: length of the class tokens (B, T) that `forward` is given beside the
             features; 0: none. For poolings with `class_token`.
