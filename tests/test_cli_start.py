@@ -24,7 +24,7 @@ from covpool.experiments.outcome import RUN_LINES
 from covpool.experiments.study import RATES
 from covpool.experiments.targets import TARGETS
 from covpool.linalg.methods import METHODS
-from covpool.pooling import POOLINGS
+from covpool.poolings import POOLINGS
 from covpool.publish.convert import CONVERTERS
 from covpool.publish.export import FORMATS
 from covpool.publish.keys import TRIANGLES
