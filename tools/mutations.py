@@ -69,7 +69,7 @@ FAULTS = [
     Fault("linalg/spectrum.py", "return half - half.mH", "return half + half.mH", "svd"),
     Fault("linalg/spectrum.py", "left * right.conj()", "left * right", "complex"),
     Fault(
-        "linalg/spectrum.py", "eigenvalues <= threshold.clamp_min(0)", "eigenvalues < 0", "pooling"
+        "linalg/spectrum.py", "eigenvalues <= threshold", "eigenvalues < 0 * threshold", "pooling"
     ),
     Fault("linalg/spectrum.py", "return largest * torch.linalg", "return torch.linalg", "forward"),
     Fault(
@@ -145,7 +145,7 @@ FAULTS = [
         "linalg/functions/logarithms.py",
         "(log_difference(a, b) - torch.log(a) / a) / b",
         "(log_difference(a, b) + torch.log(a) / a) / b",
-        "scalar_lift scalar",
+        "functions_transforms",
     ),
     Fault(
         "linalg/functions/logarithms.py",
