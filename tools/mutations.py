@@ -216,8 +216,8 @@ FAULTS = [
     # linalg/gradients
     Fault(
         "linalg/gradients/base.py",
-        "larger = larger.masked_fill_(zero, 1)",
-        "larger = larger",
+        "return Loewner(damped.masked_fill_(zero, 0))",
+        "return Loewner(damped)",
         "functions",
     ),
     Fault(
