@@ -42,7 +42,9 @@ COMMANDS = {
     "train": Command("train", "train a network; without arguments on the embedded typefaces"),
     "evaluate": Command("evaluate", "top-1 and top-5 of a run on its test split"),
     "predict": Command("predict", "the likeliest classes of images, by a run"),
-    "export": Command("export", "a trained network as safetensors, torch.export and ONNX"),
+    "export": Command(
+        "export", "a trained network as safetensors, torch.export and ONNX", extra="export"
+    ),
     "push": Command("push", "upload a published model to a hub, or copy it to a folder"),
     "pull": Command("pull", "get a published model from a hub, or from a folder"),
     "convert": Command("convert", "a checkpoint of another project as a published model"),

@@ -1,6 +1,7 @@
 """A picture of a data set: a few images of each class, side by side."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +52,7 @@ def draw_contact_sheet(
     font = ImageFont.truetype(
         Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11
     )
-    of_class: dict[int, list[int]] = {label: [] for label in range(len(classes))}
+    of_class: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(labels):
         of_class[label].append(index)
     for label, name in enumerate(map(printable, classes)):
