@@ -3,13 +3,8 @@
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-import covpool
 from covpool.experiments import paper
 from covpool.report.curve_figures import accuracy, learning_curves
 from covpool.report.fidelity_figures import real_fidelity
@@ -21,8 +16,9 @@ from covpool.report.probe_figures import conditioning, smoothness
 from covpool.report.sources import Run
 from covpool.report.svg import SERIES
 from covpool.report.tables import PageTable, tables_of
+from covpool.report.template import fill
 from covpool.report.theory_figures import theory_figures
-from covpool.text import printable_lines, shortened
+from covpool.text import shortened
 
 GENERATOR = "covpool report"
 """The page's `generator`, by which an earlier report is known."""
@@ -32,9 +28,6 @@ CONFUSIONS = 24
 
 NAME_LENGTH = 60
 """As much of a class's name is shown."""
-
-_FOLDER = Path(__file__).parent
-
 
 TRAINING_FIGURES = {
     "curves": learning_curves,
@@ -80,19 +73,10 @@ def render(
     """
     settings = group(runs, baseline)
     styles = Styles(run.method for run in runs)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.jinja").render(
+    return fill(
+        "page.html.jinja",
         generator=GENERATOR,
-        version=covpool.__version__,
         date=datetime.date.today().isoformat(),
-        style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
         source=paper.SOURCE,
         runs=runs,
         observations=observations,
@@ -104,11 +88,6 @@ def render(
         headline=[*headline(settings), *map(of_observations, observations)],
         series=SERIES,
     )
-
-
-def _finalize(value: object) -> object:
-    """Nothing of the data can break the encoding; markup of ours stays what it is."""
-    return printable_lines(value) if type(value) is str else value
 
 
 def headline(settings: Sequence[Setting]) -> list[str]:
