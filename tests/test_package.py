@@ -75,7 +75,7 @@ def test_imports_point_one_way(path):
 
 
 LINALG = (
-    *("tables", "spectrum", "transforms", "minimax_coefficients", "sign", "checks"),
+    *("names", "tables", "spectrum", "transforms", "minimax_coefficients", "sign", "checks"),
     *(
         "precision",
         "autograd.modes",

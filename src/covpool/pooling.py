@@ -14,6 +14,7 @@ from covpool.linalg.checks import require_integer
 from covpool.linalg.covariance import Computation, plainly_centred, works_on_gram
 from covpool.linalg.functions import SQRT
 from covpool.linalg.methods import METHODS, Method, get_method, warn_of_float32
+from covpool.linalg.names import MethodName, PoolingName
 from covpool.linalg.precision import full_precision, on_cpu, range_unit
 from covpool.linalg.products import root_in_products
 from covpool.linalg.spectrum import real_dtype, symmetric_part
@@ -33,7 +34,7 @@ ONE_POSITION = (
 )
 
 
-def check_pooling(name: str) -> str:
+def check_pooling(name: str) -> PoolingName:
     """The name itself, or a ValueError that lists `POOLINGS` and the nearest one."""
     return choose("pooling method", name, {pooling: pooling for pooling in POOLINGS})
 
@@ -81,7 +82,7 @@ def _covariance(features: Tensor, correction: int = 0) -> Tensor:
 
 def cov_pool(
     x: Tensor,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     compute_dtype: torch.dtype | None = None,
     check_finite: bool = True,
@@ -266,7 +267,7 @@ class CovPool2d(nn.Module):
         self,
         in_channels: int,
         reduced_channels: int | None = 256,
-        method: str | Method = "exact",
+        method: MethodName | Method = "exact",
         vectorize: bool = True,
         *,
         compute_dtype: torch.dtype | None = None,
@@ -290,7 +291,7 @@ class CovPool2d(nn.Module):
         return self._method
 
     @method.setter
-    def method(self, method: str | Method) -> None:
+    def method(self, method: MethodName | Method) -> None:
         self._method = get_method(method)
 
     @property

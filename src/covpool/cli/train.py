@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from covpool.cli import UserError, loading, say
-from covpool.cli.parsers import RESUMABLE, train_parser
-from covpool.cli.parsing import checking_files, chosen_recipe, users_input
+from covpool.cli.parsers import RESUMABLE
+from covpool.cli.parsing import Given, checking_files, chosen_recipe, users_input
 from covpool.train.allocator import keep_freed_memory
 from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted
@@ -44,10 +44,10 @@ class Request:
         return f"training {model.backbone} with {model.method} on {images}, {epochs} epochs"
 
 
-def run(arguments: list[str]) -> int:
+def run(given: Given) -> int:
     """Train, and return the exit status, which is the first process's: others return 0."""
     with users_input():
-        asked = _read(arguments)
+        asked = _read(given)
     if first_process():
         say(f"{asked.title}; loading PyTorch")
     with loading():
@@ -69,15 +69,16 @@ def first_process() -> bool:
     return int(next((os.environ[name] for name in RANKS if name in os.environ), 0)) == 0
 
 
-def _read(arguments: list[str]) -> Request:
-    recipe = chosen_recipe(arguments)
-    config, own = train_parser(defaults=recipe and recipe.config).parse(arguments)
-    if own.resume == AUTO:
-        if own.output is None:
+def _read(given: Given) -> Request:
+    own, recipe = given.own, None
+    if own.resume in (None, AUTO):
+        if own.resume == AUTO and own.output is None:
             raise ValueError(
                 "--resume auto needs --output, the run directory to go on with or to start"
             )
-    elif own.resume is not None:
+        recipe = chosen_recipe(given)
+        config = given.config(recipe and recipe.config)
+    else:
         for option in ("output", "recipe"):
             if (value := getattr(own, option)) is not None:
                 raise ValueError(
@@ -85,8 +86,8 @@ def _read(arguments: list[str]) -> Request:
                     f"run goes on {'in' if option == 'output' else 'with'} its own "
                     f"{'directory' if option == 'output' else 'configuration'}"
                 )
-        earlier = RunDirectory.open(own.resume).read_config()
-        config = train_parser(allowed=RESUMABLE, defaults=earlier).parse(arguments)[0]
+        there = RunDirectory.open(own.resume).read_config()
+        config = given.config(there, allowed=RESUMABLE)
         return Request(config, None, own.resume)
     if recipe is not None:
         recipe.check(config)

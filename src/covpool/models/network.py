@@ -7,7 +7,9 @@ import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from covpool.linalg.methods import Method
+from covpool.linalg import checks
+from covpool.linalg.methods import Method, get_method
+from covpool.linalg.names import PoolingName
 from covpool.models.backbones import PREFIX, probe
 from covpool.pooling import CovPool2d, channel_reduction, check_pooling
 
@@ -32,7 +34,8 @@ class GlobalAveragePool(nn.Module):
 
 @torch.fx.wrap  # one call in a graph of torch.fx, as it decides by shapes
 def _checked_images(x: Tensor, channels: int, size: tuple[int, int] | None) -> Tensor:
-    """Images as they are, or a ValueError where they are not those that the model is built for."""
+    """Images as they are, or an error where they are not those that the model is built for."""
+    checks.tensor("the model", x)
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(
             f"the model takes images (batch, {channels}, height, width), got {tuple(x.shape)}; "
@@ -66,7 +69,7 @@ class CovPoolModel(nn.Module):
         backbone: nn.Module,
         num_classes: int,
         *,
-        method: str | Method = "exact",
+        method: PoolingName | Method = "exact",
         reduced_channels: int | Literal["auto"] | None = "auto",
         hidden_features: int | Literal["matched"] | None = None,
         gap_reduction: bool = False,
@@ -150,7 +153,7 @@ class CovPoolModel(nn.Module):
         return "gap" if isinstance(self.pool, GlobalAveragePool) else self.pool.method.name
 
     @method.setter
-    def method(self, method: str | Method) -> None:
+    def method(self, method: PoolingName | Method) -> None:
         name = check_pooling(method) if isinstance(method, str) else method.name
         if (name == "gap") != (self.method == "gap"):
             raise ValueError(
@@ -158,12 +161,13 @@ class CovPoolModel(nn.Module):
                 "parameters differ (reduction and classifier); build a new model"
             )
         if isinstance(self.pool, CovPool2d):
-            self.pool.method = method
+            self.pool.method = get_method(method)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) → feature map (B, num_features, H', W').
 
         Raises:
+            TypeError: what is no tensor.
             ValueError: images of another number of channels, or of another size where the
                 backbone is built for one.
         """

@@ -21,7 +21,7 @@ from covpool.train.checkpoint import (
     load_weights,
     read_checkpoint,
 )
-from covpool.train.config import RunConfig
+from covpool.train.config import OptimConfig, RunConfig
 from covpool.train.figures import draw_confusion, draw_curves
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.job import Job, check_classes, parameters, prepare
@@ -234,8 +234,9 @@ def evaluate(path: Path, config: RunConfig, *, report: bool = False) -> dict[str
         loggers=(),
         probes=(),
     )
-    # A checkpoint's weights are the average already.
-    optim = replace(config.optim, weight_average=None)
+    # Nothing is trained: what the optimiser needs may be missing here, and a checkpoint's weights
+    # are the average already. Hybrid training switches at a milestone.
+    optim = OptimConfig(decay=config.optim.decay, milestones=config.optim.milestones)
     config = replace(config, train=one_process, optim=optim)
     job = prepare(config, checkpoint=checkpoint)
     check_classes(job.splits, checkpoint, path)

@@ -28,7 +28,9 @@ from covpool.train.checkpoint import (
 )
 from covpool.train.config import RunConfig
 from covpool.train.loggers import check_loggers
+from covpool.train.mixing import make_mixup
 from covpool.train.module import ClassificationModule
+from covpool.train.optimizer import check_optimizer, learning_rate_course, make_optimizer
 from covpool.train.probes import warn_of_unmeasured
 from covpool.train.recorder import PROGRESS, restore_best
 from covpool.train.run_directory import RunDirectory, put_aside
@@ -112,8 +114,8 @@ def check_names(config: RunConfig) -> None:
     """Look up every name of a configuration, before anything is opened.
 
     Raises:
-        ValueError: an unknown method, constant or backbone; a backbone that would be frozen with
-            random weights.
+        ValueError: an unknown method, constant, backbone or optimiser; a backbone that would be
+            frozen with random weights.
     """
     model = config.model
     if config.optim.trained == "classifier" and not model.pretrained and model.init_from is None:
@@ -123,6 +125,7 @@ def check_names(config: RunConfig) -> None:
         )
     method_schedule(config)
     check_backbone(config.model.backbone)
+    check_optimizer(config.optim)
 
 
 def prepare(
@@ -168,7 +171,7 @@ def prepare(
         pretrained=choice.pretrained and checkpoint is None,
     )
     if checkpoint is None:
-        check_batch_statistics(config, splits, model)
+        check_training(config, splits, model)
     warn_of_unmeasured(config, model.method)
     start = source and source.load(model, choice, splits.classes)
     if start and data != config.data:
@@ -201,6 +204,25 @@ def check_batches(config: RunConfig, splits: ImageSplits) -> None:
         parts=config.train.accumulate,
     )
     EvaluationBatchSampler(len(splits.test), batch_size, world=world)
+
+
+def check_training(config: RunConfig, splits: ImageSplits, model: CovPoolModel) -> None:
+    """Refuse what would end the first step: an optimiser, schedule or mixing that cannot be made,
+    or parts of a batch that are too small or odd.
+
+    Raises:
+        ValueError: one of these.
+    """
+    steps, batch = steps_and_batch(len(splits.train), config.data.batch_size)
+    make_optimizer(model, config.optim)
+    learning_rate_course(config.optim, epochs=config.train.epochs, steps_per_epoch=steps)
+    share = batch // (config.train.devices * config.train.nodes * config.train.accumulate)
+    if make_mixup(config, len(splits.classes)) is not None and share % 2:
+        raise ValueError(
+            f"data.mixup and data.cutmix mix pairs of images, and a batch of {batch} leaves "
+            f"{share} at a time, an odd number; choose another data.batch_size"
+        )
+    check_batch_statistics(config, splits, model)
 
 
 def check_batch_statistics(config: RunConfig, splits: ImageSplits, model: CovPoolModel) -> None:
@@ -272,7 +294,7 @@ def prepare_resume(
     job = prepare(config, checkpoint=checkpoint, progress=progress)
     check_classes(job.splits, checkpoint, path)
     check_images(job, checkpoint, directory)
-    check_batch_statistics(config, job.splits, job.model)
+    check_training(config, job.splits, job.model)
     module = job.module()
     module.on_load_checkpoint(checkpoint)
     load_weights(module, checkpoint, path)
