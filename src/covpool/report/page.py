@@ -41,6 +41,14 @@ TRAINING_FIGURES = {
 """The figures of each setting, in the page's order."""
 
 
+@dataclass(frozen=True)
+class Called:
+    """A class in a confusion, with small pictures of it, JPEG in base 64."""
+
+    name: str
+    pictures: Sequence[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """What the page says of one setting."""
@@ -49,7 +57,7 @@ class Section:
     setting: Setting
     tables: Sequence[PageTable]
     problems: Sequence[str]
-    confusions: Sequence[tuple[str, Sequence[Mapping[str, str]]]]
+    confusions: Sequence[tuple[str, Sequence[tuple[Called, Called, str]]]]
     figures: Sequence[PageFigure]
     missing: Sequence[Missing]
     facts: Sequence[tuple[str, str]]
@@ -194,9 +202,11 @@ def _notes(setting: Setting) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _confusions(setting: Setting) -> list[tuple[str, list[dict[str, str]]]]:
-    """By method, the pairs of classes confused most often, over all seeds."""
+def _confusions(setting: Setting) -> list[tuple[str, list[tuple[Called, Called, str]]]]:
+    """By method, the pairs of classes confused most often, over all seeds: the class, what it was
+    called, the number of images."""
     found = []
+    pictures = {name: own for run in setting.runs for name, own in run.examples.items()}
     listed = min(8, max(3, CONFUSIONS // len(setting.rows)))
     for row in setting.rows:
         counts: dict[tuple[str, str], int] = {}
@@ -207,12 +217,12 @@ def _confusions(setting: Setting) -> list[tuple[str, list[dict[str, str]]]]:
         most = sorted(counts.items(), key=lambda item: -item[1])[:listed]
         if most:
             pairs = [
-                {
-                    "class": shortened(pair[0], NAME_LENGTH),
-                    "called": shortened(pair[1], NAME_LENGTH),
-                    "images": f"{count:,}",
-                }
-                for pair, count in most
+                (
+                    Called(shortened(one, NAME_LENGTH), pictures.get(one, ())),
+                    Called(shortened(other, NAME_LENGTH), pictures.get(other, ())),
+                    f"{count:,}",
+                )
+                for (one, other), count in most
             ]
             found.append((row.label, pairs))
     return found
