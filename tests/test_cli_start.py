@@ -236,7 +236,6 @@ def test_a_method_that_there_is_not(capsys):
 
 
 VALUES = {
-    "keep": "best",
     "batch-size": "7",
     "data": "photos",
     "epochs": "3",

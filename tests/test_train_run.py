@@ -1,9 +1,12 @@
 """What a run leaves behind, and what evaluates and predicts from it."""
 
+import base64
 import csv
+import io
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -54,7 +57,14 @@ def test_files_of_a_run(run):
     names = {path.name for path in run.iterdir()}
     assert names == {
         *("config.yaml", "metrics.csv", "metrics.jsonl", "last.ckpt", "best.ckpt"),
-        *("curves.svg", "confusion.png", "confusions.csv", "summary.json", "summary.md"),
+        *(
+            "curves.svg",
+            "confusion.png",
+            "confusions.csv",
+            "examples.json",
+            "summary.json",
+            "summary.md",
+        ),
     }
     with Image.open(run / "confusion.png") as picture:
         picture.verify()
@@ -110,6 +120,22 @@ def test_confusions_add_up_to_the_errors(run):
         wrong = sum(int(row["images"]) for row in csv.DictReader(file))
     final = RunDirectory(run).read_metrics()[-1]
     assert wrong == round(12 * (1 - final["test_top1"]))
+
+
+def test_examples_are_images_of_both_classes_of_each_confusion(run, images):
+    with (run / "confusions.csv").open(newline="") as file:
+        wanted = {row[name] for row in csv.DictReader(file) for name in ("class", "called")}
+    examples = json.loads((run / "examples.json").read_text())
+    assert set(examples) == wanted != set()
+    for name, pictures in examples.items():
+        for number, picture in enumerate(pictures):
+            with Image.open(io.BytesIO(base64.b64decode(picture))) as found:
+                shown = np.asarray(found.convert("L"), dtype=float)
+            with Image.open(images / "test" / name / f"{number}.png") as found:
+                assert (
+                    abs(shown - np.asarray(found, dtype=float)).mean() < 12
+                )  # JPEG, at quality 85
+        assert len(pictures) == 2
 
 
 def test_evaluate_repeats_the_summary(run, capsys):

@@ -170,8 +170,23 @@ def predict_parser() -> ArgumentParser:
         "model. The training images are not needed.",
     )
     parser.add_argument("run", type=Path, help="run directory, checkpoint, or published model")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument(
+        "images",
+        type=Path,
+        nargs="+",
+        metavar="IMAGE",
+        help="image files, or folders with image files in them and below",
+    )
     parser.add_argument("--top", type=int, default=5, help="number of classes (default: 5)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write a line for each image: .csv or .jsonl"
+    )
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE",
+        help="write an HTML page with a small picture of each image under what it was called",
+    )
     add_allow_external(parser)
     return parser
 
