@@ -168,7 +168,7 @@ def test_cheat_sheet_has_every_method_and_function():
     choice, functions = covpool_tables.methods_choice(), covpool_tables.functions_table()
     rows = {line.split("`")[1]: line for line in choice.splitlines()[2:]}
     assert set(rows) == set(covpool.METHODS)
-    assert rows["exact"].endswith("| 0 | 0 | yes | yes | all |")
+    assert "| 0 | 0 | yes | yes |" in rows["exact"]
     assert "| no | yes |" in rows["isqrt-cov"]
     assert "| 0 | 0 |" not in rows["isqrt-cov"]
     for name, function in covpool.FUNCTIONS.items():
