@@ -220,6 +220,19 @@ def test_pictures_of_the_readme_are_what_their_script_draws(name):
     assert texts(written) == texts(covpool_pictures.standing_alone(covpool_pictures.DRAWINGS[name]))
 
 
+@pytest.mark.parametrize(
+    ("element", "loads"),
+    [
+        ('<script async src="https://cdn.example/mathjax.js"></script>', True),
+        ("<link rel='stylesheet' href='//fonts.example/css'>", True),
+        ('<img alt="" src="_images/gradient.svg">', False),
+        ('<a href="https://www.sphinx-doc.org/">Sphinx</a>', False),
+    ],
+)
+def test_what_loads_from_the_network_is_found(element, loads):
+    assert bool(covpool_tables.NETWORK.search(f"<p>{element}</p>")) == loads
+
+
 def test_picture_of_the_readme_has_the_figures_of_the_studies():
     """As the summaries of the studies state them."""
     for study in ("study-icons100-reduced", "study-typefaces200-reduced"):

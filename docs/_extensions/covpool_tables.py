@@ -415,14 +415,17 @@ def check_complete(app: Sphinx, environment: BuildEnvironment) -> None:
         logging.getLogger(__name__).warning("the reference lacks %s", ", ".join(missing))
 
 
+NETWORK = re.compile(
+    r"""<(?:script|link|img|iframe)[^>]*\s(?:src|href)=["'](?:https?:)?//[^>]*>|@import\s+url"""
+)
+"""What makes a page load something from elsewhere when it is read."""
+
+
 def check_offline(app: Sphinx, failed: Exception | None) -> None:
-    """Warn of pages that would load something from the network when they are read."""
-    pattern = re.compile(
-        r"<(?:script|link|img|iframe)[^>]*\s(?:src|href)=[\"'](?:https?:)?//[^>]*>"
-    )
+    """Warn of pages that would load something from the network."""
     for page in Path(app.outdir).glob("*.html"):
-        for element in pattern.findall(page.read_text(encoding="utf-8")):
-            logging.getLogger(__name__).warning("%s loads %s", page.name, element)
+        for found in NETWORK.findall(page.read_text(encoding="utf-8")):
+            logging.getLogger(__name__).warning("%s loads %s", page.name, found)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
