@@ -15,7 +15,7 @@ from covpool.cli import COMMANDS, main
 from covpool.cli.parsing import SYNONYMS
 from covpool.linalg.methods import METHODS
 from covpool.models import create_model
-from covpool.pooling import POOLINGS
+from covpool.poolings import POOLINGS
 from covpool.train.building import single_valued_layers
 from covpool.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from covpool.train.job import check_batch_statistics

@@ -1,6 +1,6 @@
 """`covpool methods`.
 
-It shows a file that is made from METHODS, so that it does without PyTorch.
+It shows a file that is made from METHODS and POOLINGS, so that it does without PyTorch.
 """
 
 import argparse
@@ -20,7 +20,7 @@ COLUMNS = ("name", "paper", "forward", "gradient", "constants", "description")
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print the table of methods, or all about one, and return the exit status."""
+    """Print the table of poolings, or all about one, and return the exit status."""
     console = PlainConsole(soft_wrap=False)
     known = facts()
     if given.name is not None:

@@ -23,7 +23,46 @@ MethodName = Literal[
 ]
 """The keys of `METHODS`."""
 
-PoolingName = Literal["gap", MethodName]
+PoolingName = Literal[
+    "gap",
+    MethodName,
+    "max",
+    "avgmax",
+    "gem",
+    "simpool",
+    "lse-plus",
+    "attention-latent",
+    "attention-rotary",
+    "covariance",
+    "power",
+    "power-learned",
+    "log-e",
+    "chebyshev-log",
+    "pow-tmlr",
+    "scalepow-emlr",
+    "maxexp",
+    "gamma",
+    "hdp",
+    "gaussian",
+    "sigma-max",
+    "frobenius",
+    "root-sigma-max",
+    "root-frobenius",
+    "rank-one-update",
+    "seb",
+    "cho-tmlr",
+    "precision",
+    "isice",
+    "dropcov",
+    "bcnn",
+    "tensor-sketch",
+    "random-maclaurin",
+    "fbn",
+    "bdc",
+    "sot",
+    "so-vit",
+    "moment-probing",
+]
 """What `create_model` takes: `POOLINGS`."""
 
 KernelName = Literal["difference", "truncated", "taylor", "pade", "power-iteration", "lorentzian"]
