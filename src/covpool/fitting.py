@@ -184,7 +184,7 @@ def fit(
         progress: whether to print what is trained and a line for each epoch.
 
     Returns:
-        The run: its model, its metrics, its files.
+        The run, with its model, its metrics and its files.
 
     Raises:
         ValueError, OSError: a mistake in the options or in the images; before anything is trained.
