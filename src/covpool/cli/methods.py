@@ -6,11 +6,8 @@ nothing else that is slow.
 
 import argparse
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from covpool.cli import say
-from covpool.cli.console import PlainConsole
+from covpool.cli.console import show_list
 from covpool.cli.parsing import users_input
 from covpool.linalg.methods import METHODS
 from covpool.pooling import POOLINGS, check_pooling
@@ -20,31 +17,16 @@ COLUMNS = ("name", "paper", "forward", "gradient", "constants", "description")
 
 def run(given: argparse.Namespace) -> int:
     """Print the table of methods, or all about one, and return the exit status."""
-    console = PlainConsole(soft_wrap=False)
     if given.name is not None:
         with users_input():
             check_pooling(given.name)
         for key, value in facts(given.name).items():
             say(f"{key + ':':14}{value}")
         return 0
-    if not console.is_terminal:
-        for row in rows():
-            say("\t".join(row))
-        return 0
-    # Six columns do not fit into the 80 of a terminal.
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("name", no_wrap=True)
-    table.add_column("what it is")
-    for row in rows()[1:]:
-        table.add_row(row[0], row[-1])
-    console.print(table)
-    say("covpool methods NAME: forward pass, gradient, constants and source of one")
+    rows = [[facts(name)[key] for key in COLUMNS] for name in POOLINGS]
+    if show_list(COLUMNS, rows, "what it is", [row[-1] for row in rows]):
+        say("covpool methods NAME: forward pass, gradient, constants and source of one")
     return 0
-
-
-def rows() -> list[tuple[str, ...]]:
-    """The header and a row for each pooling."""
-    return [COLUMNS, *(tuple(facts(name)[key] for key in COLUMNS) for name in POOLINGS)]
 
 
 def facts(name: str) -> dict[str, str]:
