@@ -15,7 +15,7 @@ from covpool.cli import COMMANDS, main
 from covpool.cli.parsing import SYNONYMS
 from covpool.linalg.methods import METHODS
 from covpool.models import create_model
-from covpool.pooling import POOLINGS
+from covpool.poolings import POOLINGS
 from covpool.train.building import single_valued_layers
 from covpool.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from covpool.train.job import check_batch_statistics
@@ -106,6 +106,19 @@ MISTAKES = {
     "out of range": (["train", "--train.epochs", "0"], ["train.epochs", "at least 1", "not 0"]),
     "not a number": (["train", "--train.epochs", "many"], ["train.epochs", "int", "'many'"]),
     "not a choice": (["train", "--optim.decay", "linear"], ["optim.decay", "cosine", "'linear'"]),
+    "unknown optimiser": (["train", "--optim.name", "adamww"], ["'adamww'", "'adamw'?"]),
+    "odd mixing": (
+        ["train", "--data.mixup", "0.2", "--data.batch_size", "63"],
+        ["63", "odd", "data.batch_size"],
+    ),
+    "mixing of no mode": (
+        ["train", "--data.cutmix", "1", "--data.mixup_options.mode", "bach"],
+        ["data.mixup_options.mode", "batch, pair, elem", "'bach'"],
+    ),
+    "erasing option": (
+        ["train", "--data.random_erasing", "0.1", "--data.erasing_options.mod", "pixel"],
+        ["data.erasing_options.mod", "did you mean mode?"],
+    ),
     "no such file": (["train", "--config", "none.yaml"], ["none.yaml", "No such file"]),
     "no value": (["train", "--train.epochs"], ["train.epochs"]),
     "no such data": (["train", "--data.root", "nowhere"], ["'nowhere'", "does not exist"]),

@@ -8,6 +8,7 @@ the tests wrote.
 import dataclasses
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ import covpool.analysis
 from covpool.linalg.forwards.base import Forward
 from covpool.linalg.gradients.base import Gradient
 from covpool.linalg.gradients.kernels import Kernel
+from covpool.poolings.base import PoolingModule
+from covpool.poolings.matrix import MatrixPool
 
 DOCS = Path(__file__).resolve().parents[1]
 
@@ -33,6 +36,7 @@ RATIOS = (0.5, 0.9, 0.99, 0.999)
 
 GROUPS = {
     "covpool.pooling": "Covariance pooling",
+    "covpool.poolings": "Covariance pooling",
     "covpool.linalg.api": "Functions of symmetric matrices",
     "covpool.linalg.module": "Functions of symmetric matrices",
     "covpool.linalg.functions": "Functions of symmetric matrices",
@@ -44,6 +48,7 @@ GROUPS = {
     "covpool.linalg.diagnostics": "Diagnostics",
     "covpool.models": "Models",
     "covpool.train.prediction": "Models",
+    "covpool.fitting": "Training",
 }
 """Headings of the reference by module, in their order; names of other modules follow them."""
 
@@ -59,7 +64,8 @@ def _cell(text: str) -> str:
 
 
 def _constants(part: Any) -> str:
-    found = part.constants if isinstance(part, covpool.Method) else _fields(part)
+    rows = (covpool.Method, covpool.Pooling)
+    found = part.constants if isinstance(part, rows) else _fields(part)
     return ", ".join(
         f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
         for key, value in found.items()
@@ -98,6 +104,82 @@ def methods_table() -> str:
         for name, row in covpool.METHODS.items()
     )
     return table(("name", "in the paper", "forward", "gradient", "constants"), rows)
+
+
+TYPICAL = 1e4
+"""Condition number of the spectrum at which the cheat sheet measures: that of trained features."""
+
+
+def methods_choice() -> str:
+    """What decides between the methods, measured as this is built on one typical spectrum."""
+    from covpool.analysis import spectral_fidelity
+
+    spectrum = torch.logspace(-math.log10(TYPICAL), 0, 64, dtype=torch.float64)
+    gradients = spectral_fidelity(spectrum)
+    rows = []
+    for name, row in covpool.METHODS.items():
+        root = covpool.matrix_sqrt(spectrum.diag(), row).diagonal()
+        exact = spectrum.sqrt()
+        offered = ", ".join(f"`{function}`" for function in row.functions)
+        rows.append(
+            (
+                f"[`{name}`](#method-{name})",
+                _share((root - exact).norm() / exact.norm()),
+                _share(gradients[name].relative_distance),
+                "yes" if row.iteration is None else "no",
+                "yes" if _differentiates_twice(name) else "no",
+                "all" if set(row.functions) == set(covpool.FUNCTIONS) else offered,
+            )
+        )
+    header = ("method", "root off by", "gradient off by", "eigendecomposition")
+    return table((*header, "second derivatives", "functions"), rows)
+
+
+def _differentiates_twice(method: str) -> bool:
+    matrix = torch.tensor([[1.0, 0.2], [0.2, 2.0]], dtype=torch.float64, requires_grad=True)
+    root = covpool.matrix_sqrt(matrix, method)
+    (first,) = torch.autograd.grad(root.square().sum() + root[0, 1], matrix, create_graph=True)
+    try:
+        torch.autograd.grad(first.sum(), matrix)
+    except RuntimeError:  # refused
+        return False
+    return True
+
+
+def _share(error: torch.Tensor) -> str:
+    """A relative error for people; what is rounding counts as none."""
+    value = error.item()
+    if value < 1e-9:
+        return "0"
+    return f"{value:.0%}" if value >= 0.005 else f"{value:.0e}"
+
+
+CALLS = {
+    "sqrt": "`matrix_sqrt`",
+    "inv_sqrt": "`matrix_inv_sqrt`",
+    "power": "`matrix_power`",
+    "log": "`matrix_log`",
+    "exp": "`matrix_exp`",
+}
+"""The functions that have a name of their own beside `matrix_function`."""
+
+
+def functions_table() -> str:
+    """Every scalar function: which eigenvalues it takes, how it is called, and by which methods."""
+    rows = []
+    for name, function in covpool.FUNCTIONS.items():
+        offering = [f"`{method}`" for method, row in covpool.METHODS.items() if row.supports(name)]
+        missing = [f"`{method}`" for method in covpool.METHODS if f"`{method}`" not in offering]
+        if not missing:
+            methods = "all"
+        elif len(missing) < len(offering):
+            methods = f"all but {', '.join(missing)}"
+        else:
+            methods = ", ".join(offering)
+        parameter = f", parameter={function.parameter}" if function.parameter else ""
+        call = CALLS.get(name, f'`matrix_function(A, "{name}"{parameter})`')
+        rows.append((f"`{name}`", function.domain.value, call, methods))
+    return table(("function", "eigenvalues", "call", "methods"), rows)
 
 
 def methods_rows() -> str:
@@ -153,6 +235,44 @@ def methods_values() -> str:
         if set(errors) != {"0"}:
             rows.append((f"`{name}`", *errors))
     return table(("x", *(f"{ratio:g}" for ratio in ratios)), rows)
+
+
+def poolings_table() -> str:
+    """Every pooling that is not the root by a method, with its size for 256 channels."""
+    rows = []
+    for name, row in _other_poolings():
+        length, parameters = row.count(256)
+        words = (row.representation, row.normalisation, row.regulariser)
+        rows.append((f"[`{name}`](#pooling-{name})", *words, f"{length:,}", f"{parameters:,}"))
+    axes = ("representation", "normalisation", "regulariser")
+    return table(("name", *axes, "vector", "parameters"), rows)
+
+
+def poolings_rows() -> str:
+    """A section for each of them: what it is, what to know, its constants and its source."""
+    sections = []
+    for name, row in _other_poolings():
+        facts = [f"- Constants: {_constants(row) or 'none'}", f"- Source: {row.paper}"]
+        if row.class_token:
+            facts.insert(0, "- The class token stands before the vector, where there is one.")
+        facts.insert(0, "- Channels are reduced before it." if row.reduced else "- No reduction.")
+        sections += [
+            f"(pooling-{name})=",
+            f"### {name}",
+            f"{row.description[0].upper()}{row.description[1:]}. {row.caution}",
+            "\n".join(facts),
+        ]
+    return _paragraphs(sections)
+
+
+def poolings_reference() -> str:
+    """What a pooling of one's own is made with."""
+    made = _directive("autofunction", "covpool.poolings.matrix.matrix_pooling")
+    return _paragraphs([_classes([PoolingModule, MatrixPool]), made])
+
+
+def _other_poolings() -> Iterable[tuple[str, Any]]:
+    return [(name, row) for name, row in covpool.POOLINGS.items() if name not in covpool.METHODS]
 
 
 def methods_reference() -> str:
@@ -250,7 +370,12 @@ def layouts_table() -> str:
     from covpool.data.layouts import LAYOUTS
 
     rows = (
-        (f"`{name}`", layout.title, layout.source, layout.describe_signs())
+        (
+            f"`{name}`",
+            layout.title,
+            layout.source,
+            re.sub(r"([*_#])", r"\\\1", layout.describe_signs()),
+        )
         for name, layout in LAYOUTS.items()
     )
     return table(("`data.name`", "what", "source", "recognised by"), rows)
@@ -262,10 +387,15 @@ def _paragraphs(parts: Iterable[str]) -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "methods-table": methods_table,
+    "methods-choice": methods_choice,
+    "functions-table": functions_table,
     "methods-rows": methods_rows,
     "methods-bias": methods_bias,
     "methods-values": methods_values,
     "methods-reference": methods_reference,
+    "poolings-table": poolings_table,
+    "poolings-rows": poolings_rows,
+    "poolings-reference": poolings_reference,
     "kernels-table": kernels_table,
     "kernels-reference": kernels_reference,
     "api-reference": api_reference,
@@ -331,6 +461,16 @@ def check_complete(app: Sphinx, environment: BuildEnvironment) -> None:
         logging.getLogger(__name__).warning("the reference lacks %s", ", ".join(missing))
 
 
+def check_offline(app: Sphinx, failed: Exception | None) -> None:
+    """Warn of pages that would load something from the network when they are read."""
+    pattern = re.compile(
+        r"<(?:script|link|img|iframe)[^>]*\s(?:src|href)=[\"'](?:https?:)?//[^>]*>"
+    )
+    for page in Path(app.outdir).glob("*.html"):
+        for element in pattern.findall(page.read_text(encoding="utf-8")):
+            logging.getLogger(__name__).warning("%s loads %s", page.name, element)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     for name in TABLES:
         app.add_directive(name, Table)
@@ -339,4 +479,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", escape_docstring, priority=400)
     app.connect("autodoc-process-docstring", restore_colons, priority=600)
     app.connect("env-check-consistency", check_complete)
+    app.connect("build-finished", check_offline)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -6,6 +6,7 @@ from covpool._version import __version__
 from covpool.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from covpool.fitting import TrainedRun, fit
     from covpool.linalg.api import (
         matrix_exp,
         matrix_function,
@@ -24,18 +25,23 @@ if TYPE_CHECKING:
     from covpool.linalg.module import MatrixFunction
     from covpool.models import create_model
     from covpool.pooling import CovPool2d, cov_pool, covariance, triu_vector
+    from covpool.poolings import POOLINGS, Pool2d, Pooling
     from covpool.train.prediction import load_model
 
 __all__ = [
     "FUNCTIONS",
     "KERNELS",
     "METHODS",
+    "POOLINGS",
     "CovPool2d",
     "Diagnostics",
     "Elementwise",
     "GaugeDependence",
     "MatrixFunction",
     "Method",
+    "Pool2d",
+    "Pooling",
+    "TrainedRun",
     "__version__",
     "cov_pool",
     "covariance",
@@ -44,6 +50,7 @@ __all__ = [
     "eigh",
     "eigh_generalized",
     "eigvalsh",
+    "fit",
     "gauge_dependence",
     "load_model",
     "matrix_exp",
@@ -63,12 +70,16 @@ _HOMES = {
     "FUNCTIONS": "covpool.linalg.functions",
     "KERNELS": "covpool.linalg.gradients.kernels",
     "METHODS": "covpool.linalg.methods",
+    "POOLINGS": "covpool.poolings",
     "CovPool2d": "covpool.pooling",
     "Diagnostics": "covpool.linalg.diagnostics",
     "Elementwise": "covpool.linalg.elementwise",
     "GaugeDependence": "covpool.linalg.gauge",
     "MatrixFunction": "covpool.linalg.module",
     "Method": "covpool.linalg.methods",
+    "TrainedRun": "covpool.fitting",
+    "Pool2d": "covpool.poolings",
+    "Pooling": "covpool.poolings",
     "cov_pool": "covpool.pooling",
     "covariance": "covpool.pooling",
     "create_model": "covpool.models",
@@ -76,6 +87,7 @@ _HOMES = {
     "eigh": "covpool.linalg.decompositions",
     "eigh_generalized": "covpool.linalg.decompositions",
     "eigvalsh": "covpool.linalg.decompositions",
+    "fit": "covpool.fitting",
     "gauge_dependence": "covpool.linalg.gauge",
     "load_model": "covpool.train.prediction",
     "matrix_exp": "covpool.linalg.api",
@@ -89,4 +101,7 @@ _HOMES = {
     "triu_vector": "covpool.pooling",
 }
 
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+# The optional dependencies without which a name cannot be used.
+_EXTRAS = {"create_model": "models", "fit": "train", "load_model": "train", "TrainedRun": "train"}
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, _EXTRAS)

@@ -22,8 +22,7 @@ from covpool.experiments.estimate import estimate
 from covpool.experiments.results import RunSet
 from covpool.experiments.runs import make_runs, open_folder, threads_of
 from covpool.experiments.sheet import Sheet
-from covpool.linalg.methods import METHODS
-from covpool.pooling import check_pooling
+from covpool.poolings import check_pooling, method_or_pooling
 from covpool.text import file_name
 from covpool.train.config import ModelConfig, RunConfig
 from covpool.train.job import Job
@@ -135,7 +134,7 @@ def _prepare(given: Given, progress: FileProgress) -> Request:
 
 def _check_constants(config: RunConfig, methods: Sequence[str]) -> None:
     """Each method takes those of the constants that it has; one that none has is a mistake."""
-    known = sorted({key for name in methods if name in METHODS for key in METHODS[name].constants})
+    known = sorted({key for name in methods for key in method_or_pooling(name).constants})
     for constant in config.model.constants:
         if constant not in known:
             raise ValueError(

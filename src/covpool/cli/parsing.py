@@ -53,6 +53,7 @@ ALIASES = {
     "batch-size": "data.batch_size",
     "data": "data.root",
     "epochs": "train.epochs",
+    "keep": "train.keep",
     "lr": "optim.learning_rate",
     "on-nonfinite": "train.on_nonfinite",
 }

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from covpool.linalg.methods import METHODS
-from covpool.pooling import POOLINGS
+from covpool.poolings import POOLINGS
 from covpool.report.svg import SERIES, colour, drawing, inline
 from covpool.report.tables import PageTable
 from covpool.text import printable, shortened

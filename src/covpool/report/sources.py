@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from covpool.pooling import POOLINGS
+from covpool.poolings import POOLINGS
 from covpool.train.analysis_rows import read_analysis, read_json_lines
 from covpool.train.run_directory import Row, RunDirectory
 
@@ -123,7 +123,7 @@ def _runs_below(path: Path, depth: int) -> Iterator[Run]:
 
     def place(run: Run) -> tuple[int, bool, int]:
         """A comparison's own order, else that of the table of methods."""
-        known = POOLINGS.index(run.method) if run.method in POOLINGS else len(POOLINGS)
+        known = [*POOLINGS, run.method].index(run.method)
         return places.get(run.path.name, len(places)), run.hybrid, known
 
     yield from sorted(found, key=place)
