@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from covpool.cli import experiment
+from covpool.cli import experiment, say
 from covpool.cli.console import PlainConsole
+from covpool.cli.defaults import said_defaults
 from covpool.cli.parsing import (
     FileProgress,
     Given,
@@ -117,6 +118,8 @@ def _prepare(given: Given, progress: FileProgress) -> Request:
     _check_constants(config, methods)
     arms = standalone(*methods)
     job = experiment.prepare_arms(config, arms, own.output or Path("FOLDER"), progress)
+    if line := said_defaults(job, recipe):
+        say(line)
     label = f"compare-{job.splits.name}-{config.model.backbone}"
     folder = own.output or Path("runs") / file_name(label)
     seeds = range(config.train.seed, config.train.seed + own.seeds)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from covpool.cli import UserError, loading, say
+from covpool.cli.defaults import said_defaults
 from covpool.cli.parsers import RESUMABLE
 from covpool.cli.parsing import FileProgress, Given, checking_files, chosen_recipe, users_input
 from covpool.text import file_name
@@ -186,6 +187,8 @@ def _prepare(asked: Request, progress: FileProgress, claims: ExitStack) -> Prepa
     if asked.output is not None and speaks:
         refuse_existing(asked.output)
     job = prepare(config, progress=progress)
+    if speaks and (line := said_defaults(job, asked.recipe)):
+        say(line)
     label = f"{job.splits.name}-{config.model.backbone}-{job.schedule.label}"
     path = asked.output or RUNS / file_name(label)
     if not speaks:  # it is given the first process's directory when training begins

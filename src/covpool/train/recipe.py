@@ -18,6 +18,9 @@ from covpool.train.config import RunConfig
 EMBEDDED = "typefaces"
 """The recipe that holds where neither it nor other images are named."""
 
+FINE_TUNING = "fine-tuning"
+"""The recipe that holds where none is named and training starts from weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -29,7 +32,7 @@ class Recipe:
         reproduces: which figures of the paper.
         data: the data set it is for.
         starts_from: the weights that it needs; None: it trains from scratch.
-        embedded: whether its images are in the package.
+        embedded: whether it can train on the images in the package.
         config: the configuration.
         text: the file without its block `recipe`: what --config takes.
     """
@@ -75,6 +78,19 @@ def read_recipe(name: str) -> Recipe:
     about: Mapping[str, Any] = content.pop("recipe")
     body = re.sub(r"^recipe:\n(?:[ \t]+.*\n)*", "", text, flags=re.MULTILINE)
     return Recipe(name=name, config=RunConfig.from_dict(content), text=body, **about)
+
+
+def default_recipe(given: Mapping[str, Mapping[str, Any]]) -> Recipe | None:
+    """What a run starts from that names no recipe: fine-tuning where it is given weights, that of
+    the embedded images where it is not given others, else None, which is `RunConfig()`.
+
+    Args:
+        given: the options that were given, by group and name.
+    """
+    model, data = given.get("model", {}), given.get("data", {})
+    if model.get("pretrained") or model.get("init_from"):
+        return read_recipe(FINE_TUNING)
+    return read_recipe(EMBEDDED) if {"name", "root"}.isdisjoint(data) else None
 
 
 def read_recipes() -> list[Recipe]:
