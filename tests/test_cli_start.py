@@ -250,10 +250,10 @@ def test_a_method_that_there_is_not(capsys):
 
 
 VALUES = {
+    "keep": "best",
     "batch-size": "7",
     "data": "photos",
     "epochs": "3",
-    "keep": "best",
     "lr": "0.25",
     "on-nonfinite": "skip",
 }

@@ -13,6 +13,7 @@ import torch
 
 import covpool
 import covpool.analysis
+import quick
 from covpool.cli import COMMANDS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -42,7 +43,7 @@ EXECUTED = [
 ]
 
 
-@pytest.mark.parametrize("page", EXECUTED)
+@quick.parametrize("page", EXECUTED, keep=["quickstart", "adding"])
 def test_cells_run(page, capsys):
     found = cells(PAGES[page])
     assert found
@@ -210,12 +211,13 @@ def test_formulas_are_typeset_in_full():
         assert not re.search(r"[\\&]", "".join(root.itertext())), formula
 
 
-def test_picture_of_the_readme_is_what_its_script_draws():
+@pytest.mark.parametrize("name", covpool_pictures.DRAWINGS)
+def test_pictures_of_the_readme_are_what_their_script_draws(name):
     def texts(svg):
         return [element.text for element in ElementTree.fromstring(svg).iter() if element.text]
 
-    svg = covpool_pictures.OVERVIEW.read_text(encoding="utf-8")
-    assert texts(svg) == texts(covpool_pictures.overview())
+    written = (covpool_pictures.PICTURES / name).read_text(encoding="utf-8")
+    assert texts(written) == texts(covpool_pictures.standing_alone(covpool_pictures.DRAWINGS[name]))
 
 
 def test_picture_of_the_readme_has_the_figures_of_the_studies():
@@ -241,6 +243,8 @@ def test_data_page_has_every_layout_and_option():
 
     table = covpool_tables.layouts_table()
     assert all(f"| `{name}` | {layout.title} |" in table for name, layout in LAYOUTS.items())
+    assert r"car\_data/train" in table
+    assert r"cars\_\*.mat" in table  # else the page shows what is between two of them in italics
     page = PAGES["data"].read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in page for name in AUGMENTATIONS)
     assert all(f"`{name}`" in page for name in VIEWS)

@@ -28,7 +28,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "covpool"
-OPTIONS = ("-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+OPTIONS = (
+    *("-x", "--disable-plugin-autoload", "-p", "no:cacheprovider"),
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+)
 
 
 class Fault(NamedTuple):
@@ -60,7 +63,7 @@ FAULTS = [
         "linalg/spectrum.py",
         "return size * torch.finfo(dtype).eps",
         "return size**2 * torch.finfo(dtype).eps",
-        "spectral_values",
+        "diagnostics",
     ),
     Fault("linalg/spectrum.py", "return half + half.mH", "return half + half.mT", "complex"),
     Fault("linalg/spectrum.py", "return half - half.mH", "return half + half.mH", "svd"),
@@ -72,21 +75,14 @@ FAULTS = [
     Fault(
         "linalg/precision.py",
         "torch.exp2(2 * ((exponent - exponent.clamp(-edge, edge)) / 2).round())",
-        "torch.exp2((exponent - exponent.clamp(-edge, edge)).round())",
+        "torch.exp2((exponent - exponent.clamp(-edge, edge)) / 4)",
         "range",
     ),
-    Fault("linalg/precision.py", "if -edge <= least and most <= edge:", "if True:", "range"),
-    Fault("linalg/checks.py", "ROUNDING_SLACK = 16", "ROUNDING_SLACK = 16e9", "per_sample"),
+    Fault("linalg/checks.py", "ROUNDING_SLACK = 16", "ROUNDING_SLACK = 16e3", "per_sample"),
     Fault(
         "linalg/checks.py",
         "bad = (rank < needed) & restricted",
         "bad = (rank < 0) & restricted",
-        "functions",
-    ),
-    Fault(
-        "linalg/checks.py",
-        "torch.where(bad, rank.clamp_max(size - 1), size)",
-        "rank.clamp_max(size - 1)",
         "functions",
     ),
     # linalg/functions
@@ -112,23 +108,11 @@ FAULTS = [
         "quotient = torch.where(tied, 1, quotient)",
         "functions",
     ),
-    Fault(
-        "linalg/functions/powers.py",
-        "linear = (p - 1).abs() < 0.5",
-        "linear = (p - 1).abs() < 0",
-        "scalar",
-    ),
     Fault("linalg/functions/powers.py", "(p - m - 1) / (m + 2)", "(p - m - 1) / (m + 1)", "scalar"),
     Fault(
         "linalg/functions/powers.py",
         "* torch.log(a) + b**p * log_difference",
         "* torch.log(b) + b**p * log_difference",
-        "scalar functions_transforms",
-    ),
-    Fault(
-        "linalg/functions/powers.py",
-        "rank_one = torch.where(p == 1, 0, _power(a, p, a) / a)",
-        "rank_one = torch.where(p == 1, 0, _power(a, p, a))",
         "scalar functions_transforms",
     ),
     Fault(
@@ -165,39 +149,15 @@ FAULTS = [
         "scalar",
     ),
     Fault(
-        "linalg/functions/logarithms.py",
-        "lifted + unit.log() * projector()",
-        "lifted - unit.log() * projector()",
-        "range",
-    ),
-    Fault(
         "linalg/functions/piecewise.py",
         "- slope * y) - (self.value(x)",
         "- slope * y) + (self.value(x)",
         "scalar",
     ),
     Fault(
-        "linalg/functions/piecewise.py",
-        "return (x > self.beside(x))",
-        "return (x >= self.beside(x))",
-        "scalar matrix_function",
-    ),
-    Fault(
-        "linalg/functions/piecewise.py",
-        "return (x <= self.beside(x))",
-        "return (x > self.beside(x))",
-        "matrix_function scalar_lift",
-    ),
-    Fault(
         "linalg/functions/smooth.py",
         "return -2 * torch.tanh(x)",
         "return 2 * torch.tanh(x)",
-        "scalar",
-    ),
-    Fault(
-        "linalg/functions/smooth.py",
-        "torch.exp(a) * torch.sigmoid(-b)",
-        "torch.exp(a) * torch.sigmoid(b)",
         "scalar",
     ),
     Fault(
@@ -218,19 +178,12 @@ FAULTS = [
         "(b - c) / spread * above",
         "scalar scalar_lift",
     ),
-    Fault("linalg/functions/differences.py", "NEAR_TIE = 1 / 32", "NEAR_TIE = 1 / 2", "scalar"),
     Fault("linalg/functions/differences.py", "TAYLOR_TERMS = 12", "TAYLOR_TERMS = 5", "scalar"),
     Fault(
         "linalg/functions/differences.py",
         "second * current + third * previous",
         "second * current - third * previous",
         "scalar",
-    ),
-    Fault(
-        "linalg/functions/differences.py",
-        "return torch.where(tied, 1 / a, log_ratio(a, b) / gap)",
-        "return torch.where(tied, 1, log_ratio(a, b) / gap)",
-        "functions",
     ),
     Fault(
         "linalg/quadrature.py",
@@ -255,12 +208,6 @@ FAULTS = [
         "linalg/gradients/base.py",
         "larger = larger.masked_fill_(zero, 1)",
         "larger = larger",
-        "functions",
-    ),
-    Fault(
-        "linalg/gradients/base.py",
-        "damped.diagonal(dim1=-2, dim2=-1).copy_(on_diagonal)",
-        "pass",
         "functions",
     ),
     Fault(
@@ -332,7 +279,6 @@ FAULTS = [
         "gradient",
     ),
     Fault("linalg/forwards/coupled.py", "half = 0.5 * s * t", "half = 0.5 * s", "gradient"),
-    Fault("linalg/forwards/coupled.py", "eps) ** 0.5", "eps) ** 0.25", "forward iterations"),
     Fault("linalg/forwards/approximants.py", "(k - 1.5) / k", "(k - 0.5) / k", "forward"),
     Fault(
         "linalg/forwards/approximants.py",
@@ -351,13 +297,6 @@ FAULTS = [
         "2.069665007468255",
         "2.069665008468255",
         "forward iterations",
-    ),
-    Fault("linalg/sign.py", "eps < 1e-9", "eps > 1e-9", "forward"),
-    Fault(
-        "linalg/products.py",
-        "features.shape[-1] ** -0.5",
-        "features.shape[-1] ** -1",
-        "exporters publish_export",
     ),
     # linalg/autograd
     Fault(
@@ -445,19 +384,6 @@ FAULTS = [
         "transforms",
     ),
     Fault("linalg/covariance.py", "positions**-0.5", "(positions - 1) ** -0.5", "pooling"),
-    Fault("linalg/covariance.py", "if torch.finfo(dtype).bits == 64:", "if True:", "pooling"),
-    Fault(
-        "linalg/covariance.py",
-        "half = (centred @ centred.mH)",
-        "half = (centred @ centred.mT)",
-        "complex",
-    ),
-    Fault(
-        "linalg/decompositions.py",
-        "slice(count - k, count) if last",
-        "slice(count - k) if last",
-        "drop_in spectral_values",
-    ),
     Fault(
         "linalg/decompositions.py",
         "solve_triangular(factor.mH, vectors",
@@ -476,16 +402,9 @@ FAULTS = [
         "torch.special.xlogy(share, share)",
         "diagnostics",
     ),
-    Fault("linalg/gauge.py", "2 * math.pi * angle", "0 * math.pi * angle", "gauge"),
     Fault("linalg/gauge.py", "several = tied & (tied", "several = ~tied & (tied", "gauge"),
     Fault(
         "linalg/engine/factorisation.py", "PROBE_SLACK = 64", "PROBE_SLACK = 64e15", "decomposition"
-    ),
-    Fault(
-        "linalg/engine/symmetric.py",
-        "(singular_values - shift).flip(-1)",
-        "(singular_values + shift).flip(-1)",
-        "decomposition range",
     ),
     # pooling
     Fault(
@@ -504,12 +423,6 @@ FAULTS = [
         "_covariance(features / unit, correction) * unit",
         "range",
     ),
-    Fault(
-        "pooling.py",
-        "row.forward.product_steps(dtype)) is not None",
-        "row.forward.product_steps(dtype)) is None",
-        "exporters",
-    ),
 ]
 
 
@@ -524,7 +437,7 @@ def caught(fault: Fault) -> bool:
         tests = [str(ROOT / "tests" / f"test_{name}.py") for name in fault.tests.split()]
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
-            status = pytest.main(["-x", *OPTIONS, *tests])
+            status = pytest.main([*OPTIONS, *tests])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise RuntimeError(f"{fault} ended pytest with {status!r}:\n{said.getvalue()}")
     return status != pytest.ExitCode.OK
@@ -539,6 +452,7 @@ def main() -> int:
     chosen = [fault for fault in FAULTS if not wanted or fault.file.endswith(wanted)]
     # Forked, so that what takes seconds to import is imported once, without covpool.
     torch.set_num_threads(1)
+    pytest.main([*OPTIONS, "--version"])
     context = multiprocessing.get_context("fork")
     survived = 0
     with context.Pool(arguments.jobs, maxtasksperchild=1) as pool:

@@ -1,13 +1,12 @@
-"""The pictures of the documentation, drawn as the report draws its own, and that of the README.
+"""The pictures of the documentation and of the README, drawn as the report draws its own.
 
-`python docs/_extensions/covpool_pictures.py` writes the README's, `docs/pictures/overview.svg`:
-GitHub shows it without building anything, so it is kept beside the text.
+`python docs/_extensions/covpool_pictures.py` writes the README's into `docs/pictures`: GitHub shows
+them without building anything, so they are kept beside the text.
 """
 
 import json
 import math
 import statistics
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,12 +21,16 @@ from covpool.report.figures import logarithmic, title
 from covpool.report.svg import SERIES, colour, drawing, inline
 
 ROOT = Path(__file__).resolve().parents[2]
-OVERVIEW = ROOT / "docs" / "pictures" / "overview.svg"
+PICTURES = ROOT / "docs" / "pictures"
 
 LIGHT = ("#0072b2", "#c44e00", "#00805e", "#a03a78", "#7a6300", "#4d4d4d", "#6a3d9a", "#a11d21")
 """The report's colours of series on white, for a file that knows no style sheet."""
 
 SIZE = (4.6, 3.0)
+"""Of a panel, in inches at 72 units."""
+
+WIDTH = 410
+"""Of a picture of the README in pixels: two stand side by side on a page, one fills a phone."""
 
 _drawn = 0
 
@@ -155,25 +158,33 @@ def draw_gain(axes: Axes) -> None:
     title(axes, "Accuracy above plain average pooling", x="points, with 95% intervals (5 seeds)")
 
 
-def overview() -> str:
-    """The README's picture as SVG: text stays text, colours are those for white."""
+DRAWINGS: Mapping[str, Callable[[Axes], None]] = {
+    "gradient.svg": draw_repair,
+    "accuracy.svg": draw_gain,
+}
+"""The README's pictures by file name in `docs/pictures`."""
+
+
+def standing_alone(draw: Callable[[Axes], None]) -> str:
+    """A picture as a file of SVG: its text stays text, its colours are those for white."""
     with drawing():
-        figure = Figure(figsize=(9.6, 3.1), layout="constrained", facecolor="white")
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1))
-        draw_repair(left)
-        draw_gain(right)
-        found = str(inline(figure, "overview", "overview"))
+        figure = Figure(figsize=SIZE, layout="constrained")
+        draw(figure.subplots())
+        found = str(inline(figure, "picture", ""))
     shown = {f"var(--series-{i})": value for i, value in enumerate(LIGHT)}
     shown |= {"var(--muted)": "#5d6670", "var(--grid)": "#d9dde2", "var(--surface)": "#ffffff"}
     for name, value in {**shown, "currentColor": "#1b1f24"}.items():
         found = found.replace(name, value)
     assert "var(" not in found
-    head = 'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif"'
+    width, height = (round(WIDTH * side / SIZE[0]) for side in SIZE)
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        'font-family="system-ui, sans-serif" '
+    )
     ground = '<rect width="100%" height="100%" fill="#ffffff"></rect>'
-    return found.replace("<svg ", f"<svg {head} ", 1).replace(">", f">{ground}", 1) + "\n"
+    return found.replace("<svg ", head, 1).replace(">", f">{ground}", 1) + "\n"
 
 
 if __name__ == "__main__":
-    OVERVIEW.parent.mkdir(exist_ok=True)
-    OVERVIEW.write_text(overview(), encoding="utf-8")
-    print(OVERVIEW.relative_to(ROOT), file=sys.stderr)
+    for name, draw in DRAWINGS.items():
+        (PICTURES / name).write_text(standing_alone(draw), encoding="utf-8")

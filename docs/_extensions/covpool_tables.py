@@ -45,6 +45,7 @@ GROUPS = {
     "covpool.linalg.diagnostics": "Diagnostics",
     "covpool.models": "Models",
     "covpool.train.prediction": "Models",
+    "covpool.fitting": "Training",
 }
 """Headings of the reference by module, in their order; names of other modules follow them."""
 
@@ -327,7 +328,12 @@ def layouts_table() -> str:
     from covpool.data.layouts import LAYOUTS
 
     rows = (
-        (f"`{name}`", layout.title, layout.source, layout.describe_signs())
+        (
+            f"`{name}`",
+            layout.title,
+            layout.source,
+            re.sub(r"([*_#])", r"\\\1", layout.describe_signs()),
+        )
         for name, layout in LAYOUTS.items()
     )
     return table(("`data.name`", "what", "source", "recognised by"), rows)

@@ -11,25 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from covpool.cli import UserError, loading, say
-from covpool.cli.defaults import said_defaults
 from covpool.cli.parsers import RESUMABLE
-from covpool.cli.parsing import FileProgress, Given, checking_files, chosen_recipe, users_input
-from covpool.text import file_name
+from covpool.cli.parsing import Given, checking_files, chosen_recipe, users_input
 from covpool.train.allocator import keep_freed_memory
-from covpool.train.claim import claimed
 from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted
-from covpool.train.run_directory import RunDirectory, make_numbered, refuse_existing
-from covpool.train.same_options import RESUME_KEYS, difference
+from covpool.train.run_directory import AUTO, RunDirectory
 
 if TYPE_CHECKING:
-    from covpool.train.job import Job
+    from covpool.fitting import PreparedRun
     from covpool.train.recipe import Recipe
-
-RUNS = Path("runs")
-
-AUTO = Path("auto")
-"""`--resume auto`: go on with --output where it is a run, else start it."""
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """The variables that tell a process which of several it is, in the order in which Lightning looks
@@ -41,9 +32,10 @@ class Request:
     """What the command line asks for, read without PyTorch."""
 
     config: RunConfig
-    recipe: "Recipe | None"
-    output: Path | None
-    resume: Path | None
+    output: Path | None = None
+    resume: Path | None = None
+    default: "Recipe | RunConfig | None" = None
+    """What the options were laid over, where nothing was named for that."""
 
     @property
     def title(self) -> str:
@@ -55,10 +47,6 @@ class Request:
         return f"training {model.backbone} with {model.method} on {images}, {epochs} epochs"
 
 
-class NothingToDo(Exception):
-    """With `--resume auto`, a run that has finished is no mistake."""
-
-
 def run(given: Given) -> int:
     """Train, and return the exit status, which is the first process's: others return 0."""
     with users_input():
@@ -66,19 +54,21 @@ def run(given: Given) -> int:
     if first_process():
         say(f"{asked.title}; loading PyTorch")
     with loading():
-        from covpool.train.trainer import main_process
+        from covpool.fitting import prepared_run
 
-    speaks = main_process()
     keep_freed_memory()
-    with ExitStack() as claims:
-        try:
-            with users_input(), checking_files() as progress:
-                prepared = _prepare(asked, progress, claims)
-        except NothingToDo as error:
-            if speaks:
-                say(error)
-            return 0
-        return _train(*prepared, speaks=speaks)
+    with ExitStack() as held:
+        with users_input(), checking_files() as progress:
+            prepared = held.enter_context(
+                prepared_run(
+                    asked.config,
+                    output=asked.output,
+                    resume=asked.resume,
+                    default=asked.default,
+                    progress=progress,
+                )
+            )
+        return _train(prepared)
 
 
 def first_process() -> bool:
@@ -105,23 +95,23 @@ def _read(given: Given) -> Request:
                 )
         there = RunDirectory.open(own.resume).read_config()
         config = given.config(there, allowed=RESUMABLE)
-    return Request(config, recipe, own.output, own.resume)
+        return Request(config, resume=own.resume)
+    if recipe is not None:
+        recipe.check(config)
+    default = None if own.recipe is not None else recipe or RunConfig()
+    return Request(config, own.output, own.resume, default)
 
 
-def _train(job: "Job", directory: RunDirectory, checkpoint: Path | None, *, speaks: bool) -> int:
+def _train(prepared: "PreparedRun") -> int:
     from covpool.data import DataError
-    from covpool.train.engine import train
-    from covpool.train.module import TrainingDiverged
+    from covpool.train.divergence import TrainingDiverged
     from covpool.train.storage import StorageError
+    from covpool.train.trainer import main_process
 
-    if speaks:
-        say(job.describe())
-        if job.start is not None:
-            say(job.start)
-        say(f"{'going on in' if checkpoint else 'writing to'} {directory.path}")
+    speaks, directory = main_process(), prepared.directory
     go_on = f"covpool train --resume {shlex.quote(str(directory.path))}"
     try:
-        summary = train(job, directory, checkpoint=checkpoint)
+        prepared.train(say)
     except Interrupted as error:
         if speaks:
             say(f"covpool: interrupted; go on with: {go_on}", error=True)
@@ -137,88 +127,11 @@ def _train(job: "Job", directory: RunDirectory, checkpoint: Path | None, *, spea
         if not speaks:
             return 0
         kept = "last.ckpt holds the last good state; " if directory.last.is_file() else ""
-        skipping = job.config.train.on_nonfinite == "skip"
+        skipping = directory.read_config().train.on_nonfinite == "skip"
         say(
             f"covpool: training diverged in {error}; {kept}try a lower optim.learning_rate or "
             f"optim.clip_norm{'' if skipping else ', or --on-nonfinite skip'}",
             error=True,
         )
         return 1
-    if speaks:
-        for name in ("final", "best"):
-            row = summary[name]
-            say(
-                f"{name.capitalize():5}  top-1 {100 * row['test_top1']:.2f}%  "
-                f"top-5 {100 * row['test_top5']:.2f}%  (epoch {row['epoch']})"
-            )
-        say(f"summary, curves and checkpoints: {directory.path}")
     return 0
-
-
-Prepared = tuple["Job", RunDirectory, Path | None]
-
-
-def _prepare(asked: Request, progress: FileProgress, claims: ExitStack) -> Prepared:
-    """The job, and its directory, which is this process's alone until `claims` are released."""
-    from covpool.train.job import RunFinished, check_names, prepare
-    from covpool.train.trainer import main_process
-
-    speaks = main_process()  # the first of several processes, which alone writes
-
-    def claim(path: Path) -> RunDirectory:
-        if speaks:
-            claims.enter_context(claimed(path))
-        return RunDirectory(path)
-
-    config = asked.config
-    if asked.resume == AUTO and asked.output is not None:
-        if (asked.output / "config.yaml").is_file():
-            directory = claim(RunDirectory.open(asked.output).path)
-            _check_same(config, directory)
-            try:
-                return _resume(config, directory, progress)
-            except RunFinished as error:
-                raise NothingToDo(str(error)) from error
-    elif asked.resume is not None:
-        return _resume(config, claim(asked.resume), progress)
-    if asked.recipe is not None:
-        asked.recipe.check(config)
-    check_names(config)
-    if asked.output is not None and speaks:
-        refuse_existing(asked.output)
-    job = prepare(config, progress=progress)
-    if speaks and (line := said_defaults(job, asked.recipe)):
-        say(line)
-    label = f"{job.splits.name}-{config.model.backbone}-{job.schedule.label}"
-    path = asked.output or RUNS / file_name(label)
-    if not speaks:  # it is given the first process's directory when training begins
-        return job, RunDirectory(path), None
-    directory = claim(path if asked.output else make_numbered(path))
-    return job, RunDirectory.create(directory.path, config), None
-
-
-def _check_same(config: RunConfig, directory: RunDirectory) -> None:
-    """Raise a ValueError where the options are not those that the run was started with."""
-    if found := difference(directory.read_config(), config, free=RESUME_KEYS):
-        key, then, now = found
-        raise ValueError(
-            f"run {directory.path} was started with {key} {_written(then)}, not {_written(now)}; "
-            "give the same options, or another --output"
-        )
-
-
-def _written(value: object) -> str:
-    """A value as an option is given."""
-    return "null" if value is None else repr(value)
-
-
-def _resume(config: RunConfig, directory: RunDirectory, progress: FileProgress) -> Prepared:
-    from covpool.train.job import prepare_resume
-    from covpool.train.trainer import main_process
-
-    job, checkpoint = prepare_resume(config, directory, progress=progress)
-    if main_process():
-        directory.write_config(config)
-        if checkpoint is None:
-            say(f"no checkpoint yet in {directory.path}: starting from the beginning")
-    return job, directory, checkpoint

@@ -7,6 +7,7 @@ Most of them read values. Where there are none to read, while a graph is traced 
 import cmath
 import math
 import sys
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -138,9 +139,14 @@ def _has_tangent(value: Tensor) -> bool:
     return not torch.compiler.is_compiling() and unpack_dual(value).tangent is not None
 
 
+def is_positive(values: Tensor) -> Tensor:
+    """Which numbers are positive and finite."""
+    return (values > 0) & values.isfinite()
+
+
 def positive(caller: str, values: Tensor) -> None:
     """Refuse numbers, one for each sample, that are not positive and finite."""
-    bad = ~((values > 0) & values.isfinite())
+    bad = ~is_positive(values)
     if bad.any():
         raise ValueError(
             f"{caller} must be positive and finite in {values.dtype}, got "
@@ -200,8 +206,24 @@ def finite(caller: str, tensor: Tensor, sample_dims: int) -> None:
     )
 
 
+def any_of(masks: Sequence[Tensor]) -> bool:
+    """Whether any element of any mask is True, in one read: on a GPU each would synchronise."""
+    if len(masks) < 2:
+        return bool(masks) and bool(masks[0].any())
+    return bool(torch.stack([mask.any() for mask in masks]).any())
+
+
+def extent(matrix: Tensor) -> tuple[float, float]:
+    """The smallest and the largest of the largest magnitudes of (*, m, n), detached and not empty.
+
+    NaN where there is one.
+    """
+    least, most = matrix.abs().amax((-2, -1)).aminmax()
+    return least.item(), most.item()
+
+
 def entries(caller: str, matrix: Tensor) -> tuple[float, float]:
-    """Refuse matrices (*, n, n), not empty, that are not finite or not symmetric.
+    """Refuse matrices (*, n, n), detached and not empty, that are not finite or not symmetric.
 
     Symmetric is what differs from its transpose by no more than some rounding explains. The
     symmetric part is computed with, which is off by less than the matrix itself is. So what passes
@@ -212,7 +234,6 @@ def entries(caller: str, matrix: Tensor) -> tuple[float, float]:
     Returns:
         The smallest and the largest of the batch's largest magnitudes.
     """
-    matrix = matrix.detach()
     size, dtype = matrix.shape[-1], matrix.dtype
     scale = matrix.abs().amax((-2, -1))
     difference = (matrix - matrix.mH).abs().amax((-2, -1))

@@ -33,7 +33,7 @@ from covpool.train.probes import make_probes
 from covpool.train.progress import EvaluationProgress, ProgressReport
 from covpool.train.published import read_trained
 from covpool.train.recorder import Recorder
-from covpool.train.run_directory import Row, RunDirectory, best_row
+from covpool.train.run_directory import RunDirectory, best_row
 from covpool.train.storage import StorageError
 from covpool.train.trainer import main_process, make_trainer, quiet_lightning
 
@@ -49,7 +49,7 @@ def train(
     checkpoint: Path | None = None,
     report: bool = True,
     callbacks: Sequence[Callback] = (),
-) -> Row:
+) -> RunDirectory:
     """Train to the end of the schedule and write the run directory.
 
     Where the checkpoint has all epochs, its weights are evaluated and the results written.
@@ -62,7 +62,7 @@ def train(
         callbacks: further ones, beside the configuration's probes.
 
     Returns:
-        The summary, as in summary.json.
+        Where it was written: the first process's directory, in all of them.
 
     Raises:
         Interrupted: SIGINT, SIGTERM or SIGUSR1; last.ckpt is saved.
@@ -127,7 +127,7 @@ def train(
                 write_results(job, module, recorder, directory, summary)
     if main_process():
         keep_checkpoints(directory, config.train.keep)
-    return summary
+    return recorder.directory
 
 
 def write_results(

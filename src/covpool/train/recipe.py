@@ -8,12 +8,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from covpool.linalg.tables import choose
 from covpool.train.config import RunConfig
+
+if TYPE_CHECKING:
+    from covpool.train.job import Job
 
 EMBEDDED = "typefaces"
 """The recipe that holds where neither it nor other images are named."""
@@ -91,6 +94,39 @@ def default_recipe(given: Mapping[str, Mapping[str, Any]]) -> Recipe | None:
     if model.get("pretrained") or model.get("init_from"):
         return read_recipe(FINE_TUNING)
     return read_recipe(EMBEDDED) if {"name", "root"}.isdisjoint(data) else None
+
+
+SAID = (
+    *(("optim", name) for name in ("name", "learning_rate", "decay", "warmup_epochs")),
+    *(("optim", "weight_decay"), ("train", "epochs")),
+    *(("data", name) for name in ("batch_size", "image_size", "augment")),
+)
+"""What most decides how a run goes, and what people change first."""
+
+
+def said_defaults(job: "Job", default: Recipe | RunConfig | None) -> str | None:
+    """A line of the options that a run on images of the user's has by default.
+
+    Args:
+        job: the run, in which what is found out from the images is known.
+        default: what its options were laid over; None where that was named.
+
+    Returns:
+        None where there is nothing to say: no images of the user's, nothing by default. Options
+        that were given otherwise are left out.
+    """
+    if default is None or job.config.data.root is None:
+        return None
+    tuned = isinstance(default, Recipe)
+    here, there = job.config.to_dict(), (default.config if tuned else default).to_dict()
+    found = {"image_size": job.splits.image_size, "augment": job.splits.train.augment}
+    words = [
+        f"{group}.{name} {found.get(name, here[group][name])}"
+        for group, name in SAID
+        if here[group][name] == there[group][name]
+    ]
+    whose = "fine-tuning on your own images" if tuned else "your own images"
+    return f"defaults for {whose}: {', '.join(words)}" if words else None
 
 
 def read_recipes() -> list[Recipe]:
