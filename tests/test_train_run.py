@@ -72,6 +72,45 @@ def test_files_of_a_run(run):
     assert curves.rstrip().endswith("</svg>")
 
 
+SAID = {
+    "own": (
+        [],
+        "for your own images: optim.name sgd, optim.learning_rate 0.05, optim.decay cosine,",
+    ),
+    "given": (
+        ["--lr", "0.1", "--optim.name", "adamw"],
+        "for your own images: --optim.decay cosine",
+    ),
+    "pretrained": (
+        ["--model.init_from", "{run}", "--optim.decay", "constant"],
+        "for fine-tuning on your own images: optim.name adamw, optim.learning_rate 0.0001, ",
+    ),
+    "recipe": (["--recipe", "birds", "--model.init_from", "{run}"], None),
+}
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+@pytest.mark.parametrize("case", SAID)
+def test_defaults_for_own_images_are_said_in_a_line(
+    case, command, run, images, tmp_path, capsys, monkeypatch
+):
+    options, wanted = SAID[case]
+    monkeypatch.setattr("covpool.cli.compare._run", lambda *rest: 0)
+    options = [option.format(run=run / "best.ckpt") for option in options]
+    if case == "recipe":
+        options += ["--data.name", "folder", "--data.resize", "16"]
+        options += ["--model.backbone", "small-convnet", "--model.reduced_channels", "null"]
+    capsys.readouterr()
+    path = str(tmp_path / "made")
+    assert main([command, str(images), *OPTIONS, *options, "--output", path]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "defaults" in line]
+    assert len(lines) == (wanted is not None)
+    if wanted:
+        assert lines[0].startswith(f"defaults {wanted}")
+        assert lines[0].endswith("data.augment crop")  # found out from the images
+        assert "epochs" not in lines[0]  # which is given
+
+
 def test_metrics_agree_in_both_formats(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     with (run / "metrics.csv").open(newline="") as file:

@@ -48,7 +48,7 @@ def train_parser() -> RunParser:
         "Train a network. Without arguments: the embedded typefaces, about two minutes on 2 cores.",
         examples={
             "covpool train": "the embedded typefaces",
-            "covpool train photos --model.backbone resnet50 --model.pretrained true --lr 0.01": (
+            "covpool train photos --model.backbone resnet50 --model.pretrained true": (
                 "fine-tune on a folder of class folders"
             ),
             "covpool train --resume runs/NAME": "go on with a run that was interrupted",
