@@ -1,25 +1,37 @@
 """Configuration of the documentation; nothing here reaches for the network."""
 
+import os
 import sys
 from pathlib import Path
 
 import covpool
 
-sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+EXTENSIONS = str(Path(__file__).parent / "_extensions")
+sys.path.insert(0, EXTENSIONS)
+# The cells' own process finds `covpool_pictures` there, too.
+os.environ["PYTHONPATH"] = os.pathsep.join([EXTENSIONS, os.environ.get("PYTHONPATH", "")])
+# tqdm's, which timm brings, of bars in notebooks; none is drawn.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 
 project = "covpool"
 author = "The covpool authors"
 project_copyright = "The covpool authors"
 release = covpool.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "covpool_tables"]
+extensions = [
+    *("myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"),
+    *("covpool_tables", "covpool_math"),
+]
 exclude_patterns = ["_build", "_generated"]
 html_theme = "furo"
 html_title = f"covpool {release}"
 html_show_sourcelink = False
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["covpool.css"]
+html_math_renderer = "mathml"
 
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
 # Every build runs every cell in this environment's interpreter. An exception or a line on stderr

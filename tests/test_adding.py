@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_one_class_and_one_row_are_enough():
     program = Path(__file__).with_name("one_more_row.py")
     run = subprocess.run(

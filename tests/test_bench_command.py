@@ -32,6 +32,7 @@ def run_bench(tmp_path, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_bench_measures_everything_and_goes_on_after_failures(clone, run_bench):
     status, shown, results = run_bench(
         "--shapes", "2x6x4,2x4x9", "--peer", f"DifferentiableSVD={clone}", "--spectrum", "geometric"

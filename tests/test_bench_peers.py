@@ -124,6 +124,7 @@ def test_memory_is_the_growth_during_the_step():
     assert found == pytest.approx(2 * size, abs=4 << 20)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource module there")
 def test_memory_of_a_case_that_kills_its_process_is_told(clone):
     (clone / "src" / "representation" / "SVD_Pade.py").write_text(DEADLY)
@@ -141,6 +142,7 @@ def test_memory_of_a_case_that_kills_its_process_is_told(clone):
     assert isinstance(found["DifferentiableSVD/MPNCOV (triangle)"], int)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource module there")
 def test_what_a_peer_prints_does_not_get_between_the_answers(clone):
     (clone / "src" / "representation" / "SVD_Pade.py").write_text(CHATTY)

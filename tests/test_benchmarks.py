@@ -71,6 +71,7 @@ def test_growth_names_a_mistaken_number(bench, tmp_path):
     assert "'1,two' must be whole numbers" in shown.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource module there")
 def test_memory(bench, tmp_path):
     output = tmp_path / "memory.json"

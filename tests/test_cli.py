@@ -106,6 +106,19 @@ MISTAKES = {
     "out of range": (["train", "--train.epochs", "0"], ["train.epochs", "at least 1", "not 0"]),
     "not a number": (["train", "--train.epochs", "many"], ["train.epochs", "int", "'many'"]),
     "not a choice": (["train", "--optim.decay", "linear"], ["optim.decay", "cosine", "'linear'"]),
+    "unknown optimiser": (["train", "--optim.name", "adamww"], ["'adamww'", "'adamw'?"]),
+    "odd mixing": (
+        ["train", "--data.mixup", "0.2", "--data.batch_size", "63"],
+        ["63", "odd", "data.batch_size"],
+    ),
+    "mixing of no mode": (
+        ["train", "--data.cutmix", "1", "--data.mixup_options.mode", "bach"],
+        ["data.mixup_options.mode", "batch, pair, elem", "'bach'"],
+    ),
+    "erasing option": (
+        ["train", "--data.random_erasing", "0.1", "--data.erasing_options.mod", "pixel"],
+        ["data.erasing_options.mod", "did you mean mode?"],
+    ),
     "no such file": (["train", "--config", "none.yaml"], ["none.yaml", "No such file"]),
     "no value": (["train", "--train.epochs"], ["train.epochs"]),
     "no such data": (["train", "--data.root", "nowhere"], ["'nowhere'", "does not exist"]),

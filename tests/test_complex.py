@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import covpool
+import quick
 from covpool import FUNCTIONS, METHODS
 from spectra import relative_error, with_spectrum
 
@@ -143,8 +144,12 @@ def test_every_method_by_its_own_rule(method, function):
     assert relative_error(gradient, expected) <= 1e-9
 
 
-@pytest.mark.parametrize("case", ["separated", "tied"])
-@pytest.mark.parametrize(("method", "function"), pairings(EXACT))
+@quick.parametrize("case", ["separated", "tied"], keep=["tied"])
+@quick.parametrize(
+    ("method", "function"),
+    pairings(EXACT),
+    keep=[*pairings(["exact"]), ("isqrt-cov", "inv_sqrt")],
+)
 def test_gradcheck(method, function, case):
     def evaluate(x: Tensor) -> Tensor:
         return MATRIX_FUNCTIONS[function](hermitian(x), method)
@@ -246,7 +251,7 @@ def test_pooling_is_the_root_of_the_covariance(method, shape):
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 2), (1, 2, 4)], ids=SHAPES)
-@pytest.mark.parametrize("method", EXACT)
+@quick.parametrize("method", EXACT, keep=["exact"])
 def test_gradcheck_of_pooling(method, shape):
     x = random(*shape).requires_grad_()
 
@@ -333,8 +338,8 @@ def test_torch_func_of_pooling(method, shape):
 COMPILED = ["exact", "svd-pade", "isqrt-cov", "mpa-lyapunov", "newton-schulz-minimax"]
 
 
-@pytest.mark.parametrize("kind", ["sqrt", *SHAPES])
-@pytest.mark.parametrize("method", COMPILED)
+@quick.parametrize("kind", ["sqrt", *SHAPES], keep=["covariance"])
+@quick.parametrize("method", COMPILED, keep=["exact"])
 def test_compile(method, kind):
     if kind == "sqrt":
         x, weights = matrix_of("tied"), random(SIZE, SIZE, seed=1)

@@ -23,10 +23,14 @@ PLAIN = Preprocessing(channels=1, image_size=SIZE, resize=SIZE, mean=(0.0,), std
 
 def images(augment, seed=0, source=IMAGES, preprocessing=PLAIN) -> Images:
     labels = list(range(len(source)))
-    return Images(Arrays(source), labels, preprocessing, augment=augment, seed=seed)
+    augment, _, erased = augment.partition(" ")
+    erasing = (0.8, {"mode": "pixel"}) if erased else (0.0, {})
+    return Images(
+        Arrays(source), labels, preprocessing, augment=augment, erasing=erasing, seed=seed
+    )
 
 
-SHIFTED, CROPPED = images("shift"), images("crop")
+SHIFTED, CROPPED, ERASED = images("shift"), images("crop"), images("none erased")
 
 
 def generator_states() -> tuple:
@@ -36,7 +40,7 @@ def generator_states() -> tuple:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    augment=st.sampled_from(["shift", "crop", "flip"]),
+    augment=st.sampled_from(["shift", "crop", "flip", "none erased"]),
     seed=st.integers(0, 2**32 - 1),
     epoch=st.integers(0, 10_000),
     number=st.integers(0, 3),
@@ -53,14 +57,14 @@ def test_pure_function_of_seed_epoch_and_number(augment, seed, epoch, number, di
     assert generator_states() == before
 
 
-@pytest.mark.parametrize("dataset", [SHIFTED, CROPPED], ids=["shift", "crop"])
+@pytest.mark.parametrize("augment", ["shift", "crop", "none erased"])
 @pytest.mark.parametrize("axis", ["seed", "epoch", "number"])
-def test_seed_epoch_and_number_all_matter(dataset, axis):
+def test_seed_epoch_and_number_all_matter(augment, axis):
     same = IMAGES[:1].expand(12, -1, -1, -1)
     made = set()
     for value in range(12):
         seed, epoch, number = (value if name == axis else 0 for name in ("seed", "epoch", "number"))
-        image, _ = images(dataset.augment, seed, same)[epoch, number]
+        image, _ = images(augment, seed, same)[epoch, number]
         made.add(image.numpy().tobytes())
     assert len(made) > 6
 
@@ -135,3 +139,15 @@ def test_evaluation_shows_the_centre(shape):
 
 def test_preprocessing_survives_its_dictionary():
     assert Preprocessing.from_dict(PLAIN.to_dict()) == PLAIN
+
+
+def test_erasing_changes_a_rectangle_of_some_images_and_nothing_else():
+    changed, plain = [], images("none")
+    for epoch in range(20):
+        difference = (ERASED[epoch, 1][0] != plain[epoch, 1][0])[0]
+        rows, columns = difference.any(1).nonzero(), difference.any(0).nonzero()
+        changed.append(len(rows) * len(columns))
+        assert difference.sum() == changed[-1]
+    share = len([area for area in changed if area]) / len(changed)
+    assert 0.5 < share < 1
+    assert max(changed) <= SIZE * SIZE / 2

@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import covpool
+import quick
 from covpool import KERNELS
 from spectra import relative_error, with_spectrum
 
@@ -139,9 +140,10 @@ def test_gradcheck_in_forward_mode(function, x):
     )
 
 
-@pytest.mark.parametrize("kernel", ["difference", "pade"])
-@each_case
-def test_compile_without_graph_breaks_and_with_any_batch(function, x, kernel):
+@quick.parametrize("kernel", ["difference", "pade"], keep=["difference"])
+@quick.parametrize("case", CASES, keep=["eigh", "svd, tall"])
+def test_compile_without_graph_breaks_and_with_any_batch(case, kernel):
+    function, x = CASES[case]
     torch.compiler.reset()
     eager = partial(function, kernel=kernel)
     compiled = torch.compile(eager, fullgraph=True, backend="aot_eager", dynamic=True)

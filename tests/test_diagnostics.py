@@ -48,6 +48,15 @@ def test_against_numpy(spectrum):
     assert info.rank == 0 or 1 <= info.effective_rank <= info.rank * (1 + 1e-12)
 
 
+@pytest.mark.parametrize(("multiple", "rank"), [(0.9, 4), (1.1, 5)])
+def test_the_rank_at_its_threshold_is_numpys(multiple, rank):
+    """n · eps of the largest eigenvalue, of a diagonal matrix without rounding."""
+    least = multiple * 5 * np.finfo(np.float64).eps
+    array = np.diag([least, 0.1, 0.2, 0.5, 1.0])
+    assert np.linalg.matrix_rank(array, hermitian=True) == rank
+    assert covpool.diagnose(torch.from_numpy(array)).rank.item() == rank
+
+
 def test_extremes():
     identity = covpool.diagnose(torch.eye(8) * 1e-30)
     assert identity.condition_number == 1

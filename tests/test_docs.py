@@ -1,9 +1,11 @@
 """The documentation: the cells of its pages run, and what it generates is complete and right."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import mpmath
 import pytest
@@ -11,12 +13,14 @@ import torch
 
 import covpool
 import covpool.analysis
+import quick
 from covpool.cli import COMMANDS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {page.stem: page for page in DOCS.glob("*.md")}
 
 sys.path.insert(0, str(DOCS / "_extensions"))
+import covpool_pictures  # noqa: E402
 import covpool_tables  # noqa: E402
 
 
@@ -25,16 +29,28 @@ def cells(page: Path) -> list[str]:
     return re.findall(r"^```\{code-cell\} python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-EXECUTED = ["quickstart", "problems", "tensor-networks", "numerics", "analysis", "adding"]
+EXECUTED = [
+    *(
+        "quickstart",
+        "gallery",
+        "faq",
+        "problems",
+        "tensor-networks",
+        "numerics",
+        "analysis",
+        "adding",
+    ),
+]
 
 
-@pytest.mark.parametrize("page", EXECUTED)
+@quick.parametrize("page", EXECUTED, keep=["quickstart", "adding"])
 def test_cells_run(page, capsys):
     found = cells(PAGES[page])
     assert found
     torch.manual_seed(0)
     namespace: dict = {"__name__": "__main__"}
     for number, cell in enumerate(found, start=1):
+        cell = re.sub(r"\A(:.*\n)+", "", cell)  # the cell's options, such as :tags:
         exec(compile(cell, f"{page}.md, cell {number}", "exec"), namespace)
     assert capsys.readouterr().err == ""
 
@@ -147,6 +163,74 @@ def test_methods_page_has_every_row():
         assert all(constant in table for constant in row.constants)
 
 
+def test_cheat_sheet_has_every_method_and_function():
+    """And the figures of two rows that are known: 1 − 5 steps of Newton and Schulz; no error."""
+    choice, functions = covpool_tables.methods_choice(), covpool_tables.functions_table()
+    rows = {line.split("`")[1]: line for line in choice.splitlines()[2:]}
+    assert set(rows) == set(covpool.METHODS)
+    assert rows["exact"].endswith("| 0 | 0 | yes | yes | all |")
+    assert "| no | yes |" in rows["isqrt-cov"]
+    assert "| 0 | 0 |" not in rows["isqrt-cov"]
+    for name, function in covpool.FUNCTIONS.items():
+        assert f"| `{name}` | {function.domain.value} |" in functions
+
+
+def test_calls_of_the_cheat_sheet_are_right():
+    matrix = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    known = {"A": matrix, "exponent": 0.3, "root": 3.0, "bound": 0.1}
+    for name, function in covpool.FUNCTIONS.items():
+        row = re.search(
+            rf"^\| `{name}` \|.*?\| `(matrix_.*?)` \|", covpool_tables.functions_table(), re.M
+        )
+        call = row[1] if "(" in row[1] else f"{row[1]}(A{', exponent' * (name == 'power')})"
+        found = eval(f"covpool.{call}", {"covpool": covpool, **known})
+        parameter = known.get(function.parameter)
+        torch.testing.assert_close(
+            found, covpool.matrix_function(matrix, name, parameter=parameter)
+        )
+
+
+def formulas() -> list[str]:
+    found = []
+    for page in PAGES.values():
+        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        text = re.sub(r"`[^`\n]*`", "", text)
+        found += re.findall(r"\$\$(.*?)\$\$", text, re.DOTALL)
+        found += re.findall(
+            r"(?<![\\$])\$([^$\n]+)\$", re.sub(r"\$\$.*?\$\$", "", text, flags=re.S)
+        )
+    return found
+
+
+def test_formulas_are_typeset_in_full():
+    """What the converter does not know it leaves as text, with its backslash or ampersand."""
+    latex2mathml = pytest.importorskip("latex2mathml.converter")
+    assert len(formulas()) > 20
+    for formula in formulas():
+        root = ElementTree.fromstring(latex2mathml.convert(formula))
+        assert not re.search(r"[\\&]", "".join(root.itertext())), formula
+
+
+@pytest.mark.parametrize("name", covpool_pictures.DRAWINGS)
+def test_pictures_of_the_readme_are_what_their_script_draws(name):
+    def texts(svg):
+        return [element.text for element in ElementTree.fromstring(svg).iter() if element.text]
+
+    written = (covpool_pictures.PICTURES / name).read_text(encoding="utf-8")
+    assert texts(written) == texts(covpool_pictures.standing_alone(covpool_pictures.DRAWINGS[name]))
+
+
+def test_picture_of_the_readme_has_the_figures_of_the_studies():
+    """As the summaries of the studies state them."""
+    for study in ("study-icons100-reduced", "study-typefaces200-reduced"):
+        found = covpool_pictures.above_average_pooling(study)
+        summary = json.loads((DOCS.parent / "results" / study / "summary.json").read_text())
+        claims = {claim["question"]: claim for claim in summary["claims"]}
+        claim = claims["does isqrt-cov beat gap?"]
+        mean, half = found["isqrt-cov"]
+        assert (mean - half, mean + half) == pytest.approx((claim["low"], claim["high"]))
+
+
 def test_kernels_page_has_every_kernel():
     table = covpool_tables.kernels_table()
     assert all(f"| `{name}` |" in table for name in covpool.KERNELS)
@@ -159,6 +243,8 @@ def test_data_page_has_every_layout_and_option():
 
     table = covpool_tables.layouts_table()
     assert all(f"| `{name}` | {layout.title} |" in table for name, layout in LAYOUTS.items())
+    assert r"car\_data/train" in table
+    assert r"cars\_\*.mat" in table  # else the page shows what is between two of them in italics
     page = PAGES["data"].read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in page for name in AUGMENTATIONS)
     assert all(f"`{name}`" in page for name in VIEWS)
@@ -196,5 +282,8 @@ def test_commands_are_those_of_the_command_line():
 
 def test_every_page_is_in_the_table_of_contents():
     index = PAGES["index"].read_text(encoding="utf-8")
-    contents = index.split("```{toctree}")[1].split("```")[0].split()
-    assert set(contents) - {":hidden:"} == set(PAGES) - {"index"}
+    trees = re.findall(
+        r"^```\{toctree\}\n(?::[^\n]*\n)*(.*?)^```$", index, re.DOTALL | re.MULTILINE
+    )
+    contents = "".join(trees).split()
+    assert sorted(contents) == sorted(set(PAGES) - {"index"})

@@ -36,6 +36,7 @@ def failures(found, path=""):
             yield from failures(value, f"{path}/{number}")
 
 
+@pytest.mark.slow
 def test_every_part_measures(script, monkeypatch, tmp_path):
     results = rehearse(script, monkeypatch, tmp_path / "new")
     assert list(results["parts"]) == list(script.PARTS)

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 
+import quick
 from covpool.models import create_model
 
 CUT = (
@@ -18,8 +19,8 @@ CUT = (
 )
 
 
-@pytest.mark.parametrize(("name", "stage"), CUT)
-@pytest.mark.parametrize("method", ["gap", "exact"])
+@quick.parametrize(("name", "stage"), CUT, keep=[("resnet18", 2), ("vit_tiny_patch16_224", 5)])
+@quick.parametrize("method", ["gap", "exact"], keep=["exact"])
 def test_pools_what_timm_gives_as_the_intermediate_features(name, stage, method):
     torch.manual_seed(0)
     whole = timm.create_model(name, num_classes=0).eval()
@@ -53,7 +54,11 @@ def test_a_stage_that_is_not_there(name, stage, message):
 
 @pytest.mark.parametrize("gap_reduction", [False, True])
 @pytest.mark.parametrize("reduced", [None, 16, "auto"])
-@pytest.mark.parametrize(("name", "classes"), [("resnet18", 100), ("small-convnet", 7)])
+@quick.parametrize(
+    ("name", "classes"),
+    [("resnet18", 100), ("small-convnet", 7)],
+    keep=[("small-convnet", 7)],
+)
 def test_matched_head_has_as_many_parameters(name, classes, reduced, gap_reduction):
     def head(**options):
         model = create_model(name, classes, reduced_channels=reduced, image_size=64, **options)

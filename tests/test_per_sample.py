@@ -1,5 +1,7 @@
 """Nothing of one sample depends on its batch-mates; roots turn with the matrix; bad input."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -167,6 +169,23 @@ def test_indefinite_matrices_are_refused(name, dtype):
 def test_negative_eigenvalues_count_as_zero_unchecked():
     root = covpool.matrix_sqrt(torch.diag(torch.tensor([-1.0, 4.0])), check=False)
     torch.testing.assert_close(root, torch.diag(torch.tensor([0.0, 2.0])))
+
+
+@pytest.mark.parametrize(("share", "message"), [(0.5, None), (2.0, "not positive semi-definite")])
+@pytest.mark.parametrize("name", ["exact", "isqrt-cov"])
+def test_negative_eigenvalues_are_rounding_up_to_16_eps_a_row(name, share, message):
+    least = -share * 16 * 4 * torch.finfo(torch.float64).eps
+    matrix = torch.diag(torch.tensor([least, 0.5, 0.7, 1.0], dtype=torch.float64))
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        covpool.matrix_sqrt(matrix, name)
+
+
+@pytest.mark.parametrize(("share", "message"), [(0.5, None), (2.0, "not symmetric")])
+def test_asymmetry_is_rounding_up_to_16_eps_a_row_of_a_lower_precision(share, message):
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[0, 1] = share * 16 * 4 * torch.finfo(torch.float32).eps
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        covpool.matrix_sqrt(matrix)
 
 
 @pytest.mark.parametrize("size", [8, 64])

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 import covpool
+import quick
 from covpool import METHODS
 from covpool.cli import main
 from covpool.cli.export import FEWEST_SAME
@@ -183,9 +184,10 @@ def untrained(method, width):
     )
 
 
-@pytest.mark.parametrize(
+@quick.parametrize(
     ("method", "width", "dtype"),
     [("isqrt-cov", 32, "float64"), ("gap", 8, "float64"), ("exact", 32, "float32")],
+    keep=[("exact", 32, "float32")],
 )
 def test_onnx_of_other_poolings(method, width, dtype, tmp_path):
     """16 positions: with 32 channels the root is that of the Gram matrix."""
@@ -220,7 +222,7 @@ def test_every_option_of_create_model_is_exported():
     assert given - set(signature) == {"width", "depth"}  # those of `backbone_kwargs`
 
 
-@pytest.mark.parametrize("name", MODELS)
+@quick.parametrize("name", MODELS, keep=["hidden", "iteration"])
 def test_onnx_of_every_option_of_create_model(name, tmp_path):
     torch.manual_seed(0)
     arguments = {"backbone": "small-convnet", "num_classes": 3, **MODELS[name]}

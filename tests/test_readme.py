@@ -1,12 +1,14 @@
-"""The README's Python examples run, in order, in one namespace."""
+"""The README's Python examples and its commands run, each in order."""
 
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -22,28 +24,40 @@ def test_python_examples_run():
     namespace: dict = {}
     for block in blocks:
         exec(block, namespace)
-    assert namespace["pool"](namespace["x"]).shape == (8, 32896)
+    assert namespace["vectors"].shape == (8, 32896)
     assert namespace["root"].isfinite().all()
     assert namespace["eigenvectors"].shape == (4, 32, 32)
 
 
-def test_table_of_the_comparison_is_that_of_the_results():
-    table = (README.parent / "results" / "typefaces-compare" / "comparison.md").read_text()
-    rows = [line for line in table.splitlines() if line.startswith("| ") and "±" in line]
-    assert len(rows) == 4
-    text = README.read_text(encoding="utf-8")
-    assert all(row in text for row in rows)
+QUICKER = {
+    "train": "--epochs 1",
+    "train photos": "--epochs 1 --data.image_size 64 --model.pretrained false",
+    "train --resume": "--epochs 2",
+    "compare photos": "--epochs 1 --data.image_size 64 --seeds 1",
+    "export": "--number 8",
+}
+"""What is added to the README's commands, by their first words, so that they take seconds and need
+no weights from the network."""
 
 
-def test_table_of_methods_is_that_of_the_package():
-    text = README.read_text(encoding="utf-8")
-    for name, row in covpool.METHODS.items():
-        constants = ", ".join(
-            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in row.constants.items()
-        )
-        cells = (f"`{name}`", row.paper_name or "", row.forward.title, row.gradient.title)
-        assert f"| {' | '.join(cells)} | {constants} | {row.description} |" in text
+def readme_commands() -> list[str]:
+    """The commands that README shows, without their comments."""
+    blocks = re.findall(r"```console\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    assert all(line.startswith("$ ") for line in lines)
+    return [re.sub(r"\s{2,}#.*", "", line[2:]) for line in lines]
+
+
+def draw_photos(folder: Path) -> None:
+    """A folder for each class, as README's own images are: stripes of a width of their own."""
+    generator = torch.Generator().manual_seed(0)
+    for width, name in enumerate(("robin", "wren", "finch"), start=2):
+        (folder / name).mkdir(parents=True)
+        stripes = (torch.arange(96) // width % 2 * 160).expand(96, 96)
+        for number in range(1, 11):
+            noise = torch.randint(0, 96, (96, 96), generator=generator)
+            image = Image.fromarray((stripes + noise).to(torch.uint8).numpy())
+            image.save(folder / name / f"{number}.jpg")
 
 
 def covpool_command(arguments, folder):
@@ -62,20 +76,36 @@ def covpool_command(arguments, folder):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_commands_one_after_the_other(tmp_path):
-    """The default network's batches are decomposed by several threads, in evaluation too."""
-    covpool_command(["train", "--train.epochs", "1", "--output", "runs/one"], tmp_path)
-    summary = json.loads((tmp_path / "runs/one/summary.json").read_text())
-    found = covpool_command(["evaluate", "runs/one"], tmp_path)
-    assert f"{100 * summary['best']['test_top1']:.2f}" in found
-    Image.new("L", (28, 28), 255).save(tmp_path / "white.png")
-    assert "white.png" in covpool_command(["predict", "runs/one", "white.png"], tmp_path)
-    covpool_command(["train", "--resume", "runs/one", "--train.epochs", "2"], tmp_path)
-    compare = ["compare", "--methods", "gap,exact", "--seeds", "2", "--jobs", "2"]
-    found = covpool_command([*compare, "--train.epochs", "1", "--output", "runs/two"], tmp_path)
-    assert "| gap | 2/2 |" in found
-    assert "| exact | 2/2 |" in found
-    covpool_command(["export", "runs/one", "--number", "32"], tmp_path)
-    assert (tmp_path / "runs/one/export/model.onnx").exists()
-    covpool_command(["report", "runs/two"], tmp_path)
-    assert (tmp_path / "runs/two/report.html").exists()
+    """Every command of README as a user types it, in its order, in one folder."""
+    draw_photos(tmp_path / "photos")
+    printed = {}
+    for command in readme_commands():
+        program, *arguments = shlex.split(command)
+        if program == "pip":  # what it would install is here already
+            continue
+        assert program == "covpool", command
+        firsts = [" ".join(arguments[:2]), arguments[0]]
+        quicker = next((QUICKER[first] for first in firsts if first in QUICKER), "")
+        printed[command] = covpool_command([*arguments, *quicker.split()], tmp_path)
+    summary = json.loads((tmp_path / "runs/first/summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["epochs"] == 2  # resumed
+    (predicted,) = (text for command, text in printed.items() if "predict" in command)
+    assert "photos/robin/1.jpg" in predicted
+    (compared,) = (text for command, text in printed.items() if "compare" in command)
+    assert all(f"| {method} | 1/1 |" in compared for method in ("gap", "isqrt-cov", "exact"))
+    assert (tmp_path / "runs/first/report.html").exists()
+    assert (tmp_path / "runs/first/export/model.onnx").exists()
+
+
+def test_links_lead_somewhere():
+    text = README.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    assert {"docs/pictures/gradient.svg", "docs/pictures/accuracy.svg"} <= set(links)
+    assert [link for link in links if not (README.parent / link).exists()] == []
+
+
+def test_the_citation_is_of_this_version():
+    assert f"Version {covpool.__version__}" in README.read_text(encoding="utf-8")

@@ -72,6 +72,17 @@ def test_each_target_is_written(output):
         assert "svd" in text
 
 
+def test_the_papers_cells_do_not_stand_beside_own_images(output):
+    """They are in the file for programs alone."""
+    for name in (name for name, target in TARGETS.items() if target.trained):
+        text = (output / f"{name}.md").read_text()
+        assert ": paper" not in text
+        assert "the paper, epochs" not in text
+    table = (output / "table1.md").read_text()
+    assert "| method | paper's name | top-1 error % | top-5 error % |" in table
+    assert '"paper"' in (output / "table1.json").read_text()
+
+
 def test_figures_follow_from_the_runs(output):
     content = json.loads((output / "table4.json").read_text())
     rows = {(row["method"], row["protocol"]): row for row in content["ResNet-50"]}

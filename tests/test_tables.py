@@ -1,4 +1,9 @@
-"""What functions say of arguments that are no tensors, and tables of names that they lack."""
+"""What functions say of arguments that are no tensors, tables of names that they lack, and the
+names that editors and type checkers know."""
+
+import inspect
+import typing
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -6,6 +11,18 @@ import torch
 
 import covpool
 from covpool.analysis import conditioning, fidelity
+from covpool.cli import method_facts
+from covpool.linalg.gradients.kernels import Kernel
+from covpool.linalg.names import FunctionName, KernelName, MethodName, PoolingName
+from covpool.pooling import POOLINGS
+
+PUBLIC = {name: getattr(covpool, name) for name in covpool.__all__}
+CALLS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
+
+
+def network():
+    return covpool.create_model("small-convnet", 2)
+
 
 FUNCTIONS = {
     "eigh": covpool.eigh,
@@ -23,6 +40,9 @@ FUNCTIONS = {
     "triu_vector": covpool.triu_vector,
     "CovPool2d": covpool.CovPool2d(2, None),
     "diagnose": covpool.diagnose,
+    "matrix_exp": covpool.matrix_exp,
+    "matrix_function": lambda matrix: covpool.matrix_function(matrix, "sqrt"),
+    "the model": lambda images: network()(images),
     "gauge_dependence": lambda matrix: covpool.gauge_dependence(lambda w, v: w.sum(), matrix),
     "feature_spectrum": conditioning.feature_spectrum,
     "feature_fidelity": lambda features: fidelity.feature_fidelity(features, ["svd"]),
@@ -45,6 +65,38 @@ def test_what_is_no_tensor_is_told(name, value, kind):
     assert str(caught.value).startswith(f"{name} needs a torch.Tensor, got {kind}; ")
 
 
+def test_every_public_function_of_a_tensor_is_among_them():
+    taking = {
+        name
+        for name, function in CALLS.items()
+        if torch.Tensor in typing.get_type_hints(function).values()
+        and torch.Tensor in {*map(typing.get_type_hints(function).get, parameters_of(function))}
+    }
+    assert len(taking) > 10
+    assert taking <= set(FUNCTIONS)
+
+
+def parameters_of(function):
+    return inspect.signature(function).parameters
+
+
+def test_what_stands_beside_a_tensor_is_told_too():
+    matrix, array = torch.eye(2), np.ones(())
+    calls = {
+        "eigh_generalized needs": lambda value: covpool.eigh_generalized(matrix, value),
+        "matrix_power: the exponent": lambda value: covpool.matrix_power(matrix, value),
+        "matrix_log: the floor": lambda value: covpool.matrix_log(matrix, floor=value),
+        "MatrixFunction: the exponent": lambda value: covpool.MatrixFunction(
+            "power", exponent=value
+        ),
+    }
+    for start, call in calls.items():
+        for value in (array, [1.0]):
+            with pytest.raises(TypeError) as caught:
+                call(value)
+            assert str(caught.value).startswith(start)
+
+
 def test_parameters_and_subclasses_are_tensors():
     class Own(torch.Tensor):
         pass
@@ -54,16 +106,13 @@ def test_parameters_and_subclasses_are_tensors():
         assert torch.equal(covpool.matrix_sqrt(value).as_subclass(torch.Tensor), matrix)
 
 
-@pytest.mark.parametrize(
-    ("table", "name", "near"),
-    [
-        ("METHODS", "svd_taylor", "svd-taylor"),
-        ("KERNELS", "pad", "pade"),
-        ("FUNCTIONS", "sqr", "sqrt"),
-    ],
-)
-def test_a_table_names_the_nearest_row(table, name, near):
-    rows = getattr(covpool, table)
+NEAR = {"METHODS": "svd_taylor", "KERNELS": "pad", "FUNCTIONS": "inverse_sqrt"}
+
+
+@pytest.mark.parametrize("table", [n for n, value in PUBLIC.items() if isinstance(value, Mapping)])
+def test_a_table_names_the_nearest_row(table):
+    rows, name = PUBLIC[table], NEAR[table]
+    near = {"svd_taylor": "svd-taylor", "pad": "pade", "inverse_sqrt": "inv_sqrt"}[name]
     with pytest.raises(KeyError, match=f"unknown .*{name}.*choose from .*did you mean '{near}'"):
         rows[name]
     assert rows.get(name) is None
@@ -72,3 +121,38 @@ def test_a_table_names_the_nearest_row(table, name, near):
         rows[3]
     with pytest.raises(TypeError):
         rows[name] = rows[near]
+
+
+def test_the_names_that_editors_know_are_those_of_the_tables():
+    """A row that is added to a table gets its name in `covpool.linalg.names`."""
+    for kind, names in {
+        MethodName: covpool.METHODS,
+        PoolingName: POOLINGS,
+        KernelName: covpool.KERNELS,
+        FunctionName: covpool.FUNCTIONS,
+    }.items():
+        assert typing.get_args(kind) == tuple(names)
+
+
+def test_what_takes_a_name_says_which():
+    """So that editors complete it, and type checkers find a typo."""
+    kinds = {
+        "method": {MethodName | covpool.Method, PoolingName | covpool.Method},
+        "kernel": {KernelName | Kernel},
+    }
+    found = 0
+    for name, value in PUBLIC.items():
+        call = value.__init__ if inspect.isclass(value) and name != "Method" else value
+        if not inspect.isfunction(call):
+            continue
+        for argument, kind in typing.get_type_hints(call).items():
+            if argument in kinds:
+                assert kind in kinds[argument], (name, argument)
+                found += 1
+    assert found > 10
+
+
+def test_what_the_methods_command_shows_is_of_the_table():
+    assert method_facts.FILE.read_text(encoding="utf-8") == method_facts.as_text(), (
+        "write it anew: python -m covpool.cli.method_facts"
+    )

@@ -31,7 +31,8 @@ def images(tmp_path_factory):
 def finished(images, tmp_path_factory):
     """Two epochs of three steps; previous.ckpt is after the first, last.ckpt after the second."""
     path = tmp_path_factory.mktemp("whole") / "run"
-    assert main(["train", "--data.root", images, "--output", str(path), *OPTIONS]) == 0
+    options = ["--output", str(path), "--keep", "all", *OPTIONS]
+    assert main(["train", "--data.root", images, *options]) == 0
     return path
 
 

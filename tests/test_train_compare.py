@@ -31,12 +31,18 @@ def images(tmp_path_factory):
     return str(make_tiny_images(tmp_path_factory.mktemp("data") / "textures"))
 
 
-@pytest.fixture(scope="module")
-def folder(images, tmp_path_factory):
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(command, id="in this process"),
+        pytest.param(lambda *words: main([*words]), id="in processes", marks=pytest.mark.slow),
+    ],
+)
+def folder(request, images, tmp_path_factory):
     path = tmp_path_factory.mktemp("comparisons") / "comparison"
     options = ["--methods", "gap,exact", "--seeds", "2", "--jobs", "2", "--output", str(path)]
     options += ["--train.probes", "[conditioning]"]
-    assert main(["compare", "--data.root", images, *options, *OPTIONS]) == 0
+    assert request.param("compare", "--data.root", images, *options, *OPTIONS) == 0
     return path
 
 
@@ -229,6 +235,7 @@ def die(run):
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_fails_its_cell_alone(images, tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "run_one", die)
     runs = make_grid(images, tmp_path, methods=["gap"])
@@ -262,6 +269,7 @@ def test_a_second_interruption_ends_the_running_cells(images, tmp_path, monkeypa
     assert not (runs[0].path / "ended").exists()
 
 
+@pytest.mark.slow
 def test_cells_end_with_a_comparison_that_was_killed(images, tmp_path):
     folder = tmp_path / "comparison"
     options = ["--methods", "gap", "--seeds", "1", "--output", str(folder), *OPTIONS]

@@ -48,7 +48,7 @@ def without_clock(rows):
 
 def config_of(arguments):
     """The configuration of a command."""
-    return train_parser().parse(arguments[1:])[0]
+    return train_parser().read(arguments[1:]).config()
 
 
 def largest_difference(one, other):

@@ -4,11 +4,17 @@ import math
 
 import pytest
 import torch
+from timm.data.mixup import Mixup
 
+import quick
 from covpool.cli import main
 from covpool.data import DataError, Images
+from covpool.data.augmentation import MIXING, seeded
+from covpool.train.job import prepare
+from covpool.train.loaders import ImageDataModule
 from covpool.train.module import ClassificationModule
 from covpool.train.recorder import PROGRESS
+from covpool.train.run_directory import RunDirectory
 from covpool.train.weight_average import TRAINED
 from test_train_resume import assert_same, interrupt_at, load
 from tiny_images import OPTIONS, make_tiny_images
@@ -25,6 +31,13 @@ STEPS = [
 PROTOCOLS = {
     "hybrid": ["--model.hybrid", "svd-pade"],
     "average": ["--optim.weight_average", "0.8", "--model.drop_rate", "0.2"],
+    "timm": [
+        *("--optim.name", "adamw", "--optim.layer_decay", "0.7"),
+        *("--optim.decay_norm_and_bias", "false", "--optim.warmup_epochs", "0.5"),
+        *("--optim.decay", "tanh", "--optim.milestones", "[]"),
+        *("--data.mixup", "0.4", "--data.cutmix", "1", "--train.accumulate", "2"),
+        *("--data.random_erasing", "0.5", "--data.erasing_options.mode", "pixel"),
+    ],
     "classifier": ["--optim.trained", "classifier", "--model.init_from", "{source}"],
 }
 
@@ -56,7 +69,7 @@ def uninterrupted(images, source, tmp_path_factory):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("steps", [(2, 5), (3, 6), (7,)])
+@quick.parametrize("steps", [[2, 5], [3, 6], [7]], keep=[[3, 6]])
 def test_resumed_equals_uninterrupted(
     protocol, steps, images, source, uninterrupted, tmp_path, monkeypatch
 ):
@@ -91,7 +104,7 @@ def test_hybrid_training_switches_at_the_last_decay(
     assert capsys.readouterr().out.count("from epoch 3 on the pooling is svd-pade") == 1
 
 
-@pytest.mark.parametrize(("step", "before", "after"), [(5, 0, 1), (6, 0, 1), (7, 1, 0)])
+@quick.parametrize(("step", "before", "after"), [(5, 0, 1), (6, 0, 1), (7, 1, 0)], keep=[(6, 0, 1)])
 def test_the_switch_is_said_once(
     step, before, after, images, source, tmp_path, monkeypatch, capsys
 ):
@@ -180,6 +193,32 @@ def test_an_image_damaged_while_the_average_is_evaluated(
         assert main(command(images, source, path, "average")) == 2
     assert main(["train", "--resume", str(path)]) == 0
     assert_same(load(path), load(uninterrupted["average"]))
+
+
+def test_batches_are_mixed_as_timm_mixes_them(images, tmp_path, monkeypatch):
+    seen, original = [], ClassificationModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        seen.append((self.global_step, *(tensor.clone() for tensor in batch)))
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassificationModule, "training_step", training_step)
+    path, options = tmp_path / "run", ["--data.mixup", "0.4", "--data.cutmix", "1"]
+    command = ["train", "--data.root", images, "--output", str(path), *OPTIONS, *options]
+    assert main(command) == 0
+    assert [step for step, *_ in seen] == list(range(6))
+    config = RunDirectory(path).read_config()
+    data = ImageDataModule(prepare(config).splits, config)
+    mixup = Mixup(0.4, 1.0, label_smoothing=0.0, num_classes=3)
+    for step, mixed, shares in seen:
+        (plain, labels), *_ = data.loader_of(lambda at=step: at)
+        before = plain.clone()
+        with seeded(config.train.seed, step, 0, 0, MIXING):
+            wanted = mixup(plain, labels)
+        assert torch.equal(mixed, wanted[0])
+        assert torch.equal(shares, wanted[1])
+        assert not torch.equal(mixed, before)
+        torch.testing.assert_close(shares.sum(1), torch.ones(8))
 
 
 def test_an_average_of_sharded_weights_is_refused(images, capsys):

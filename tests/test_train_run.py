@@ -53,7 +53,7 @@ def save_changed(path, change):
 def test_files_of_a_run(run):
     names = {path.name for path in run.iterdir()}
     assert names == {
-        *("config.yaml", "metrics.csv", "metrics.jsonl", "last.ckpt", "best.ckpt", "previous.ckpt"),
+        *("config.yaml", "metrics.csv", "metrics.jsonl", "last.ckpt", "best.ckpt"),
         *("curves.svg", "confusion.png", "confusions.csv", "summary.json", "summary.md"),
     }
     with Image.open(run / "confusion.png") as picture:

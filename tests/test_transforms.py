@@ -13,42 +13,67 @@ import torch
 from torch.func import hessian, jacfwd, jacrev, vjp, vmap
 
 import covpool
+import quick
 from covpool import METHODS
 from spectra import relative_error
-from transforms import CHECKS, COMMAND, PATH, SUBJECTS, in_every_run, measure, parse, random, render
+from transforms import (
+    CHECKS,
+    COMMAND,
+    GRAPHS,
+    PATH,
+    SUBJECTS,
+    in_every_run,
+    is_quick,
+    measure,
+    parse,
+    random,
+    render,
+)
 
 COMMITTED = parse(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
 
 
-def label(subject):
-    return f"{subject.group}-{subject.name}-{subject.kind}"
+def checks_of(subject, graphs):
+    return [c for c in CHECKS if (c in GRAPHS) == graphs and in_every_run(subject, c)]
 
 
-@pytest.mark.parametrize("subject", SUBJECTS, ids=label)
-def test_table_holds(subject):
-    hold(subject)
+def rows(chosen, always_slow=False):
+    return [
+        pytest.param(
+            subject,
+            checks_of(subject, graphs),
+            id=f"{subject.group}-{subject.name}-{subject.kind}{'-graphs' if graphs else ''}",
+            marks=[] if is_quick(subject, graphs) and not always_slow else [pytest.mark.slow],
+        )
+        for subject in chosen
+        for graphs in (False, True)
+        if checks_of(subject, graphs)
+    ]
 
 
-@pytest.mark.parametrize(
-    "subject",
-    [
-        s
-        for s in SUBJECTS
-        if s.group == "cov_pool, N > C" and getattr(METHODS[s.name].forward, "iterated_channels", 0)
-    ],
-    ids=label,
-)
-def test_table_holds_for_many_channels_too(subject, monkeypatch):
+@pytest.mark.parametrize(("subject", "checks"), rows(SUBJECTS))
+def test_table_holds(subject, checks):
+    hold(subject, checks)
+
+
+ITERATED = [
+    s
+    for s in SUBJECTS
+    if s.group == "cov_pool, N > C" and getattr(METHODS[s.name].forward, "iterated_channels", 0)
+]
+
+
+@pytest.mark.parametrize(("subject", "checks"), rows(ITERATED, always_slow=True))
+def test_table_holds_for_many_channels_too(subject, checks, monkeypatch):
     """Those of the table are few enough to be pooled by the iteration."""
     monkeypatch.setattr(type(METHODS[subject.name].forward), "iterated_channels", 0)
-    hold(subject)
+    hold(subject, checks)
 
 
-def hold(subject):
+def hold(subject, checks):
     cells = COMMITTED[subject.group, subject.name][subject.kind]
     committed = dict(zip(CHECKS, cells, strict=True))
-    chosen = [check for check in CHECKS if in_every_run(subject, check)]
-    measured = {check: measure(subject, check) for check in chosen}
+    measured = {check: measure(subject, check) for check in checks}
     changed = {
         check: f"{committed[check]} -> {outcome}"
         for check, outcome in measured.items()
@@ -168,7 +193,7 @@ def test_unresolved_second_derivatives_of_minimax_are_refused_or_not_a_number():
     assert hessian(loss)(leaf[0].detach()).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["exact", "svd-pade", "isqrt-cov", "mpa-lyapunov"])
+@quick.parametrize("name", ["exact", "svd-pade", "isqrt-cov", "mpa-lyapunov"], keep=["exact"])
 def test_a_forward_pass_compiled_under_autocast_has_exact_gradients(name):
     """As mixed-precision training does it: forward under autocast, backward outside."""
     torch.compiler.reset()
@@ -182,6 +207,7 @@ def test_a_forward_pass_compiled_under_autocast_has_exact_gradients(name):
     assert (gradient - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_the_first_call_of_a_process_can_be_a_compiled_one():
     program = """
 import torch, covpool

@@ -477,6 +477,30 @@ def parse(text: str) -> Cells:
     return found
 
 
+GRAPHS = ("compile", "export")
+
+QUICK = re.compile(
+    # Every function, by the exact row; every method, on one way; every kind of kernel.
+    r"matrix_.* exact real|cov_pool, N ≤ C .* real|eigh (difference|power-iteration) real"
+    r"|svd .* real"
+    # Iterations on the matrix itself, and what covariances of full rank have of their own.
+    r"|(matrix_sqrt|cov_pool, N > C) (exact|isqrt-cov|mpa-lyapunov|newton-schulz-minimax) real"
+    r"|cov_pool, N > C svd-topn real|(matrix_log|cov_pool, N ≤ C) exact complex"
+    r"|(eigh|svd) difference complex"
+)
+QUICK_GRAPHS = re.compile(
+    r"(matrix_(sqrt|power)|cov_pool, N ≤ C) exact real|(eigh|svd) difference real"
+    r"|cov_pool, N ≤ C svd-pi real|cov_pool, N > C (isqrt-cov|mpa-lyapunov) real"
+)
+"""The rows, as group, name and kind, that stand for the others in the quick tests: in eager mode,
+and in graphs, which take seconds each."""
+
+
+def is_quick(subject: Subject, graphs: bool) -> bool:
+    row = f"{subject.group} {subject.name} {subject.kind}"
+    return (QUICK_GRAPHS if graphs else QUICK).fullmatch(row) is not None
+
+
 def in_every_run(subject: Subject, check: str) -> bool:
     """All but graphs of complex input and of functions other than the root, but for the exact ones.
 
@@ -486,7 +510,7 @@ def in_every_run(subject: Subject, check: str) -> bool:
     function = subject.group.startswith("matrix_") and subject.group != "matrix_sqrt"
     others = function or subject.kind == "complex"
     exact = subject.name in ("exact", "difference")
-    return not (check in ("compile", "export") and others and not exact)
+    return not (check in GRAPHS and others and not exact)
 
 
 if __name__ == "__main__":

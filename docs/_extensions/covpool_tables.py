@@ -8,6 +8,7 @@ the tests wrote.
 import dataclasses
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -47,6 +48,7 @@ GROUPS = {
     "covpool.linalg.diagnostics": "Diagnostics",
     "covpool.models": "Models",
     "covpool.train.prediction": "Models",
+    "covpool.fitting": "Training",
 }
 """Headings of the reference by module, in their order; names of other modules follow them."""
 
@@ -102,6 +104,82 @@ def methods_table() -> str:
         for name, row in covpool.METHODS.items()
     )
     return table(("name", "in the paper", "forward", "gradient", "constants"), rows)
+
+
+TYPICAL = 1e4
+"""Condition number of the spectrum at which the cheat sheet measures: that of trained features."""
+
+
+def methods_choice() -> str:
+    """What decides between the methods, measured as this is built on one typical spectrum."""
+    from covpool.analysis import spectral_fidelity
+
+    spectrum = torch.logspace(-math.log10(TYPICAL), 0, 64, dtype=torch.float64)
+    gradients = spectral_fidelity(spectrum)
+    rows = []
+    for name, row in covpool.METHODS.items():
+        root = covpool.matrix_sqrt(spectrum.diag(), row).diagonal()
+        exact = spectrum.sqrt()
+        offered = ", ".join(f"`{function}`" for function in row.functions)
+        rows.append(
+            (
+                f"[`{name}`](#method-{name})",
+                _share((root - exact).norm() / exact.norm()),
+                _share(gradients[name].relative_distance),
+                "yes" if row.iteration is None else "no",
+                "yes" if _differentiates_twice(name) else "no",
+                "all" if set(row.functions) == set(covpool.FUNCTIONS) else offered,
+            )
+        )
+    header = ("method", "root off by", "gradient off by", "eigendecomposition")
+    return table((*header, "second derivatives", "functions"), rows)
+
+
+def _differentiates_twice(method: str) -> bool:
+    matrix = torch.tensor([[1.0, 0.2], [0.2, 2.0]], dtype=torch.float64, requires_grad=True)
+    root = covpool.matrix_sqrt(matrix, method)
+    (first,) = torch.autograd.grad(root.square().sum() + root[0, 1], matrix, create_graph=True)
+    try:
+        torch.autograd.grad(first.sum(), matrix)
+    except RuntimeError:  # refused
+        return False
+    return True
+
+
+def _share(error: torch.Tensor) -> str:
+    """A relative error for people; what is rounding counts as none."""
+    value = error.item()
+    if value < 1e-9:
+        return "0"
+    return f"{value:.0%}" if value >= 0.005 else f"{value:.0e}"
+
+
+CALLS = {
+    "sqrt": "`matrix_sqrt`",
+    "inv_sqrt": "`matrix_inv_sqrt`",
+    "power": "`matrix_power`",
+    "log": "`matrix_log`",
+    "exp": "`matrix_exp`",
+}
+"""The functions that have a name of their own beside `matrix_function`."""
+
+
+def functions_table() -> str:
+    """Every scalar function: which eigenvalues it takes, how it is called, and by which methods."""
+    rows = []
+    for name, function in covpool.FUNCTIONS.items():
+        offering = [f"`{method}`" for method, row in covpool.METHODS.items() if row.supports(name)]
+        missing = [f"`{method}`" for method in covpool.METHODS if f"`{method}`" not in offering]
+        if not missing:
+            methods = "all"
+        elif len(missing) < len(offering):
+            methods = f"all but {', '.join(missing)}"
+        else:
+            methods = ", ".join(offering)
+        parameter = f", parameter={function.parameter}" if function.parameter else ""
+        call = CALLS.get(name, f'`matrix_function(A, "{name}"{parameter})`')
+        rows.append((f"`{name}`", function.domain.value, call, methods))
+    return table(("function", "eigenvalues", "call", "methods"), rows)
 
 
 def methods_rows() -> str:
@@ -292,7 +370,12 @@ def layouts_table() -> str:
     from covpool.data.layouts import LAYOUTS
 
     rows = (
-        (f"`{name}`", layout.title, layout.source, layout.describe_signs())
+        (
+            f"`{name}`",
+            layout.title,
+            layout.source,
+            re.sub(r"([*_#])", r"\\\1", layout.describe_signs()),
+        )
         for name, layout in LAYOUTS.items()
     )
     return table(("`data.name`", "what", "source", "recognised by"), rows)
@@ -304,6 +387,8 @@ def _paragraphs(parts: Iterable[str]) -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "methods-table": methods_table,
+    "methods-choice": methods_choice,
+    "functions-table": functions_table,
     "methods-rows": methods_rows,
     "methods-bias": methods_bias,
     "methods-values": methods_values,
@@ -376,6 +461,16 @@ def check_complete(app: Sphinx, environment: BuildEnvironment) -> None:
         logging.getLogger(__name__).warning("the reference lacks %s", ", ".join(missing))
 
 
+def check_offline(app: Sphinx, failed: Exception | None) -> None:
+    """Warn of pages that would load something from the network when they are read."""
+    pattern = re.compile(
+        r"<(?:script|link|img|iframe)[^>]*\s(?:src|href)=[\"'](?:https?:)?//[^>]*>"
+    )
+    for page in Path(app.outdir).glob("*.html"):
+        for element in pattern.findall(page.read_text(encoding="utf-8")):
+            logging.getLogger(__name__).warning("%s loads %s", page.name, element)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     for name in TABLES:
         app.add_directive(name, Table)
@@ -384,4 +479,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", escape_docstring, priority=400)
     app.connect("autodoc-process-docstring", restore_colons, priority=600)
     app.connect("env-check-consistency", check_complete)
+    app.connect("build-finished", check_offline)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -6,6 +6,7 @@ from covpool._version import __version__
 from covpool.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from covpool.fitting import TrainedRun, fit
     from covpool.linalg.api import (
         matrix_exp,
         matrix_function,
@@ -40,6 +41,7 @@ __all__ = [
     "Method",
     "Pool2d",
     "Pooling",
+    "TrainedRun",
     "__version__",
     "cov_pool",
     "covariance",
@@ -48,6 +50,7 @@ __all__ = [
     "eigh",
     "eigh_generalized",
     "eigvalsh",
+    "fit",
     "gauge_dependence",
     "load_model",
     "matrix_exp",
@@ -76,6 +79,7 @@ _HOMES = {
     "Method": "covpool.linalg.methods",
     "Pool2d": "covpool.poolings",
     "Pooling": "covpool.poolings",
+    "TrainedRun": "covpool.fitting",
     "cov_pool": "covpool.pooling",
     "covariance": "covpool.pooling",
     "create_model": "covpool.models",
@@ -83,6 +87,7 @@ _HOMES = {
     "eigh": "covpool.linalg.decompositions",
     "eigh_generalized": "covpool.linalg.decompositions",
     "eigvalsh": "covpool.linalg.decompositions",
+    "fit": "covpool.fitting",
     "gauge_dependence": "covpool.linalg.gauge",
     "load_model": "covpool.train.prediction",
     "matrix_exp": "covpool.linalg.api",
@@ -96,4 +101,7 @@ _HOMES = {
     "triu_vector": "covpool.pooling",
 }
 
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+# The optional dependencies without which a name cannot be used.
+_EXTRAS = {"create_model": "models", "fit": "train", "load_model": "train", "TrainedRun": "train"}
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, _EXTRAS)

@@ -15,6 +15,7 @@ from covpool.linalg.covariance import Computation, plainly_centred, works_on_gra
 from covpool.linalg.evaluate import get_pairing
 from covpool.linalg.functions import SQRT, ScalarFunction
 from covpool.linalg.methods import Method, get_method, warn_of_float32
+from covpool.linalg.names import MethodName
 from covpool.linalg.precision import full_precision, on_cpu, range_unit
 from covpool.linalg.products import root_in_products
 from covpool.linalg.spectrum import real_dtype, symmetric_part
@@ -73,7 +74,7 @@ def _covariance(features: Tensor, correction: int = 0) -> Tensor:
 
 def cov_pool(
     x: Tensor,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     compute_dtype: torch.dtype | None = None,
     check_finite: bool = True,
@@ -301,7 +302,7 @@ class CovPool2d(nn.Module):
         self,
         in_channels: int,
         reduced_channels: int | None = 256,
-        method: str | Method = "exact",
+        method: MethodName | Method = "exact",
         vectorize: bool = True,
         *,
         compute_dtype: torch.dtype | None = None,
@@ -325,7 +326,7 @@ class CovPool2d(nn.Module):
         return self._method
 
     @method.setter
-    def method(self, method: str | Method) -> None:
+    def method(self, method: MethodName | Method) -> None:
         self._method = get_method(method)
 
     @property

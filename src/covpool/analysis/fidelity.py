@@ -23,6 +23,7 @@ from covpool.linalg import checks
 from covpool.linalg.checks import require_integer
 from covpool.linalg.functions import SQRT
 from covpool.linalg.methods import METHODS, Method, get_method
+from covpool.linalg.names import MethodName
 from covpool.linalg.spectrum import clip_to_rank, symmetric_part
 from covpool.pooling import cov_pool
 
@@ -87,7 +88,7 @@ def compare(method: str, gradient: Tensor, exact: Tensor, *, sample_dims: int = 
 
 def spectral_fidelity(
     eigenvalues: Tensor,
-    methods: Iterable[str | Method] | None = None,
+    methods: Iterable[MethodName | Method] | None = None,
     *,
     cotangent: Tensor | None = None,
     seed: int = SEED,
@@ -147,7 +148,7 @@ def spectral_fidelity(
 
 def feature_fidelity(
     features: Tensor,
-    methods: Iterable[str | Method] | None = None,
+    methods: Iterable[MethodName | Method] | None = None,
     *,
     cotangent: Tensor | None = None,
     seed: int = SEED,
@@ -200,7 +201,7 @@ def feature_fidelity(
 
 
 def pooled_gradient(
-    model: nn.Module, closure: Any, *, method: str | Method | None = None
+    model: nn.Module, closure: Any, *, method: MethodName | Method | None = None
 ) -> tuple[Tensor, Tensor]:
     """The features that a model pools, and the loss's gradient of the pooled matrix.
 

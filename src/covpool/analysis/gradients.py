@@ -14,6 +14,7 @@ from covpool.analysis.conditioning import EPS
 from covpool.analysis.records import Record, check_dtype, check_spectrum
 from covpool.linalg.functions import SQRT
 from covpool.linalg.methods import METHODS, Method, get_method
+from covpool.linalg.names import MethodName
 from covpool.linalg.spectrum import clip_to_rank
 
 LOG10_EDGES = tuple(range(-20, 41))
@@ -129,7 +130,7 @@ class GradientMagnitudes(Record):
 
 def gradient_magnitudes(
     eigenvalues: Tensor,
-    methods: Iterable[str | Method] | None = None,
+    methods: Iterable[MethodName | Method] | None = None,
     *,
     floor: float | None = None,
 ) -> dict[str, GradientMagnitudes]:

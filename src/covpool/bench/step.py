@@ -20,6 +20,7 @@ from covpool.bench.campaign import FORMAT, Report
 from covpool.bench.checkouts import as_published
 from covpool.bench.peers import OpenPeer, PeerRow, Root, open_peer
 from covpool.bench.timing import Context, Timing, describe, fixed_threads, time_steps
+from covpool.linalg.names import PoolingName
 from covpool.machine import available_cores, describe_environment, summary_line
 from covpool.models import create_model
 from covpool.poolings import check_pooling
@@ -72,7 +73,7 @@ def prepare(options: argparse.Namespace) -> Callable[[Report], dict[str, Any]]:
     on_cuda = device.type == "cuda"
     options.batch = options.batch or BATCHES["cuda" if on_cuda else "cpu"]
     options.precision = options.precision or ("bfloat16" if on_cuda else "float32")
-    methods = [check_pooling(name) for name in options.methods.split(",")]
+    methods: list[PoolingName] = [check_pooling(name) for name in options.methods.split(",")]
     peers = [open_peer(text, device) for text in options.peers]
     if on_cuda and not torch.cuda.is_available():
         raise ValueError(f"--device {options.device}: torch finds no CUDA device")
@@ -84,7 +85,7 @@ def prepare(options: argparse.Namespace) -> Callable[[Report], dict[str, Any]]:
 def _measure(
     options: argparse.Namespace,
     device: torch.device,
-    methods: list[str],
+    methods: list[PoolingName],
     peers: list[OpenPeer],
     report: Report,
 ) -> dict[str, Any]:
@@ -126,7 +127,9 @@ class Bench:
         self.steps: dict[str, Callable[[], Any]] = {}
         self.broken: dict[str, str] = {}
 
-    def add(self, name: str, method: str, peer: tuple[OpenPeer, PeerRow] | None = None) -> None:
+    def add(
+        self, name: str, method: PoolingName, peer: tuple[OpenPeer, PeerRow] | None = None
+    ) -> None:
         """The steps of one model; where it cannot be made, the reason is kept."""
         context = nullcontext if peer is None else partial(as_published, self.device)
         try:
@@ -150,7 +153,7 @@ class Bench:
         )
         return timings | {name: Timing(error=error) for name, error in self.broken.items()}
 
-    def _model(self, method: str, peer: tuple[OpenPeer, PeerRow] | None) -> Any:
+    def _model(self, method: PoolingName, peer: tuple[OpenPeer, PeerRow] | None) -> Any:
         torch.manual_seed(self.options.seed)
         model: Any = create_model(
             self.options.backbone,

@@ -33,6 +33,9 @@ class Command:
     """Whether it leaves the cores to others while its threads wait."""
     extra: str = "train"
     """The optional dependencies that it needs."""
+    begins: str = ""
+    """What it says before PyTorch is loaded, which takes seconds; empty: nothing, or it says so
+    itself."""
 
 
 COMMANDS = {
@@ -43,10 +46,22 @@ COMMANDS = {
     "push": Command("push", "upload a published model to a hub, or copy it to a folder"),
     "pull": Command("pull", "get a published model from a hub, or from a folder"),
     "convert": Command("convert", "a checkpoint of another project as a published model"),
-    "compare": Command("compare", "train a grid of pooling methods and seeds, and tabulate it"),
+    "compare": Command(
+        "compare",
+        "train a grid of pooling methods and seeds, and tabulate it",
+        begins="comparing poolings",
+    ),
     "report": Command("report", "an HTML page of runs: tables, figures and what they show"),
-    "reproduce": Command("reproduce", "the paper's tables and figures anew, beside its own cells"),
-    "study": Command("study", "ways to train compared, rates chosen on validation images"),
+    "reproduce": Command(
+        "reproduce",
+        "the paper's tables and figures anew, beside its own cells",
+        begins="reproducing the paper's tables and figures",
+    ),
+    "study": Command(
+        "study",
+        "ways to train compared, rates chosen on validation images",
+        begins="comparing ways to train",
+    ),
     "bench": Command(
         "bench",
         "time, memory and errors of the methods, beside their peers",
@@ -150,6 +165,8 @@ def _run(name: str, arguments: list[str]) -> int:
         from covpool.cli.parsers import PARSERS
 
         given = PARSERS[name]().read(arguments)  # ends here for --help
+        if command.begins:
+            say(f"{command.begins}; loading PyTorch")
         with loading():
             module = importlib.import_module(f"covpool.cli.{command.module}")
     except ModuleNotFoundError as error:

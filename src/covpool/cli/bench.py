@@ -172,17 +172,18 @@ def throughput(arguments: list[str]) -> int:
     from covpool.bench import throughput as module
     from covpool.train.job import prepare
 
-    with users_input():
-        recipe = chosen_recipe(arguments)
     about = f"{module.__doc__}\n\nFurther options as in covpool train."
-    parser = RunParser("bench throughput", about, defaults=recipe and recipe.config)
-    parser.add_argument("--recipe", type=str | None, help="the training to measure")
+    parser = RunParser("bench throughput", about)
+    parser.add_recipe()
     parser.add_argument("--workers", type=str, default="0,1,2", help="numbers of loader processes")
     parser.add_argument("--steps", type=int, default=30, help="timed steps")
     parser.add_argument("--warm_up", type=int, default=5, help="steps before them")
     parser.add_argument("--output", type=Path | None, help="JSON file")
-    config, own = parser.parse(arguments)
+    given = parser.read(arguments)
+    own = given.own
     with users_input(), checking_files() as check:
+        recipe = chosen_recipe(given)
+        config = given.config(recipe and recipe.config)
         if own.output is None:
             raise ValueError("--output is missing: the JSON file to write")
         if config.train.devices * config.train.nodes > 1:

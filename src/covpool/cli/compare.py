@@ -9,9 +9,9 @@ from rich.table import Table
 
 from covpool.cli import experiment
 from covpool.cli.console import PlainConsole
-from covpool.cli.parsers import compare_parser
 from covpool.cli.parsing import (
     FileProgress,
+    Given,
     checking_files,
     chosen_recipe,
     users_input,
@@ -41,10 +41,10 @@ class Request:
     dry_run: bool
 
 
-def run(arguments: list[str]) -> int:
+def run(given: Given) -> int:
     """Run or continue the grid, print its table, and return the exit status."""
     with users_input(), checking_files() as progress:
-        request = _prepare(arguments, progress)
+        request = _prepare(given, progress)
     console = PlainConsole()
     if not request.dry_run:
         return experiment.holding_folder(request.folder, lambda: _run(request, console))
@@ -95,10 +95,9 @@ def show(sheet: Sheet, console: Console) -> None:
         console.print(f"not in the means: {problem}")
 
 
-def _prepare(arguments: list[str], progress: FileProgress) -> Request:
-    recipe = chosen_recipe(arguments)
-    parser = compare_parser(defaults=recipe and recipe.config)
-    config, own = parser.parse(arguments)
+def _prepare(given: Given, progress: FileProgress) -> Request:
+    own, recipe = given.own, chosen_recipe(given)
+    config = given.config(recipe and recipe.config)
     if recipe is not None:
         recipe.check(config)
     methods = [check_pooling(name) for name in experiment.listed(own.methods)]

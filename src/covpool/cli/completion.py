@@ -13,8 +13,7 @@ import shtab
 from covpool.cli import COMMANDS, make_parser, say
 from covpool.cli.parsers import PARSERS
 from covpool.cli.parsing import RunParser, read_as_path
-from covpool.linalg.methods import METHODS
-from covpool.poolings import POOLINGS
+from covpool.linalg.names import MethodName, PoolingName
 from covpool.train.config import RunConfig
 from covpool.train.recipe import read_recipes
 
@@ -31,13 +30,14 @@ def run(given: argparse.Namespace) -> int:
 def script(shell: str) -> str:
     """The completion script for one of `shtab.SUPPORTED_SHELLS`."""
     parser, commands = make_parser()
+    poolings = typing.get_args(PoolingName)
     recipes = tuple(recipe.name for recipe in read_recipes())
     words = {
-        ("methods", "name"): tuple(POOLINGS),
+        ("methods", "name"): poolings,
         ("recipes", "name"): recipes,
         **{(name, "recipe"): recipes for name in COMMANDS},
-        **{(name, "model.method"): tuple(POOLINGS) for name in COMMANDS},
-        **{(name, "model.hybrid"): tuple(METHODS) for name in COMMANDS},
+        **{(name, "model.method"): poolings for name in COMMANDS},
+        **{(name, "model.hybrid"): typing.get_args(MethodName) for name in COMMANDS},
     }
     kinds = {
         f"{group}.{name}": kind

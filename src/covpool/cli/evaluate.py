@@ -5,24 +5,22 @@ from pathlib import Path
 from typing import Any
 
 from covpool.cli import say
-from covpool.cli.parsers import evaluate_parser
-from covpool.cli.parsing import users_input
+from covpool.cli.parsing import Given, users_input
 from covpool.train.engine import evaluate
 from covpool.train.metadata import IMAGES, refuse_external
 from covpool.train.published import PublishedDirectory, read_trained
 from covpool.train.run_directory import RunDirectory
 
 
-def run(arguments: list[str]) -> int:
+def run(given: Given) -> int:
     """Evaluate, print, and return the exit status."""
     with users_input():
-        named, own = evaluate_parser().parse(arguments)
+        own = given.own
         directory, checkpoints = find_checkpoints(own.run)
         published = directory.read_config()
-        config, _ = evaluate_parser(defaults=published).parse(arguments)
+        config = given.config(published)
         if isinstance(directory, PublishedDirectory) and not own.allow_external:
-            default = type(named.data)()
-            theirs = [n for n in IMAGES if getattr(named.data, n) == getattr(default, n)]
+            theirs = [name for name in IMAGES if name not in given.options.get("data", {})]
             refuse_external(published, own.run, images=theirs)
         if config.data.evaluate == "validation":
             say("on held-out training images (data.evaluate validation), not on the test split")

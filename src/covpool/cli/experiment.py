@@ -110,16 +110,18 @@ def show_plan(lines: Sequence[Line], runs: Iterable[Run], console: Console) -> N
 def show_total(lines: Sequence[Line], jobs: int, folder: Path, console: Console) -> None:
     """Print what all of them take together."""
     seconds, disk = (sum(getattr(line, name) for line in lines) for name in ("seconds", "disk"))
+    beside = jobs * max(line.beside for line in lines)
+    until = f" (and {beside / 1e6:,.1f} MB more until they have finished)" if beside else ""
     place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(place).free
     steps = sorted({line.steps for line in lines})
     console.print(
         f"about {duration(seconds / jobs)} with {jobs} at a time, by steps measured here "
         f"({' or '.join(map(str, steps))} an epoch), probes not included; runs that end early by "
-        f"diverging take less\nabout {disk / 1e6:,.1f} MB on disk for new runs, of "
+        f"diverging take less\nabout {disk / 1e6:,.1f} MB on disk for new runs{until}, of "
         f"{free / 1e6:,.0f} MB free"
     )
-    if disk > free:
+    if disk + beside > free:
         console.print(f"this is more than there is free: choose another --output than {folder}")
 
 

@@ -41,7 +41,7 @@ DEFAULT_SHAPES = "16x256x49,16x256x196,16x256x784"
 SEEDS = 5
 
 
-def train_parser(**options: Any) -> RunParser:
+def train_parser() -> RunParser:
     """Options of `covpool train`."""
     parser = RunParser(
         "train",
@@ -53,7 +53,6 @@ def train_parser(**options: Any) -> RunParser:
             ),
             "covpool train --resume runs/NAME": "go on with a run that was interrupted",
         },
-        **options,
     )
     parser.add_sources()
     parser.add_argument("--output", type=Path | None, help="run directory (default: runs/…)")
@@ -65,7 +64,7 @@ def train_parser(**options: Any) -> RunParser:
     return parser
 
 
-def evaluate_parser(**options: Any) -> RunParser:
+def evaluate_parser() -> RunParser:
     """Options of `covpool evaluate`."""
     parser = RunParser(
         "evaluate",
@@ -73,7 +72,6 @@ def evaluate_parser(**options: Any) -> RunParser:
         "test split, or what --data.evaluate says. Options that are not given stay as they were in "
         "the run.",
         allowed=EVALUATED,
-        **options,
     )
     parser.add_argument(
         "run", type=Path, help="run directory, one checkpoint in it, or a published model"
@@ -93,13 +91,12 @@ def add_experiment_options(
     )
 
 
-def compare_parser(**options: Any) -> RunParser:
+def compare_parser() -> RunParser:
     """Options of `covpool compare`."""
     parser = RunParser(
         "compare",
         "Train each pooling method with each seed, and tabulate top-1. The same command again "
         "goes on where it stopped. Further options as in covpool train.",
-        **options,
     )
     parser.add_argument(
         "--methods", type=str, default=DEFAULT_METHODS, help="poolings, the first is the reference"
@@ -112,16 +109,15 @@ def compare_parser(**options: Any) -> RunParser:
     return parser
 
 
-def study_parser(**options: Any) -> RunParser:
+def study_parser() -> RunParser:
     """Options of `covpool study`."""
     parser = RunParser(
         "study",
         "Compare ways to train: choose each one's learning rate on validation images, train with "
         "several seeds, summarise with intervals. The same command again goes on where it "
         "stopped. Further options as in covpool train.",
-        **options,
     )
-    parser.add_argument("study", type=Path, help="YAML file, given before all options")
+    parser.add_argument("study", type=Path, metavar="FILE", help="YAML file of the study")
     parser.add_argument("--arms", type=str | None, help="only these, separated by commas")
     add_experiment_options(
         parser, seeds={"type": int | None, "help": "seeds of every arm"}, jobs={}
@@ -136,7 +132,7 @@ def study_parser(**options: Any) -> RunParser:
     return parser
 
 
-def reproduce_parser(**options: Any) -> RunParser:
+def reproduce_parser() -> RunParser:
     """Options of `covpool reproduce`."""
     parser = RunParser(
         "reproduce",
@@ -144,7 +140,6 @@ def reproduce_parser(**options: Any) -> RunParser:
         "paper's images as --data.root, by its recipes; without, by the same protocol on the "
         "embedded typefaces. The same command again goes on where it stopped. Further options as "
         "in covpool train.",
-        **options,
     )
     parser.add_argument(
         "targets",

@@ -9,14 +9,17 @@ import dataclasses
 import difflib
 import re
 import typing
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from covpool.cli import UserError, say
 
 if TYPE_CHECKING:
+    from covpool.train.config import RunConfig
     from covpool.train.recipe import Recipe
 
 
@@ -50,6 +53,7 @@ ALIASES = {
     "batch-size": "data.batch_size",
     "data": "data.root",
     "epochs": "train.epochs",
+    "keep": "train.keep",
     "lr": "optim.learning_rate",
     "on-nonfinite": "train.on_nonfinite",
 }
@@ -151,14 +155,65 @@ def checking_files() -> Iterator[FileProgress]:
         yield lambda done, total: status.update(f"checking image files: {done:,} of {total:,}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """A command line with its files, read and parsed once; what its options change comes later.
+
+    Attributes:
+        own: the command's own arguments.
+        options: the run's options that were given, by group and name.
+        named: those options as they were written, each after where: "--", or the file's name.
+        printed: what --print_config was given, without it None.
+    """
+
+    own: argparse.Namespace
+    options: Mapping[str, Mapping[str, Any]]
+    named: Sequence[tuple[str, str]]
+    printed: str | None
+    parser: "RunParser"
+
+    def config(
+        self, base: "RunConfig | None" = None, *, allowed: Collection[str] | None = None
+    ) -> "RunConfig":
+        """The configuration: the given options laid over another one.
+
+        Args:
+            base: that one; None: the dataclasses' defaults. Of a mapping of which single entries
+                were given, as --model.constants.degree, its other entries stay.
+            allowed: the options that may be given; None: all.
+
+        Raises:
+            UserError: an option that is not allowed, or options that do not fit together.
+            SystemExit: after --print_config, which is answered here.
+        """
+        from covpool.train.config import RunConfig
+
+        if allowed is not None:
+            self.parser.check_allowed(self.named, allowed)
+        base = base or RunConfig()
+        values = base.to_dict()
+        given_whole = {name for _, name in self.named}
+        for group, fields in self.options.items():
+            for name, value in fields.items():
+                if isinstance(value, dict) and not {group, f"{group}.{name}"} & given_whole:
+                    value = {**values[group][name], **value}
+                values[group][name] = value
+        if self.printed is not None:
+            say(self.parser.dump(self, base, values))
+            raise SystemExit(0)
+        try:
+            return RunConfig.from_dict(values)
+        except (ValueError, TypeError) as error:
+            raise self.parser.error(one_line(error)) from error
+
+
 class RunParser:
     """The options of a command that takes a run's configuration, or a part of it.
 
     Args:
         command: the sub-command, for the usage line.
         description: what it does.
-        allowed: the configuration's keys (or whole groups) that the command accepts; None: all.
-        defaults: configuration to start from instead of the dataclasses' defaults.
+        allowed: the configuration's keys that the command accepts; None: all.
         examples: command lines, each with what it does, shown at the end of --help.
     """
 
@@ -168,7 +223,6 @@ class RunParser:
         description: str,
         *,
         allowed: Collection[str] | None = None,
-        defaults: Any = None,
         examples: Mapping[str, str] | None = None,
     ) -> None:
         import jsonargparse
@@ -180,7 +234,7 @@ class RunParser:
         self.parser = jsonargparse.ArgumentParser(
             prog=f"covpool {command}", description=description, exit_on_error=False
         )
-        self.config_class = RunConfig
+        self.groups = RunConfig.groups()
         self.allowed = allowed
         self.examples = examples or {}
         self.takes_path = False
@@ -190,13 +244,11 @@ class RunParser:
         if allowed is None:
             self.own.append("help-all")
             self.parser.add_argument("--help-all", action="help", help="show every option")
-        for group, owner in RunConfig.groups().items():
+        for group, owner in self.groups.items():
             self.parser.add_class_arguments(owner, group)
-        if defaults is not None:
-            self.set_defaults(defaults)
 
-    def set_defaults(self, config: Any) -> None:
-        """Start from this configuration instead of the dataclasses' defaults."""
+    def set_defaults(self, config: "RunConfig") -> None:
+        """Show this configuration instead of the dataclasses' defaults."""
         self.parser.set_defaults(
             {
                 f"{group}.{name}": value
@@ -205,12 +257,16 @@ class RunParser:
             }
         )
 
-    def add_sources(self) -> None:
-        """Add the arguments that say what a training starts from: PATH and --recipe."""
-        self.takes_path = True
+    def add_recipe(self) -> None:
+        """Add --recipe, the configuration that options are laid over."""
         self.add_argument(
             "--recipe", type=str | None, help="start from this one of covpool recipes; options hold"
         )
+
+    def add_sources(self) -> None:
+        """Add the arguments that say what a training starts from: PATH and --recipe."""
+        self.takes_path = True
+        self.add_recipe()
 
     def add_argument(self, name: str, **options: Any) -> None:
         """Add an argument of the command itself, as in argparse."""
@@ -223,61 +279,70 @@ class RunParser:
         if options.get("action") == "store_true":
             self.flags.add(name)
 
-    def read(self, arguments: Sequence[str]) -> list[str]:
-        """The arguments as `expand` gives them, once every name in them is known.
+    def read(self, arguments: Sequence[str]) -> Given:
+        """What the arguments give.
 
         What needs nothing but the options themselves ends here, before PyTorch is imported.
 
         Raises:
-            UserError: an unknown option, or a path that is given twice.
+            UserError: an unknown option, a value that does not fit, a file that cannot be read, or
+                a path that is given twice.
             SystemExit: after --help and --help-all, and after --print_config where only a recipe
                 stands behind the defaults.
         """
         words = self.expand(arguments)
-        asks = {"-h", "--help", "--help-all"} & set(words)
-        if not asks:
-            self._check_words(words)
-        prints = any(word.partition("=")[0] == "--print_config" for word in words)
-        recipe = None
-        if self.takes_path and (asks or prints):
-            with users_input():
-                recipe = chosen_recipe(words)
-            if recipe is not None:
-                self.set_defaults(recipe.config)
-        if asks:
-            say(self.help(everything="--help-all" in asks))
-            if recipe is not None:
-                say(f"The defaults shown are those of recipe {recipe.name}.")
+        if asked := {"-h", "--help", "--help-all"} & set(words):
+            self._show_help([w for w in words if w not in asked], "--help-all" in asked)
             raise SystemExit(0)
-        if self.takes_path and prints:
-            self.parse(words)
-        return words
+        given = self._parse(words)
+        starts_anew = "recipe" in self.own and getattr(given.own, "resume", None) is None
+        if given.printed is not None and starts_anew:
+            with users_input():
+                recipe = chosen_recipe(given)
+            given.config(recipe and recipe.config)
+        return given
 
     def expand(self, arguments: Sequence[str]) -> list[str]:
-        """The arguments with each option by its own name, and PATH as data.root.
+        """The arguments with each option by its own name, in one word with its value, and PATH as
+        data.root.
 
         Raises:
             UserError: more than one path, or data.root beside it.
         """
         words: list[str] = []
         paths: list[str] = []
-        value_follows = False
-        for position, word in enumerate(arguments):
-            name, equals, value = word.partition("=")
+        queue = deque(arguments)
+        while queue:
+            word = queue.popleft()
             if word.startswith("--"):
-                if not equals:
-                    value = "".join(arguments[position + 1 : position + 2])
-                words.append(word.replace(name, _in_full(name, value), 1))
-                value_follows = not equals and name not in self.flags
-            elif value_follows or word.startswith("-") or not self.takes_path:
+                name, equals, value = word.partition("=")
+                if not equals and name not in self.flags and queue and queue[0][:2] != "--":
+                    equals, value = "=", queue.popleft()
+                words.append(f"{_in_full(name, value)}{equals}{value}")
+            elif word.startswith("-") or not self.takes_path:
                 words.append(word)
-                value_follows = False
             else:
                 paths.append(word)
         roots = [*paths, *_values_of("--data.root", words)]
         if paths and len(roots) > 1:
             raise UserError(f"images are given twice, as {roots[0]} and as {roots[1]}; give one")
         return [*words, *(f"--data.root={path}" for path in paths)]
+
+    def _show_help(self, words: Sequence[str], everything: bool) -> None:
+        recipe = None
+        if self.takes_path:
+            try:
+                given = self._parse(words)
+            except UserError:
+                pass  # a mistake elsewhere on the line does not stand in the way of help
+            else:
+                with users_input():
+                    recipe = chosen_recipe(given)
+        if recipe is not None:
+            self.set_defaults(recipe.config)
+        say(self.help(everything=everything))
+        if recipe is not None:
+            say(f"The defaults shown are those of recipe {recipe.name}.")
 
     def help(self, *, everything: bool) -> str:
         """The text of --help, or of --help-all."""
@@ -302,7 +367,7 @@ class RunParser:
                 "path", metavar="PATH", nargs="?", help="the images: short for --data.root PATH"
             )
         names = {real: f"--{alias}" for alias, real in ALIASES.items()}
-        configurable = {*self._known_keys(), *self.config_class.groups()}
+        configurable = {*self._known_keys(), *self.groups}
         for action in self.parser._actions:
             if action.dest in names:
                 action.option_strings = [names[action.dest], *action.option_strings]
@@ -312,38 +377,82 @@ class RunParser:
 
     def _is_shown(self, key: str, everything: bool) -> bool:
         if self.allowed is not None:
-            return key in self.allowed or key.split(".")[0] in self.allowed
+            return key in self.allowed
         return everything or key in COMMON
 
-    def parse(self, arguments: Sequence[str]) -> tuple[Any, Any]:
-        """The configuration, and the command's own arguments.
+    def dump(
+        self, given: Given, base: "RunConfig", options: Mapping[str, Mapping[str, Any]]
+    ) -> str:
+        """The answer to --print_config, as YAML.
+
+        Args:
+            given: the command line.
+            base: what its options were laid over.
+            options: the outcome, by group and name; whether it can be trained is not asked here.
 
         Raises:
-            UserError: an unknown key, or a value that does not fit.
-            SystemExit: after --help and --print_config.
+            UserError: --print_config was given a word that it does not know.
         """
-        arguments = self.expand(arguments)
-        self._check_words(arguments)
-        for path in _config_files(arguments):
-            keys = _flatten(_content_of(path), "", self._open_keys())
-            self._check(list(keys), f"{path}: ")
-        try:
-            parsed = self.parser.parse_args(list(arguments))
-            made = self.parser.instantiate(parsed)
-        except (argparse.ArgumentError, ValueError, TypeError) as error:
-            text = _readable(one_line(error), self._known_keys())
-            raise UserError(f"{text} (see covpool {self.command} --help)") from error
-        groups = {name: getattr(made, name) for name in self.config_class.groups()}
-        return self.config_class(**groups), parsed
+        flags = dict.fromkeys(("skip_default", "skip_unset"), False)
+        for flag in filter(None, (given.printed or "").split(",")):
+            if flag not in flags:
+                raise self.error(f"--print_config takes {' and '.join(flags)}, not {flag!r}")
+            flags[flag] = True
+        self.set_defaults(base)
+        values = self.parser.get_defaults()
+        for group, fields in options.items():
+            for name, value in fields.items():
+                values[f"{group}.{name}"] = value
+        for name, value in vars(given.own).items():
+            values[name] = str(value) if isinstance(value, Path) else value
+        return self.parser.dump(values, **flags).rstrip()
 
-    def _check_words(self, words: Sequence[str]) -> None:
-        given = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
-        self._check([name.removesuffix("+") for name in given], "--")
+    def error(self, text: str) -> UserError:
+        """A mistake in the options, with the way to their list."""
+        return UserError(f"{text} (see covpool {self.command} --help)")
+
+    def _parse(self, words: Sequence[str]) -> Given:
+        given = [word[2:].partition("=") for word in words if word.startswith("--")]
+        named = [("--", name) for name, *_ in given]
+        self._check(named)
+        printed = [value for name, _, value in given if name == "print_config"]
+        recipes: list[str] = []
+        rest: list[str] = []
+        for word in words:
+            if word.startswith("--config="):
+                path = Path(word.partition("=")[2])
+                text, content = _read_options(path)
+                in_file = [(f"{path}: ", key) for key in _flatten(content, "", self._open_keys())]
+                self._check(in_file)
+                named += in_file
+                recipes += filter(None, [content.get("recipe")])
+                word = f"--config={text}"  # jsonargparse takes the content as it takes the name
+            if not word.startswith("--print_config"):
+                rest.append(word)
+        try:
+            parsed = self.parser.parse_args(rest, defaults=False).clone(with_meta=False)
+        except (argparse.ArgumentError, ValueError, TypeError) as error:
+            raise self.error(_readable(one_line(error), self._known_keys())) from error
+        options = {name: parsed.pop(name).as_dict() for name in self.groups if name in parsed}
+        own = {
+            name: value
+            for name, value in (vars(self.parser.get_defaults()) | vars(parsed)).items()
+            if name not in (*self.groups, "config")
+        }
+        if recipes := [*recipes, *_values_of("--recipe", words)]:
+            own["recipe"] = recipes[-1]
+        return Given(
+            own=argparse.Namespace(**own),
+            options=options,
+            named=named,
+            printed=printed[-1] if printed else None,
+            parser=self,
+        )
 
     def _known_keys(self) -> list[str]:
         return [
             f"{group}.{item.name}"
-            for group, owner in self.config_class.groups().items()
+            for group, owner in self.groups.items()
             for item in dataclasses.fields(owner)
         ]
 
@@ -351,34 +460,37 @@ class RunParser:
         """Keys that hold a mapping, whose own keys are checked by its reader."""
         return [
             f"{group}.{item.name}"
-            for group, owner in self.config_class.groups().items()
+            for group, owner in self.groups.items()
             for item in dataclasses.fields(owner)
             if typing.get_origin(item.type) is dict
         ]
 
-    def _check(self, names: Iterable[str], prefix: str) -> None:
+    def _check(self, named: Iterable[tuple[str, str]]) -> None:
         known = self._known_keys()
-        accepted = {*known, *self.own, *self.config_class.groups()}
+        accepted = {*known, *self.own, *self.groups}
         lists = "--help" if self.allowed else "--help-all"
-        for name in names:
+        for where, name in named:
             root = ".".join(name.split(".")[:2])
             if name not in accepted and not (root in self._open_keys() and name.count(".") == 2):
                 hint = nearest_option(name, [*known, *self.own])
                 raise UserError(
-                    f"unknown option {prefix}{name}{hint} "
-                    f"(covpool {self.command} {lists} lists all)"
+                    f"unknown option {where}{name}{hint} (covpool {self.command} {lists} lists all)"
                 )
-            group = name.split(".")[0]
-            if name in self.own or self.allowed is None:
-                continue
-            if root not in self.allowed and group not in self.allowed:
+        if self.allowed is not None:
+            self.check_allowed(named, self.allowed)
+
+    def check_allowed(self, named: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:
+        """Raise a UserError for the first of a run's options that is not among the allowed."""
+        for where, name in named:
+            root = ".".join(name.split(".")[:2])
+            if name not in self.own and root not in allowed:
                 raise UserError(
-                    f"option {prefix}{name} cannot be changed here: the run's own configuration "
-                    f"holds; free are {', '.join(self.allowed)}"
+                    f"option {where}{name} cannot be changed here: the run's own configuration "
+                    f"holds; free are {', '.join(allowed)}"
                 )
 
 
-def chosen_recipe(arguments: Sequence[str]) -> "Recipe | None":
+def chosen_recipe(given: Given) -> "Recipe | None":
     """The recipe to start from: the one that is named, on the command line or in a file; without a
     name and without images of the user's, that of the embedded images; else None.
 
@@ -387,20 +499,9 @@ def chosen_recipe(arguments: Sequence[str]) -> "Recipe | None":
     """
     from covpool.train.recipe import EMBEDDED, read_recipe
 
-    named = _values_of("--recipe", arguments)
-    given = [word.partition("=")[0] for word in arguments]
-    naming = {"data.root", "data.name"}
-    own_images = bool({"--data", *(f"--{key}" for key in naming)} & set(given))
-    in_files: list[str] = []
-    for path in _config_files(arguments):
-        content = _content_of(path)
-        own_images |= bool(naming & set(_flatten(content, "", ())))
-        name = content.get("recipe")
-        if not isinstance(name, str | None):
-            raise UserError(f"--config {path}: recipe must be a recipe's name, not {name!r}")
-        in_files += [name] if name else []
-    if in_files or named:
-        return read_recipe([*in_files, *named][-1])
+    if given.own.recipe is not None:
+        return read_recipe(given.own.recipe)
+    own_images = not {"name", "root"}.isdisjoint(given.options.get("data", {}))
     return None if own_images else read_recipe(EMBEDDED)
 
 
@@ -451,22 +552,13 @@ def _in_full(option: str, value: str) -> str:
     return f"--{ALIASES[name]}"
 
 
-def _config_files(arguments: Sequence[str]) -> list[Path]:
-    return [Path(value) for value in _values_of("--config", arguments)]
+def _values_of(option: str, words: Iterable[str]) -> list[str]:
+    """The values of an option in words as `RunParser.expand` makes them."""
+    return [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
 
 
-def _values_of(option: str, arguments: Sequence[str]) -> list[str]:
-    """What stands after an option, as in --option VALUE and --option=VALUE."""
-    values: list[str] = []
-    for position, word in enumerate(arguments):
-        name, equals, value = word.partition("=")
-        if name == option:
-            values += [value] if equals else arguments[position + 1 : position + 2]
-    return values
-
-
-def _content_of(path: Path) -> Mapping[Any, Any]:
-    """What a YAML file of options holds.
+def _read_options(path: Path) -> tuple[str, Mapping[Any, Any]]:
+    """A YAML file of options, as text and as what it holds.
 
     Raises:
         UserError: it cannot be read, or holds no mapping.
@@ -476,7 +568,8 @@ def _content_of(path: Path) -> Mapping[Any, Any]:
     from covpool.train.config import RunConfig
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"--config {one_line(error)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -489,7 +582,9 @@ def _content_of(path: Path) -> Mapping[Any, Any]:
                 f"--config {path}: {group} must hold options, as in `{group}: {{…: …}}`, not "
                 f"{content[group]!r}"
             )
-    return content
+    if not isinstance(name := content.get("recipe"), str | None):
+        raise UserError(f"--config {path}: recipe must be a recipe's name, not {name!r}")
+    return text, content
 
 
 def _flatten(content: Mapping[Any, Any], prefix: str, open_keys: Collection[str]) -> Iterator[str]:

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from covpool.cli import experiment
 from covpool.cli.console import PlainConsole
-from covpool.cli.parsers import reproduce_parser
 from covpool.cli.parsing import (
     FileProgress,
+    Given,
     checking_files,
     nearest,
     refuse_methods,
@@ -55,10 +54,10 @@ class Request:
         return sorted(found, key=lambda run: run.seed)
 
 
-def run(arguments: list[str]) -> int:
+def run(given: Given) -> int:
     """Train what is missing, write the sheets, and return the exit status."""
     with users_input(), checking_files() as progress:
-        request = _prepare(arguments, progress)
+        request = _prepare(given, progress)
     console = PlainConsole()
     for runs, _ in request.prepared:
         console.print(
@@ -110,8 +109,8 @@ def summary(sheets: Sequence[Sheet], made: Plan) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _prepare(arguments: list[str], progress: FileProgress) -> Request:
-    config, own = _parse(arguments, SMALL)
+def _prepare(given: Given, progress: FileProgress) -> Request:
+    own, config = given.own, _config(given, SMALL)
     targets = _targets(own.targets)
     experiment.check_counts(own)
     jobs = own.jobs or (min(MOST_JOBS, available_cores()) if config.data.root is None else 1)
@@ -122,7 +121,7 @@ def _prepare(arguments: list[str], progress: FileProgress) -> Request:
             raise ValueError(f"{name} cannot be made: {reason}")
     prepared = []
     for recipe, arms in made.arms.items():
-        config, _ = _parse(arguments, recipe)
+        config = _config(given, recipe)
         if recipe != SMALL:
             read_recipe(recipe).check(config)
         checked = _unchecked(config) if prepared else config
@@ -150,11 +149,10 @@ def _unchecked(config: RunConfig) -> RunConfig:
     return replace(config, data=replace(config.data, check="none"))
 
 
-def _parse(arguments: list[str], recipe: str) -> tuple[RunConfig, Any]:
-    parser = reproduce_parser(defaults=read_recipe(recipe).config)
-    config, own = parser.parse(arguments)
+def _config(given: Given, recipe: str) -> RunConfig:
+    config = given.config(read_recipe(recipe).config)
     refuse_methods(config, "the targets say what is trained, and --methods restricts it")
-    return config, own
+    return config
 
 
 def _targets(names: Sequence[str]) -> list[str]:

@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.console import Console
 
-from covpool.cli import UserError, experiment
+from covpool.cli import experiment
 from covpool.cli.console import PlainConsole
-from covpool.cli.parsers import study_parser
 from covpool.cli.parsing import (
     FileProgress,
+    Given,
     checking_files,
     refuse_methods,
     users_input,
@@ -44,10 +44,10 @@ class Request:
     dry_run: bool
 
 
-def run(arguments: list[str]) -> int:
+def run(given: Given) -> int:
     """Plan, tune, train, summarise; return the exit status."""
     with users_input(), checking_files() as progress:
-        request = _prepare(arguments, progress)
+        request = _prepare(given, progress)
     console = PlainConsole()
     console.print(f"{request.study.title}\n{_about(request, request.study)}")
     if request.dry_run:
@@ -117,18 +117,10 @@ def _train(
     return experiment.run_all(runs, request.jobs, console)
 
 
-def _prepare(arguments: list[str], progress: FileProgress) -> Request:
-    if not arguments:
-        raise UserError("name the study's YAML file: covpool study FILE [options]")
-    first = arguments[0]
-    if first.startswith("-"):
-        raise UserError(
-            f"the study's file comes before all options, not {first!r}: covpool study FILE …"
-        )
-    whole = studies.read_study(Path(first))
-    parser = study_parser(defaults=whole.config)
-    config, own = parser.parse(arguments)
-    whole = study = replace(whole, config=config)
+def _prepare(given: Given, progress: FileProgress) -> Request:
+    own, read = given.own, studies.read_study(given.own.study)
+    config = given.config(read.config)
+    whole = study = replace(read, config=config)
     _check_free(config)
     experiment.check_counts(own)
     if own.arms is not None:

@@ -11,24 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from covpool.cli import UserError, loading, say
-from covpool.cli.parsers import RESUMABLE, train_parser
-from covpool.cli.parsing import FileProgress, checking_files, chosen_recipe, users_input
-from covpool.text import file_name
+from covpool.cli.parsers import RESUMABLE
+from covpool.cli.parsing import Given, checking_files, chosen_recipe, users_input
 from covpool.train.allocator import keep_freed_memory
-from covpool.train.claim import claimed
 from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted
-from covpool.train.run_directory import RunDirectory, make_numbered, refuse_existing
-from covpool.train.same_options import RESUME_KEYS, difference
+from covpool.train.run_directory import AUTO, RunDirectory
 
 if TYPE_CHECKING:
-    from covpool.train.job import Job
-    from covpool.train.recipe import Recipe
-
-RUNS = Path("runs")
-
-AUTO = Path("auto")
-"""`--resume auto`: go on with --output where it is a run, else start it."""
+    from covpool.fitting import PreparedRun
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """The variables that tell a process which of several it is, in the order in which Lightning looks
@@ -39,9 +30,7 @@ for them."""
 class Request:
     """What the command line asks for, read without PyTorch."""
 
-    arguments: list[str]
     config: RunConfig
-    recipe: "Recipe | None"
     output: Path | None
     resume: Path | None
 
@@ -55,30 +44,24 @@ class Request:
         return f"training {model.backbone} with {model.method} on {images}, {epochs} epochs"
 
 
-class NothingToDo(Exception):
-    """With `--resume auto`, a run that has finished is no mistake."""
-
-
-def run(arguments: list[str]) -> int:
+def run(given: Given) -> int:
     """Train, and return the exit status, which is the first process's: others return 0."""
     with users_input():
-        asked = _read(arguments)
+        asked = _read(given)
     if first_process():
         say(f"{asked.title}; loading PyTorch")
     with loading():
-        from covpool.train.trainer import main_process
+        from covpool.fitting import prepared_run
 
-    speaks = main_process()
     keep_freed_memory()
-    with ExitStack() as claims:
-        try:
-            with users_input(), checking_files() as progress:
-                prepared = _prepare(asked, progress, claims)
-        except NothingToDo as error:
-            if speaks:
-                say(error)
-            return 0
-        return _train(*prepared, speaks=speaks)
+    with ExitStack() as held:
+        with users_input(), checking_files() as progress:
+            prepared = held.enter_context(
+                prepared_run(
+                    asked.config, output=asked.output, resume=asked.resume, progress=progress
+                )
+            )
+        return _train(prepared)
 
 
 def first_process() -> bool:
@@ -86,15 +69,16 @@ def first_process() -> bool:
     return int(next((os.environ[name] for name in RANKS if name in os.environ), 0)) == 0
 
 
-def _read(arguments: list[str]) -> Request:
-    recipe = chosen_recipe(arguments)
-    config, own = train_parser(defaults=recipe and recipe.config).parse(arguments)
-    if own.resume == AUTO:
-        if own.output is None:
+def _read(given: Given) -> Request:
+    own, recipe = given.own, None
+    if own.resume in (None, AUTO):
+        if own.resume == AUTO and own.output is None:
             raise ValueError(
                 "--resume auto needs --output, the run directory to go on with or to start"
             )
-    elif own.resume is not None:
+        recipe = chosen_recipe(given)
+        config = given.config(recipe and recipe.config)
+    else:
         for option in ("output", "recipe"):
             if (value := getattr(own, option)) is not None:
                 raise ValueError(
@@ -102,24 +86,24 @@ def _read(arguments: list[str]) -> Request:
                     f"run goes on {'in' if option == 'output' else 'with'} its own "
                     f"{'directory' if option == 'output' else 'configuration'}"
                 )
-        RunDirectory.open(own.resume)
-    return Request(arguments, config, recipe, own.output, own.resume)
+        there = RunDirectory.open(own.resume).read_config()
+        config = given.config(there, allowed=RESUMABLE)
+        return Request(config, None, own.resume)
+    if recipe is not None:
+        recipe.check(config)
+    return Request(config, own.output, own.resume)
 
 
-def _train(job: "Job", directory: RunDirectory, checkpoint: Path | None, *, speaks: bool) -> int:
+def _train(prepared: "PreparedRun") -> int:
     from covpool.data import DataError
-    from covpool.train.engine import train
-    from covpool.train.module import TrainingDiverged
+    from covpool.train.divergence import TrainingDiverged
     from covpool.train.storage import StorageError
+    from covpool.train.trainer import main_process
 
-    if speaks:
-        say(job.describe())
-        if job.start is not None:
-            say(job.start)
-        say(f"{'going on in' if checkpoint else 'writing to'} {directory.path}")
+    speaks, directory = main_process(), prepared.directory
     go_on = f"covpool train --resume {shlex.quote(str(directory.path))}"
     try:
-        summary = train(job, directory, checkpoint=checkpoint)
+        prepared.train(say)
     except Interrupted as error:
         if speaks:
             say(f"covpool: interrupted; go on with: {go_on}", error=True)
@@ -135,88 +119,11 @@ def _train(job: "Job", directory: RunDirectory, checkpoint: Path | None, *, spea
         if not speaks:
             return 0
         kept = "last.ckpt holds the last good state; " if directory.last.is_file() else ""
-        skipping = job.config.train.on_nonfinite == "skip"
+        skipping = directory.read_config().train.on_nonfinite == "skip"
         say(
             f"covpool: training diverged in {error}; {kept}try a lower optim.learning_rate or "
             f"optim.clip_norm{'' if skipping else ', or --on-nonfinite skip'}",
             error=True,
         )
         return 1
-    if speaks:
-        for name in ("final", "best"):
-            row = summary[name]
-            say(
-                f"{name.capitalize():5}  top-1 {100 * row['test_top1']:.2f}%  "
-                f"top-5 {100 * row['test_top5']:.2f}%  (epoch {row['epoch']})"
-            )
-        say(f"summary, curves and checkpoints: {directory.path}")
     return 0
-
-
-Prepared = tuple["Job", RunDirectory, Path | None]
-
-
-def _prepare(asked: Request, progress: FileProgress, claims: ExitStack) -> Prepared:
-    """The job, and its directory, which is this process's alone until `claims` are released."""
-    from covpool.train.job import RunFinished, check_names, prepare
-    from covpool.train.trainer import main_process
-
-    speaks = main_process()  # the first of several processes, which alone writes
-
-    def claim(path: Path) -> RunDirectory:
-        if speaks:
-            claims.enter_context(claimed(path))
-        return RunDirectory(path)
-
-    config = asked.config
-    if asked.resume == AUTO and asked.output is not None:
-        if (asked.output / "config.yaml").is_file():
-            directory = claim(RunDirectory.open(asked.output).path)
-            _check_same(config, directory)
-            try:
-                return _resume(config, directory, progress)
-            except RunFinished as error:
-                raise NothingToDo(str(error)) from error
-    elif asked.resume is not None:
-        directory = claim(RunDirectory.open(asked.resume).path)
-        parser = train_parser(allowed=RESUMABLE, defaults=directory.read_config())
-        return _resume(parser.parse(asked.arguments)[0], directory, progress)
-    if asked.recipe is not None:
-        asked.recipe.check(config)
-    check_names(config)
-    if asked.output is not None and speaks:
-        refuse_existing(asked.output)
-    job = prepare(config, progress=progress)
-    label = f"{job.splits.name}-{config.model.backbone}-{job.schedule.label}"
-    path = asked.output or RUNS / file_name(label)
-    if not speaks:  # it is given the first process's directory when training begins
-        return job, RunDirectory(path), None
-    directory = claim(path if asked.output else make_numbered(path))
-    return job, RunDirectory.create(directory.path, config), None
-
-
-def _check_same(config: RunConfig, directory: RunDirectory) -> None:
-    """Raise a ValueError where the options are not those that the run was started with."""
-    if found := difference(directory.read_config(), config, free=RESUME_KEYS):
-        key, then, now = found
-        raise ValueError(
-            f"run {directory.path} was started with {key} {_written(then)}, not {_written(now)}; "
-            "give the same options, or another --output"
-        )
-
-
-def _written(value: object) -> str:
-    """A value as an option is given."""
-    return "null" if value is None else repr(value)
-
-
-def _resume(config: RunConfig, directory: RunDirectory, progress: FileProgress) -> Prepared:
-    from covpool.train.job import prepare_resume
-    from covpool.train.trainer import main_process
-
-    job, checkpoint = prepare_resume(config, directory, progress=progress)
-    if main_process():
-        directory.write_config(config)
-        if checkpoint is None:
-            say(f"no checkpoint yet in {directory.path}: starting from the beginning")
-    return job, directory, checkpoint

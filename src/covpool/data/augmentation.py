@@ -4,8 +4,6 @@ The position is (seed, epoch, number), so that a resumed run sees what an uninte
 whatever processes read.
 """
 
-import difflib
-import inspect
 import random
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -17,10 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from covpool.data.config import DataError
+from covpool.data.keywords import keywords, made_by_timm
 from covpool.data.preprocessing import Preprocessing
 
 SHIFT = 1 / 12
 """The furthest shift of the `shift` augmentation, as a share of the side."""
+
+ERASING, MIXING = 1, 2
+"""What seeds end with that are not the augmentation's own."""
 
 Position = tuple[int, int, int]
 Augmentation = Callable[[Tensor, Position], Tensor]
@@ -120,34 +122,18 @@ class Timm:
                 "data.augment timm works on colours, and these images are grey; read them in "
                 "colour by --data.channels 3, or choose another data.augment"
             )
-        parameters = inspect.signature(create_transform).parameters
-        known = [name for name in parameters if name not in self.OURS]
-        for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise DataError(
-                    f"unknown option data.augment_options.{name}{hint} (known are "
-                    f"{', '.join(known)}, as in timm.data.create_transform)"
-                )
+        chosen = keywords("data.augment_options", options, create_transform, ours=self.OURS)
         size = preprocessing.image_size
-        sizes = {name: _as_tuple(value) for name, value in options.items()}
-        try:
+        with made_by_timm(f"a transform of data.augment_options {dict(options)}"):
             # A pair of transforms with the option `separate` alone, which is not for the user.
             self.transform: Any = create_transform(
                 (3, size, size),
                 is_training=True,
                 mean=preprocessing.mean,
                 std=preprocessing.std,
-                **sizes,
+                **chosen,
             )
             self(torch.zeros(3, size, size, dtype=torch.uint8), (0, 0, 0))
-        except Exception as error:  # timm checks its options by whatever they lead to
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(
-                f"timm cannot make a transform of data.augment_options {dict(options)} ({reason}); "
-                "see timm.data.create_transform for what each may be"
-            ) from error
 
     def __call__(self, image: Tensor, position: Position) -> Tensor:
         from torchvision.transforms.v2.functional import to_pil_image
@@ -156,8 +142,36 @@ class Timm:
             return self.transform(to_pil_image(image))
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+class Erasing:
+    """Another augmentation, then timm's random erasing.
+
+    Args:
+        before: gives the standardised image.
+        probability: that a rectangle of it is erased.
+        options: of timm's `RandomErasing`.
+
+    Raises:
+        ValueError: options that it does not take.
+    """
+
+    def __init__(
+        self, before: Augmentation, probability: float, options: Mapping[str, Any]
+    ) -> None:
+        from timm.data.random_erasing import RandomErasing
+
+        ours = ("probability", "device", "num_splits")
+        chosen = keywords("data.erasing_options", options, RandomErasing, ours=ours)
+        self.before = before
+        with made_by_timm(f"data.random_erasing of data.erasing_options {dict(options)}"):
+            self.erase = RandomErasing(probability, device="cpu", **chosen)
+            self._erased(torch.zeros(3, 8, 8), (0, 0, 0))
+
+    def __call__(self, image: Tensor, position: Position) -> Tensor:
+        return self._erased(self.before(image, position), position)
+
+    def _erased(self, image: Tensor, position: Position) -> Tensor:
+        with seeded(*position, ERASING):
+            return self.erase(image)
 
 
 AUGMENTATIONS: Mapping[str, Callable[[Preprocessing, Mapping[str, Any]], Augmentation]] = {

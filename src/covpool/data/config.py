@@ -80,6 +80,22 @@ class DataConfig:
     """Arguments of timm.data.create_transform with augment timm, as in
     --data.augment_options.auto_augment rand-m9-mstd0.5."""
 
+    random_erasing: float = 0.0
+    """Probability that a rectangle of a training image is erased, whatever the augmentation."""
+
+    erasing_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of timm.data.RandomErasing, as in --data.erasing_options.mode pixel."""
+
+    mixup: float = 0.0
+    """Mixup of the images of a batch: alpha of the share's beta distribution, as 0.2; 0: none."""
+
+    cutmix: float = 0.0
+    """CutMix, a rectangle of another image of the batch: alpha, as 1; 0: none. With mixup too,
+    each batch has one of them."""
+
+    mixup_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of timm.data.Mixup, as in --data.mixup_options.switch_prob 0.3."""
+
     views: Views = "center"
     """Evaluation averages the logits over: center (one crop), mirror (the crop and its mirror
     image), ten-crop (corners and centre, and their mirror images)."""
@@ -159,6 +175,19 @@ class DataConfig:
                 f"data.augment_options {self.augment_options} are timm's; they need data.augment "
                 f"timm, not {self.augment!r}"
             )
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} must be at least 0, not {getattr(self, name)!r}")
+        if not 0 <= self.random_erasing <= 1:
+            raise ValueError(f"data.random_erasing must be in [0, 1], not {self.random_erasing!r}")
+        for name, needs, on in (
+            ("erasing_options", "data.random_erasing", self.random_erasing),
+            ("mixup_options", "data.mixup or data.cutmix", self.mixup or self.cutmix),
+        ):
+            if getattr(self, name) and not on:
+                raise ValueError(
+                    f"data.{name} {getattr(self, name)} have no effect without {needs} above 0"
+                )
         for name in ("test_fraction", "validation_fraction"):
             value = getattr(self, name)
             if not 0 < value < 1:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from covpool.data.augmentation import AUGMENTATIONS, Augmentation
+from covpool.data.augmentation import AUGMENTATIONS, Augmentation, Erasing
 from covpool.data.preprocessing import Preprocessing
 from covpool.data.reading import LARGEST_BYTES, open_file, read_image
 
@@ -162,10 +162,11 @@ class Images(Dataset[tuple[Tensor, int]]):
         preprocessing: how an image becomes the network's input.
         augment: None for evaluation, else one of `AUGMENTATIONS`.
         augment_options: of that augmentation.
+        erasing: the probability of timm's random erasing after it, and its options.
         seed: of the augmentation.
 
     Raises:
-        DataError: options that the augmentation does not take.
+        ValueError: options that the augmentation does not take.
     """
 
     def __init__(
@@ -176,6 +177,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         *,
         augment: str | None = None,
         augment_options: Mapping[str, Any] | None = None,
+        erasing: tuple[float, Mapping[str, Any]] = (0.0, {}),
         seed: int = 0,
     ) -> None:
         assert len(source) == len(labels)
@@ -187,6 +189,8 @@ class Images(Dataset[tuple[Tensor, int]]):
         self._augmentation: Augmentation | None = None
         if augment is not None:
             self._augmentation = AUGMENTATIONS[augment](preprocessing, augment_options or {})
+            if erasing[0]:
+                self._augmentation = Erasing(self._augmentation, *erasing)
 
     def __len__(self) -> int:
         return len(self.labels)

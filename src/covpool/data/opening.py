@@ -273,6 +273,7 @@ def _splits(
             preprocessing,
             augment=augment if config.augment == "auto" else config.augment,
             augment_options=config.augment_options,
+            erasing=(config.random_erasing, config.erasing_options),
             seed=seed,
         ),
         test=Images(*test, preprocessing),

@@ -33,7 +33,8 @@ class Line:
         steps: training steps of an epoch of a run that counts.
         parameters: of the network.
         seconds: of training and evaluating what is left, one run after the other.
-        disk: bytes that runs without a checkpoint will write.
+        disk: bytes that runs without a checkpoint will keep.
+        beside: bytes that one of them takes beside these until it has finished.
     """
 
     arm: Arm
@@ -45,6 +46,7 @@ class Line:
     parameters: int
     seconds: float
     disk: int
+    beside: int
 
 
 def estimate(
@@ -92,7 +94,8 @@ def estimate(
                 steps=steps_and_batch(len(job.splits.train), shared.data.batch_size)[0],
                 parameters=cost.parameters,
                 seconds=seconds,
-                disk=sum(cost.disk + cost.branch * bool(run.keeps) for run in missing),
+                disk=sum(cost.kept(run) for run in missing),
+                beside=max((cost.beside(run) for run in missing), default=0),
             )
         )
     return lines
@@ -104,12 +107,24 @@ def _left(run: Run) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Cost:
-    """Seconds of an epoch, and bytes of a run's checkpoints and of the state that it keeps."""
+    """Seconds of an epoch, and bytes of the weights and of the optimiser's state."""
 
     parameters: int
     seconds: float
-    disk: int
-    branch: int
+    weights: int
+    momenta: int
+
+    def kept(self, run: Run) -> int:
+        """Bytes of a finished run's checkpoints and of the state that it keeps for others."""
+        last = self.weights + self.momenta
+        best = self.weights
+        kept = {"best": best, "last": best + last, "all": best + 2 * last}[run.config.train.keep]
+        return kept + (best + last) * bool(run.keeps)
+
+    def beside(self, run: Run) -> int:
+        """Bytes of the checkpoints that are removed when the run has finished."""
+        last = self.weights + self.momenta
+        return {"best": 2 * last, "last": last, "all": 0}[run.config.train.keep]
 
 
 class _Costs:
@@ -167,13 +182,7 @@ def _measure(job: Job, method: str) -> _Cost:
     batches = len(splits.test) / size
     seconds = steps * (training + loading) + batches * (evaluation + loading)
     weights, momenta = _bytes_kept(job.module())
-    # last.ckpt and previous.ckpt have both, best.ckpt has the weights; a branch is last and best.
-    return _Cost(
-        parameters=parameters(model),
-        seconds=seconds,
-        disk=3 * weights + 2 * momenta,
-        branch=2 * weights + momenta,
-    )
+    return _Cost(parameters=parameters(model), seconds=seconds, weights=weights, momenta=momenta)
 
 
 def _bytes_kept(module: Any) -> tuple[int, int]:

@@ -66,6 +66,12 @@ class RunSet:
         return replace(self, failures=failures)
 
     @property
+    def own_images(self) -> bool:
+        """Whether the images are neither the paper's nor embedded: its cells are not shown beside
+        what they came to, as the two cannot be compared."""
+        return self.name == SMALL and self.config.data.root is not None
+
+    @property
     def arms(self) -> list[Arm]:
         """The arms, in order."""
         return list(dict.fromkeys(arm for arm, _ in self.runs))

@@ -196,7 +196,8 @@ def open_folder(folder: Path, config: RunConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         RunDirectory(folder).write_config(config)
         return
-    if not (folder / "config.yaml").is_file() or (folder / "last.ckpt").exists():
+    is_run = any((folder / name).exists() for name in ("metrics.jsonl", "last.ckpt"))
+    if not (folder / "config.yaml").is_file() or is_run:
         raise ValueError(f"{folder} exists and is not a comparison; choose another --output")
     _check_same(folder, config, (*MACHINE_KEYS, *GRID_KEYS), "comparison", "")
 

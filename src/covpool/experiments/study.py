@@ -160,7 +160,10 @@ def _typed(about: Mapping[str, Any]) -> dict[str, Any]:
 def tuning_runs(study: Study, output: Path, threads: int) -> list[Run]:
     """The trials: each arm with each rate, evaluated on held-out training images."""
     data = replace(study.config.data, evaluate="validation")
-    shared = replace(study.config, data=data, train=replace(study.config.train, probes=()))
+    # Nothing is read of a finished trial but its accuracy.
+    keep = "best" if study.config.train.keep == "last" else study.config.train.keep
+    train = replace(study.config.train, probes=(), keep=keep)
+    shared = replace(study.config, data=data, train=train)
     return [
         Run(
             arm=arm,

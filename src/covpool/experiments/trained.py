@@ -48,7 +48,7 @@ def table1(results: Results) -> Sheet:
         name="table1",
         title="Table 1: error of ResNet-50 on ImageNet",
         **_about([runs], [*cells]),
-        tables=[Table(columns=_beside(["top-1 error %", "top-5 error %"]), rows=rows)],
+        tables=[_table([runs], _beside(["top-1 error %", "top-5 error %"]), rows)],
         data={"rows": [_numbers(runs, arm, own) for arm, own in cells.items()]},
     )
 
@@ -59,8 +59,10 @@ def table2(results: Results) -> Sheet:
     runs = _runs(results, "imagenet-alexnet")
     arm = Arm(ACCURATE)
     epochs = runs.first_epochs
-    rows = [["the paper, epochs 1, 11, 21", *(f"{cell:.2e}" for cell in printed[: len(epochs)])]]
-    rows[0] += ["–"] * (len(epochs) - len(printed))
+    rows: list[list[str]] = []
+    if not runs.own_images:
+        cells = [f"{cell:.2e}" for cell in printed[: len(epochs)]]
+        rows = [["the paper, epochs 1, 11, 21", *cells, *["–"] * (len(epochs) - len(printed))]]
     data: list[Numbers] = []
     for title, way, figure in CONDITION_NUMBERS:
         by_epoch = [runs.condition_numbers(arm, epoch, way, figure) for epoch in epochs]
@@ -113,7 +115,7 @@ def table4(results: Results) -> Sheet:
             rows.append(row)
         columns = [f"{p} {m} error %" for p in ("standalone", "hybrid") for m in ("top-1", "top-5")]
         heading = f"{network} in the paper"
-        tables.append(Table(heading=heading, columns=_beside(columns), rows=rows))
+        tables.append(_table([runs], _beside(columns), rows, heading=heading))
     return Sheet(
         name="table4",
         title="Table 4: errors of ResNet-50 and ResNet-101 on ImageNet, standalone and hybrid",
@@ -173,7 +175,7 @@ def table5(results: Results) -> Sheet:
         name="table5",
         title="Table 5: accuracy on Birds, Dogs and Cars",
         **_about(ours, arms),
-        tables=[Table(columns=columns, rows=rows)],
+        tables=[_table(ours, columns, rows)],
         data={"rows": data},
         notes=notes,
     )
@@ -255,6 +257,25 @@ def _about(run_sets: Sequence[RunSet], arms: Sequence[Arm]) -> dict[str, Any]:
 
 def _beside(names: Sequence[str]) -> list[str]:
     return ["method", "paper's name", *(c for n in names for c in (f"{n}: paper", "ours"))]
+
+
+def _table(
+    run_sets: Sequence[RunSet],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    heading: str = "",
+) -> Table:
+    """The table; beside images of the user's own without the columns of the paper's cells."""
+    if any(runs.own_images for runs in run_sets):
+        kept = [place for place, name in enumerate(columns) if ": paper" not in name]
+        rows = [[row[place] for place in kept] for row in rows]
+        # "ours" stands to the right of the paper's column, which says of what.
+        columns = [
+            columns[p - 1].partition(": paper")[0] if columns[p] == "ours" else columns[p]
+            for p in kept
+        ]
+    return Table(heading=heading, columns=columns, rows=rows)
 
 
 def _numbers(runs: RunSet, arm: Arm, cells: Sequence[float] | None) -> Numbers:

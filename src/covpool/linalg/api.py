@@ -11,15 +11,16 @@ from covpool.linalg.elementwise import get_function
 from covpool.linalg.evaluate import evaluate
 from covpool.linalg.functions import EXP, INV_SQRT, LOG, POWER, SQRT, ScalarFunction
 from covpool.linalg.methods import Method
+from covpool.linalg.names import FunctionName, MethodName
 
-AnyFunction = str | Callable[[Tensor], Tensor] | ScalarFunction
+AnyFunction = FunctionName | Callable[[Tensor], Tensor] | ScalarFunction
 """A scalar function as `matrix_function` takes it."""
 
 
 @overload
 def matrix_sqrt(
     matrix: Tensor,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     compute_dtype: torch.dtype | None = None,
     check: bool = True,
@@ -30,7 +31,7 @@ def matrix_sqrt(
 @overload
 def matrix_sqrt(
     matrix: Tensor,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     compute_dtype: torch.dtype | None = None,
     check: bool = True,
@@ -40,7 +41,7 @@ def matrix_sqrt(
 
 def matrix_sqrt(
     matrix: Tensor,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     compute_dtype: torch.dtype | None = None,
     check: bool = True,
@@ -117,7 +118,7 @@ def matrix_sqrt(
 @overload
 def matrix_inv_sqrt(
     matrix: Tensor,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
@@ -129,7 +130,7 @@ def matrix_inv_sqrt(
 @overload
 def matrix_inv_sqrt(
     matrix: Tensor,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
@@ -140,7 +141,7 @@ def matrix_inv_sqrt(
 
 def matrix_inv_sqrt(
     matrix: Tensor,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
@@ -210,7 +211,7 @@ def matrix_inv_sqrt(
 def matrix_power(
     matrix: Tensor,
     exponent: Tensor | float,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
@@ -223,7 +224,7 @@ def matrix_power(
 def matrix_power(
     matrix: Tensor,
     exponent: Tensor | float,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
@@ -235,7 +236,7 @@ def matrix_power(
 def matrix_power(
     matrix: Tensor,
     exponent: Tensor | float,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
@@ -304,7 +305,7 @@ def matrix_power(
 @overload
 def matrix_log(
     matrix: Tensor,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
@@ -316,7 +317,7 @@ def matrix_log(
 @overload
 def matrix_log(
     matrix: Tensor,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
@@ -327,7 +328,7 @@ def matrix_log(
 
 def matrix_log(
     matrix: Tensor,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     floor: Tensor | float | None = None,
     compute_dtype: torch.dtype | None = None,
@@ -444,7 +445,7 @@ def matrix_exp(
 def matrix_function(
     matrix: Tensor,
     function: AnyFunction,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     parameter: Tensor | float | None = None,
     floor: Tensor | float | None = None,
@@ -458,7 +459,7 @@ def matrix_function(
 def matrix_function(
     matrix: Tensor,
     function: AnyFunction,
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     parameter: Tensor | float | None = None,
     floor: Tensor | float | None = None,
@@ -472,7 +473,7 @@ def matrix_function(
 def matrix_function(
     matrix: Tensor,
     function: Sequence[AnyFunction],
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     parameter: Sequence[Tensor | float | None] | None = None,
     floor: Tensor | float | None = None,
@@ -486,7 +487,7 @@ def matrix_function(
 def matrix_function(
     matrix: Tensor,
     function: Sequence[AnyFunction],
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     parameter: Sequence[Tensor | float | None] | None = None,
     floor: Tensor | float | None = None,
@@ -499,7 +500,7 @@ def matrix_function(
 def matrix_function(
     matrix: Tensor,
     function: AnyFunction | Sequence[AnyFunction],
-    method: str | Method = "exact",
+    method: MethodName | Method = "exact",
     *,
     parameter: Tensor | float | Sequence[Tensor | float | None] | None = None,
     floor: Tensor | float | None = None,

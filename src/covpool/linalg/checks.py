@@ -7,6 +7,7 @@ Most of them read values. Where there are none to read, while a graph is traced 
 import cmath
 import math
 import sys
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -89,6 +90,7 @@ def parameter(caller: str, name: str, value: Any, batch: torch.Size) -> Tensor |
     eigenvalues (*, n) or matrices (*, n, n); they are taken off.
 
     Raises:
+        TypeError: an array or a list.
         ValueError: not real, not finite, or of a shape that does not broadcast to the batch.
     """
     if isinstance(value, Tensor):
@@ -104,8 +106,10 @@ def parameter(caller: str, name: str, value: Any, batch: torch.Size) -> Tensor |
             f"{caller}: {name} of shape {shape} does not broadcast to the batch shape "
             f"{tuple(batch)}; give one number for each matrix, or expand the matrices first"
         )
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if value is None or isinstance(value, bool | str):
         raise ValueError(f"{caller}: the {name} must be a number or a tensor, got {value!r}")
+    if not isinstance(value, Real):
+        tensor(f"{caller}: the {name}", value)
     number: Any = value if isinstance(value, int) else float(value)
     if not abs(number) <= sys.float_info.max:  # this way round so that NaN is refused
         raise ValueError(f"{caller}: the {name} must be finite, got {value!r}")
@@ -135,9 +139,14 @@ def _has_tangent(value: Tensor) -> bool:
     return not torch.compiler.is_compiling() and unpack_dual(value).tangent is not None
 
 
+def is_positive(values: Tensor) -> Tensor:
+    """Which numbers are positive and finite."""
+    return (values > 0) & values.isfinite()
+
+
 def positive(caller: str, values: Tensor) -> None:
     """Refuse numbers, one for each sample, that are not positive and finite."""
-    bad = ~((values > 0) & values.isfinite())
+    bad = ~is_positive(values)
     if bad.any():
         raise ValueError(
             f"{caller} must be positive and finite in {values.dtype}, got "
@@ -197,8 +206,24 @@ def finite(caller: str, tensor: Tensor, sample_dims: int) -> None:
     )
 
 
+def any_of(masks: Sequence[Tensor]) -> bool:
+    """Whether any element of any mask is True, in one read: on a GPU each would synchronise."""
+    if len(masks) < 2:
+        return bool(masks) and bool(masks[0].any())
+    return bool(torch.stack([mask.any() for mask in masks]).any())
+
+
+def extent(matrix: Tensor) -> tuple[float, float]:
+    """The smallest and the largest of the largest magnitudes of (*, m, n), detached and not empty.
+
+    NaN where there is one.
+    """
+    least, most = matrix.abs().amax((-2, -1)).aminmax()
+    return least.item(), most.item()
+
+
 def entries(caller: str, matrix: Tensor) -> tuple[float, float]:
-    """Refuse matrices (*, n, n), not empty, that are not finite or not symmetric.
+    """Refuse matrices (*, n, n), detached and not empty, that are not finite or not symmetric.
 
     Symmetric is what differs from its transpose by no more than some rounding explains. The
     symmetric part is computed with, which is off by less than the matrix itself is. So what passes
@@ -209,7 +234,6 @@ def entries(caller: str, matrix: Tensor) -> tuple[float, float]:
     Returns:
         The smallest and the largest of the batch's largest magnitudes.
     """
-    matrix = matrix.detach()
     size, dtype = matrix.shape[-1], matrix.dtype
     scale = matrix.abs().amax((-2, -1))
     difference = (matrix - matrix.mH).abs().amax((-2, -1))

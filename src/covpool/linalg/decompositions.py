@@ -12,6 +12,7 @@ from covpool.linalg.autograd.svd import complete, singular_value_decomposition
 from covpool.linalg.checks import require_integer
 from covpool.linalg.engine.factorisation import InvalidMatrixError, require_finite
 from covpool.linalg.gradients.kernels import KERNELS, Kernel
+from covpool.linalg.names import KernelName
 from covpool.linalg.spectrum import name_samples, symmetric_part
 from covpool.linalg.tables import choose
 from covpool.linalg.transforms import unreadable
@@ -39,7 +40,7 @@ def eigh(
     A: Tensor,
     UPLO: str = "L",
     *,
-    kernel: str | Kernel = "difference",
+    kernel: KernelName | Kernel = "difference",
     k: int | None = None,
     largest: bool = True,
     check: bool = True,
@@ -112,7 +113,7 @@ def svd(
     full_matrices: bool = True,
     *,
     driver: str | None = None,
-    kernel: str | Kernel = "difference",
+    kernel: KernelName | Kernel = "difference",
     k: int | None = None,
     largest: bool = True,
     check: bool = True,
@@ -234,7 +235,7 @@ def eigh_generalized(
     A: Tensor,
     B: Tensor,
     *,
-    kernel: str | Kernel = "difference",
+    kernel: KernelName | Kernel = "difference",
     k: int | None = None,
     largest: bool = True,
     check: bool = True,

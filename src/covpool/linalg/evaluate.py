@@ -1,6 +1,7 @@
 """One way through all functions of symmetric matrices: check, decompose or iterate, lift."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from covpool.linalg.autograd.root import iterate_each
 from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.functions import POWER, Floored, ScalarFunction, with_floor
 from covpool.linalg.methods import METHODS, Method, get_method, warn_of_float32
-from covpool.linalg.precision import full_precision, range_unit
+from covpool.linalg.precision import full_precision, on_cpu, range_unit
 from covpool.linalg.spectrum import clip_to_rank, of_kind, real_dtype, symmetric_part
 from covpool.linalg.transforms import unreadable
 
@@ -30,7 +31,7 @@ def get_pairing(caller: str, function: ScalarFunction, method: str | Method) -> 
 
 
 class _Decomposed(NamedTuple):
-    """Symmetric matrices (*, n, n) with their eigenpairs and floors (*) or None, all in one unit.
+    """Matrices (*, n, n), eigenpairs of the symmetric part, floors (*) or None, all in one unit.
 
     unit: (*, 1, 1), see `range_unit`; None: 1.
     """
@@ -96,18 +97,23 @@ def evaluate(
         ]
     warn_of_float32(row, compute_dtype, stacklevel=3)
     dtype = row.dtype(matrix.dtype, compute_dtype)
-    readable = not unreadable(matrix)
-    checked = check and readable
-    extent = checks.entries(caller, matrix) if checked and matrix.numel() else None
+    values = matrix.detach()
+    readable = not unreadable(values)
+    checked = check and readable and matrix.numel() > 0
+    extent = None
+    if checked:
+        extent = checks.entries(caller, values)
+    elif readable and on_cpu(values) and matrix.numel():
+        extent = checks.extent(values)
     with full_precision(matrix):
         unit = None
         if floor is not None:
-            unit, floor = _unit_and_floor(caller, functions, matrix, floor, dtype, check)
+            unit, floor = _unit_and_floor(functions, matrix, floor, dtype)
         elif any(function.scales for function in functions):
             unit = range_unit(matrix, dtype, readable=readable, extent=extent)
-        scaled = matrix if unit is None else matrix / unit
-        symmetric = symmetric_part(scaled.to(dtype))
+        scaled = (matrix if unit is None else matrix / unit).to(dtype)
         if row.iteration is not None:
+            symmetric = symmetric_part(scaled)
             if checked and not all(function.defined_at_zero() for function in functions):
                 checks.positive_definite_matrix(caller, symmetric, matrix.dtype, unit)
             elif checked:
@@ -121,24 +127,37 @@ def evaluate(
                 )
                 found.append((lifted.to(matrix.dtype), function, symmetric, result, None, unit))
         else:
-            eigenvalues, eigenvectors = EIGENDECOMPOSITION(symmetric, readable and unit is None)
-            decomposed = _Decomposed(symmetric, eigenvalues, eigenvectors, floor, unit)
-            found = [
-                _lifted(caller, *pair, decomposed, row, matrix.dtype, checked)
-                for pair in zip(functions, parameters, strict=True)
-            ]
+            symmetric = symmetric_part(scaled.detach())
+            finite = extent is not None and extent[1] < math.inf
+            # A GPU is waited for once, below.
+            eigenpairs = EIGENDECOMPOSITION(
+                symmetric, readable and unit is None, finite=finite, read=False
+            )
+            decomposed = _Decomposed(scaled, *eigenpairs, floor, unit)
+            asked = list(zip(functions, parameters, strict=True))
+            terms = [_term(*pair, decomposed) for pair in asked]
+            if checked:
+                doubts = [doubt for term in terms for doubt in _doubts(term, row)]
+                if not on_cpu(matrix):
+                    doubts.append(decomposed.eigenvalues.isnan().any(-1))
+                if checks.any_of(doubts):
+                    if not on_cpu(matrix):
+                        eigenpairs = EIGENDECOMPOSITION(symmetric)
+                        decomposed = _Decomposed(scaled, *eigenpairs, floor, unit)
+                        terms = [_term(*pair, decomposed) for pair in asked]
+                    for term in terms:
+                        _refuse(caller, term, row, matrix.dtype)
+            found = [_lifted(term, row, matrix.dtype) for term in terms]
         if not return_info:
             return [lifted for lifted, *_ in found]
         return [(lifted, _diagnose(row, compute_dtype, *rest)) for lifted, *rest in found]
 
 
 def _unit_and_floor(
-    caller: str,
     functions: Sequence[ScalarFunction],
     matrix: Tensor,
     floor: Tensor | float,
     dtype: torch.dtype,
-    check: bool,
 ) -> tuple[Tensor | None, Tensor]:
     """What to divide the matrices by, see `range_unit`, and the floors (*) in that unit."""
     real = real_dtype(dtype)
@@ -155,58 +174,97 @@ def _unit_and_floor(
         kept = moved < torch.finfo(real).tiny
         unit = torch.where(kept[..., None, None], 1, unit)
         floors = torch.where(kept, floors, moved)
-    floors = floors.to(real)
-    if check and not unreadable(floors):
-        checks.positive(f"{caller}: floor", floors)
-    return unit, floors
+    return unit, floors.to(real)
 
 
-def _lifted(
-    caller: str,
-    function: ScalarFunction,
-    parameter: Tensor | float | None,
-    decomposed: _Decomposed,
-    row: Method,
-    given: torch.dtype,
-    check: bool,
-) -> tuple[Any, ...]:
-    """f(A) in the given dtype, and what `_diagnose` takes."""
-    symmetric, eigenvalues, eigenvectors, floor, unit = decomposed.in_unit_of(function)
-    size, batch = symmetric.shape[-1], symmetric.shape[:-2]
-    powers, known = None, True
-    if function.parameter is not None:
-        powers = torch.as_tensor(parameter, dtype=eigenvalues.dtype, device=symmetric.device)
-        powers = powers.expand(batch)
+class _Term(NamedTuple):
+    """A function, its parameters (*), and the matrices with their eigenvalues as it takes them."""
+
+    function: ScalarFunction
+    parameter: str
+    powers: Tensor | None
+    known: bool
+    decomposed: _Decomposed
+    clipped: Tensor
+
+
+def _term(
+    function: ScalarFunction, parameter: Tensor | float | None, decomposed: _Decomposed
+) -> _Term:
+    decomposed = decomposed.in_unit_of(function)
+    matrix, eigenvalues = decomposed.matrix, decomposed.eigenvalues
+    powers, known, name = None, True, function.parameter
+    if name is not None:
+        powers = torch.as_tensor(parameter, dtype=eigenvalues.dtype, device=matrix.device)
+        powers = powers.expand(matrix.shape[:-2])
         known = not unreadable(powers)
-        name = function.parameter
+        # After it a number may not be finite: the exponent of a root of zero is not.
         function, powers = function.canonical(powers)
-        if check and known and powers is not None:
-            # After it, as the exponent of a root of zero is infinite.
-            checks.finite(f"{caller}: {name}", powers, sample_dims=0)
-    if check:
-        if not function.domain.has_negative:
-            checks.positive_semidefinite(caller, eigenvalues, given, unit)
-        defined = function.defined_at_zero(None if powers is None else powers.detach())
-        if defined is not True and (defined is False or known):
-            negative = function.domain.has_negative
-            magnitudes = eigenvalues.abs() if negative else eigenvalues
-            rank = (clip_to_rank(magnitudes, size) > 0).sum(-1)
-            restricted = True if defined is False else ~defined
-            needed = row.forward.kept_count(size)
-            checks.full_rank(caller, rank, needed, size, restricted, floor_helps=not negative)
-    clipped = function.clip(eigenvalues, size)
-    if floor is not None:
-        clipped = with_floor(clipped, floor)
-    result = lift(symmetric, powers, clipped, eigenvectors, function, row)
+    clipped = function.clip(eigenvalues, matrix.shape[-1])
+    return _Term(function, name or "", powers, known, decomposed, clipped)
+
+
+def _restricted(term: _Term) -> bool | Tensor:
+    """Whether singular matrices are refused; (*) where that depends on the parameter."""
+    powers = None if term.powers is None else term.powers.detach()
+    defined = term.function.defined_at_zero(powers)
+    return ~defined if isinstance(defined, Tensor) else not defined
+
+
+def _doubts(term: _Term, row: Method) -> Iterator[Tensor]:
+    """Masks that are all False where `_refuse` has nothing to refuse: few operations, no read."""
+    function, eigenvalues, floor = term.function, term.decomposed.eigenvalues, term.decomposed.floor
+    if floor is not None and not unreadable(floor):
+        yield ~checks.is_positive(floor)
+    if term.powers is not None and term.known:
+        yield ~term.powers.isfinite()
+    if not function.domain.has_negative:
+        yield eigenvalues[..., 0] < 0
+    restricted = _restricted(term)
+    if restricted is True or (restricted is not False and term.known):
+        needed = row.forward.kept_count(term.decomposed.matrix.shape[-1])
+        yield (_rank(term) < needed) & restricted
+
+
+def _rank(term: _Term) -> Tensor:
+    if not term.function.smooth_at_zero:
+        return (term.clipped != 0).sum(-1)
+    eigenvalues = term.decomposed.eigenvalues
+    magnitudes = eigenvalues.abs() if term.function.domain.has_negative else eigenvalues
+    return (clip_to_rank(magnitudes, term.decomposed.matrix.shape[-1]) > 0).sum(-1)
+
+
+def _refuse(caller: str, term: _Term, row: Method, given: torch.dtype) -> None:
+    """Refuse floors, parameters and eigenvalues that the function does not accept."""
+    function, (matrix, eigenvalues, _, floor, unit) = term.function, term.decomposed
+    if floor is not None and not unreadable(floor):
+        checks.positive(f"{caller}: floor", floor)
+    if term.powers is not None and term.known:
+        checks.finite(f"{caller}: {term.parameter}", term.powers, sample_dims=0)
+    if not function.domain.has_negative:
+        checks.positive_semidefinite(caller, eigenvalues, given, unit)
+    restricted = _restricted(term)
+    if restricted is True or (restricted is not False and term.known):
+        size, helps = matrix.shape[-1], not function.domain.has_negative
+        needed = row.forward.kept_count(size)
+        checks.full_rank(caller, _rank(term), needed, size, restricted, floor_helps=helps)
+
+
+def _lifted(term: _Term, row: Method, given: torch.dtype) -> tuple[Any, ...]:
+    """f(A) in the given dtype, and what `_diagnose` takes."""
+    function, powers = term.function, term.powers
+    matrix, eigenvalues, eigenvectors, floor, unit = term.decomposed
+    clipped = term.clipped if floor is None else with_floor(term.clipped, floor)
+    result = lift(matrix, powers, clipped, eigenvectors, function, row)
     lifted = result
     if unit is not None:
 
         def projector() -> Tensor:
             zeroth = torch.zeros_like(clipped[..., 0])
-            return lift(symmetric, zeroth, clipped, eigenvectors, POWER, row)
+            return lift(matrix, zeroth, clipped, eigenvectors, POWER, row)
 
         lifted = function.bind(powers).rescale(result, unit, projector)
-    return lifted.to(given), function, symmetric, result, (eigenvalues, eigenvectors), unit
+    return lifted.to(given), function, matrix, result, (eigenvalues, eigenvectors), unit
 
 
 @torch.no_grad()
@@ -229,7 +287,7 @@ def _diagnose(
         matrix, result = matrix.to(wide), result.to(wide)
         eigenvalues, eigenvectors = EIGENDECOMPOSITION(matrix)
         spectrum = eigenvalues, eigenvectors
-    matrix, result = matrix.detach(), result.detach()
+    matrix, result = symmetric_part(matrix), result.detach()
     eigenvalues = spectrum[0]
     if function.domain.has_negative:
         eigenvalues = eigenvalues.abs().sort(-1).values

@@ -73,6 +73,8 @@ class Method:
 
     def offers(self, function: ScalarFunction) -> bool:
         """Whether the row computes and differentiates a function, of the table or another."""
+        if self.forward.functions is self.gradient.functions is None:
+            return True
         named = FUNCTIONS.get(function.name) is function
         both = self.forward.functions, self.gradient.functions
         return all(names is None or (named and function.name in names) for names in both)

@@ -10,6 +10,7 @@ from covpool.linalg.elementwise import get_function
 from covpool.linalg.evaluate import evaluate, get_pairing
 from covpool.linalg.functions import FUNCTIONS, Floored, ScalarFunction
 from covpool.linalg.methods import Method
+from covpool.linalg.names import FunctionName, MethodName
 
 
 @torch.fx.wrap  # one call in a graph of torch.fx, as it decides by shapes and values
@@ -68,8 +69,8 @@ class MatrixFunction(nn.Module):
 
     def __init__(
         self,
-        function: str | Callable[[Tensor], Tensor] | ScalarFunction = "sqrt",
-        method: str | Method = "exact",
+        function: FunctionName | Callable[[Tensor], Tensor] | ScalarFunction = "sqrt",
+        method: MethodName | Method = "exact",
         *,
         parameter: Tensor | float | None = None,
         exponent: Tensor | float | None = None,
@@ -133,7 +134,7 @@ class MatrixFunction(nn.Module):
         return self._method
 
     @method.setter
-    def method(self, method: str | Method) -> None:
+    def method(self, method: MethodName | Method) -> None:
         function = get_function(self._function)
         if self.floor is not None:
             function = Floored(function)

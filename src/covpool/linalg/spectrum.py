@@ -46,7 +46,7 @@ def clip_to_rank(eigenvalues: Tensor, size: int) -> Tensor:
     """Eigenvalues (*, m) with rounding errors, of either sign, set to exactly zero."""
     threshold = rank_tolerance(size, eigenvalues.dtype) * eigenvalues.amax(-1, keepdim=True)
     # The comparison is this way round so that NaN, where it was not looked for, stays NaN.
-    return torch.where(eigenvalues <= threshold.clamp_min(0), 0, eigenvalues)
+    return eigenvalues.masked_fill(eigenvalues <= threshold, 0)
 
 
 def symmetric_part(matrix: Tensor) -> Tensor:
@@ -54,6 +54,16 @@ def symmetric_part(matrix: Tensor) -> Tensor:
     # Halved before the sum, which would overflow for entries above half of the largest number.
     half = 0.5 * matrix
     return half + half.mH
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """A B of matrices (*, m, k) and (*, k, n), as `@` gives it, without its reshaping."""
+    return torch.bmm(left, right) if left.ndim == 3 else left @ right
+
+
+def congruence(matrix: Tensor, basis: Tensor) -> Tensor:
+    """V M Vᴴ of matrices M (*, k, k) and V (*, m, k)."""
+    return product(product(basis, matrix), basis.mH)
 
 
 def antisymmetric_part(matrix: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ Importing this package imports timm (seconds) and registers models with it.
 
 try:  # imported only to say plainly that it is missing
     import timm as _timm  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        "covpool.models needs timm and torchvision; from the checkout: pip install '.[models]'"
-    ) from error
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "covpool.models needs timm and torchvision; from the checkout: pip install '.[models]'",
+        name=error.name,
+    ) from None
 
 from covpool.models.backbones import check_backbone
 from covpool.models.factory import create_model

@@ -123,8 +123,9 @@ def load_backbone(
         if not pretrained:
             raise
         raise ValueError(
-            f"the pretrained weights of backbone {name!r} could not be loaded: {error}; without "
-            "them set pretrained to false"
+            f"the pretrained weights of backbone {name!r} could not be loaded: "
+            f"{str(error).rstrip('. ')}; where there is no network, give a file of them "
+            "(--model.init_from), or set pretrained to false"
         ) from error
     except TypeError as error:
         if not arguments:

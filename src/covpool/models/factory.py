@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from covpool.head import check_head
 from covpool.linalg.methods import Method
+from covpool.linalg.names import PoolingName
 from covpool.models.backbones import load_backbone
 from covpool.models.network import CovPoolModel
 from covpool.poolings import Pooling, method_or_pooling
@@ -14,7 +15,7 @@ def create_model(
     backbone: str,
     num_classes: int,
     *,
-    method: str | Method | Pooling = "exact",
+    method: PoolingName | Method | Pooling = "exact",
     pretrained: bool = False,
     reduced_channels: int | Literal["auto"] | None = "auto",
     last_stride: int | None = None,

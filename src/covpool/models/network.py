@@ -7,7 +7,9 @@ import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
+from covpool.linalg import checks
 from covpool.linalg.methods import Method
+from covpool.linalg.names import PoolingName
 from covpool.models.backbones import PREFIX, probe
 from covpool.pooling import CovPool2d
 from covpool.poolings import Pool2d, Pooling, method_or_pooling
@@ -21,7 +23,8 @@ WEIGHT_SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "
 
 @torch.fx.wrap  # one call in a graph of torch.fx, as it decides by shapes
 def _checked_images(x: Tensor, channels: int, size: tuple[int, int] | None) -> Tensor:
-    """Images as they are, or a ValueError where they are not those that the model is built for."""
+    """Images as they are, or an error where they are not those that the model is built for."""
+    checks.tensor("the model", x)
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(
             f"the model takes images (batch, {channels}, height, width), got {tuple(x.shape)}; "
@@ -55,7 +58,7 @@ class CovPoolModel(nn.Module):
         backbone: nn.Module,
         num_classes: int,
         *,
-        method: str | Method | Pooling = "exact",
+        method: PoolingName | Method | Pooling = "exact",
         reduced_channels: int | Literal["auto"] | None = "auto",
         hidden_features: int | Literal["matched"] | None = None,
         gap_reduction: bool = False,
@@ -145,7 +148,7 @@ class CovPoolModel(nn.Module):
         return self.pool.method.name if isinstance(self.pool, CovPool2d) else self.pool.row.name
 
     @method.setter
-    def method(self, method: str | Method | Pooling) -> None:
+    def method(self, method: PoolingName | Method | Pooling) -> None:
         row = method_or_pooling(method)
         if isinstance(row, Method) and isinstance(self.pool, CovPool2d):
             self.pool.method = row
@@ -161,6 +164,7 @@ class CovPoolModel(nn.Module):
         Where the pooling takes the class token too, a tuple of the map and that, (B, num_features).
 
         Raises:
+            TypeError: what is no tensor.
             ValueError: images of another number of channels, or of another size where the
                 backbone is built for one.
         """

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from covpool.linalg.methods import METHODS, Method
+from covpool.linalg.names import PoolingName
 from covpool.linalg.tables import choose, table
 from covpool.poolings.base import Pooling
 from covpool.poolings.bilinear import BILINEAR
@@ -46,10 +47,9 @@ def get_pooling(pooling: str | Method | Pooling) -> Pooling:
     return root_of(pooling) if isinstance(pooling, Method) else POOLINGS[check_pooling(pooling)]
 
 
-def check_pooling(name: str) -> str:
+def check_pooling(name: str) -> PoolingName:
     """The name itself, or a ValueError that lists `POOLINGS` and the nearest one."""
-    choose("pooling method", name, POOLINGS)
-    return name
+    return choose("pooling method", name, dict(zip(POOLINGS, POOLINGS, strict=True)))
 
 
 def method_or_pooling(chosen: str | Method | Pooling) -> Method | Pooling:

@@ -140,12 +140,12 @@ def _covariance_resnet(
     if permutation is not None and length == channels * (channels + 1) // 2:
         columns = permutation(channels)
         weights["classifier.weight"] = weights["classifier.weight"][:, columns].contiguous()
-    method = get_method(options.method or row.method or "exact").name
+    pooling = get_method(options.method or row.method or "exact")
     config = RunConfig(
         data=options.data,
         model=ModelConfig(
             backbone=backbone,
-            method=method,
+            method=pooling.name,
             reduced_channels=channels,
             last_stride=1 if stride == 1 else None,
         ),
@@ -153,7 +153,7 @@ def _covariance_resnet(
     model = create_model(
         backbone,
         outputs,
-        method=method,
+        method=pooling,
         reduced_channels=channels,
         last_stride=config.model.last_stride,
     )
@@ -164,7 +164,7 @@ def _covariance_resnet(
         "config": config.to_dict(),
         "classes": class_names(options.classes, outputs),
         "vector_layout": VECTOR_LAYOUT,
-        "schedule": method,
+        "schedule": pooling.name,
         "preprocessing": options.preprocessing.to_dict(),
         "images": {},
         "epoch": 0,
@@ -173,8 +173,8 @@ def _covariance_resnet(
     write_published(folder, model.state_dict(), metadata, model_card(metadata, title=title))
     assumed = "" if options.last_stride or layout.last_stride else ", which it does not say itself"
     return (
-        f"{backbone}, {layout.about}: {outputs} classes, {channels} channels pooled by {method}, "
-        f"stride {stride} in the last stage{assumed}, triangle {options.triangle}"
+        f"{backbone}, {layout.about}: {outputs} classes, {channels} channels pooled by "
+        f"{pooling.name}, stride {stride} in the last stage{assumed}, triangle {options.triangle}"
     )
 
 

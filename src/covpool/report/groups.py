@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from covpool.experiments import paper
 from covpool.experiments.inference import Spread, differences
 from covpool.linalg.methods import METHODS
 from covpool.report.sources import Run
@@ -86,6 +87,19 @@ class Setting:
     def split(self) -> str:
         """What the figures called "test" are of: the test split, or the validation split."""
         return f"{self.runs[0].config.get('data', {}).get('evaluate', 'test')} split"
+
+    @property
+    def papers_data(self) -> str | None:
+        """Which of the paper's data sets its images are, by `data.name`; None: none of them."""
+        name = self.runs[0].config.get("data", {}).get("name")
+        return name if name in paper.DATA else None
+
+    @property
+    def own_images(self) -> bool:
+        """Whether they are neither the paper's nor embedded: its cells are not shown beside what
+        they came to, as the two cannot be compared."""
+        root = self.runs[0].config.get("data", {}).get("root")
+        return root is not None and self.papers_data is None
 
     @property
     def seeds(self) -> list[int]:

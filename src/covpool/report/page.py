@@ -11,10 +11,11 @@ from markupsafe import Markup
 
 import covpool
 from covpool.experiments import paper
+from covpool.experiments.inference import Spread, differences
 from covpool.report.curve_figures import accuracy, learning_curves
 from covpool.report.fidelity_figures import real_fidelity
-from covpool.report.figures import Missing, PageFigure, Styles
-from covpool.report.groups import Setting, group
+from covpool.report.figures import Missing, PageFigure, Styles, names
+from covpool.report.groups import MethodRow, Setting, group
 from covpool.report.kernel_figures import kernel_sizes
 from covpool.report.observations import headline as of_observations
 from covpool.report.probe_figures import conditioning, smoothness
@@ -119,17 +120,7 @@ def headline(settings: Sequence[Setting]) -> list[str]:
         most = max(len(row.finished) for row in setting.rows)
         rows = [row for row in setting.rows if len(row.finished) == most]
         if most:
-            seeds = f"{most} seeds" if most > 1 else "1 seed"
-            best = max(rows, key=lambda row: row.spreads["final", "test_top1"].mean or 0.0)
-            score = f"{best.spreads['final', 'test_top1'].text()}%"
-            if len(rows) == 1:
-                text = f"{best.label} reaches {score} top-1 in the last epoch ({seeds})."
-            else:
-                text = (
-                    f"Of the {len(rows)} methods with {seeds}, {best.label} has the highest top-1 "
-                    f"in the last epoch, {score}."
-                )
-            texts.append(where + text)
+            texts.append(where + _accuracies(rows, f"{most} seeds" if most > 1 else "1 seed"))
         unfinished = [run for run in setting.runs if not run.finished]
         if unfinished:
             found = dict.fromkeys(dict.fromkeys(run.status for run in unfinished), 0)
@@ -138,6 +129,42 @@ def headline(settings: Sequence[Setting]) -> list[str]:
             counts = ", ".join(f"{count} {status}" for status, count in found.items())
             texts.append(f"{where}{counts}, of {len(setting.runs)} runs.")
     return texts
+
+
+def _accuracies(rows: Sequence[MethodRow], seeds: str) -> str:
+    """Which method is ahead, where the intervals of its differences to all others say that one is.
+
+    Args:
+        rows: with finished runs, as many each.
+        seeds: how many.
+    """
+    finals = {row.label: row.spreads["final", "test_top1"] for row in rows}
+    means = {label: found.mean or 0.0 for label, found in finals.items()}
+    best = max(means, key=lambda label: means[label])
+    score = f"{finals[best].text()}%"
+    if len(rows) == 1:
+        return f"{best} reaches {score} top-1 in the last epoch ({seeds})."
+    ahead = {
+        label: Spread.of(differences(finals[best].values, found.values))
+        for label, found in finals.items()
+        if label != best
+    }
+    below = [label for label, gap in ahead.items() if gap.low is not None and gap.low > 0]
+    level = [label for label in finals if label not in below]
+    of = f"Of the {len(rows)} methods with {seeds}"
+    if len(level) == 1:
+        return (
+            f"{of}, {best} has the highest top-1 in the last epoch, {score}, by more than the 95% "
+            "interval of its difference to each other method."
+        )
+    ends = [f"{end(means[label] for label in level):.4g}%" for end in (min, max)]
+    scores = " to ".join(dict.fromkeys(ends))
+    by = "one seed" if seeds == "1 seed" else "these seeds"
+    verb = "is" if len(below) == 1 else "are"
+    return (
+        f"{of} none is ahead in the last epoch: {names(level)}, with {scores} top-1, are not told "
+        f"apart by {by}{f'; {names(below)} {verb} below' if below else ''}."
+    )
 
 
 def _title(setting: Setting, number: int | None) -> str:
@@ -152,10 +179,7 @@ def _section(setting: Setting, styles: Styles, number: int | None) -> Section:
     return Section(
         title=_title(setting, number),
         setting=setting,
-        tables=tables_of(
-            setting,
-            papers_data=setting.runs[0].config.get("data", {}).get("name") in paper.DATA,
-        ),
+        tables=tables_of(setting),
         problems=[*_problems(setting), *_notes(setting)],
         confusions=_confusions(setting),
         figures=[figure for figure in figures if isinstance(figure, PageFigure)],

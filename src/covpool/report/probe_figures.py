@@ -201,11 +201,6 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
             )
     if not panels:
         return Missing(title=heading, why="The records of the conditioning probe hold no figures.")
-    printed = paper_tables()["table2_condition_number_mpncov"]
-    cells = ", ".join(
-        f"{number(value)} in epoch {epoch.removeprefix('epoch')}"
-        for epoch, value in printed.items()
-    )
     first = measured[rows[0].label][0]
     spread = "bands: from the 5% to the 95% quantile" if banded else "thin: the 95% quantile"
     return PageFigure(
@@ -217,8 +212,7 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
             "The covariances that the pooling layer met in training batches "
             f"({first.get('channels', '?')} channels, {first.get('positions', '?')} positions). "
             f"Lines with marks: the median sample; {spread}.",
-            "The paper's Table 2, of another network on ImageNet, prints for the floored figure "
-            f"{cells}.",
+            *([] if setting.own_images else [_papers_condition_numbers()]),
             *failures(setting, "conditioning"),
         ],
         not_shown=[
@@ -226,6 +220,18 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
             "is the largest eigenvalue over the floor: it says nothing of the features, whose own "
             "condition number is that of the range.",
         ],
+    )
+
+
+def _papers_condition_numbers() -> str:
+    printed = paper_tables()["table2_condition_number_mpncov"]
+    cells = ", ".join(
+        f"{number(value)} in epoch {epoch.removeprefix('epoch')}"
+        for epoch, value in printed.items()
+    )
+    return (
+        "The paper's Table 2, of another network on ImageNet, prints for the floored figure "
+        f"{cells}."
     )
 
 

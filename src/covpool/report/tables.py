@@ -44,10 +44,12 @@ class PageTable:
         return [f"{text}, {own}" for text, own in zip(above, self.columns[1:], strict=True)]
 
 
-def tables_of(setting: Setting, papers_data: bool) -> list[PageTable]:
+def tables_of(setting: Setting) -> list[PageTable]:
     """Those that have rows."""
-    found = [accuracy_table(setting), paper_table(setting, papers_data)]
-    return [table for table in (*found, table1(setting, papers_data)) if table.rows]
+    found = [accuracy_table(setting)]
+    if not setting.own_images:
+        found += [paper_table(setting), table1(setting)]
+    return [table for table in found if table.rows]
 
 
 def accuracy_table(setting: Setting) -> PageTable:
@@ -91,13 +93,13 @@ def interval_parts(spread: Spread) -> tuple[str, ...]:
     return tuple(spread.interval_text().replace("-", "−").split(" ", 1))
 
 
-def paper_table(setting: Setting, papers_data: bool) -> PageTable:
+def paper_table(setting: Setting) -> PageTable:
     """The paper's cells of the methods that the setting has, and ours, standalone and hybrid."""
     final: dict[tuple[str, bool], str] = {}
     for row in setting.rows:
         final.setdefault((row.method, row.hybrid), row.spreads["final", "test_top1"].text())
     cells = {name: paper.accuracies(paper.printed_name(name)) for name, _ in final}
-    elsewhere = "" if papers_data else ", on other data sets"
+    elsewhere = "" if setting.papers_data else ", on other data sets"
     order = "Compare the order of the methods and the size of the differences, not the figures. "
     return PageTable(
         heading="The same methods in the paper",
@@ -115,7 +117,7 @@ def paper_table(setting: Setting, papers_data: bool) -> PageTable:
         captions=[
             "The paper’s cells are from its Tables 4 (100 minus the printed top-1 error) and 5 "
             "(Final / Best), each measured on the data set named above it, with networks trained "
-            f"at that size; ours are on {setting.title}. {'' if papers_data else order}"
+            f"at that size; ours are on {setting.title}. {'' if setting.papers_data else order}"
             f"{paper.SOURCE}."
         ],
     )
@@ -125,7 +127,7 @@ TABLE_1 = (("svd", "MPN-COV (SVD)"), ("isqrt-cov", "iSQRT-COV (Newton-Schulz)"))
 """The methods of the paper's Table 1, and their names in it."""
 
 
-def table1(setting: Setting, papers_data: bool) -> PageTable:
+def table1(setting: Setting) -> PageTable:
     """Errors of accurate SVD and of Newton-Schulz, standalone, the paper's beside ours; no rows
     where the setting has not both."""
     printed = paper.paper_tables()["table1_resnet50_imagenet_error"]
@@ -141,7 +143,8 @@ def table1(setting: Setting, papers_data: bool) -> PageTable:
             gap = Spread.of({0: papers[0] - papers[1]}), Spread.of(differences(*ours))
             rows[-1][1].extend(map(interval_parts, gap))
     interval = ", with its 95% interval" if len(setting.seeds) > 1 else ""
-    sign = "" if papers_data else " Compare the sign of the difference, not its size."
+    same = setting.papers_data == "imagenet"
+    sign = "" if same else " Compare the sign of the difference, not its size."
     return PageTable(
         heading="The paper’s Table 1: accurate SVD against Newton-Schulz",
         columns=(

@@ -6,6 +6,7 @@ network's input, and which images it was trained and tested on. last.ckpt has th
 """
 
 import json
+import logging
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ import torch
 
 from covpool.pooling import VECTOR_LAYOUT
 from covpool.train.config import RunConfig
-from covpool.train.run_directory import PREVIOUS
+from covpool.train.run_directory import PREVIOUS, RunDirectory, best_row, remove
 from covpool.train.same_options import difference
 
 METADATA = "covpool"
+
+logger = logging.getLogger("covpool")
 
 METADATA_KEYS = (
     "version",
@@ -95,6 +98,40 @@ def find_checkpoint(last: Path) -> tuple[dict[str, Any], Path, str | None] | Non
     if not last.is_file() and not previous.is_file():
         return None
     raise ValueError(f"{'; '.join(problems)}: nothing is left to go on from; start a new run")
+
+
+def keep_checkpoints(directory: RunDirectory, keep: str) -> bool:
+    """Remove the checkpoints that a finished run does not keep, once those that it keeps have been
+    read and are whole.
+
+    Args:
+        directory: of a run whose results are written.
+        keep: as `TrainConfig.keep`.
+
+    Returns:
+        Whether no other checkpoints are left; where one that is to be kept is not whole, nothing is
+        removed, and a warning says why.
+    """
+    last, previous, best = directory.last, directory.previous, directory.best
+    kept, dropped = {
+        "all": ((), ()),
+        "last": ((last,), (previous,)),
+        "best": ((best,), (previous, last)),
+    }[keep]
+    if not any(file.is_file() for file in dropped):
+        return True
+    try:
+        for file in kept:
+            epoch = read_checkpoint(file)[METADATA]["epoch"] + 1
+            wanted = best_row(directory.read_metrics())["epoch"]
+            if file == best and epoch != wanted:
+                raise ValueError(f"{best} is of epoch {epoch}, and epoch {wanted} is the best")
+    except (OSError, ValueError) as error:
+        logger.warning("%s; no checkpoint is removed for train.keep %s", error, keep)
+        return False
+    for file in dropped:
+        remove(file)
+    return True
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

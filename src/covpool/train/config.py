@@ -14,6 +14,9 @@ from covpool.train.options import ModelConfig, OptimConfig, TrainConfig
 
 __all__ = ["DataConfig", "ModelConfig", "OptimConfig", "RunConfig", "TrainConfig"]
 
+ELEMENTWISE = ("sgd", "adam", "adamw", "lion")
+"""Optimisers that treat each number of the weights by itself, so that these may be sharded."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -39,11 +42,19 @@ class RunConfig:
                     f"model.hybrid {model.hybrid!r} switches at epoch {last}, the last of "
                     f"optim.milestones, and train.epochs {self.train.epochs} ends before it"
                 )
-        if optim.weight_average is not None and self.train.strategy.startswith("fsdp"):
-            raise ValueError(
-                f"optim.weight_average {optim.weight_average} needs whole weights in each process, "
-                f"and train.strategy {self.train.strategy!r} shards them; use ddp"
-            )
+        if self.train.strategy.startswith("fsdp"):
+            for name in ("weight_average", "layer_decay", "decay_norm_and_bias"):
+                if (value := getattr(optim, name)) != getattr(OptimConfig, name):
+                    raise ValueError(
+                        f"optim.{name} {str(value).lower()} needs whole weights in each process, "
+                        f"and train.strategy {self.train.strategy!r} shards them; use ddp"
+                    )
+            if optim.name not in ELEMENTWISE:
+                raise ValueError(
+                    f"optim.name {optim.name!r} may need whole weights in each process, and "
+                    f"train.strategy {self.train.strategy!r} shards them; use ddp, or one of "
+                    f"{', '.join(ELEMENTWISE)}"
+                )
         if "smoothness" in self.train.probes and self.train.strategy.startswith("fsdp"):
             raise ValueError(
                 "train.probes smoothness moves whole weights in each process, and train.strategy "

@@ -17,10 +17,11 @@ from covpool.machine import describe_machine
 from covpool.train.checkpoint import (
     METADATA,
     check_options,
+    keep_checkpoints,
     load_weights,
     read_checkpoint,
 )
-from covpool.train.config import RunConfig
+from covpool.train.config import OptimConfig, RunConfig
 from covpool.train.figures import draw_confusion, draw_curves
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.job import Job, check_classes, parameters, prepare
@@ -32,7 +33,7 @@ from covpool.train.probes import make_probes
 from covpool.train.progress import EvaluationProgress, ProgressReport
 from covpool.train.published import read_trained
 from covpool.train.recorder import Recorder
-from covpool.train.run_directory import Row, RunDirectory, best_row
+from covpool.train.run_directory import RunDirectory, best_row
 from covpool.train.storage import StorageError
 from covpool.train.trainer import main_process, make_trainer, quiet_lightning
 
@@ -48,7 +49,7 @@ def train(
     checkpoint: Path | None = None,
     report: bool = True,
     callbacks: Sequence[Callback] = (),
-) -> Row:
+) -> RunDirectory:
     """Train to the end of the schedule and write the run directory.
 
     Where the checkpoint has all epochs, its weights are evaluated and the results written.
@@ -61,7 +62,7 @@ def train(
         callbacks: further ones, beside the configuration's probes.
 
     Returns:
-        The summary, as in summary.json.
+        Where it was written: the first process's directory, in all of them.
 
     Raises:
         Interrupted: SIGINT, SIGTERM or SIGUSR1; last.ckpt is saved.
@@ -124,7 +125,9 @@ def train(
                 summary["machine"] = describe_machine(device)
                 summary["peak_memory_bytes"] = peak_bytes(device) if measured else None
                 write_results(job, module, recorder, directory, summary)
-    return summary
+    if main_process():
+        keep_checkpoints(directory, config.train.keep)
+    return recorder.directory
 
 
 def write_results(
@@ -231,8 +234,9 @@ def evaluate(path: Path, config: RunConfig, *, report: bool = False) -> dict[str
         loggers=(),
         probes=(),
     )
-    # A checkpoint's weights are the average already.
-    optim = replace(config.optim, weight_average=None)
+    # Nothing is trained: what the optimiser needs may be missing here, and a checkpoint's weights
+    # are the average already. Hybrid training switches at a milestone.
+    optim = OptimConfig(decay=config.optim.decay, milestones=config.optim.milestones)
     config = replace(config, train=one_process, optim=optim)
     job = prepare(config, checkpoint=checkpoint)
     check_classes(job.splits, checkpoint, path)

@@ -6,12 +6,17 @@ SIGUSR1 is what Slurm is usually told to send some time before a job's limit.
 
 import os
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Self
 
 
-class Interrupted(Exception):
-    """The run was asked to stop and has stopped; `signal_number` says by which signal."""
+class Interrupted(BaseException):
+    """The run was asked to stop and has stopped; `signal_number` says by which signal.
+
+    No `Exception`, as KeyboardInterrupt is none: a loop over trainings that goes on after errors
+    ends here too.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)  # the argument alone, so that it can be pickled
@@ -24,8 +29,9 @@ class Interrupted(Exception):
 class StopRequest:
     """While open, the first of its signals is noted in `signal_number`; the second raises.
 
-    A step that is cut in two would leave weights that no uninterrupted run ever has. Works in the
-    main thread alone, as signals do. A signal that was ignored before stays ignored.
+    A step that is cut in two would leave weights that no uninterrupted run ever has. Outside of the
+    main thread, which alone may take signals, nothing is done. A signal that was ignored before, or
+    that other than Python code handles, stays so.
 
     Args:
         announce: whether to say on standard error that the request was heard.
@@ -45,10 +51,11 @@ class StopRequest:
         self.signal_number: int | None = None
 
     def __enter__(self) -> Self:
+        own = threading.current_thread() is threading.main_thread()
         self._before = {
             number: signal.getsignal(number)
-            for number in self.SIGNALS
-            if signal.getsignal(number) != signal.SIG_IGN
+            for number in (self.SIGNALS if own else ())
+            if signal.getsignal(number) not in (signal.SIG_IGN, None)
         }
         self.install()
         return self

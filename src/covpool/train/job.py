@@ -7,7 +7,7 @@ or OSError. After `prepare`, an exception is a fault of the program, except `Tra
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,18 @@ from covpool.data import ImageSplits, Preprocessing, open_images
 from covpool.models import CovPoolModel, check_backbone
 from covpool.pooling import VECTOR_LAYOUT
 from covpool.train.building import build_model, single_valued_layers
-from covpool.train.checkpoint import METADATA, check_options, find_checkpoint, load_weights
+from covpool.train.checkpoint import (
+    METADATA,
+    check_options,
+    find_checkpoint,
+    keep_checkpoints,
+    load_weights,
+)
 from covpool.train.config import RunConfig
 from covpool.train.loggers import check_loggers
+from covpool.train.mixing import make_mixup
 from covpool.train.module import ClassificationModule
+from covpool.train.optimizer import check_optimizer, learning_rate_course, make_optimizer
 from covpool.train.probes import warn_of_unmeasured
 from covpool.train.recorder import PROGRESS, restore_best
 from covpool.train.run_directory import RunDirectory, put_aside
@@ -106,8 +114,8 @@ def check_names(config: RunConfig) -> None:
     """Look up every name of a configuration, before anything is opened.
 
     Raises:
-        ValueError: an unknown method, constant or backbone; a backbone that would be frozen with
-            random weights.
+        ValueError: an unknown method, constant, backbone or optimiser; a backbone that would be
+            frozen with random weights.
     """
     model = config.model
     if config.optim.trained == "classifier" and not model.pretrained and model.init_from is None:
@@ -117,6 +125,7 @@ def check_names(config: RunConfig) -> None:
         )
     method_schedule(config)
     check_backbone(config.model.backbone)
+    check_optimizer(config.optim)
 
 
 def prepare(
@@ -162,7 +171,7 @@ def prepare(
         pretrained=choice.pretrained and checkpoint is None,
     )
     if checkpoint is None:
-        check_batch_statistics(config, splits, model)
+        check_training(config, splits, model)
     warn_of_unmeasured(config, model.method)
     start = source and source.load(model, choice, splits.classes)
     if start and data != config.data:
@@ -195,6 +204,25 @@ def check_batches(config: RunConfig, splits: ImageSplits) -> None:
         parts=config.train.accumulate,
     )
     EvaluationBatchSampler(len(splits.test), batch_size, world=world)
+
+
+def check_training(config: RunConfig, splits: ImageSplits, model: CovPoolModel) -> None:
+    """Refuse what would end the first step: an optimiser, schedule or mixing that cannot be made,
+    or parts of a batch that are too small or odd.
+
+    Raises:
+        ValueError: one of these.
+    """
+    steps, batch = steps_and_batch(len(splits.train), config.data.batch_size)
+    make_optimizer(model, config.optim)
+    learning_rate_course(config.optim, epochs=config.train.epochs, steps_per_epoch=steps)
+    share = batch // (config.train.devices * config.train.nodes * config.train.accumulate)
+    if make_mixup(config, len(splits.classes)) is not None and share % 2:
+        raise ValueError(
+            f"data.mixup and data.cutmix mix pairs of images, and a batch of {batch} leaves "
+            f"{share} at a time, an odd number; choose another data.batch_size"
+        )
+    check_batch_statistics(config, splits, model)
 
 
 def check_batch_statistics(config: RunConfig, splits: ImageSplits, model: CovPoolModel) -> None:
@@ -244,6 +272,7 @@ def prepare_resume(
     """
     found = find_checkpoint(directory.last)
     if found is None:
+        refuse_reduced(config, directory)
         return prepare(config, progress=progress), None
     checkpoint, path, problem = found
     if PROGRESS not in checkpoint:
@@ -255,6 +284,9 @@ def prepare_resume(
     done = len(checkpoint[PROGRESS]["history"])
     if done >= config.train.epochs and not directory.owes(done):
         _mend_best(directory, checkpoint)
+        if main_process():
+            reduce_finished(directory, config.train.keep)
+        refuse_reduced(config, directory)
         raise RunFinished(
             f"run {directory.path} has finished its {done} epochs; --train.epochs with a larger "
             "number would go on"
@@ -262,7 +294,7 @@ def prepare_resume(
     job = prepare(config, checkpoint=checkpoint, progress=progress)
     check_classes(job.splits, checkpoint, path)
     check_images(job, checkpoint, directory)
-    check_batch_statistics(config, job.splits, job.model)
+    check_training(config, job.splits, job.model)
     module = job.module()
     module.on_load_checkpoint(checkpoint)
     load_weights(module, checkpoint, path)
@@ -272,6 +304,39 @@ def prepare_resume(
         logger.warning("%s; going on from %s, after step %d", problem, path, step)
         put_aside(directory.last)
     return job, path
+
+
+def reduce_finished(directory: RunDirectory, keep: str) -> None:
+    """Let an earlier run that has finished keep what a new one would."""
+    config = directory.read_config()
+    if config.train.keep != keep:
+        # First: by it one sees why the checkpoints are not there.
+        directory.write_config(replace(config, train=replace(config.train, keep=keep)))
+    keep_checkpoints(directory, keep)
+
+
+def refuse_reduced(config: RunConfig, directory: RunDirectory) -> None:
+    """Refuse to begin a finished run anew because it keeps no checkpoint to go on from.
+
+    Raises:
+        RunFinished: it has as many epochs as the configuration asks for.
+        ValueError: it has fewer.
+    """
+    summary = directory.read_summary() or {}
+    if summary.get("status") != "finished" or directory.has_checkpoint():
+        return
+    if not directory.best.is_file() or directory.read_config().train.keep != "best":
+        return  # somebody removed the checkpoints
+    done = summary["epochs"]
+    told = (
+        f"run {directory.path} has finished its {done} epochs and keeps best.ckpt alone "
+        "(train.keep best)"
+    )
+    if done >= config.train.epochs:
+        raise RunFinished(told)
+    raise ValueError(
+        f"{told}: it cannot go on to {config.train.epochs}; start a new run, with --keep last"
+    )
 
 
 def _mend_best(directory: RunDirectory, checkpoint: dict[str, Any]) -> None:

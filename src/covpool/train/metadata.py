@@ -141,9 +141,10 @@ def without_local_paths(about: Mapping[str, Any]) -> dict[str, Any]:
     for group, name in ((data, "root"), (data, "name"), (model, "init_from"), (model, "backbone")):
         if isinstance(group.get(name), str):
             group[name] = _last_component(group[name], anywhere=name in ("root", "init_from"))
-    for group, name in ((data, "augment_options"), (model, "backbone_options")):
-        if name in group:
-            group[name] = _without_paths(group[name])
+    for fields in config.values():
+        for name, value in fields.items():
+            if isinstance(value, dict):
+                fields[name] = _without_paths(value)
     return {**about, "config": config}
 
 

@@ -4,8 +4,6 @@ Everything random is a pure function of the seed and of the position in the run,
 state has to survive in a checkpoint; see `covpool.train.sampling`.
 """
 
-import math
-from bisect import bisect_right
 from itertools import chain
 from typing import Any
 
@@ -17,26 +15,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
 from covpool.data import average_over_views
+from covpool.data.augmentation import MIXING, seeded
 from covpool.models import CovPoolModel
 from covpool.train.checkpoint import METADATA
-from covpool.train.config import OptimConfig, RunConfig
+from covpool.train.config import RunConfig
 from covpool.train.divergence import TrainingDiverged
 from covpool.train.guard import StepGuard
 from covpool.train.loaders import ImageDataModule
+from covpool.train.mixing import make_mixup
+from covpool.train.optimizer import learning_rate_course, make_optimizer
 from covpool.train.sampling import combine_seeds
 from covpool.train.schedule import MethodSchedule
 from covpool.train.trainer import over_processes
 from covpool.train.weight_average import join_average, make_average, split_average
-
-
-def learning_rate_factor(config: OptimConfig, epoch: float, epochs: int) -> float:
-    """The learning rate relative to its start, at a point of the run counted in epochs."""
-    if epoch < config.warmup_epochs:
-        return (epoch + 1e-3) / (config.warmup_epochs + 1e-3)
-    if config.decay == "cosine":
-        span = max(epochs - config.warmup_epochs, 1e-12)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - config.warmup_epochs) / span)))
-    return config.factor ** bisect_right(config.milestones, math.floor(epoch))
 
 
 class ClassificationModule(LightningModule):
@@ -64,6 +55,10 @@ class ClassificationModule(LightningModule):
         self.classes = classes
         self.steps_per_epoch = steps_per_epoch
         self.metadata = metadata
+        self.course = learning_rate_course(
+            config.optim, epochs=config.train.epochs, steps_per_epoch=steps_per_epoch
+        )
+        self.mixup = make_mixup(config, classes)
         self.guard = StepGuard(self, skip=config.train.on_nonfinite == "skip")
         self.sums_epoch = 0
         if config.optim.trained == "classifier":
@@ -113,6 +108,16 @@ class ClassificationModule(LightningModule):
             setattr(self, name, getattr(self, name).to(self.trainer.strategy.root_device))
 
     @override
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> Any:
+        if self.mixup is None or not self.trainer.training:
+            return batch
+        part = 0 if self.between_steps else self.part
+        place = (self.config.train.seed, self.global_step, self.global_rank, part)
+        with seeded(*place, MIXING):
+            images, shares = self.mixup(*batch)
+        return images, shares.to(images.dtype)
+
+    @override
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         epoch = self.epoch
         self.use_method_of(epoch)
@@ -149,7 +154,10 @@ class ClassificationModule(LightningModule):
         return loss
 
     def logits_and_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a training batch: nothing is counted, so probes may evaluate it too."""
+        """Of a training batch: nothing is counted, so probes may evaluate it too.
+
+        `labels` are classes, (B,), or with mixup each image's shares of them, (B, classes).
+        """
         logits = self.model(images.contiguous(memory_format=self.memory_format))
         smoothing = self.config.optim.label_smoothing
         return logits, cross_entropy(logits, labels, label_smoothing=smoothing)
@@ -199,7 +207,11 @@ class ClassificationModule(LightningModule):
         return f"epoch {epoch + 1}, step {step + 1} of {self.steps_per_epoch}"
 
     def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss, top-1 hits, top-5 hits and number of images, summed over a batch."""
+        """Loss, top-1 hits, top-5 hits and number of images, summed over a batch.
+
+        A mixed image is of the class that has the largest share of it.
+        """
+        labels = labels if labels.ndim == 1 else labels.argmax(1)
         likeliest = logits.topk(min(5, self.classes), dim=1).indices
         hits = likeliest == labels[:, None]
         number = torch.full_like(loss, len(labels))
@@ -250,8 +262,7 @@ class ClassificationModule(LightningModule):
 
     def learning_rate_at(self, epoch: int) -> float:
         """The backbone's learning rate at the start of an epoch."""
-        optim, epochs = self.config.optim, self.config.train.epochs
-        return optim.learning_rate * learning_rate_factor(optim, epoch, epochs)
+        return self.config.optim.learning_rate * self.course(epoch * self.steps_per_epoch)
 
     @override
     def optimizer_step(self, *args: Any, **options: Any) -> None:
@@ -274,18 +285,8 @@ class ClassificationModule(LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        optim, epochs = self.config.optim, self.config.train.epochs
-        groups = self.model.parameter_groups(optim.learning_rate, optim.classifier_multiplier)
-        optimizer = torch.optim.SGD(
-            [group for group in groups if group["params"]],
-            momentum=optim.momentum,
-            weight_decay=optim.weight_decay,
-            nesterov=optim.nesterov,
-        )
-        scheduler = LambdaLR(
-            optimizer,
-            lambda step: learning_rate_factor(optim, step / self.steps_per_epoch, epochs),
-        )
+        optimizer = make_optimizer(self.model, self.config.optim)
+        scheduler = LambdaLR(optimizer, lambda step: self.course(step))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

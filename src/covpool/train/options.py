@@ -100,28 +100,47 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Stochastic gradient descent with momentum, and the course of its learning rate."""
+    """The optimiser, and the course of its learning rate."""
+
+    name: str = "sgd"
+    """Optimiser: sgd, adamw, lamb, lion, or another that timm.optim.list_optimizers() names."""
 
     learning_rate: float = 0.05
     """Learning rate at the start, after any warm-up."""
 
     momentum: float = 0.9
-    """Momentum."""
+    """Momentum, for the optimisers that have one."""
 
     weight_decay: float = 1e-4
-    """Weight decay of all parameters."""
+    """Weight decay."""
+
+    decay_norm_and_bias: bool = True
+    """Weight decay of all parameters; false: not of biases, of normalisation layers and of what
+    the backbone exempts, as timm's trainings have it."""
 
     nesterov: bool = False
-    """Nesterov's form of momentum."""
+    """Nesterov's form of momentum, for sgd."""
 
-    decay: Literal["step", "cosine"] = "cosine"
-    """cosine: to zero over the run; step: multiplied by `factor` at each milestone."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the optimiser, as in --optim.options.betas '[0.9,0.95]'."""
+
+    layer_decay: float | None = None
+    """Layer-wise rates: each layer's rate is the next layer's times this, as timm numbers the
+    backbone's layers; null: one rate."""
+
+    decay: Literal["step", "cosine", "constant", "poly", "tanh", "wsd", "rsqrt"] = "cosine"
+    """cosine: to zero over the run; step: multiplied by `factor` at each milestone; the others are
+    timm's schedules of these names."""
 
     milestones: tuple[int, ...] = ()
     """Epochs (counted from 0) from which the rate is multiplied by `factor` once more."""
 
     factor: float = 0.1
-    """The factor at a milestone."""
+    """The factor at a milestone; with decay poly the power."""
+
+    decay_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of timm.scheduler.create_scheduler_v2, which is then used for every decay, as in
+    --optim.decay_options.min_lr 0.01; rates are relative to learning_rate."""
 
     warmup_epochs: float = 0.0
     """Epochs over which the rate rises linearly from near zero."""
@@ -154,6 +173,14 @@ class OptimConfig:
             "above 0 with optim.nesterov",
             self.momentum,
         )
+        require(
+            self.name == "sgd" or not self.nesterov,
+            "optim.nesterov",
+            f"false with optim.name {self.name}",
+            self.nesterov,
+        )
+        layers = self.layer_decay
+        require(layers is None or 0 < layers <= 1, "optim.layer_decay", "in (0, 1] or null", layers)
         rising = list(self.milestones) == sorted(set(self.milestones))
         require(
             rising and all(epoch > 0 for epoch in self.milestones),
@@ -162,9 +189,9 @@ class OptimConfig:
             list(self.milestones),
         )
         require(
-            self.decay == "step" or not self.milestones,
+            (self.decay == "step" and not self.decay_options) or not self.milestones,
             "optim.milestones",
-            "empty unless optim.decay is step",
+            "empty unless optim.decay is step, and with optim.decay_options",
             list(self.milestones),
         )
         require(0 < self.factor <= 1, "optim.factor", "in (0, 1]", self.factor)
@@ -227,6 +254,10 @@ class TrainConfig:
 
     checkpoint_steps: int = 1000
     """Also save last.ckpt every so many steps within an epoch; 0 saves at its end alone."""
+
+    keep: Literal["best", "last", "all"] = "last"
+    """Checkpoints of a run that has finished: last keeps best.ckpt and last.ckpt, by which it can
+    be made longer; best keeps best.ckpt alone; all keeps previous.ckpt too."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When loss or gradient are not finite: stop, or skip that step's update and count it."""

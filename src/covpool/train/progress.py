@@ -150,7 +150,10 @@ class ProgressReport(Callback):
     """
 
     def __init__(self, batch_size: int, test_images: int, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True, markup=False)
+        # In a notebook plain lines too: rich would put each into a box of its own.
+        self.console = console or Console(
+            highlight=False, soft_wrap=True, markup=False, force_jupyter=False
+        )
         self.clock = Clock(batch_size, test_images)
         self.bar: Progress | None = None
         self.task: TaskID | None = None

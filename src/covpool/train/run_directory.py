@@ -31,6 +31,9 @@ Row = dict[str, Any]
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """Where the checkpoint to go on from is, and the one before it."""
 
+AUTO = Path("auto")
+"""As the run to resume: go on with the output directory where it is a run, else start it."""
+
 LOCK = ".lock"
 """The file that a process holds while it writes the directory; see `covpool.train.claim`."""
 

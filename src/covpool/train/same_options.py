@@ -13,11 +13,12 @@ MACHINE_KEYS = (
     ("train", "strategy"),
     ("train", "threads"),
     ("train", "checkpoint_steps"),
+    ("train", "keep"),
     ("train", "probes"),
     ("train", "probe_every"),
 )
-"""What may differ between the runs of one comparison: where they run, and what is measured along
-them."""
+"""What may differ between the runs of one comparison: where they run, what is measured along them,
+and what is kept of them."""
 
 GRID_KEYS = (("model", "method"), ("train", "seed"))
 """What a comparison varies."""

@@ -92,13 +92,15 @@ def quiet_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         # The number of workers is the user's choice; the loader does resume within an epoch, as its
         # sampler computes where from the number of steps; a frozen backbone and the average of the
-        # weights are in evaluation mode; the last is Lightning's own business.
+        # weights are in evaluation mode; mixing is the module's, not the loaders'; the rest is
+        # Lightning's own business.
         for message in (
             ".*does not have many workers.*",
             ".*ended before the epoch ended.*",
             ".*in eval mode at the start of training.*",
             ".*isinstance.treespec, LeafSpec.*",
             ".*smaller than the logging interval.*",
+            ".*overridden `on_after_batch_transfer`.*",
         ):
             warnings.filterwarnings("ignore", message)
         try:

@@ -12,6 +12,8 @@ from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.gradients.kernels import Kernel
 from covpool.linalg.spectrum import (
     antisymmetric_part,
+    congruence,
+    product,
     rank_tolerance,
     symmetric_part,
 )
@@ -56,11 +58,11 @@ class Eigh(Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_eigenvalues, grad_eigenvectors = grad_outputs
         eigenvalues, eigenvectors = ctx.saved_tensors
-        projected = eigenvectors.mH @ grad_eigenvectors
+        projected = product(eigenvectors.mH, grad_eigenvectors)
         weights = ctx.kernel.matrix(eigenvalues)
         inner = contract(ctx.kernel, weights, projected, eigenvalues, grad_eigenvectors)
         inner = inner + torch.diag_embed(grad_eigenvalues)
-        gradient = symmetric_part(eigenvectors @ inner @ eigenvectors.mH)
+        gradient = symmetric_part(congruence(inner, eigenvectors))
         size = eigenvalues.shape[-1]
         gradient = refuse_unless_exact("eigh", gradient, ctx.kernel, eigenvalues, size)
         return gradient, None, None, None
@@ -70,7 +72,7 @@ class Eigh(Function):
         tangent = symmetric_part(grad_inputs[0])
         eigenvalues, eigenvectors = ctx.saved_tensors
         with nested_forward_mode():
-            inner = eigenvectors.mH @ tangent @ eigenvectors
+            inner = congruence(tangent, eigenvectors.mH)
             tangent_vectors = eigenvectors @ (ctx.kernel.matrix(eigenvalues).mT * inner)
             tangent_values = inner.diagonal(dim1=-2, dim2=-1).real.clone()
             rest = (ctx.kernel, eigenvalues, eigenvalues.shape[-1])

@@ -18,7 +18,7 @@ from torch.autograd import Function
 from covpool.linalg.autograd.modes import in_both_modes, refuse_second_derivative, save
 from covpool.linalg.functions import THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.methods import Method
-from covpool.linalg.spectrum import inner_product, symmetric_part
+from covpool.linalg.spectrum import congruence, inner_product, product, symmetric_part
 
 
 def lift(
@@ -32,7 +32,7 @@ def lift(
     """F = V diag(f) Vᵀ, differentiable with respect to the matrix and the exponent.
 
     Args:
-        matrix: (*, n, n) symmetric.
+        matrix: (*, n, n), whose symmetric part is taken.
         exponent: (*), the parameter of functions that have one.
         eigenvalues: (*, n) of the matrix, ascending, as the function's `clip` gives them, with what
             its `prepare` takes off again; detached.
@@ -67,10 +67,6 @@ def _rate(function: ScalarFunction) -> ScalarFunction:
     return function.rate
 
 
-def _conjugate(inner: Tensor, eigenvectors: Tensor) -> Tensor:
-    return symmetric_part(eigenvectors @ inner @ eigenvectors.mH)
-
-
 class Lift(Function):
     """See `lift`."""
 
@@ -85,7 +81,7 @@ class Lift(Function):
     ) -> Tensor:
         bound, eigenvalues = function.prepare(exponent, eigenvalues)
         values = method.forward.values(bound, eigenvalues, eigenvectors.shape[-1])
-        return symmetric_part((eigenvectors * values[..., None, :]) @ eigenvectors.mH)
+        return symmetric_part(product(eigenvectors * values.unsqueeze(-2), eigenvectors.mH))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -175,7 +171,7 @@ class Derivative(Function):
     ) -> Tensor:
         bound, eigenvalues = function.prepare(exponent, eigenvalues)
         loewner, trace = method.gradient.loewner(bound, eigenvalues, eigenvectors.shape[-1])
-        projected = eigenvectors.mH @ direction @ eigenvectors
+        projected = congruence(direction, eigenvectors.mH)
         inner = loewner * projected
         if trace is not None:
             diagonal = projected.diagonal(dim1=-2, dim2=-1)
@@ -184,7 +180,7 @@ class Derivative(Function):
             else:
                 isotropic = trace * diagonal.sum(-1, keepdim=True)
             inner = inner + torch.diag_embed(isotropic)
-        return _conjugate(inner, eigenvectors)
+        return symmetric_part(congruence(inner, eigenvectors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -313,11 +309,10 @@ def second_derivative(
     One l at a time, as all the differences together would take O(n³) memory.
     """
     bound, eigenvalues = function.prepare(exponent, eigenvalues)
-    h = eigenvectors.mH @ first @ eigenvectors
-    k = eigenvectors.mH @ second @ eigenvectors
+    h, k = congruence(first, eigenvectors.mH), congruence(second, eigenvectors.mH)
     total = torch.zeros_like(h)
     for index, weight in enumerate(bound.second_differences(eigenvalues)):
         product = h[..., :, index, None] * k[..., None, index, :]
         total = total + weight * (product + product.mH)
-    result = symmetric_part(eigenvectors @ total @ eigenvectors.mH)
+    result = symmetric_part(congruence(total, eigenvectors))
     return refuse_second_derivative(result, THIRD_DERIVATIVE)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from covpool.linalg.precision import full_precision
 from covpool.linalg.spectrum import name_samples
@@ -25,7 +25,8 @@ def in_both_modes(function: type[Function]) -> Callable[..., Any]:
 
     - within a transform of torch.func, a twin with all that the function has;
     - while torch.compile traces, a twin without `jvp`, as it takes no function with one;
-    - under torch.jit.trace, which cannot save a call of a function, what the forward pass does;
+    - under torch.jit.trace, which cannot save a call of a function, and where nothing records, as
+      in a backward pass that is not differentiated again, what the forward pass does;
     - elsewhere a twin that does `forward` and `setup_context` in one: in every call of a function
       with a `setup_context` torch inspects its signature, which takes 40 µs.
     """
@@ -70,10 +71,12 @@ def in_both_modes(function: type[Function]) -> Callable[..., Any]:
         if torch.compiler.is_compiling():
             refuse_compiled_forward_mode()
             chosen = compiled.apply
-        elif is_tracing():
-            chosen = forward
+        elif in_transform() and not is_tracing():
+            chosen = transformed.apply
         else:
-            chosen = transformed.apply if in_transform() else eager.apply
+            forward_mode = forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+            recording = torch.is_grad_enabled() or forward_mode
+            chosen = eager.apply if recording and not is_tracing() else forward
         return _in_full_precision(chosen, tensor, tensor, *others)
 
     return apply

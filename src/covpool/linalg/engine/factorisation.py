@@ -3,6 +3,7 @@
 Each sample is judged and retried for itself: the others keep what the solver gave them.
 """
 
+import cmath
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,10 @@ PARALLEL_WORK = 10**5
 """Batch size times m · n · min(m, n) from which several threads are worth their start, measured for
 the symmetric eigendecomposition on 2 cores: 16 matrices of n = 16 take as long either way, 64 of
 them, 4 of n = 49 or 16 of n = 49 take 0.7, 0.75 and 0.6 of the time."""
+
+DIVIDED_SIZE = 26
+"""Rows or columns from which LAPACK divides and conquers (above SMLSIZ of ILAENV). Below, it
+iterates by QR, and either has converged or says that it has not."""
 
 Factors = tuple[Tensor, ...]
 _Error = tuple[Tensor, Tensor | None]
@@ -85,17 +90,23 @@ class Factorisation:
     fallbacks: Mapping[str, Callable[[Tensor], tuple[Tensor, Factors]]]
     advice: str
 
-    def __call__(self, matrix: Tensor, readable: bool = False) -> Factors:
+    def __call__(
+        self, matrix: Tensor, readable: bool = False, *, finite: bool = False, read: bool = True
+    ) -> Factors:
         """The factors of (*, m, n), as constants to autograd, inside torch.func transforms too.
 
         On a CPU the batch is spread over the cores. Outside torch.compile, where values cannot be
-        read, each sample's factors are probed; samples that fail, or all of them where the solver
-        raises, are factorised again in the ways of `fallbacks`, one after the other. Samples that
-        are not finite give NaN.
+        read, each sample's factors are probed, but not those of LAPACK that are finite: it says
+        where it has failed. Samples that fail, or all of them where the solver raises, are
+        factorised again in the ways of `fallbacks`, one after the other. Samples that are not
+        finite give NaN.
 
         Args:
             matrix: to be given in a context of full precision.
             readable: whether its values are known to be readable; else it is asked.
+            finite: whether they are known to be finite; else it is asked.
+            read: whether a GPU may be waited for to see which samples have failed. If not, those
+                are NaN.
 
         Raises:
             DecompositionError: samples for which every way failed.
@@ -109,8 +120,8 @@ class Factorisation:
         if matrix.numel() == 0:
             return self.solve(matrix)
         if matrix.ndim == 3:
-            return self.probed(matrix)
-        factors = self.probed(matrix.reshape(-1, *matrix.shape[-2:]))
+            return self.probed(matrix, finite, read)
+        factors = self.probed(matrix.reshape(-1, *matrix.shape[-2:]), finite, read)
         # Copies, as autograd treats views that a function returns specially.
         batch = matrix.shape[:-2]
         return tuple(factor.reshape(*batch, *factor.shape[1:]).clone() for factor in factors)
@@ -119,10 +130,20 @@ class Factorisation:
         """What the solver gives, unprobed."""
         return getattr(torch.linalg, self.solver)(matrix, **self.options, **out)
 
-    def probed(self, matrices: Tensor) -> Factors:
+    def probed(self, matrices: Tensor, finite: bool, read: bool) -> Factors:
         """The same of (batch, m, n), not empty."""
-        factors = self._solved(matrices)
+        factors, solved = self._solved(matrices)
+        if solved and on_cpu(matrices):
+            divided = max(matrices.shape[-2:]) >= DIVIDED_SIZE
+            looked_at = [*(() if finite else (matrices,)), *(factors if divided else ())]
+            if all(cmath.isfinite(each.sum().item()) for each in looked_at):
+                return factors
         failed = self.failed(matrices, factors)
+        if not read and not on_cpu(matrices):
+            return tuple(
+                factor.masked_fill(failed.reshape(-1, *(1,) * (factor.ndim - 1)), torch.nan)
+                for factor in factors
+            )
         if not failed.any():
             return factors
         hopeless: list[int] = []
@@ -152,29 +173,31 @@ class Factorisation:
         masks = [_exceeds(error, numbers, max(rows, columns)) for error, numbers in found]
         return masks[0] if len(masks) == 1 else torch.stack(masks).any(0)
 
-    def _solved(self, matrices: Tensor) -> Factors:
-        """The solver's factors, NaN where it raised."""
+    def _solved(self, matrices: Tensor) -> tuple[Factors, bool]:
+        """The solver's factors, NaN where it raised, and whether it nowhere has."""
         batch = len(matrices)
         threads = min(torch.get_num_threads(), batch)
         large = matrices.numel() * min(matrices.shape[-2:]) >= PARALLEL_WORK
         if threads == 1 or not large or not on_cpu(matrices):
             try:
-                return self.solve(matrices)
+                return self.solve(matrices), True
             except LinAlgError:
-                return tuple(factor.fill_(torch.nan) for factor in self.blank(matrices))
+                return tuple(f.fill_(torch.nan) for f in self.blank(matrices)), False
         factors = self.blank(matrices)
+        raised: list[slice] = []
 
         def solve(part: slice) -> None:
             out = tuple(factor[part] for factor in factors)
             try:
                 self.solve(matrices[part], out=out)
             except LinAlgError:
+                raised.append(part)
                 for factor in out:
                     factor.fill_(torch.nan)
 
         # One call for each thread: between calls they wait for Python's lock.
         spread(solve, shares(batch, -(-batch // threads)))
-        return factors
+        return factors, not raised
 
     def _retry(self, matrix: Tensor) -> Factors | None:
         if not matrix.isfinite().all():

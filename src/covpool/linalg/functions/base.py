@@ -101,7 +101,7 @@ class ScalarFunction(ABC):
         size_of = eigenvalues.abs() if self.domain.has_negative else eigenvalues
         threshold = rank_tolerance(size, eigenvalues.dtype) * size_of.amax(-1, keepdim=True)
         # The comparison is this way round so that NaN, where it was not looked for, stays NaN.
-        return torch.where(size_of <= threshold.clamp_min(0), 0, eigenvalues)
+        return eigenvalues.masked_fill(size_of <= threshold, 0)
 
     @abstractmethod
     def value(self, x: Tensor) -> Tensor:
@@ -113,8 +113,8 @@ class ScalarFunction(ABC):
 
     def loewner(self, x: Tensor) -> Tensor:
         """f[xᵢ, xⱼ] for all pairs: (*, m) → (*, m, m)."""
-        larger = torch.maximum(x[..., :, None], x[..., None, :])
-        smaller = torch.minimum(x[..., :, None], x[..., None, :])
+        row, column = x.unsqueeze(-1), x.unsqueeze(-2)
+        larger, smaller = torch.maximum(row, column), torch.minimum(row, column)
         return self.divided_difference(larger, smaller)
 
     def confluent_difference(self, x: Tensor, y: Tensor) -> Tensor:
@@ -206,8 +206,8 @@ class OnTheRange(ScalarFunction):
         return torch.zeros_like(like)
 
     def loewner(self, x: Tensor) -> Tensor:
-        larger = torch.maximum(x[..., :, None], x[..., None, :])
-        smaller = torch.minimum(x[..., :, None], x[..., None, :])
+        row, column = x.unsqueeze(-1), x.unsqueeze(-2)
+        larger, smaller = torch.maximum(row, column), torch.minimum(row, column)
         zero, larger = guarded(larger)
         exact = self.divided_difference(larger, smaller)
         return torch.where(zero, self.divided_difference_at_zero(exact), exact)

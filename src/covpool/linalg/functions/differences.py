@@ -18,7 +18,7 @@ TAYLOR_TERMS = 12
 def guarded(x: Tensor) -> tuple[Tensor, Tensor]:
     """Where x is zero, and x with 1 put there. NaN is not zero: it stays."""
     zero = x == 0
-    return zero, torch.where(zero, 1, x)
+    return zero, x.masked_fill(zero, 1)
 
 
 def mix(a: Tensor, b: Tensor, c: Tensor, above: Tensor, below: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class _Log(OnTheRange):
 
     def value(self, x: Tensor) -> Tensor:
         zero, x = guarded(x)
-        return torch.where(zero, 0, torch.log(x))
+        return torch.log(x).masked_fill(zero, 0)
 
     def rescale(self, lifted: Tensor, unit: Tensor, projector: Callable[[], Tensor]) -> Tensor:
         return lifted + unit.log() * projector()

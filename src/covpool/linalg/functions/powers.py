@@ -40,7 +40,7 @@ class _Sqrt(OnTheRange):
 
     def loewner(self, x: Tensor) -> Tensor:
         roots = x.sqrt()
-        total = roots[..., :, None] + roots[..., None, :]
+        total = roots.unsqueeze(-1) + roots.unsqueeze(-2)
         # In place: on a CPU fresh memory for a temporary costs more than the arithmetic.
         return total.masked_fill_(total == 0, torch.inf).reciprocal_()
 
@@ -70,7 +70,7 @@ class _InvSqrt(OnTheRange):
 
     def value(self, x: Tensor) -> Tensor:
         zero, x = guarded(x)
-        return torch.where(zero, 0, x.rsqrt())
+        return x.rsqrt().masked_fill(zero, 0)
 
     def rescale(self, lifted: Tensor, unit: Tensor, projector: Callable[[], Tensor]) -> Tensor:
         return lifted / unit.sqrt()
@@ -122,7 +122,7 @@ class _PowerRateRate(WithParameter, OnTheRange):
 
     def value(self, x: Tensor) -> Tensor:
         zero, x = guarded(x)
-        return torch.where(zero, 0, x ** self.beside(x) * torch.log(x) ** 2)
+        return (x ** self.beside(x) * torch.log(x) ** 2).masked_fill(zero, 0)
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
         raise RuntimeError(THIRD_DERIVATIVE)
@@ -138,7 +138,7 @@ class _PowerRate(WithParameter, OnTheRange):
 
     def value(self, x: Tensor) -> Tensor:
         zero, x = guarded(x)
-        return torch.where(zero, 0, x ** self.beside(x) * torch.log(x))
+        return (x ** self.beside(x) * torch.log(x)).masked_fill(zero, 0)
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
         p = self.beside(a)
@@ -161,7 +161,7 @@ class _Power(WithParameter, OnTheRange):
 
     def value(self, x: Tensor) -> Tensor:
         zero, x = guarded(x)
-        return torch.where(zero, 0, x ** self.beside(x))
+        return (x ** self.beside(x)).masked_fill(zero, 0)
 
     def rescale(self, lifted: Tensor, unit: Tensor, projector: Callable[[], Tensor]) -> Tensor:
         # In two steps, as u^p alone may leave the range.
@@ -227,7 +227,7 @@ class _Inverse(ScalarFunction):
 
     def value(self, x: Tensor) -> Tensor:
         zero, x = guarded(x)
-        return torch.where(zero, 0, 1 / x)
+        return (1 / x).masked_fill(zero, 0)
 
     def rescale(self, lifted: Tensor, unit: Tensor, projector: Callable[[], Tensor]) -> Tensor:
         return lifted / unit

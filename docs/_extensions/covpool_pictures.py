@@ -1,0 +1,190 @@
+"""The pictures of the documentation and of the README, drawn as the report draws its own.
+
+`python docs/_extensions/covpool_pictures.py` writes the README's into `docs/pictures`: GitHub shows
+them without building anything, so they are kept beside the text.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from IPython.display import HTML
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+import covpool
+from covpool.report.figures import logarithmic, title
+from covpool.report.svg import SERIES, colour, drawing, inline
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURES = ROOT / "docs" / "pictures"
+
+LIGHT = ("#0072b2", "#c44e00", "#00805e", "#a03a78", "#7a6300", "#4d4d4d", "#6a3d9a", "#a11d21")
+"""The report's colours of series on white, for a file that knows no style sheet."""
+
+SIZE = (4.6, 3.0)
+"""Of a panel, in inches at 72 units."""
+
+WIDTH = 410
+"""Of a picture of the README in pixels: two stand side by side on a page, one fills a phone."""
+
+_drawn = 0
+
+
+def pictures(panels: Mapping[str, Callable[[Axes], object]], size=SIZE) -> HTML:
+    """Panels side by side where there is room for them, by what a screen reader is to say of each.
+
+    Colours are the page's own, so that they are right on a dark page too.
+    """
+    global _drawn
+    found = []
+    for label, draw in panels.items():
+        _drawn += 1
+        with drawing():
+            figure = Figure(figsize=size, layout="constrained")
+            draw(figure.subplots())
+            found.append(f"<div>{inline(figure, f'picture-{_drawn}', label)}</div>")
+    return HTML(f'<div class="pictures">{"".join(found)}</div>')
+
+
+def series(place: int) -> str:
+    """The colour of the series of that number, from 0 on."""
+    return colour(f"series-{place % SERIES}")
+
+
+def rotated(spectrum: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric matrices of these eigenvalues (*, n), and the eigenvectors they were made with."""
+    torch.manual_seed(0)
+    n = spectrum.shape[-1]
+    vectors = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64)).Q
+    return (vectors * spectrum.unsqueeze(-2)) @ vectors.mT, vectors
+
+
+def root_by_eigh(matrix: torch.Tensor) -> torch.Tensor:
+    """√A as everybody writes it at first."""
+    eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
+    return eigenvectors @ torch.diag_embed(eigenvalues.sqrt()) @ eigenvectors.mT
+
+
+def gradient_error(root: Callable[[torch.Tensor], torch.Tensor], gap: float) -> float:
+    """Relative error of the gradient of √A where two eigenvalues of A are so close.
+
+    A has the eigenvalues 1, 1 − gap and 0.3 in a rotated basis that is known, so that the gradient
+    is V (L ∘ VᵀGV) Vᵀ with Lij = 1/(√λi + √λj) in closed form.
+    """
+    spectrum = torch.tensor([1.0, 1.0 - gap, 0.3], dtype=torch.float64)
+    matrix, vectors = rotated(spectrum)
+    weights = torch.tensor([[1.0, 2, 3], [2, 0, 1], [3, 1, 4]], dtype=torch.float64)
+    leaf = matrix.requires_grad_()
+    (root((leaf + leaf.mT) / 2) * weights).sum().backward()
+    assert leaf.grad is not None
+    entries = 1 / (spectrum.sqrt()[:, None] + spectrum.sqrt())
+    exact = vectors @ (entries * (vectors.mT @ weights @ vectors)) @ vectors.mT
+    return ((leaf.grad - exact).norm() / exact.norm()).item()
+
+
+def draw_repair(axes: Axes) -> None:
+    """The error of the gradient of √A over the gap of two eigenvalues, by eigh and by covpool."""
+    gaps = [10.0**exponent for exponent in range(-16, 0)]
+    lost = {}
+    for place, (name, root) in enumerate(
+        {"torch.linalg.eigh": root_by_eigh, "covpool.matrix_sqrt": covpool.matrix_sqrt}.items()
+    ):
+        errors = [gradient_error(root, gap) for gap in gaps]
+        shown = [(gap, max(error, 1e-17)) for gap, error in zip(gaps, errors, strict=True)]
+        axes.plot(*zip(*shown, strict=True), "o-", color=series(1 - place), label=name)
+        lost[name] = errors
+    logarithmic(axes, "x", gaps)
+    logarithmic(axes, "y", [1e-17, 1e3])
+    axes.set_ylim(1e-17, 1e2)
+    axes.invert_xaxis()
+    axes.text(1e-7, 1e-5, "torch.linalg.eigh", color=series(1), ha="center")
+    axes.text(1e-7, 1e-14, "covpool.matrix_sqrt", color=series(0), ha="center")
+    title(
+        axes,
+        "Gradient of √A: relative error",
+        x="relative gap of two eigenvalues of A (float64)",
+    )
+
+
+ARMS = {
+    "gap-matched": "average, as many parameters",
+    "gap-reduced": "average, same reduction",
+    "isqrt-cov": "covariance, isqrt-cov",
+    "exact": "covariance, exact",
+}
+
+
+def above_average_pooling(study: str) -> dict[str, tuple[float, float]]:
+    """By arm of a study, points of accuracy above `gap`: mean and half of the 95% interval."""
+    lines = (ROOT / "results" / study / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+    accuracy: dict[str, dict[int, float]] = {}
+    for run in map(json.loads, lines):
+        accuracy.setdefault(run["arm"], {})[run["seed"]] = 100 * run["final"]["test_top1"]
+    found = {}
+    for arm in ARMS:
+        own, plain = accuracy.get(arm), accuracy["gap"]
+        if own:
+            differences = [own[seed] - plain[seed] for seed in own if seed in plain]
+            spread = statistics.stdev(differences) / math.sqrt(len(differences))
+            quantile = float(stats.t.ppf(0.975, len(differences) - 1))
+            found[arm] = (statistics.mean(differences), quantile * spread)
+    return found
+
+
+def draw_gain(axes: Axes) -> None:
+    """What covariance pooling, and average pooling with as rich a head, gain over plain average."""
+    studies = {
+        "icons, from scratch": "study-icons100-reduced",
+        "typefaces, fine-tuned": "study-typefaces200-reduced",
+    }
+    for place, (name, study) in enumerate(studies.items()):
+        found = above_average_pooling(study)
+        for row, arm in enumerate(ARMS):
+            if arm in found:
+                mean, half = found[arm]
+                at = row + 0.22 * (place - 0.5)
+                marker = {"fmt": "so"[place], "color": series(2 + place), "capsize": 2.5}
+                axes.errorbar([mean], [at], xerr=[half], **marker, label=name if row == 2 else None)
+    axes.axvline(0, color=colour("muted"), linewidth=1)
+    axes.set_yticks(range(len(ARMS)), list(ARMS.values()))
+    axes.set_ylim(-0.6, len(ARMS) - 0.4)
+    axes.grid(axis="y", visible=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(0.03, 0.38), fontsize=9)
+    title(axes, "Accuracy above plain average pooling", x="points, with 95% intervals (5 seeds)")
+
+
+DRAWINGS: Mapping[str, Callable[[Axes], None]] = {
+    "gradient.svg": draw_repair,
+    "accuracy.svg": draw_gain,
+}
+"""The README's pictures by file name in `docs/pictures`."""
+
+
+def standing_alone(draw: Callable[[Axes], None]) -> str:
+    """A picture as a file of SVG: its text stays text, its colours are those for white."""
+    with drawing():
+        figure = Figure(figsize=SIZE, layout="constrained")
+        draw(figure.subplots())
+        found = str(inline(figure, "picture", ""))
+    shown = {f"var(--series-{i})": value for i, value in enumerate(LIGHT)}
+    shown |= {"var(--muted)": "#5d6670", "var(--grid)": "#d9dde2", "var(--surface)": "#ffffff"}
+    for name, value in {**shown, "currentColor": "#1b1f24"}.items():
+        found = found.replace(name, value)
+    assert "var(" not in found
+    width, height = (round(WIDTH * side / SIZE[0]) for side in SIZE)
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        'font-family="system-ui, sans-serif" '
+    )
+    ground = '<rect width="100%" height="100%" fill="#ffffff"></rect>'
+    return found.replace("<svg ", head, 1).replace(">", f">{ground}", 1) + "\n"
+
+
+if __name__ == "__main__":
+    for name, draw in DRAWINGS.items():
+        (PICTURES / name).write_text(standing_alone(draw), encoding="utf-8")
