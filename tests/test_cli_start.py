@@ -240,7 +240,6 @@ VALUES = {
     "batch-size": "7",
     "data": "photos",
     "epochs": "3",
-    "keep": "best",
     "lr": "0.25",
     "on-nonfinite": "skip",
 }
@@ -303,7 +302,7 @@ COMPLETED = {
     "train --lr 0.1 --ep": ["--epochs"],
     "train --model.me": ["--model.method"],
     "train --model.method isq": ["isqrt-cov"],
-    "train --optim.decay ": ["step", "cosine"],
+    "train --optim.decay c": ["cosine", "constant"],
     "train --model.pretrained ": ["true", "false"],
     "train --recipe typefaces-": ["typefaces-steps"],
     "train pho": ["photos"],
