@@ -253,6 +253,7 @@ VALUES = {
     "batch-size": "7",
     "data": "photos",
     "epochs": "3",
+    "keep": "best",
     "lr": "0.25",
     "on-nonfinite": "skip",
 }
