@@ -277,6 +277,7 @@ def linger(run):
     (run.path / "ended").touch()
 
 
+@pytest.mark.slow
 def test_a_second_interruption_ends_the_running_cells(images, tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "GRACE_SECONDS", 0.1)
     runs = make_grid(images, tmp_path, methods=["gap"])[:1]

@@ -63,7 +63,7 @@ PoolingName = Literal[
     "so-vit",
     "moment-probing",
 ]
-"""What `create_model` takes: `POOLINGS`."""
+"""The keys of `POOLINGS`, which `create_model` takes."""
 
 KernelName = Literal["difference", "truncated", "taylor", "pade", "power-iteration", "lorentzian"]
 """The keys of `KERNELS`."""

@@ -1,7 +1,6 @@
 """POOLINGS, the one table of poolings; everything that lists poolings iterates it."""
 
 from collections.abc import Mapping
-from typing import cast
 
 from covpool.linalg.methods import METHODS, Method
 from covpool.linalg.names import PoolingName
@@ -50,8 +49,7 @@ def get_pooling(pooling: str | Method | Pooling) -> Pooling:
 
 def check_pooling(name: str) -> PoolingName:
     """The name itself, or a ValueError that lists `POOLINGS` and the nearest one."""
-    choose("pooling method", name, POOLINGS)
-    return cast(PoolingName, name)
+    return choose("pooling method", name, dict(zip(POOLINGS, POOLINGS, strict=True)))
 
 
 def method_or_pooling(chosen: str | Method | Pooling) -> Method | Pooling:
