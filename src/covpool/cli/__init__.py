@@ -174,7 +174,8 @@ def _run(name: str, arguments: list[str]) -> int:
         from covpool.cli.parsers import PARSERS
 
         given = PARSERS[name]().read(arguments)  # ends here for --help
-        if command.begins:
+        answers = getattr(given, "printed", None) is not None  # --print_config, with YAML alone
+        if command.begins and not answers:
             say(f"{command.begins}; loading PyTorch")
         with loading():
             module = importlib.import_module(f"covpool.cli.{command.module}")
