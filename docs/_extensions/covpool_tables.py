@@ -120,7 +120,6 @@ def methods_choice() -> str:
     for name, row in covpool.METHODS.items():
         root = covpool.matrix_sqrt(spectrum.diag(), row).diagonal()
         exact = spectrum.sqrt()
-        offered = ", ".join(f"`{function}`" for function in row.functions)
         rows.append(
             (
                 f"[`{name}`](#method-{name})",
@@ -128,11 +127,11 @@ def methods_choice() -> str:
                 _share(gradients[name].relative_distance),
                 "yes" if row.iteration is None else "no",
                 "yes" if _differentiates_twice(name) else "no",
-                "all" if set(row.functions) == set(covpool.FUNCTIONS) else offered,
+                row.description,
             )
         )
-    header = ("method", "root off by", "gradient off by", "eigendecomposition")
-    return table((*header, "second derivatives", "functions"), rows)
+    header = ("method", "root off by", "gradient off by", "decom&shy;poses")
+    return table((*header, "second deriva&shy;tives", "what it is"), rows)
 
 
 def _differentiates_twice(method: str) -> bool:
@@ -295,8 +294,8 @@ def kernels_table() -> str:
                 f"{_kernel_value(kernel, 1.0):.4g}",
             )
         )
-    errors = (f"error at x = {ratio:g}" for ratio in RATIOS)
-    return table(("name", "kernel", "constants", "bound", *errors, "value at x = 1"), rows)
+    errors = (f"x = {ratio:g}" for ratio in RATIOS)
+    return table(("name", "class", "constants", "bound", *errors, "K(1, 1)"), rows)
 
 
 def _kernel_value(kernel: Any, ratio: float) -> float:
@@ -461,14 +460,17 @@ def check_complete(app: Sphinx, environment: BuildEnvironment) -> None:
         logging.getLogger(__name__).warning("the reference lacks %s", ", ".join(missing))
 
 
+NETWORK = re.compile(
+    r"""<(?:script|link|img|iframe)[^>]*\s(?:src|href)=["'](?:https?:)?//[^>]*>|@import\s+url"""
+)
+"""What makes a page load something from elsewhere when it is read."""
+
+
 def check_offline(app: Sphinx, failed: Exception | None) -> None:
-    """Warn of pages that would load something from the network when they are read."""
-    pattern = re.compile(
-        r"<(?:script|link|img|iframe)[^>]*\s(?:src|href)=[\"'](?:https?:)?//[^>]*>"
-    )
+    """Warn of pages that would load something from the network."""
     for page in Path(app.outdir).glob("*.html"):
-        for element in pattern.findall(page.read_text(encoding="utf-8")):
-            logging.getLogger(__name__).warning("%s loads %s", page.name, element)
+        for found in NETWORK.findall(page.read_text(encoding="utf-8")):
+            logging.getLogger(__name__).warning("%s loads %s", page.name, found)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
