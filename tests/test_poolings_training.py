@@ -32,6 +32,7 @@ def test_a_pooling_with_its_constants_is_trained_and_read_back(images, tmp_path,
     assert torch.equal(published.eval()(x), model.eval()(x))
 
 
+@pytest.mark.slow
 def test_poolings_are_compared(images, tmp_path, capsys):
     folder = tmp_path / "compared"
     options = ["--methods", "gap,power", "--seeds", "1", "--output", str(folder)]

@@ -197,7 +197,7 @@ class NewtonSchulz(Iteration, Gradient):
     def steps(self, dtype: torch.dtype) -> int:
         return self.iterations
 
-    def product_steps(self, dtype: torch.dtype) -> tuple[Steps, float]:
+    def product_steps(self, dtype: torch.dtype) -> tuple[Steps, float] | None:
         return [NEWTON_SCHULZ_STEP] * self.iterations, 0.0
 
     def iterate(self, matrix: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:
