@@ -15,9 +15,6 @@ CHANNELS = 256
 
 FILE = Path(__file__).with_name("methods.json")
 
-CHANNELS = 256
-"""Of which lengths and parameters are told: the paper's number."""
-
 
 def facts() -> dict[str, dict[str, str]]:
     """By pooling: what is known of it, by what that is."""
