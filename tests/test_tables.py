@@ -106,13 +106,17 @@ def test_parameters_and_subclasses_are_tensors():
         assert torch.equal(covpool.matrix_sqrt(value).as_subclass(torch.Tensor), matrix)
 
 
-NEAR = {"METHODS": "svd_taylor", "KERNELS": "pad", "FUNCTIONS": "inverse_sqrt"}
+NEAR = {
+    "METHODS": ("svd_taylor", "svd-taylor"),
+    "KERNELS": ("pad", "pade"),
+    "FUNCTIONS": ("inverse_sqrt", "inv_sqrt"),
+    "POOLINGS": ("dropcow", "dropcov"),
+}
 
 
 @pytest.mark.parametrize("table", [n for n, value in PUBLIC.items() if isinstance(value, Mapping)])
 def test_a_table_names_the_nearest_row(table):
-    rows, name = PUBLIC[table], NEAR[table]
-    near = {"svd_taylor": "svd-taylor", "pad": "pade", "inverse_sqrt": "inv_sqrt"}[name]
+    rows, (name, near) = PUBLIC[table], NEAR[table]
     with pytest.raises(KeyError, match=f"unknown .*{name}.*choose from .*did you mean '{near}'"):
         rows[name]
     assert rows.get(name) is None
