@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import batch_norm, conv2d, gelu, layer_norm, linear, relu
 
 import covpool
+import quick
 from covpool import METHODS, POOLINGS, Pool2d
 from covpool.poolings.representations import REPRESENTATIONS
 
@@ -269,6 +270,32 @@ def gaussian(x):
     return lifted(with_ones, torch.sqrt, centre=False)
 
 
+def halley(x, start):
+    """X ← X (X² + 3A) (3X² + A)⁻¹."""
+    matrix, identity = cov(x), torch.eye(x.shape[-2], dtype=x.dtype)
+    trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    a = matrix / trace
+    inverse = torch.linalg.inv
+    if start == "matrix":  # coupled, as 3X² + A of a singular A has no inverse
+        step = inverse(3 * a + identity) @ (a + 3 * identity)
+        root, ratio = a @ step, step
+        for _ in range(4):
+            p = ratio @ root
+            step = inverse(3 * p + identity) @ (p + 3 * identity)
+            root, ratio = root @ step, ratio @ step
+    else:
+        # On the spectrum: in matrices this form of the iteration loses eight digits.
+        def scalar(values):
+            x = torch.ones_like(values)
+            values = values / trace[:, 0]
+            for _ in range(5):
+                x = x * (x**2 + 3 * values) / (3 * x**2 + values)
+            return x
+
+        root = lifted(x, scalar, 3.0**-5)
+    return root * trace.sqrt()
+
+
 ORACLES = {
     "gap": lambda x, pool: x.mean(-1),
     "max": lambda x, pool: x.max(-1).values,
@@ -285,6 +312,8 @@ ORACLES = {
     ),
     "log-e": lambda x, pool: triu(lifted(x, lambda v: (v + 1e-3).log(), math.log(1e-3))),
     "chebyshev-log": lambda x, pool: triu(chebyshev(x)),
+    "halley": lambda x, pool: triu(halley(x, "matrix")),
+    "halley-identity": lambda x, pool: triu(halley(x, "identity")),
     "pow-tmlr": lambda x, pool: triu(lifted(x, lambda v: 2 * (v.sqrt() - 1), -2.0)),
     "scalepow-emlr": lambda x, pool: triu(2 * lifted(x, torch.sqrt)),
     "maxexp": lambda x, pool: triu(unit_trace(x, lambda v: 1 - (1 - v) ** 20)),
@@ -611,7 +640,7 @@ def exported(name):
         return pool, torch.export.export(pool, (example,), dynamic_shapes=batch).module()
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@quick.parametrize("name", OTHERS, keep=["gem", "log-e", "dropcov", "tensor-sketch", "sot"])
 def test_export(name):
     pool, program = exported(name)
     x = torch.rand(5, CHANNELS, 3, 4)
@@ -716,3 +745,62 @@ def test_class_tokens_of_backbones(name, backbone, options, token):
         assert torch.equal(pooled[:, :token], tokens[:, 0])
         assert features[0].shape == (2, 192, 4, 4)
     assert torch.equal(model(images), model.classifier(pooled))
+
+
+@pytest.mark.parametrize(
+    ("start", "shares"),
+    [("matrix", (1.000, 0.985, 0.238)), ("identity", (1.000, 1.016, 4.2))],
+)
+def test_what_halley_makes_of_small_eigenvalues(start, shares):
+    """On the spectrum and in matrix products, as documented: at 1e-2, 1e-4, 1e-6 of the trace."""
+    for share, expected in zip((1e-2, 1e-4, 1e-6), shares, strict=True):
+        matrix = torch.diag(torch.tensor([share, 1 - share], dtype=torch.float64))
+        row = POOLINGS["halley"].replace(start=start).build(2).normalisation.method
+        root = covpool.matrix_sqrt(matrix, row)[0, 0].item() / share**0.5
+        values = row.forward.values(covpool.FUNCTIONS["sqrt"], matrix.diagonal(), 2)
+        assert root == pytest.approx(expected, abs=0.05 if expected > 2 else 6e-4)
+        assert values[0].item() / share**0.5 == pytest.approx(root, rel=1e-12)
+
+
+@pytest.mark.parametrize("start", ["matrix", "identity"])
+def test_halley_is_differentiated_as_its_steps_are(start):
+    """The divided differences of the spectrum against autograd of the matrix products, at ties."""
+    row = POOLINGS["halley"].replace(start=start).build(2).normalisation.method
+    spectrum = torch.tensor([0.0, 1e-3, 0.2, 0.2, 0.9], dtype=torch.float64)
+    basis = torch.linalg.qr(features(5, channels=5)[0, :, 0])[0]
+    matrix = ((basis * spectrum) @ basis.mT).requires_grad_()
+    weight = features(5, channels=5, seed=3)[0, :, 0]
+    weight = weight + weight.mT
+    root = covpool.matrix_sqrt(matrix, row, check=False)
+    (gradient,) = torch.autograd.grad((root * weight).sum(), matrix)
+    found = row.gradient.loewner(covpool.FUNCTIONS["sqrt"], spectrum, 5)
+    inner = basis.mT @ weight @ basis
+    inside = found.matrix * inner + torch.eye(5) * (found.trace * inner.diagonal()).sum()
+    expected = basis @ inside @ basis.mT
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_halley_starts_by_name():
+    with pytest.raises(ValueError, match="start must be matrix or identity, got 'trace'"):
+        POOLINGS["halley"].replace(start="trace").build(2)
+
+
+@pytest.mark.parametrize("name", ["halley", "halley-identity"])
+def test_a_null_space_with_a_value_of_its_own_moves_with_the_trace(name):
+    """The two ways of computing, where f(0) depends on the trace: both modes."""
+    row = POOLINGS[name].build(2).normalisation.method
+    x, along = features(5).flatten(2), features(5, seed=1).flatten(2)
+
+    def direct(x):
+        return covpool.matrix_sqrt(covpool.covariance(x), row, check=False)
+
+    ours = torch.func.jvp(lambda x: covpool.cov_pool(x, row), (x,), (along,))
+    reference = torch.func.jvp(direct, (x,), (along,))
+    for one, other in zip(ours, reference, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    weight = features(8, seed=2)[:, :, 0]
+    gradients = [
+        torch.func.vjp(function, x)[1](weight)[0]
+        for function in (lambda x: covpool.cov_pool(x, row), direct)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)

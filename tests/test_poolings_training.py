@@ -32,13 +32,14 @@ def test_a_pooling_with_its_constants_is_trained_and_read_back(images, tmp_path,
     assert torch.equal(published.eval()(x), model.eval()(x))
 
 
+@pytest.mark.slow
 def test_poolings_are_compared(images, tmp_path, capsys):
     folder = tmp_path / "compared"
-    options = ["--methods", "gap,bdc,power,sot", "--seeds", "1", "--output", str(folder)]
+    options = ["--methods", "gap,power", "--seeds", "1", "--output", str(folder)]
     options += ["--model.constants.exponent", "0.3", "--train.probes", "[fidelity]"]
     assert main(["compare", "--data.root", images, *OPTIONS, *options]) == 0
     table = json.loads((folder / "comparison.json").read_text())["table"]
-    assert [row["method"] for row in table] == ["gap", "bdc", "power", "sot"]
+    assert [row["method"] for row in table] == ["gap", "power"]
     power = covpool.load_model(folder / "power-seed0").model
     assert power.pool.row.constants["exponent"] == 0.3
 

@@ -110,7 +110,7 @@ NEAR = {
     "METHODS": ("svd_taylor", "svd-taylor"),
     "KERNELS": ("pad", "pade"),
     "FUNCTIONS": ("inverse_sqrt", "inv_sqrt"),
-    "POOLINGS": ("sigma_max", "sigma-max"),
+    "POOLINGS": ("dropcow", "dropcov"),
 }
 
 

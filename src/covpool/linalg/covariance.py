@@ -200,7 +200,9 @@ class _Slope(NamedTuple):
     basis: (*, C, m), U.
     weights: (*, m, m), L diag(scales), less ℓ diag(scales) where there is a null space.
     null: (*, 1, m), ℓ diag(scales), or None where U is square.
-    trace: (*, m), the trace term of the Loewner matrix, or None.
+    trace: (*, m), the trace term t of the Loewner matrix, less t₀ where there is a null space, or
+        None.
+    null_trace: (*, 1), t₀, that of the null space, or None.
     scales: (*, m), S/√N where N − 1 < C, else S, or 1 for a smooth method.
     rows: matrices whose product is diag(scales)⁻¹ S Vᵀ/√N, (*, m, N).
     """
@@ -209,6 +211,7 @@ class _Slope(NamedTuple):
     weights: Tensor
     null: Tensor | None
     trace: Tensor | None
+    null_trace: Tensor | None
     scales: Tensor
     rows: tuple[Tensor, ...]
 
@@ -237,15 +240,16 @@ def _slope(
             # The centred features are let go before the product is converted: the peak of memory.
             rows = ((rows[0] @ rows[1]).to(basis.dtype),)
     loewner, trace = method.gradient.loewner(computation.function, pairs, channels)
-    null = None
+    null = null_trace = None
     if on_gram:
         null = (loewner[..., :1, 1:] * scales[..., None, :]).to(real)
         loewner = loewner[..., 1:, 1:]
-        trace = None if trace is None else trace[..., 1:]
+        if trace is not None:
+            null_trace, trace = trace[..., :1], trace[..., 1:] - trace[..., :1]
     weights = loewner.mul_(scales[..., None, :]).to(real)
     if null is not None:
         weights.sub_(null)
-    return _Slope(basis, weights, null, trace, scales, rows)
+    return _Slope(basis, weights, null, trace, null_trace, scales, rows)
 
 
 def adjoint(
@@ -262,12 +266,17 @@ def adjoint(
     # The symmetric part, in place: fresh memory for it takes longer than the sum.
     half = gradient.mul(0.5).add_(gradient.mH, alpha=0.5)
     product = half @ slope.basis
+    of_null = None
+    if slope.null_trace is not None:
+        diagonal = real_part(half.diagonal(dim1=-2, dim2=-1))
+        of_null = slope.null_trace * diagonal.sum(-1, keepdim=True)
     del half
     projected = slope.basis.mH @ product
     isotropic = None
     if slope.trace is not None:
         diagonal = projected.diagonal(dim1=-2, dim2=-1)
-        isotropic = (slope.trace * diagonal).sum(-1, keepdim=True) * slope.scales
+        isotropic = (slope.trace * diagonal).sum(-1, keepdim=True)
+        isotropic = (isotropic if of_null is None else isotropic + of_null) * slope.scales
     inner = projected.mul_(slope.weights)
     if isotropic is not None:
         inner.diagonal(dim1=-2, dim2=-1).add_(isotropic)
@@ -292,9 +301,9 @@ def tangent(
 
     Where N − 1 < C, with K = H V/√N and ∘ rowwise for vectors, it is M + Mᵀ,
 
-        M = (U ((L S − ℓS) ∘ UᵀK) + K ∘ ℓS) Uᵀ + U diag(t) Uᵀ Σᵢ sᵢ (UᵀK)ᵢᵢ,
+        M = (U ((L S − ℓS) ∘ UᵀK) + K ∘ ℓS) Uᵀ + (U diag(t − t₀) Uᵀ + t₀ I) Σᵢ sᵢ (UᵀK)ᵢᵢ,
 
-    t being the trace term of the Loewner matrix; elsewhere ℓ drops out.
+    t being the trace term of the Loewner matrix and t₀ that of zero; elsewhere ℓ and t₀ drop out.
     """
     slope = _slope(features, left, right, eigenvalues, computation)
     moved = direction.to(computation.working_dtype)
@@ -304,9 +313,14 @@ def tangent(
     half = slope.basis @ (slope.weights * projected)
     if slope.null is not None:
         half = half + moved * slope.null
+    change = None
     if slope.trace is not None:
         diagonal = projected.diagonal(dim1=-2, dim2=-1)
         change = (diagonal * slope.scales).sum(-1, keepdim=True)
         half = half + slope.basis * (slope.trace * change).to(half.dtype)[..., None, :]
     half = half @ slope.basis.mH
-    return (half + half.mH,)
+    result = half + half.mH
+    if change is not None and slope.null_trace is not None:
+        spread = 2 * real_part(slope.null_trace * change).to(result.dtype)
+        result.diagonal(dim1=-2, dim2=-1).add_(spread)
+    return (result,)

@@ -38,6 +38,8 @@ PoolingName = Literal[
     "power-learned",
     "log-e",
     "chebyshev-log",
+    "halley",
+    "halley-identity",
     "pow-tmlr",
     "scalepow-emlr",
     "maxexp",

@@ -197,7 +197,7 @@ class NewtonSchulz(Iteration, Gradient):
     def steps(self, dtype: torch.dtype) -> int:
         return self.iterations
 
-    def product_steps(self, dtype: torch.dtype) -> tuple[Steps, float]:
+    def product_steps(self, dtype: torch.dtype) -> tuple[Steps, float] | None:
         return [NEWTON_SCHULZ_STEP] * self.iterations, 0.0
 
     def iterate(self, matrix: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:
@@ -209,10 +209,15 @@ class NewtonSchulz(Iteration, Gradient):
         scaled = matrix / scale
         trace = real_part(scaled.diagonal(dim1=-2, dim2=-1)).sum(-1)[..., None, None]
         trace = torch.where(zero, 1, trace)
-        steps = [NEWTON_SCHULZ_STEP] * self.iterations
-        y, z = iterate_coupled(scaled / trace, steps, inverse, multiplication(matrix))
+        y, z = self.normalised(scaled / trace, inverse, multiplication(matrix))
         norm = (trace * scale).sqrt()
         return torch.where(zero, 0, norm * y), None if z is None else torch.where(zero, 0, z / norm)
+
+    def normalised(
+        self, a: Tensor, inverse: bool, multiply: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The root of a matrix of trace 1 and, if asked, its inverse."""
+        return iterate_coupled(a, [NEWTON_SCHULZ_STEP] * self.iterations, inverse, multiply)
 
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
         normalised, trace, zero = self._normalise(eigenvalues)
