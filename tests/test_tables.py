@@ -139,6 +139,7 @@ def test_what_takes_a_name_says_which():
     kinds = {
         "method": {MethodName | covpool.Method, PoolingName | covpool.Method},
         "kernel": {KernelName | Kernel},
+        "pooling": {PoolingName | None},
     }
     found = 0
     for name, value in PUBLIC.items():
