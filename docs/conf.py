@@ -53,7 +53,7 @@ default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", r".*"),
-    ("py:exc", r"torch\..*"),
-    ("py:class", r"(torch|collections|typing|types|abc|enum|dataclasses)\..*"),
+    ("py:exc", r"(torch|covpool\.(train|data))\..*"),  # these of covpool are not in the reference
+    ("py:class", r"(torch|collections|typing|types|abc|enum|dataclasses|pathlib)\..*"),
     ("py:class", r"(Tensor|Module|Mapping|optional)"),
 ]

@@ -34,6 +34,7 @@ EXECUTED = [
         "quickstart",
         "gallery",
         "faq",
+        "python",
         "problems",
         "tensor-networks",
         "numerics",
@@ -168,7 +169,7 @@ def test_cheat_sheet_has_every_method_and_function():
     choice, functions = covpool_tables.methods_choice(), covpool_tables.functions_table()
     rows = {line.split("`")[1]: line for line in choice.splitlines()[2:]}
     assert set(rows) == set(covpool.METHODS)
-    assert rows["exact"].endswith("| 0 | 0 | yes | yes | all |")
+    assert "| 0 | 0 | yes | yes |" in rows["exact"]
     assert "| no | yes |" in rows["isqrt-cov"]
     assert "| 0 | 0 |" not in rows["isqrt-cov"]
     for name, function in covpool.FUNCTIONS.items():
@@ -218,6 +219,19 @@ def test_pictures_of_the_readme_are_what_their_script_draws(name):
 
     written = (covpool_pictures.PICTURES / name).read_text(encoding="utf-8")
     assert texts(written) == texts(covpool_pictures.standing_alone(covpool_pictures.DRAWINGS[name]))
+
+
+@pytest.mark.parametrize(
+    ("element", "loads"),
+    [
+        ('<script async src="https://cdn.example/mathjax.js"></script>', True),
+        ("<link rel='stylesheet' href='//fonts.example/css'>", True),
+        ('<img alt="" src="_images/gradient.svg">', False),
+        ('<a href="https://www.sphinx-doc.org/">Sphinx</a>', False),
+    ],
+)
+def test_what_loads_from_the_network_is_found(element, loads):
+    assert bool(covpool_tables.NETWORK.search(f"<p>{element}</p>")) == loads
 
 
 def test_picture_of_the_readme_has_the_figures_of_the_studies():

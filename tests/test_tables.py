@@ -14,7 +14,7 @@ from covpool.analysis import conditioning, fidelity
 from covpool.cli import method_facts
 from covpool.linalg.gradients.kernels import Kernel
 from covpool.linalg.names import FunctionName, KernelName, MethodName, PoolingName
-from covpool.pooling import POOLINGS
+from covpool.poolings import POOLINGS
 
 PUBLIC = {name: getattr(covpool, name) for name in covpool.__all__}
 CALLS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
@@ -137,7 +137,7 @@ def test_the_names_that_editors_know_are_those_of_the_tables():
 def test_what_takes_a_name_says_which():
     """So that editors complete it, and type checkers find a typo."""
     kinds = {
-        "method": {MethodName | covpool.Method, PoolingName | covpool.Method},
+        "method": {MethodName | covpool.Method, PoolingName | covpool.Method | covpool.Pooling},
         "kernel": {KernelName | Kernel},
         "pooling": {PoolingName | None},
     }

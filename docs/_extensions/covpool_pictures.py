@@ -112,10 +112,10 @@ def draw_repair(axes: Axes) -> None:
 
 
 ARMS = {
-    "gap-matched": "average, as many parameters",
-    "gap-reduced": "average, same reduction",
-    "isqrt-cov": "covariance, isqrt-cov",
-    "exact": "covariance, exact",
+    "gap-matched": "average,\nas many parameters",
+    "gap-reduced": "average,\nsame reduction",
+    "isqrt-cov": "covariance,\nisqrt-cov",
+    "exact": "covariance,\nexact",
 }
 
 
@@ -152,10 +152,11 @@ def draw_gain(axes: Axes) -> None:
                 axes.errorbar([mean], [at], xerr=[half], **marker, label=name if row == 2 else None)
     axes.axvline(0, color=colour("muted"), linewidth=1)
     axes.set_yticks(range(len(ARMS)), list(ARMS.values()))
-    axes.set_ylim(-0.6, len(ARMS) - 0.4)
+    axes.set_ylim(-1.7, len(ARMS) - 0.5)  # with room for the key
+    axes.set_xlim(-0.5, None)
     axes.grid(axis="y", visible=False)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(0.03, 0.38), fontsize=9)
-    title(axes, "Accuracy above plain average pooling", x="points, with 95% intervals (5 seeds)")
+    axes.legend(frameon=False, loc="lower left", fontsize=9)
+    title(axes, "Accuracy above plain average", x="points; 95% intervals, 5 seeds")
 
 
 DRAWINGS: Mapping[str, Callable[[Axes], None]] = {

@@ -26,6 +26,8 @@ import covpool.analysis
 from covpool.linalg.forwards.base import Forward
 from covpool.linalg.gradients.base import Gradient
 from covpool.linalg.gradients.kernels import Kernel
+from covpool.poolings.base import PoolingModule
+from covpool.poolings.matrix import MatrixPool
 
 DOCS = Path(__file__).resolve().parents[1]
 
@@ -34,6 +36,7 @@ RATIOS = (0.5, 0.9, 0.99, 0.999)
 
 GROUPS = {
     "covpool.pooling": "Covariance pooling",
+    "covpool.poolings": "Covariance pooling",
     "covpool.linalg.api": "Functions of symmetric matrices",
     "covpool.linalg.module": "Functions of symmetric matrices",
     "covpool.linalg.functions": "Functions of symmetric matrices",
@@ -61,7 +64,8 @@ def _cell(text: str) -> str:
 
 
 def _constants(part: Any) -> str:
-    found = part.constants if isinstance(part, covpool.Method) else _fields(part)
+    rows = (covpool.Method, covpool.Pooling)
+    found = part.constants if isinstance(part, rows) else _fields(part)
     return ", ".join(
         f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
         for key, value in found.items()
@@ -116,7 +120,6 @@ def methods_choice() -> str:
     for name, row in covpool.METHODS.items():
         root = covpool.matrix_sqrt(spectrum.diag(), row).diagonal()
         exact = spectrum.sqrt()
-        offered = ", ".join(f"`{function}`" for function in row.functions)
         rows.append(
             (
                 f"[`{name}`](#method-{name})",
@@ -124,11 +127,11 @@ def methods_choice() -> str:
                 _share(gradients[name].relative_distance),
                 "yes" if row.iteration is None else "no",
                 "yes" if _differentiates_twice(name) else "no",
-                "all" if set(row.functions) == set(covpool.FUNCTIONS) else offered,
+                row.description,
             )
         )
-    header = ("method", "root off by", "gradient off by", "eigendecomposition")
-    return table((*header, "second derivatives", "functions"), rows)
+    header = ("method", "root off by", "gradient off by", "decom&shy;poses")
+    return table((*header, "second deriva&shy;tives", "what it is"), rows)
 
 
 def _differentiates_twice(method: str) -> bool:
@@ -233,6 +236,44 @@ def methods_values() -> str:
     return table(("x", *(f"{ratio:g}" for ratio in ratios)), rows)
 
 
+def poolings_table() -> str:
+    """Every pooling that is not the root by a method, with its size for 256 channels."""
+    rows = []
+    for name, row in _other_poolings():
+        length, parameters = row.count(256)
+        words = (row.representation, row.normalisation, row.regulariser)
+        rows.append((f"[`{name}`](#pooling-{name})", *words, f"{length:,}", f"{parameters:,}"))
+    axes = ("representation", "normalisation", "regulariser")
+    return table(("name", *axes, "vector", "parameters"), rows)
+
+
+def poolings_rows() -> str:
+    """A section for each of them: what it is, what to know, its constants and its source."""
+    sections = []
+    for name, row in _other_poolings():
+        facts = [f"- Constants: {_constants(row) or 'none'}", f"- Source: {row.paper}"]
+        if row.class_token:
+            facts.insert(0, "- The class token stands before the vector, where there is one.")
+        facts.insert(0, "- Channels are reduced before it." if row.reduced else "- No reduction.")
+        sections += [
+            f"(pooling-{name})=",
+            f"### {name}",
+            f"{row.description[0].upper()}{row.description[1:]}. {row.caution}",
+            "\n".join(facts),
+        ]
+    return _paragraphs(sections)
+
+
+def poolings_reference() -> str:
+    """What a pooling of one's own is made with."""
+    made = _directive("autofunction", "covpool.poolings.matrix.matrix_pooling")
+    return _paragraphs([_classes([PoolingModule, MatrixPool]), made])
+
+
+def _other_poolings() -> Iterable[tuple[str, Any]]:
+    return [(name, row) for name, row in covpool.POOLINGS.items() if name not in covpool.METHODS]
+
+
 def methods_reference() -> str:
     """The classes of which METHODS is made, each once, after their base classes."""
     parts = [type(part) for row in covpool.METHODS.values() for part in (row.forward, row.gradient)]
@@ -253,8 +294,8 @@ def kernels_table() -> str:
                 f"{_kernel_value(kernel, 1.0):.4g}",
             )
         )
-    errors = (f"error at x = {ratio:g}" for ratio in RATIOS)
-    return table(("name", "kernel", "constants", "bound", *errors, "value at x = 1"), rows)
+    errors = (f"x = {ratio:g}" for ratio in RATIOS)
+    return table(("name", "class", "constants", "bound", *errors, "K(1, 1)"), rows)
 
 
 def _kernel_value(kernel: Any, ratio: float) -> float:
@@ -351,6 +392,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "methods-bias": methods_bias,
     "methods-values": methods_values,
     "methods-reference": methods_reference,
+    "poolings-table": poolings_table,
+    "poolings-rows": poolings_rows,
+    "poolings-reference": poolings_reference,
     "kernels-table": kernels_table,
     "kernels-reference": kernels_reference,
     "api-reference": api_reference,
@@ -416,14 +460,17 @@ def check_complete(app: Sphinx, environment: BuildEnvironment) -> None:
         logging.getLogger(__name__).warning("the reference lacks %s", ", ".join(missing))
 
 
+NETWORK = re.compile(
+    r"""<(?:script|link|img|iframe)[^>]*\s(?:src|href)=["'](?:https?:)?//[^>]*>|@import\s+url"""
+)
+"""What makes a page load something from elsewhere when it is read."""
+
+
 def check_offline(app: Sphinx, failed: Exception | None) -> None:
-    """Warn of pages that would load something from the network when they are read."""
-    pattern = re.compile(
-        r"<(?:script|link|img|iframe)[^>]*\s(?:src|href)=[\"'](?:https?:)?//[^>]*>"
-    )
+    """Warn of pages that would load something from the network."""
     for page in Path(app.outdir).glob("*.html"):
-        for element in pattern.findall(page.read_text(encoding="utf-8")):
-            logging.getLogger(__name__).warning("%s loads %s", page.name, element)
+        for found in NETWORK.findall(page.read_text(encoding="utf-8")):
+            logging.getLogger(__name__).warning("%s loads %s", page.name, found)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

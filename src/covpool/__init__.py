@@ -25,18 +25,22 @@ if TYPE_CHECKING:
     from covpool.linalg.module import MatrixFunction
     from covpool.models import create_model
     from covpool.pooling import CovPool2d, cov_pool, covariance, triu_vector
+    from covpool.poolings import POOLINGS, Pool2d, Pooling
     from covpool.train.prediction import load_model
 
 __all__ = [
     "FUNCTIONS",
     "KERNELS",
     "METHODS",
+    "POOLINGS",
     "CovPool2d",
     "Diagnostics",
     "Elementwise",
     "GaugeDependence",
     "MatrixFunction",
     "Method",
+    "Pool2d",
+    "Pooling",
     "TrainedRun",
     "__version__",
     "cov_pool",
@@ -66,12 +70,15 @@ _HOMES = {
     "FUNCTIONS": "covpool.linalg.functions",
     "KERNELS": "covpool.linalg.gradients.kernels",
     "METHODS": "covpool.linalg.methods",
+    "POOLINGS": "covpool.poolings",
     "CovPool2d": "covpool.pooling",
     "Diagnostics": "covpool.linalg.diagnostics",
     "Elementwise": "covpool.linalg.elementwise",
     "GaugeDependence": "covpool.linalg.gauge",
     "MatrixFunction": "covpool.linalg.module",
     "Method": "covpool.linalg.methods",
+    "Pool2d": "covpool.poolings",
+    "Pooling": "covpool.poolings",
     "TrainedRun": "covpool.fitting",
     "cov_pool": "covpool.pooling",
     "covariance": "covpool.pooling",

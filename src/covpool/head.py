@@ -23,7 +23,8 @@ def check_head(
     Raises:
         ValueError: one that is out of its range, or that the method has not.
     """
-    gap, pooling = method == "gap", getattr(method, "name", method)
+    pooling = getattr(method, "name", method)
+    gap = pooling == "gap"
     rules = {
         "reduced_channels": (
             reduced_channels,
@@ -40,7 +41,7 @@ def check_head(
         "gap_reduction": (
             gap_reduction,
             gap or not gap_reduction,
-            f"false, or true with method gap (here {pooling}, which reduces channels by itself)",
+            f"false, or true with method gap (here {pooling}, whose reduction is reduced_channels)",
         ),
         "drop_rate": (drop_rate, 0 <= drop_rate < 1, "in [0, 1)"),
     }

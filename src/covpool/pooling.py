@@ -12,17 +12,14 @@ from covpool.linalg.autograd.product import multiplication
 from covpool.linalg.autograd.root import iterate
 from covpool.linalg.checks import require_integer
 from covpool.linalg.covariance import Computation, plainly_centred, works_on_gram
-from covpool.linalg.functions import SQRT
-from covpool.linalg.methods import METHODS, Method, get_method, warn_of_float32
-from covpool.linalg.names import MethodName, PoolingName
+from covpool.linalg.evaluate import get_pairing
+from covpool.linalg.functions import SQRT, ScalarFunction
+from covpool.linalg.methods import Method, get_method, warn_of_float32
+from covpool.linalg.names import MethodName
 from covpool.linalg.precision import full_precision, on_cpu, range_unit
 from covpool.linalg.products import root_in_products
 from covpool.linalg.spectrum import real_dtype, symmetric_part
-from covpool.linalg.tables import choose
 from covpool.linalg.transforms import recorded
-
-POOLINGS: tuple[str, ...] = ("gap", *METHODS)
-"""What may be chosen where a pooling is chosen: global average pooling, and every method."""
 
 VECTOR_LAYOUT = "triu-row-major-v1"
 """The order of `triu_vector`. Part of a checkpoint's meaning: it is recorded beside the weights."""
@@ -32,11 +29,6 @@ ONE_POSITION = (
     "one position has no covariance; take larger images or a backbone of a smaller stride "
     "(last_stride=1 or output_stride=16 of create_model, where the backbone has them)"
 )
-
-
-def check_pooling(name: str) -> PoolingName:
-    """The name itself, or a ValueError that lists `POOLINGS` and the nearest one."""
-    return choose("pooling method", name, {pooling: pooling for pooling in POOLINGS})
 
 
 def covariance(x: Tensor, *, correction: int = 0) -> Tensor:
@@ -168,6 +160,49 @@ def cov_pool(
         products = torch.promote_types(x.dtype, torch.float32) if compute_dtype is None else dtype
         pooled = covariance_function(features, Computation(SQRT, row, dtype, products, readable))[0]
     return (pooled if unit is None else pooled * unit).to(x.dtype)
+
+
+def cov_function(
+    x: Tensor,
+    function: ScalarFunction,
+    method: str | Method = "exact",
+    *,
+    check_finite: bool = True,
+) -> Tensor:
+    """Any scalar function of the covariance, f(Σ), computed from the features as `cov_pool` does.
+
+    Where N − 1 < C it is f(0) I + (f − f(0))(Σ), of which the second term vanishes on the null
+    space and comes from the N × N Gram matrix.
+
+    Args:
+        x: as for `cov_pool`, real.
+        function: of λ ≥ 0; its parameter, if it has one, bound to a number. One whose value at zero
+            is not finite is taken on the range alone, as `matrix_function` does.
+        method: one that offers the function.
+        check_finite: as for `cov_pool`.
+
+    Returns:
+        (*, C, C) symmetric, in the input's dtype. Gradients, ties and rank deficiency as for
+        `matrix_function`; those of the features are right at any rank.
+
+    Raises:
+        ValueError: a bad shape or dtype, non-finite samples, a method without the function.
+    """
+    features, readable = checks.features("cov_function", x, check_finite)
+    row = get_pairing("cov_function", function, method)
+    dtype = row.dtype(x.dtype, None)
+    products = torch.promote_types(x.dtype, torch.float32)
+    computation = Computation(function, row, dtype, products, readable)
+    result = covariance_function(features, computation)[0]
+    null = function.value(torch.zeros((), dtype=dtype, device=x.device))
+    # What is smooth at zero by its algorithm has its own value there already.
+    if not row.smooth:
+        result = result + null.to(result.dtype) * _identity(result)
+    return result.to(x.dtype)
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
 def triu_vector(matrix: Tensor, *, isometric: bool = False) -> Tensor:

@@ -23,7 +23,7 @@ from covpool.bench.timing import Context, Timing, describe, fixed_threads, time_
 from covpool.linalg.names import PoolingName
 from covpool.machine import available_cores, describe_environment, summary_line
 from covpool.models import create_model
-from covpool.pooling import check_pooling
+from covpool.poolings import check_pooling
 
 BATCHES = {"cpu": 16, "cuda": 128}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -13,6 +13,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -86,7 +87,13 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse, with its errors told as all others are."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+        from covpool.cli.parsing import nearest_option
+
+        hint = ""
+        if message.startswith("unrecognized arguments: --"):
+            known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+            hint = nearest_option(re.split(r"[\s=]", message)[2][2:], known)
+        raise UserError(f"{message}{hint} (see {self.prog} --help)")
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The arguments by name, as the command's `run` takes them."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from covpool.cli import experiment
+from covpool.cli import experiment, say
 from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import (
     FileProgress,
@@ -22,12 +22,12 @@ from covpool.experiments.estimate import estimate
 from covpool.experiments.results import RunSet
 from covpool.experiments.runs import make_runs, open_folder, threads_of
 from covpool.experiments.sheet import Sheet
-from covpool.linalg.methods import METHODS
-from covpool.pooling import check_pooling
+from covpool.poolings import check_pooling, method_or_pooling
 from covpool.text import file_name
 from covpool.train.config import ModelConfig, RunConfig
 from covpool.train.job import Job
 from covpool.train.probes import warn_of_unmeasured
+from covpool.train.recipe import said_defaults
 from covpool.train.run_directory import csv_text, replace_text
 
 
@@ -117,6 +117,8 @@ def _prepare(given: Given, progress: FileProgress) -> Request:
     _check_constants(config, methods)
     arms = standalone(*methods)
     job = experiment.prepare_arms(config, arms, own.output or Path("FOLDER"), progress)
+    if line := said_defaults(job, None if own.recipe else recipe or RunConfig()):
+        say(line)
     label = f"compare-{job.splits.name}-{config.model.backbone}"
     folder = own.output or Path("runs") / file_name(label)
     seeds = range(config.train.seed, config.train.seed + own.seeds)
@@ -135,7 +137,7 @@ def _prepare(given: Given, progress: FileProgress) -> Request:
 
 def _check_constants(config: RunConfig, methods: Sequence[str]) -> None:
     """Each method takes those of the constants that it has; one that none has is a mistake."""
-    known = sorted({key for name in methods if name in METHODS for key in METHODS[name].constants})
+    known = sorted({key for name in methods for key in method_or_pooling(name).constants})
     for constant in config.model.constants:
         if constant not in known:
             raise ValueError(

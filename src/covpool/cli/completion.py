@@ -13,7 +13,7 @@ import shtab
 from covpool.cli import COMMANDS, make_parser, say
 from covpool.cli.parsers import PARSERS
 from covpool.cli.parsing import RunParser, read_as_path
-from covpool.linalg.names import PoolingName
+from covpool.linalg.names import MethodName, PoolingName
 from covpool.train.config import RunConfig
 from covpool.train.recipe import read_recipes
 
@@ -37,7 +37,7 @@ def script(shell: str) -> str:
         ("recipes", "name"): recipes,
         **{(name, "recipe"): recipes for name in COMMANDS},
         **{(name, "model.method"): poolings for name in COMMANDS},
-        **{(name, "model.hybrid"): poolings[1:] for name in COMMANDS},
+        **{(name, "model.hybrid"): typing.get_args(MethodName) for name in COMMANDS},
     }
     kinds = {
         f"{group}.{name}": kind

@@ -1,4 +1,4 @@
-"""All about each pooling in words, from METHODS.
+"""All about each pooling in words, from METHODS and POOLINGS.
 
 `python -m covpool.cli.method_facts` writes them into the file that `covpool methods` shows: the
 table's rows hold the functions that compute, for which PyTorch is loaded, and that takes seconds.
@@ -7,10 +7,16 @@ table's rows hold the functions that compute, for which PyTorch is loaded, and t
 import json
 from pathlib import Path
 
-from covpool.linalg.methods import METHODS
-from covpool.pooling import POOLINGS
+from covpool.linalg.methods import Method
+from covpool.poolings import POOLINGS, Pooling, method_or_pooling
+
+CHANNELS = 256
+"""Of which lengths and parameters are told: the paper's number."""
 
 FILE = Path(__file__).with_name("methods.json")
+
+CHANNELS = 256
+"""Of which lengths and parameters are told: the paper's number."""
 
 
 def facts() -> dict[str, dict[str, str]]:
@@ -24,27 +30,42 @@ def as_text() -> str:
 
 
 def _of(name: str) -> dict[str, str]:
-    method = METHODS.get(name)
-    if method is None:
-        return {
-            "name": name,
-            "description": "global average pooling, the baseline",
-            "paper": "-",
-            "forward": "mean over positions",
-            "gradient": "its own",
-            "constants": "-",
-        }
-    constants = ", ".join(f"{key}={value}" for key, value in method.constants.items())
+    row = method_or_pooling(name)
+    constants = ", ".join(f"{key}={value}" for key, value in row.constants.items()) or "-"
+    return _of_method(row, constants) if isinstance(row, Method) else _of_pooling(row, constants)
+
+
+def _of_method(method: Method, constants: str) -> dict[str, str]:
     return {
-        "name": name,
+        "name": method.name,
         "description": method.description,
         "paper": method.paper_name or "-",
         "forward": method.forward.title,
         "gradient": method.gradient.title,
         "exact": "yes" if method.exact_gradient else "no: not that of its forward pass",
-        "constants": constants or "-",
+        "constants": constants,
         "functions": ", ".join(method.functions),
         "source": method.reference,
+    }
+
+
+def _of_pooling(row: Pooling, constants: str) -> dict[str, str]:
+    length, parameters = row.count(CHANNELS)
+    plain = row.normalisation == "none"
+    return {
+        "name": row.name,
+        "description": row.description,
+        "paper": "-",
+        "forward": row.representation + ("" if plain else f", {row.normalisation}"),
+        "regulariser": row.regulariser,
+        "gradient": "its own",
+        "constants": constants,
+        "vector": f"{length} numbers of {CHANNELS} channels",
+        "parameters": str(parameters),
+        "reduction": "before it, unless told otherwise" if row.reduced else "none unless asked for",
+        "class token": "beside it, where the backbone has one" if row.class_token else "not used",
+        "caution": row.caution or "-",
+        "source": row.paper,
     }
 
 

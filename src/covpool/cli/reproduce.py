@@ -24,7 +24,7 @@ from covpool.experiments.runs import RUNS, Run, check_same_options, open_folder
 from covpool.experiments.sheet import Sheet
 from covpool.experiments.targets import TARGETS
 from covpool.machine import available_cores
-from covpool.pooling import check_pooling
+from covpool.poolings import check_pooling
 from covpool.train.config import RunConfig
 from covpool.train.job import Job
 from covpool.train.recipe import read_recipe

@@ -80,6 +80,26 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(entry for entry in visible if entry.is_dir())
 
 
+def image_files(paths: Iterable[str | Path]) -> list[Path]:
+    """The files among these paths, and the image files in the folders among them and below.
+
+    Raises:
+        DataError: a folder that cannot be read, or that holds no images.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = [path]
+        if path.is_dir():
+            inside = [Path(file) for file in files_below(path, IMAGE_ENDINGS)[0]]
+        if not inside:
+            raise DataError(
+                f"folder {path} holds no images ({', '.join(IMAGE_ENDINGS)}), nor do those in it; "
+                "name another one, or image files"
+            )
+        found += inside
+    return found
+
+
 def files_below(folder: Path, endings: Collection[str]) -> tuple[list[str], Counter[str]]:
     """The files of these endings in a folder and in all below it, sorted, and counts of what was
     passed over, by what it is.

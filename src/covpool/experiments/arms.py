@@ -7,6 +7,7 @@ from typing import Any
 from covpool.experiments.paper import printed_name
 from covpool.linalg.methods import METHODS
 from covpool.linalg.tables import choose
+from covpool.poolings import method_or_pooling
 from covpool.train.config import RunConfig
 
 NEWTON_SCHULZ = "isqrt-cov"
@@ -81,9 +82,9 @@ class Arm:
 
 
 def _constants(config: RunConfig, method: str) -> dict[str, Any]:
-    """Those of the configuration's constants that the method has."""
-    row = METHODS.get(method)
-    return {k: v for k, v in config.model.constants.items() if row and k in row.constants}
+    """Those of the configuration's constants that the pooling has."""
+    row = method_or_pooling(method)
+    return {k: v for k, v in config.model.constants.items() if k in row.constants}
 
 
 TRUNK = Arm(NEWTON_SCHULZ)

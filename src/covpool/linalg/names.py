@@ -23,8 +23,47 @@ MethodName = Literal[
 ]
 """The keys of `METHODS`."""
 
-PoolingName = Literal["gap", MethodName]
-"""What `create_model` takes: `POOLINGS`."""
+PoolingName = Literal[
+    "gap",
+    MethodName,
+    "max",
+    "avgmax",
+    "gem",
+    "simpool",
+    "lse-plus",
+    "attention-latent",
+    "attention-rotary",
+    "covariance",
+    "power",
+    "power-learned",
+    "log-e",
+    "chebyshev-log",
+    "pow-tmlr",
+    "scalepow-emlr",
+    "maxexp",
+    "gamma",
+    "hdp",
+    "gaussian",
+    "sigma-max",
+    "frobenius",
+    "root-sigma-max",
+    "root-frobenius",
+    "rank-one-update",
+    "seb",
+    "cho-tmlr",
+    "precision",
+    "isice",
+    "dropcov",
+    "bcnn",
+    "tensor-sketch",
+    "random-maclaurin",
+    "fbn",
+    "bdc",
+    "sot",
+    "so-vit",
+    "moment-probing",
+]
+"""The keys of `POOLINGS`, which `create_model` takes."""
 
 KernelName = Literal["difference", "truncated", "taylor", "pade", "power-iteration", "lorentzian"]
 """The keys of `KERNELS`."""

@@ -155,10 +155,12 @@ class FeatureLayout:
     Attributes:
         order: "NCHW", "NHWC", or "NLC" for a sequence of tokens.
         prefix_tokens: tokens before those of the positions (class, distillation, registers).
+        class_token: whether the first of those is a class token.
     """
 
     order: str
     prefix_tokens: int = 0
+    class_token: bool = False
 
     def to_map(self, features: Tensor, image_size: tuple[int, int]) -> Tensor:
         """The features as (B, C, H, W).
@@ -202,7 +204,9 @@ def find_layout(features: Any, backbone: nn.Module, name: str) -> FeatureLayout:
         if features.ndim == 3 and features.shape[2] == channels:
             undeclared = UNDECLARED_PREFIX_TOKENS.get(type(backbone).__name__, 0)
             prefix = getattr(backbone, "num_prefix_tokens", undeclared)
-            return FeatureLayout(order="NLC", prefix_tokens=int(prefix))
+            # Registers may stand there without a class token.
+            token = prefix > 0 and getattr(backbone, "cls_token", True) is not None
+            return FeatureLayout(order="NLC", prefix_tokens=int(prefix), class_token=token)
         if features.ndim == 4:
             order = "NHWC" if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else "NCHW"
             if features.shape[order.index("C")] == channels:

@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from covpool.head import check_head
-from covpool.linalg.methods import Method, get_method
+from covpool.linalg.methods import Method
 from covpool.linalg.names import PoolingName
 from covpool.models.backbones import load_backbone
 from covpool.models.network import CovPoolModel
-from covpool.pooling import check_pooling
+from covpool.poolings import Pooling, method_or_pooling
 
 
 def create_model(
     backbone: str,
     num_classes: int,
     *,
-    method: PoolingName | Method = "exact",
+    method: PoolingName | Method | Pooling = "exact",
     pretrained: bool = False,
     reduced_channels: int | Literal["auto"] | None = "auto",
     last_stride: int | None = None,
@@ -34,12 +34,14 @@ def create_model(
         backbone: a name of timm's with a spatial feature map ("resnet50", "resnet50.a1_in1k",
             "vit_small_patch16_224", …), "alexnet", or "small-convnet".
         num_classes: classes, at least 1 (`model.reset_classifier(0)` removes the classifier).
-        method: a name of `METHODS` or a row; or "gap", global average pooling of the backbone's
-            features without reduction: the baseline.
+        method: the pooling: a name of `METHODS` or a row, which pools the square root of the
+            covariance; a name of `POOLINGS` or a row, such as "gap", global average pooling of the
+            backbone's features without reduction: the baseline.
         pretrained: load timm's (torchvision's for AlexNet) weights into the backbone.
         reduced_channels: channels after the 1×1 convolution. "auto": 256, the paper's, where the
-            backbone has 256 or more, else no reduction. A number is always obeyed; None means no
-            reduction. Unused for "gap" without `gap_reduction`.
+            backbone has 256 or more, else no reduction; none for poolings that are published
+            without (`POOLINGS[name].reduced`). A number is always obeyed; None means no reduction.
+            Unused for "gap" without `gap_reduction`.
         last_stride: 1 sets the strides of a ResNet's last stage to 1, without dilation: MPN-COV's
             14×14 positions at 224×224. None leaves the backbone as it is.
         feature_stage: pool the output of this stage, counted from 0 as in timm's `feature_info`,
@@ -56,7 +58,7 @@ def create_model(
         image_size: side of the images; None: the backbone's own. Needed where the backbone is
             built for one size (most transformers) and the images have another.
         drop_rate: dropout before the classifier, in [0, 1).
-        method_constants: constants of the method, such as {"degree": 50} for "svd-taylor".
+        method_constants: constants of the pooling, such as {"degree": 50} for "svd-taylor".
         **backbone_kwargs: arguments of timm's `create_model`, such as `output_stride`,
             `drop_path_rate`, `pretrained_cfg_overlay`; of `SmallConvNet`: `width`.
 
@@ -80,11 +82,9 @@ def create_model(
         gap_reduction=gap_reduction,
         drop_rate=drop_rate,
     )
-    row = check_pooling(method) if isinstance(method, str) else method
+    row = method_or_pooling(method)
     if method_constants:
-        if row == "gap":
-            raise ValueError(f"pooling 'gap' has no constants, got {dict(method_constants)}")
-        row = get_method(row).replace(**method_constants)
+        row = row.replace(**method_constants)
     body = load_backbone(
         backbone,
         pretrained=pretrained,

@@ -8,28 +8,17 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from covpool.linalg import checks
-from covpool.linalg.methods import Method, get_method
+from covpool.linalg.methods import Method
 from covpool.linalg.names import PoolingName
 from covpool.models.backbones import PREFIX, probe
-from covpool.pooling import CovPool2d, channel_reduction, check_pooling
+from covpool.pooling import CovPool2d
+from covpool.poolings import Pool2d, Pooling, method_or_pooling
 
 REDUCED_CHANNELS = 256
 """The paper's number of channels that are pooled."""
 
 WEIGHT_SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")
 """Keys of timm's `pretrained_cfg` that say where weights are: the backbone's, not the model's."""
-
-
-class GlobalAveragePool(nn.Module):
-    """The mean over positions: (B, C, H, W) → (B, C), or of the reduced channels, (B, r)."""
-
-    def __init__(self, channels: int, reduced_channels: int | None = None) -> None:
-        super().__init__()
-        self.out_features = reduced_channels or channels
-        self.reduction = channel_reduction(channels, reduced_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.reduction(x).mean((2, 3))
 
 
 @torch.fx.wrap  # one call in a graph of torch.fx, as it decides by shapes
@@ -52,8 +41,8 @@ def _checked_images(x: Tensor, channels: int, size: tuple[int, int] | None) -> T
 class CovPoolModel(nn.Module):
     """Images (B, in_chans, H, W) → logits (B, num_classes), with timm's interface.
 
-    Parts: `backbone`, `pool` (`CovPool2d`, or an average for "gap"), `hidden` (a hidden layer where
-    there is to be one), `dropout`, `classifier`.
+    Parts: `backbone`, `pool` (`CovPool2d` for methods, `Pool2d` for other poolings), `hidden` (a
+    hidden layer where there is to be one), `dropout`, `classifier`.
 
     Attributes:
         num_classes: 0 where the classifier was removed.
@@ -69,7 +58,7 @@ class CovPoolModel(nn.Module):
         backbone: nn.Module,
         num_classes: int,
         *,
-        method: PoolingName | Method = "exact",
+        method: PoolingName | Method | Pooling = "exact",
         reduced_channels: int | Literal["auto"] | None = "auto",
         hidden_features: int | Literal["matched"] | None = None,
         gap_reduction: bool = False,
@@ -82,7 +71,7 @@ class CovPoolModel(nn.Module):
             backbone: with timm's `forward_features`, `num_features` and `pretrained_cfg`; changed
                 in place (see `backbones.probe`).
             num_classes: classes; 0 for no classifier.
-            method: a method, or "gap".
+            method: as for `create_model`.
             reduced_channels: as for `create_model`.
             hidden_features: as for `create_model`.
             gap_reduction: as for `create_model`.
@@ -106,16 +95,23 @@ class CovPoolModel(nn.Module):
         self.backbone: Any = backbone
         self.in_chans = in_chans
         self.num_features: int = source.num_features
+        automatic = reduced_channels == "auto"
         if reduced_channels == "auto":
             enough = self.num_features >= REDUCED_CHANNELS
             reduced_channels = REDUCED_CHANNELS if enough else None
-        if method == "gap":
-            averaged = reduced_channels if gap_reduction else None
-            self.pool: GlobalAveragePool | CovPool2d = GlobalAveragePool(
-                self.num_features, averaged
-            )
+        row = method_or_pooling(method)
+        self.pool: CovPool2d | Pool2d
+        if isinstance(row, Method):
+            self.pool = CovPool2d(self.num_features, reduced_channels, row)
         else:
-            self.pool = CovPool2d(self.num_features, reduced_channels, method)
+            average = row.name == "gap"
+            reduces = gap_reduction if average else row.reduced or not automatic
+            self.pool = Pool2d(
+                self.num_features,
+                row,
+                reduced_channels if reduces else None,
+                token_features=self.num_features * (row.class_token and self.layout.class_token),
+            )
         if hidden_features == "matched":
             hidden_features = matched_width(
                 self.num_features, reduced_channels, num_classes, gap_reduction=gap_reduction
@@ -144,27 +140,28 @@ class CovPoolModel(nn.Module):
 
     @property
     def method(self) -> str:
-        """The pooling's name, "gap" or a method; assign a method to switch to it.
+        """The pooling's name; of a model with a method, assign another method to switch to it.
 
         Methods have no parameters, so training goes on with the other one: the switch of the
-        hybrid protocol. Average pooling has other parameters and can be switched neither to nor
-        from.
+        hybrid protocol. Other poolings can be switched neither to nor from.
         """
-        return "gap" if isinstance(self.pool, GlobalAveragePool) else self.pool.method.name
+        return self.pool.method.name if isinstance(self.pool, CovPool2d) else self.pool.row.name
 
     @method.setter
-    def method(self, method: PoolingName | Method) -> None:
-        name = check_pooling(method) if isinstance(method, str) else method.name
-        if (name == "gap") != (self.method == "gap"):
+    def method(self, method: PoolingName | Method | Pooling) -> None:
+        row = method_or_pooling(method)
+        if isinstance(row, Method) and isinstance(self.pool, CovPool2d):
+            self.pool.method = row
+        elif row.name != self.method:
             raise ValueError(
-                f"a model with pooling {self.method!r} cannot be switched to {name!r}: their "
+                f"a model with pooling {self.method!r} cannot be switched to {row.name!r}: their "
                 "parameters differ (reduction and classifier); build a new model"
             )
-        if isinstance(self.pool, CovPool2d):
-            self.pool.method = get_method(method)
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Any:
         """Images (B, in_chans, H, W) → feature map (B, num_features, H', W').
+
+        Where the pooling takes the class token too, a tuple of the map and that, (B, num_features).
 
         Raises:
             TypeError: what is no tensor.
@@ -173,7 +170,12 @@ class CovPoolModel(nn.Module):
         """
         x = _checked_images(x, self.in_chans, self.fixed_size)
         features = self.backbone.forward_features(x)
-        return self.layout.to_map(features, (x.shape[2], x.shape[3]))
+        found = self.layout.to_map(features, (x.shape[2], x.shape[3]))
+        return (found, features[:, 0]) if self._takes_token else found
+
+    @property
+    def _takes_token(self) -> bool:
+        return isinstance(self.pool, Pool2d) and self.pool.token_features > 0
 
     def forward_intermediates(
         self, x: Tensor, *, intermediates_only: bool = False, **options: Any
@@ -200,11 +202,12 @@ class CovPoolModel(nn.Module):
         features, found = intermediates(x, **options)
         return self.layout.to_map(features, (x.shape[2], x.shape[3])), found
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature map → logits, or what the classifier reads (B, head_hidden_size) if
-        `pre_logits`."""
-        x = self.dropout(self.hidden(self.pool(x)))
-        return x if pre_logits else self.classifier(x)
+    def forward_head(self, x: Tensor | tuple[Tensor, Tensor], pre_logits: bool = False) -> Tensor:
+        """What `forward_features` gave → logits, or what the classifier reads
+        (B, head_hidden_size) if `pre_logits`."""
+        pooled = self.pool(*x) if isinstance(x, tuple) else self.pool(x)
+        vector = self.dropout(self.hidden(pooled))
+        return vector if pre_logits else self.classifier(vector)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from covpool.linalg.methods import METHODS
+from covpool.poolings import POOLINGS
 from covpool.text import markdown
 
 TAGS = ("image-classification", "global-covariance-pooling", "pytorch")
@@ -110,12 +111,10 @@ def _method(metadata: Mapping[str, Any]) -> str:
     model, optim = metadata["config"]["model"], metadata["config"]["optim"]
     names = [part.rpartition(":")[2] for part in metadata["schedule"].split(",")]
     lines = [
-        f"- `{name}`: {METHODS[name].description}. {METHODS[name].reference}."
-        if name in METHODS
-        else f"- `{name}`: plain global average pooling."
+        f"- `{name}`: {POOLINGS[name].description}. {POOLINGS[name].paper}."
         for name in dict.fromkeys(names)
     ]
-    if names[0] != "gap":
+    if names[0] in METHODS:
         lines.append(
             f"- Channels before the pooling: {model['reduced_channels']} (auto: 256, or the "
             "backbone's own where it has fewer). The pooled vector is the upper triangle, layout "

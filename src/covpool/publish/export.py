@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from covpool.linalg.methods import METHODS
 from covpool.linalg.tables import choose
 from covpool.models import CovPoolModel
 from covpool.pooling import CovPool2d
@@ -225,10 +226,11 @@ def _export(
                 row.write(network, example, output / row.file)
             except Exception as error:  # exporters raise what they like
                 backbone = trained.metadata["config"]["model"]["backbone"]
+                pooled = "" if model.method in METHODS else f" with pooling {model.method!r}"
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise ValueError(
-                    f"backbone {backbone!r} cannot be written as {row.name}: {reason}; leave the "
-                    "format out of --formats"
+                    f"backbone {backbone!r}{pooled} cannot be written as {row.name}: {reason}; "
+                    "leave the format out of --formats"
                 ) from error
             progress(f"running {row.file} on {len(sample.images)} images")
             found = logits_of(row.load(output / row.file), sample.images)
@@ -267,7 +269,7 @@ def in_products(model: CovPoolModel, root_dtype: torch.dtype = torch.float64) ->
     (`svd-topn`, `mtp-lyapunov`, `mpa-lyapunov`) are off by their distance from it.
 
     Args:
-        model: a model of average pooling is copied as it is.
+        model: one of another pooling is copied as it is.
         root_dtype: of the substitute. float32 is for runtimes without float64.
     """
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
@@ -283,7 +285,7 @@ def in_products(model: CovPoolModel, root_dtype: torch.dtype = torch.float64) ->
 def _root(row: Format, network: CovPoolModel) -> dict[str, str]:
     pool = network.pool
     if not isinstance(pool, CovPool2d):
-        return {"root": "average, as trained", "dtype": "float32"}
+        return {"root": f"{network.method}, as trained", "dtype": "as in PyTorch"}
     if not row.products:
         return {"root": f"{network.method}, as trained", "dtype": "as in PyTorch"}
     dtype = pool.method.dtype(torch.float32, pool.compute_dtype)

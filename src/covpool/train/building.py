@@ -32,7 +32,7 @@ def build_model(
         model = create_model(
             choice.backbone,
             classes,
-            method=schedule.method_at(0) or "gap",
+            method=schedule.method_at(0),
             pretrained=pretrained,
             reduced_channels=choice.reduced_channels,
             last_stride=choice.last_stride,

@@ -88,10 +88,9 @@ class ClassificationModule(LightningModule):
     def use_method_of(self, epoch: int) -> None:
         """Let the pooling have the schedule's method of that epoch, whichever it had."""
         method = self.schedule.method_at(epoch)
-        if method is not None:
-            self.model.method = method
-            if self.average is not None:
-                self.average.module.method = method
+        self.model.method = method
+        if self.average is not None:
+            self.average.module.method = method
 
     def compile_backbone(self) -> None:
         """Let torch.compile have the backbone. The names of the weights stay.

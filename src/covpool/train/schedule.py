@@ -2,26 +2,26 @@
 
 from dataclasses import dataclass
 
-from covpool.linalg.methods import Method, get_method
-from covpool.pooling import check_pooling
+from covpool.linalg.methods import METHODS, Method
+from covpool.poolings import Pooling, check_pooling, method_or_pooling
 from covpool.train.config import ModelConfig, RunConfig
 
 
 @dataclass(frozen=True)
 class MethodSchedule:
-    """Switches (first epoch, pooling's name, row or None for gap), rising from epoch 0."""
+    """Switches (first epoch, pooling's name, its row), rising from epoch 0."""
 
-    switches: tuple[tuple[int, str, Method | None], ...]
+    switches: tuple[tuple[int, str, Method | Pooling], ...]
 
     def name_at(self, epoch: int) -> str:
         """The name of the pooling that trains in that epoch."""
         return self._at(epoch)[1]
 
-    def method_at(self, epoch: int) -> Method | None:
-        """The method that trains in that epoch, with its constants; None for gap."""
+    def method_at(self, epoch: int) -> Method | Pooling:
+        """The row that trains in that epoch, with its constants: a method, or another pooling."""
         return self._at(epoch)[2]
 
-    def _at(self, epoch: int) -> tuple[int, str, Method | None]:
+    def _at(self, epoch: int) -> tuple[int, str, Method | Pooling]:
         return [switch for switch in self.switches if switch[0] <= epoch][-1]
 
     def switches_to(self, epoch: int) -> str | None:
@@ -50,24 +50,23 @@ def method_schedule(config: RunConfig) -> MethodSchedule:
     """
     model = config.model
     names = _switches(config)
-    if any(name == "gap" for _, name in names) and len(names) > 1:
+    others = [name for _, name in names if name not in METHODS]
+    if others and len(names) > 1:
         option = "schedule" if model.hybrid is None else "hybrid"
         raise ValueError(
-            f"model.{option} {getattr(model, option)!r} switches between gap and a covariance "
-            "method, whose classifiers differ; switch between covariance methods"
+            f"model.{option} {getattr(model, option)!r} switches between {others[0]} and another "
+            "pooling, whose classifiers differ; switch between covariance methods"
         )
-    rows = {name: None if name == "gap" else get_method(name) for _, name in names}
+    rows = {name: method_or_pooling(name) for _, name in names}
     for constant in model.constants:
-        owners = [row for row in rows.values() if row is not None and constant in row.constants]
-        if not owners:
-            known = sorted({key for row in rows.values() if row for key in row.constants})
+        if not any(constant in row.constants for row in rows.values()):
+            known = sorted({key for row in rows.values() for key in row.constants})
             raise ValueError(
                 f"model.constants.{constant}: {', '.join(rows)} has no such constant; "
                 f"its constants: {', '.join(known) or 'none'}"
             )
     with_constants = {
-        name: row
-        and row.replace(**{k: v for k, v in model.constants.items() if k in row.constants})
+        name: row.replace(**{k: v for k, v in model.constants.items() if k in row.constants})
         for name, row in rows.items()
     }
     return MethodSchedule(tuple((epoch, name, with_constants[name]) for epoch, name in names))

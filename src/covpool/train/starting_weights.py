@@ -16,6 +16,7 @@ from timm.models import get_pretrained_cfg, load_state_dict
 from torch import Tensor
 
 from covpool.data import DataConfig
+from covpool.linalg.methods import METHODS
 from covpool.models import CovPoolModel
 from covpool.models.backbones import SOURCES
 from covpool.train.checkpoint import METADATA, holds_weights, naming_damage, read_checkpoint
@@ -136,8 +137,8 @@ class StartingWeights:
         here = [name for name in own if name.startswith("pool.")]
         there = [name for name in self.weights if name.startswith("pool.")]
         source = self.about and self.about["config"]["model"]["method"]
-        average = model.method == "gap" if there else source in (None, "gap")
-        if (not here or not there) and average:
+        pooled_otherwise = (model.method if there else source) not in METHODS
+        if (not here or not there) and pooled_otherwise:
             return False
         for name in [*here, *there]:
             self._require_same(name, own)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from covpool.linalg.methods import METHODS
 from covpool.train.config import RunConfig
 from covpool.train.module import ClassificationModule
 from covpool.train.probes.base import Probe
@@ -24,7 +25,7 @@ logger = logging.getLogger("covpool")
 
 def unmeasured(config: RunConfig, pooling: str) -> list[str]:
     """Those of `train.probes` that a network with that pooling has nothing for."""
-    return [n for n in config.train.probes if pooling == "gap" and PROBES[n].needs_pooling]
+    return [n for n in config.train.probes if pooling not in METHODS and PROBES[n].needs_pooling]
 
 
 def warn_of_unmeasured(config: RunConfig, pooling: str) -> None:

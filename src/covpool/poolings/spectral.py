@@ -1,0 +1,309 @@
+"""Normalisations by a scalar function of the eigenvalues, f(Σ)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from covpool.linalg.api import matrix_function
+from covpool.linalg.functions import LOG, POWER, ScalarFunction
+from covpool.linalg.methods import METHODS, Method, get_method
+from covpool.pooling import cov_function, cov_pool, covariance
+from covpool.poolings.base import Pooling, require
+from covpool.poolings.functions import Shifted, chebyshev_log, heat_diffusion, max_exp
+from covpool.poolings.matrix import matrix_pooling
+from covpool.poolings.representations import trace
+
+
+class Plain(nn.Module):
+    """Σ itself."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return covariance(features)
+
+
+class Root(nn.Module):
+    """√Σ by a method, over a constant: 1/scale · (√Σ − shift · I).
+
+    Args:
+        method: a name of `METHODS` or a row.
+        scale: θ of √Σ/θ.
+        minus_identity: whether it is (√Σ − I)/θ.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: str | Method = "exact",
+        scale: float = 1.0,
+        minus_identity: bool = False,
+    ) -> None:
+        super().__init__()
+        self.method = get_method(method)
+        self.scale, self.minus_identity = scale, minus_identity
+
+    def forward(self, features: Tensor) -> Tensor:
+        root = cov_pool(features, self.method)
+        if self.minus_identity:
+            root = root - torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+        return root / self.scale
+
+
+class Power(nn.Module):
+    """Σ^α for a constant α in (0, 1]."""
+
+    def __init__(self, *, exponent: float = 0.5) -> None:
+        super().__init__()
+        require(0 < exponent <= 1, "exponent", "in (0, 1]", exponent)
+        self.exponent = exponent
+
+    def forward(self, features: Tensor) -> Tensor:
+        return cov_function(features, bound_power(self.exponent, features))
+
+
+class LearnedPower(nn.Module):
+    """Σ^α for a learned α in (0, 1), the logistic function of the parameter.
+
+    Where N − 1 < C it is Xc K^(α − 1) Xcᵀ / N of the Gram matrix K = XcᵀXc / N.
+    """
+
+    def __init__(self, *, exponent: float = 0.5) -> None:
+        super().__init__()
+        require(0 < exponent < 1, "exponent", "in (0, 1)", exponent)
+        self.logit = nn.Parameter(torch.tensor(exponent).logit())
+
+    @property
+    def exponent(self) -> Tensor:
+        """The α in use."""
+        return self.logit.sigmoid()
+
+    def forward(self, features: Tensor) -> Tensor:
+        wide = features.to(torch.promote_types(features.dtype, torch.float64))
+        centred = (wide - wide.mean(-1, keepdim=True)) / wide.shape[-1] ** 0.5
+        exponent = self.exponent.to(wide.dtype)
+        if wide.shape[-1] - 1 < wide.shape[-2]:
+            gram = centred.mT @ centred
+            inner = matrix_function(gram, "power", parameter=exponent - 1, check=False)
+            return (centred @ inner @ centred.mT).to(features.dtype)
+        result = matrix_function(centred @ centred.mT, "power", parameter=exponent)
+        return result.to(features.dtype)
+
+
+class Logarithm(nn.Module):
+    """log(Σ + εI)."""
+
+    def __init__(self, *, epsilon: float = 1e-3) -> None:
+        super().__init__()
+        require(epsilon > 0, "epsilon", "positive", epsilon)
+        self.function = Shifted(LOG, epsilon)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return cov_function(features, self.function)
+
+
+class OfUnitTrace(nn.Module):
+    """f(Σ/(tr Σ + κ)) of a function of eigenvalues in [0, 1]; `function` gives it for tensors."""
+
+    def __init__(self, function: Callable[[Tensor], ScalarFunction], kappa: float) -> None:
+        super().__init__()
+        require(kappa > 0, "kappa", "positive", kappa)
+        self.function, self.kappa = function, kappa
+
+    def forward(self, features: Tensor) -> Tensor:
+        scaled = features * (trace(features) + self.kappa).rsqrt()
+        return cov_function(scaled, self.function(scaled))
+
+
+class MaxExp(OfUnitTrace):
+    """I − (I − ρ)^η, ρ = Σ/(tr Σ + κ)."""
+
+    def __init__(self, *, eta: float = 20.0, kappa: float = 1e-6) -> None:
+        require(eta > 1, "eta", "above 1", eta)
+        super().__init__(partial(_same, max_exp(eta)), kappa)
+
+
+class Gamma(OfUnitTrace):
+    """ρ^γ, ρ = Σ/(tr Σ + κ)."""
+
+    def __init__(self, *, gamma: float = 0.5, kappa: float = 1e-6) -> None:
+        require(0 < gamma <= 1, "gamma", "in (0, 1]", gamma)
+        super().__init__(partial(bound_power, gamma), kappa)
+
+
+class HeatDiffusion(OfUnitTrace):
+    """exp(−t ρ⁻¹), 0 on the null space, ρ = Σ/(tr Σ + κ)."""
+
+    def __init__(self, *, time: float = 0.01, kappa: float = 1e-6) -> None:
+        require(time > 0, "time", "positive", time)
+        super().__init__(partial(_same, heat_diffusion(time)), kappa)
+
+
+class ChebyshevLogarithm(nn.Module):
+    """p(w Σ/s + (1 − w) I) + log(s) I, s = tr Σ/C and p the Chebyshev series of log on [low, high].
+
+    A trace below 1e-12 C counts as that.
+    """
+
+    def __init__(
+        self, *, degree: int = 8, low: float = 0.05, high: float = 3.5, weight: float = 0.98
+    ) -> None:
+        super().__init__()
+        require(isinstance(degree, int) and degree >= 1, "degree", "at least 1", degree)
+        require(0 < low < high, "low", f"between 0 and high ({high})", low)
+        require(0 < weight <= 1, "weight", "in (0, 1]", weight)
+        self.function = chebyshev_log(degree, low, high, weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        channels = features.shape[-2]
+        mean = (trace(features) / channels).clamp_min(1e-12)
+        scaled = features * mean.rsqrt()
+        identity = torch.eye(channels, dtype=features.dtype, device=features.device)
+        return cov_function(scaled, self.function) + mean.log() * identity
+
+
+def _same(function: ScalarFunction, like: Tensor) -> ScalarFunction:
+    return function
+
+
+def bound_power(exponent: float, like: Tensor) -> ScalarFunction:
+    return POWER.bind(torch.tensor(exponent, dtype=torch.float64, device=like.device))
+
+
+_MPN_COV = (
+    "Li, Xie, Wang, Zuo: Is second-order information helpful for large-scale visual recognition? "
+    "ICCV 2017"
+)
+_RIEMANNIAN = (
+    "Chen, Song, Wu, Liu, Sebe: Understanding matrix function normalizations in covariance "
+    "pooling through the lens of Riemannian geometry, ICLR 2025"
+)
+_KONIUSZ = (
+    "Koniusz, Zhang: Power normalizations in fine-grained image, few-shot image and graph "
+    "classification, IEEE TPAMI 44(2), 2022"
+)
+_AFFINE = (
+    "An affine map before a linear classifier leaves what it can learn unchanged: it differs from "
+    "the root in initial scale, step size and weight decay only."
+)
+_FROM_MEMORY = "The formula and its constant are those commonly given; the paper was not at hand."
+
+
+def root_of(method: Method) -> Pooling:
+    """The square root of the covariance by a method, whose constants are the row's too."""
+    return matrix_pooling(
+        method.name,
+        Root,
+        constants={"method": method},
+        normalisation="√Σ",
+        paper=method.reference,
+        description=method.description,
+    )
+
+
+ROOTS: tuple[Pooling, ...] = tuple(map(root_of, METHODS.values()))
+"""The square root by every method: generated from `METHODS`."""
+
+SPECTRAL: tuple[Pooling, ...] = (
+    matrix_pooling(
+        "covariance",
+        Plain,
+        normalisation="none",
+        paper=_MPN_COV,
+        description="the plain covariance: the baseline of every normalisation",
+    ),
+    matrix_pooling(
+        "power",
+        Power,
+        normalisation="Σ^α, α constant",
+        paper=_MPN_COV,
+        description="a fixed power of the covariance (0.5: the root), of which the paper found "
+        "0.5 the best",
+    ),
+    matrix_pooling(
+        "power-learned",
+        LearnedPower,
+        normalisation="Σ^α, α learned",
+        paper="Engin, Wang, Zhou, Liu: DeepKSPD: learning kernel-matrix-based SPD representation "
+        "for fine-grained image recognition, ECCV 2018",
+        description="a power of the covariance, whose exponent in (0, 1) is learned from 0.5 on",
+        caution="No published head with its code was found that learns the exponent; the logistic "
+        "parametrisation is ours. Weight decay pulls the exponent towards 0.5.",
+    ),
+    matrix_pooling(
+        "log-e",
+        Logarithm,
+        normalisation="log(Σ + εI)",
+        paper="Ionescu, Vantzos, Sminchisescu: Matrix backpropagation for deep networks with "
+        "structured layers, ICCV 2015",
+        description="the logarithm with ε on the diagonal, which decides where Σ is singular",
+        caution="The paper pools the uncentred second moment (representation='second-moment'); "
+        "its ε is not verified. Every null direction contributes log ε.",
+    ),
+    matrix_pooling(
+        "chebyshev-log",
+        ChebyshevLogarithm,
+        normalisation="log by a Chebyshev series, plus log(s) I",
+        paper="Rahman et al.: Orthogonal polynomial approximation for matrix log normalization in "
+        "global covariance pooling, 2026",
+        description="the logarithm by a polynomial of degree 8, of Σ over its mean eigenvalue",
+        caution="Eigenvalues beyond [0.05, 3.5] of their mean are extrapolated: with fewer "
+        "positions than channels those are the rule, not 1 % as the paper says.",
+    ),
+    matrix_pooling(
+        "pow-tmlr",
+        Root,
+        constants={"scale": 0.5, "minus_identity": True},
+        normalisation="(Σ^½ − I)/½",
+        paper=_RIEMANNIAN,
+        description="the logarithm at the identity under the power-Euclidean metric",
+        caution=_AFFINE + " The code computes the root by isqrt-cov in float64: method.",
+    ),
+    matrix_pooling(
+        "scalepow-emlr",
+        Root,
+        constants={"scale": 0.5},
+        normalisation="Σ^½/½",
+        paper=_RIEMANNIAN,
+        description="twice the root",
+        caution=_AFFINE + " The code computes the root by isqrt-cov in float64: method.",
+    ),
+    matrix_pooling(
+        "maxexp",
+        MaxExp,
+        representation="second-moment",
+        normalisation="I − (I − ρ)^η, ρ of unit trace",
+        paper=_KONIUSZ,
+        description="spectral MaxExp, whose gradient is bounded by η over the trace",
+        caution=_FROM_MEMORY + " Coordinates are not appended to the features.",
+    ),
+    matrix_pooling(
+        "gamma",
+        Gamma,
+        representation="second-moment",
+        normalisation="ρ^γ, ρ of unit trace",
+        paper=_KONIUSZ,
+        description="spectral Gamma: a power of the second moment of unit trace",
+        caution=_FROM_MEMORY + " Coordinates are not appended to the features.",
+    ),
+    matrix_pooling(
+        "hdp",
+        HeatDiffusion,
+        representation="second-moment",
+        normalisation="exp(−t ρ⁻¹), ρ of unit trace",
+        paper=_KONIUSZ,
+        description="time-reversed heat diffusion, 0 on the null space",
+        caution=_FROM_MEMORY + " Coordinates are not appended to the features.",
+    ),
+    matrix_pooling(
+        "gaussian",
+        Root,
+        representation="gaussian",
+        normalisation="√",
+        paper="Wang, Li, Zhang: G²DeNet: global Gaussian distribution embedding network and its "
+        "application to visual recognition, CVPR 2017",
+        description="the root of [Σ + μμᵀ, μ; μᵀ, 1]: mean and covariance together",
+        caution="Not free of the features' scale: the corner 1 sets their unit.",
+    ),
+)
+"""The other scalar functions, and the other representation of the root."""
