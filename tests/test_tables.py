@@ -106,13 +106,17 @@ def test_parameters_and_subclasses_are_tensors():
         assert torch.equal(covpool.matrix_sqrt(value).as_subclass(torch.Tensor), matrix)
 
 
-NEAR = {"METHODS": "svd_taylor", "KERNELS": "pad", "FUNCTIONS": "inverse_sqrt"}
+NEAR = {
+    "METHODS": ("svd_taylor", "svd-taylor"),
+    "POOLINGS": ("sigma_max", "sigma-max"),
+    "KERNELS": ("pad", "pade"),
+    "FUNCTIONS": ("inverse_sqrt", "inv_sqrt"),
+}
 
 
 @pytest.mark.parametrize("table", [n for n, value in PUBLIC.items() if isinstance(value, Mapping)])
 def test_a_table_names_the_nearest_row(table):
-    rows, name = PUBLIC[table], NEAR[table]
-    near = {"svd_taylor": "svd-taylor", "pad": "pade", "inverse_sqrt": "inv_sqrt"}[name]
+    rows, (name, near) = PUBLIC[table], NEAR[table]
     with pytest.raises(KeyError, match=f"unknown .*{name}.*choose from .*did you mean '{near}'"):
         rows[name]
     assert rows.get(name) is None
@@ -139,11 +143,15 @@ def test_what_takes_a_name_says_which():
     kinds = {
         "method": {MethodName | covpool.Method, PoolingName | covpool.Method | covpool.Pooling},
         "kernel": {KernelName | Kernel},
-        "pooling": {PoolingName | None},
+        "pooling": {PoolingName | None, PoolingName | covpool.Method | covpool.Pooling},
     }
     found = 0
     for name, value in PUBLIC.items():
-        call = value.__init__ if inspect.isclass(value) and name != "Method" else value
+        call = (
+            value.__init__
+            if inspect.isclass(value) and name not in ("Method", "Pooling")
+            else value
+        )
         if not inspect.isfunction(call):
             continue
         for argument, kind in typing.get_type_hints(call).items():
