@@ -143,10 +143,15 @@ def test_what_takes_a_name_says_which():
     kinds = {
         "method": {MethodName | covpool.Method, PoolingName | covpool.Method | covpool.Pooling},
         "kernel": {KernelName | Kernel},
+        "pooling": {PoolingName | None, PoolingName | covpool.Method | covpool.Pooling},
     }
     found = 0
     for name, value in PUBLIC.items():
-        call = value.__init__ if inspect.isclass(value) and name != "Method" else value
+        call = (
+            value.__init__
+            if inspect.isclass(value) and name not in ("Method", "Pooling")
+            else value
+        )
         if not inspect.isfunction(call):
             continue
         for argument, kind in typing.get_type_hints(call).items():

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from covpool.data import DataError
+from covpool.linalg.names import PoolingName
 from covpool.linalg.tables import choose
 from covpool.models import CovPoolModel
 from covpool.text import file_name
@@ -136,7 +137,7 @@ def fit(
     path: str | Path | None = None,
     *,
     backbone: str | None = None,
-    pooling: str | None = None,
+    pooling: PoolingName | None = None,
     pretrained: bool | None = None,
     image_size: int | None = None,
     batch_size: int | None = None,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from covpool.linalg import checks
 from covpool.linalg.checks import require_integer
 from covpool.linalg.methods import Method
+from covpool.linalg.names import PoolingName
 from covpool.linalg.precision import full_precision
 from covpool.pooling import ONE_POSITION, channel_reduction
 from covpool.poolings.base import Pooling
@@ -45,7 +46,7 @@ class Pool2d(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        pooling: str | Method | Pooling,
+        pooling: PoolingName | Method | Pooling,
         reduced_channels: int | None = None,
         *,
         token_features: int = 0,
