@@ -54,6 +54,6 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", r".*"),
     ("py:exc", r"torch\..*"),
-    ("py:class", r"(torch|collections|typing|types|abc|enum|dataclasses)\..*"),
+    ("py:class", r"(torch|collections|typing|types|abc|enum|dataclasses|pathlib)\..*"),
     ("py:class", r"(Tensor|Module|Mapping|optional)"),
 ]

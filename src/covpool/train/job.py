@@ -32,7 +32,7 @@ from covpool.train.mixing import make_mixup
 from covpool.train.module import ClassificationModule
 from covpool.train.optimizer import check_optimizer, learning_rate_course, make_optimizer
 from covpool.train.probes import warn_of_unmeasured
-from covpool.train.recorder import PROGRESS, restore_best
+from covpool.train.recorder import PROGRESS, check_progress, restore_best
 from covpool.train.run_directory import RunDirectory, put_aside
 from covpool.train.same_options import RESUME_KEYS
 from covpool.train.sampling import (
@@ -280,6 +280,7 @@ def prepare_resume(
             f"checkpoint {path} holds weights only (a best.ckpt); put the run's own "
             f"{path.name} back, or start a new run"
         )
+    check_progress(checkpoint, path)
     check_options(config, checkpoint, path, free=RESUME_KEYS)
     done = len(checkpoint[PROGRESS]["history"])
     if done >= config.train.epochs and not directory.owes(done):
