@@ -202,6 +202,27 @@ FORGED = {
 }
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": {"train": 3}},
+        {"images": {}},
+        {"classes": 5},
+        {"epoch": "1"},
+        {"config": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_metadata_that_covpool_did_not_write_is_named(change, copy, capsys):
+    checkpoint = torch.load(copy / "last.ckpt", weights_only=True)
+    checkpoint[METADATA] |= change
+    torch.save(checkpoint, copy / "last.ckpt")
+    assert main(["train", "--resume", str(copy), "--epochs", "3"]) == 2
+    error = capsys.readouterr().err
+    assert str(copy / "last.ckpt") in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("message", FORGED)
 @pytest.mark.parametrize("longer", [True, False])
 def test_progress_that_covpool_did_not_write_is_named(message, longer, copy, capsys):

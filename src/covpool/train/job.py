@@ -28,6 +28,7 @@ from covpool.train.checkpoint import (
 )
 from covpool.train.config import RunConfig
 from covpool.train.loggers import check_loggers
+from covpool.train.metadata import checked_metadata
 from covpool.train.mixing import make_mixup
 from covpool.train.module import ClassificationModule
 from covpool.train.optimizer import check_optimizer, learning_rate_course, make_optimizer
@@ -281,6 +282,7 @@ def prepare_resume(
             f"{path.name} back, or start a new run"
         )
     check_progress(checkpoint, path)
+    checkpoint = {**checkpoint, METADATA: checked_metadata(checkpoint[METADATA], path)}
     check_options(config, checkpoint, path, free=RESUME_KEYS)
     done = len(checkpoint[PROGRESS]["history"])
     if done >= config.train.epochs and not directory.owes(done):
@@ -352,6 +354,11 @@ def check_images(job: Job, checkpoint: dict[str, Any], directory: RunDirectory) 
     the run would go on from another place than where it stopped.
     """
     there, here = checkpoint[METADATA]["images"], job.images
+    if not there:  # as a published model may have it, and no run
+        raise ValueError(
+            f"checkpoint {directory.last} does not say which images its run began with; put the "
+            "run's own back, or start a new run"
+        )
     if there != here:
         then, now = (
             f"{images['train']['number']} training and {images['test']['number']} test images"
