@@ -164,3 +164,21 @@ def test_bench_on_a_gpu(clone, run_bench):
             assert rows[name]["memory"] > 0
             assert rows[name]["accuracy"][0]["forward"] < 1e-5
         assert all(floor["solver"] == "torch.linalg.eigh" for floor in measured["floor"].values())
+
+
+@pytest.mark.parametrize(
+    ("measurement", "remedy"),
+    [
+        ([], "go on with it by --resume, or remove it"),
+        (["step"], "remove it, or choose another name"),
+        (["throughput"], "remove it, or choose another name"),
+    ],
+)
+def test_earlier_results_are_not_written_over(measurement, remedy, tmp_path, capsys):
+    file = tmp_path / "results.json"
+    file.write_text("kept")
+    assert main(["bench", *measurement, "--output", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert f"--output {file} exists; {remedy}" in told
+    assert told.count("\n") == 1
+    assert file.read_text() == "kept"

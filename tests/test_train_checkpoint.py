@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -177,3 +178,61 @@ def test_metrics_that_cannot_be_written_are_said(images, tmp_path, monkeypatch, 
     assert main(["train", "--data.root", images, "--output", str(path), *OPTIONS]) == 2
     error = capsys.readouterr().err
     assert f"cannot write {path / 'metrics.csv'}: {os.strerror(errno.EDQUOT)}" in error
+
+
+def without(key):
+    def change(progress):
+        del progress[key]
+
+    return change
+
+
+FORGED = {
+    "history\\[1\\] is not whole: it lacks test_top1": lambda progress: progress["history"][1].pop(
+        "test_top1"
+    ),
+    "history\\[1\\].method must be text": lambda p: p["history"][1].update(method=3),
+    "history\\[0\\].test_top1 must be a number": lambda p: p["history"][0].update(test_top1="1"),
+    "history must be a list": lambda progress: progress.update(history={"a": 1}),
+    "history\\[0\\] must be a mapping": lambda progress: progress["history"].insert(0, 5),
+    "seconds must be a number": lambda progress: progress.update(seconds=None),
+    "train_sums must be a tensor": lambda progress: progress.update(train_sums=[1.0]),
+    "it lacks skipped": without("skipped"),
+    "it lacks history": without("history"),
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": {"train": 3}},
+        {"images": {}},
+        {"classes": 5},
+        {"epoch": "1"},
+        {"config": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_metadata_that_covpool_did_not_write_is_named(change, copy, capsys):
+    checkpoint = torch.load(copy / "last.ckpt", weights_only=True)
+    checkpoint[METADATA] |= change
+    torch.save(checkpoint, copy / "last.ckpt")
+    assert main(["train", "--resume", str(copy), "--epochs", "3"]) == 2
+    error = capsys.readouterr().err
+    assert str(copy / "last.ckpt") in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("message", FORGED)
+@pytest.mark.parametrize("longer", [True, False])
+def test_progress_that_covpool_did_not_write_is_named(message, longer, copy, capsys):
+    checkpoint = torch.load(copy / "last.ckpt", weights_only=True)
+    FORGED[message](checkpoint["covpool_progress"])
+    torch.save(checkpoint, copy / "last.ckpt")
+    files = {file.name: file.read_bytes() for file in copy.iterdir()}
+    options = ["--epochs", "3"] if longer else []
+    assert main(["train", "--resume", str(copy), *options]) == 2
+    error = capsys.readouterr().err
+    assert re.search(f"{copy / 'last.ckpt'}: covpool_progress.*{message}", error)
+    assert error.count("\n") == 1
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == files

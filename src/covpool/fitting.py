@@ -161,6 +161,11 @@ def fit(
     default. Only Ctrl-C, SIGTERM and SIGUSR1 are taken meanwhile, where this is the main thread;
     afterwards signals, threads and the state of torch's generator are as they were.
 
+    A mistake is told before anything is trained. In mid-run training may end by `Interrupted` (a
+    signal; no `Exception`), `TrainingDiverged` (the loss or the weights ceased to be finite),
+    `DataError` (an image that cannot be read), `StorageError` (a full disk) or ChildProcessError (a
+    process that was killed). All but the second say how to go on.
+
     Args:
         path: the images, `data.root`; None: the embedded typefaces, by their recipe.
         backbone: small-convnet, alexnet, or a model of timm, `model.backbone`.
@@ -185,15 +190,10 @@ def fit(
         progress: whether to print what is trained and a line for each epoch.
 
     Returns:
-        The run, with its model, its metrics and its files.
+        What was trained, a `TrainedRun`.
 
     Raises:
-        ValueError, OSError: a mistake in the options or in the images; before anything is trained.
-        covpool.train.interruption.Interrupted: a signal; the run can be resumed.
-        covpool.train.divergence.TrainingDiverged: the loss or the weights ceased to be finite.
-        covpool.data.DataError, covpool.train.storage.StorageError, ChildProcessError: an image that
-            cannot be read, a disk that is full, a process that was killed, in mid-run; the run can
-            be resumed.
+        ValueError, OSError: a mistake in the options or in the images.
 
     >>> run = covpool.fit("birds", backbone="resnet50", pretrained=True)        # doctest: +SKIP
     >>> run.final["test_top1"], run.directory                                   # doctest: +SKIP

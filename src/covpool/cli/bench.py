@@ -17,6 +17,7 @@ from covpool.bench.progress import Progress
 from covpool.bench.settings import FEWEST_ROUNDS, Settings
 from covpool.cli import ArgumentParser, UserError, say
 from covpool.cli.console import PlainConsole
+from covpool.cli.output import refuse_file
 from covpool.cli.parsers import add_bench_options
 from covpool.cli.parsing import RunParser, checking_files, chosen_recipe, nearest, users_input
 from covpool.machine import summary_line
@@ -48,6 +49,8 @@ def layers(options: argparse.Namespace) -> int:
     """Time, memory and errors of the layers at some shapes."""
     if options.resume and options.output is None:
         raise UserError("--resume goes on with the results of --output FILE, which is missing")
+    if not options.resume:
+        refuse_file("--output", options.output, otherwise="go on with it by --resume, or ")
     with users_input():
         settings = read_settings(options, **ALONE.get(options.only, {}))
     if settings.rounds < FEWEST_ROUNDS:
@@ -141,6 +144,7 @@ def step(arguments: list[str]) -> int:
     parser = _parser_of(module, "step")
     parser.add_argument("--output", type=Path, help="JSON file")
     options = parser.parse_args(arguments)
+    refuse_file("--output", options.output)
     with users_input():
         work = module.prepare(options)
     with Progress() as progress:
@@ -184,6 +188,7 @@ def throughput(arguments: list[str]) -> int:
         config = given.config(recipe and recipe.config)
         if own.output is None:
             raise ValueError("--output is missing: the JSON file to write")
+        refuse_file("--output", own.output)
         if config.train.devices * config.train.nodes > 1:
             raise ValueError("throughput is measured in one process; leave train.devices at 1")
         workers = _whole(own.workers)

@@ -18,7 +18,7 @@ from covpool.experiments.runs import BRANCH
 from covpool.train.checkpoint import METADATA, read_checkpoint
 from covpool.train.config import RunConfig
 from covpool.train.module import ClassificationModule
-from covpool.train.recorder import PROGRESS
+from covpool.train.recorder import PROGRESS, check_progress
 from covpool.train.run_directory import RunDirectory, remove, replace_file, replacing
 from covpool.train.schedule import method_schedule
 
@@ -74,6 +74,7 @@ def begin_at_branch(trunk: Path, directory: RunDirectory, config: RunConfig) -> 
             path: read_checkpoint(trunk / BRANCH / path.name)
             for path in (directory.best, directory.last)
         }
+        check_progress(found[directory.last], trunk / BRANCH / directory.last.name)
     except (FileNotFoundError, ValueError):
         return False
     # The checkpoint to go on from comes last: where it is, the others are.

@@ -28,11 +28,12 @@ from covpool.train.checkpoint import (
 )
 from covpool.train.config import RunConfig
 from covpool.train.loggers import check_loggers
+from covpool.train.metadata import checked_metadata
 from covpool.train.mixing import make_mixup
 from covpool.train.module import ClassificationModule
 from covpool.train.optimizer import check_optimizer, learning_rate_course, make_optimizer
 from covpool.train.probes import warn_of_unmeasured
-from covpool.train.recorder import PROGRESS, restore_best
+from covpool.train.recorder import PROGRESS, check_progress, restore_best
 from covpool.train.run_directory import RunDirectory, put_aside
 from covpool.train.same_options import RESUME_KEYS
 from covpool.train.sampling import (
@@ -280,6 +281,8 @@ def prepare_resume(
             f"checkpoint {path} holds weights only (a best.ckpt); put the run's own "
             f"{path.name} back, or start a new run"
         )
+    check_progress(checkpoint, path)
+    checkpoint = {**checkpoint, METADATA: checked_metadata(checkpoint[METADATA], path)}
     check_options(config, checkpoint, path, free=RESUME_KEYS)
     done = len(checkpoint[PROGRESS]["history"])
     if done >= config.train.epochs and not directory.owes(done):
@@ -351,6 +354,11 @@ def check_images(job: Job, checkpoint: dict[str, Any], directory: RunDirectory) 
     the run would go on from another place than where it stopped.
     """
     there, here = checkpoint[METADATA]["images"], job.images
+    if not there:  # as a published model may have it, and no run
+        raise ValueError(
+            f"checkpoint {directory.last} does not say which images its run began with; put the "
+            "run's own back, or start a new run"
+        )
     if there != here:
         then, now = (
             f"{images['train']['number']} training and {images['test']['number']} test images"

@@ -5,6 +5,7 @@ Hooks name our module's class where Lightning's name its base: `type: ignore[ove
 
 import math
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,14 @@ from covpool.train.storage import AtomicCheckpointIO, StorageError
 from covpool.train.trainer import over_processes
 
 PROGRESS = "covpool_progress"
+
+PROGRESS_KEYS = ("history", "seconds", "sums_epoch", "skipped", "train_sums")
+
+ROW_KEYS = (
+    *("epoch", "method", "skipped_steps", "learning_rate", "seconds"),
+    *(f"{split}_{name}" for split in ("train", "test") for name in ("loss", "top1", "top5")),
+)
+"""What each row of the history has, whichever version wrote it."""
 
 WEIGHTS_KEYS = (
     *("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops"),
@@ -218,6 +227,46 @@ class Recorder(Callback):
             pl_module.train_sums.copy_(sums.sum(0))
 
 
+def check_progress(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise a ValueError where a checkpoint's progress is not what this package writes.
+
+    A row's figures may be NaN, as where every step of an epoch was skipped.
+    """
+
+    def check(ok: bool, problem: str) -> None:
+        if not ok:
+            raise ValueError(
+                f"checkpoint {path}: {PROGRESS}{problem}; it is not what covpool wrote: put the "
+                "run's own back, or start a new run"
+            )
+
+    def check_numbers(values: Mapping[str, object], names: Iterable[str], where: str) -> None:
+        for name in names:
+            value = values[name]
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            check(number, f"{where}.{name} must be a number, not {value!r}")
+
+    def check_keys(values: object, names: Iterable[str], where: str) -> None:
+        check(isinstance(values, dict), f"{where} must be a mapping, not {values!r}")
+        assert isinstance(values, dict)
+        missing = [name for name in names if name not in values]
+        check(not missing, f"{where} is not whole: it lacks {', '.join(missing)}")
+
+    progress = checkpoint.get(PROGRESS)
+    check_keys(progress, PROGRESS_KEYS, "")
+    history, sums = progress["history"], progress["train_sums"]
+    check(isinstance(history, list), f".history must be a list, not {history!r}")
+    for number, row in enumerate(history):
+        where = f".history[{number}]"
+        check_keys(row, ROW_KEYS, where)
+        method = row["method"]
+        check(isinstance(method, str), f"{where}.method must be text, not {method!r}")
+        check_numbers(row, [name for name in ROW_KEYS if name != "method"], where)
+    check_numbers(progress, ("seconds", "sums_epoch", "skipped"), "")
+    rows = isinstance(sums, torch.Tensor) and sums.ndim == 2 and sums.shape[1] == 4
+    check(rows, ".train_sums must be a tensor of 4 columns")
+
+
 def restore_best(directory: RunDirectory, checkpoint: dict[str, Any]) -> str | None:
     """Make sure that best.ckpt is that of the best epoch so far.
 
@@ -247,10 +296,11 @@ def restore_best(directory: RunDirectory, checkpoint: dict[str, Any]) -> str | N
     for path in (directory.last, directory.previous):
         try:
             found = read_checkpoint(path)
+            check_progress(found, path)
         except (FileNotFoundError, ValueError):
             continue
         # One that was saved in the midst of the next epoch has other weights.
-        rows = len(found.get(PROGRESS, {}).get("history", ()))
+        rows = len(found[PROGRESS]["history"])
         if wanted == rows == found[METADATA]["epoch"] + 1:
             content = {key: found[key] for key in WEIGHTS_KEYS if key in found}
             replace_file(file, partial(torch.save, content))
