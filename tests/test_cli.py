@@ -76,7 +76,7 @@ def test_train_help_describes_every_option(capsys):
     for group, owner in RunConfig.groups().items():
         for name in owner.__dataclass_fields__:
             assert f"--{group}.{name} " in out
-    assert "Stochastic gradient descent" in out
+    assert "The optimiser, and the course" in out
     assert "Learning rate at the start" in out
     assert "<function" not in out
 
@@ -187,17 +187,42 @@ def test_a_configuration_file_may_set_open_mappings(tmp_path, capsys):
     {
         "--optim.lr": "optim.learning_rate",
         "--train.lr": "optim.learning_rate",
+        "--learning-rate": "optim.learning_rate",
         "--wd": "optim.weight_decay",
+        "--weight-decay": "optim.weight_decay",
+        "--opt": "optim.name",
+        "--optimizer": "optim.name",
+        "--optim.optimizer": "optim.name",
+        "--opt-betas": "optim.options",
+        "--sched": "optim.decay",
+        "--lr-scheduler": "optim.decay",
+        "--optim.scheduler": "optim.decay",
+        "--optim.schedule": "optim.decay",
+        "--gamma": "optim.factor",
+        "--decay-rate": "optim.factor",
+        "--min-lr": "optim.decay_options",
+        "--warmup-epochs": "optim.warmup_epochs",
+        "--clip-grad": "optim.clip_norm",
+        "--layer-decay": "optim.layer_decay",
+        "--smoothing": "optim.label_smoothing",
+        "--model-ema-decay": "optim.weight_average",
+        "--reprob": "data.random_erasing",
+        "--mixup": "data.mixup",
         "--bs": "data.batch_size",
         "--train.batch_size": "data.batch_size",
+        "--img-size": "data.image_size",
         "--seed": "train.seed",
+        "--max_epochs": "train.epochs",
         "--arch": "model.backbone",
+        "--model.name": "model.backbone",
+        "--name": "data.name or optim.name",
+        "--pretrained": "model.pretrained",
         "--gpus": "train.devices",
+        "--grad-accum-steps": "train.accumulate",
         "--data.num_workers": "data.workers",
         "--data.path": "data.root",
         "--model.pooling": "model.method",
         "--dropout": "model.drop_rate",
-        "--optim.scheduler": "optim.decay",
         "--output_dir": "output",
         "--model": "model.backbone",
     }.items(),
@@ -211,9 +236,14 @@ def test_what_other_projects_call_an_option(given, meant, capsys, tmp_path, monk
 
 
 def test_synonyms_are_of_options_that_there_are():
-    names = {name for owner in RunConfig.groups().values() for name in owner.__dataclass_fields__}
-    assert set(SYNONYMS.values()) <= names
-    assert not set(SYNONYMS) & names
+    options = {f"{g}.{n}" for g, owner in RunConfig.groups().items() for n in owner.__annotations__}
+    assert set(SYNONYMS.values()) <= options
+    assert not set(SYNONYMS) & {*options, *(option.partition(".")[2] for option in options)}
+
+
+def test_a_wrong_option_of_a_command_without_a_run_is_hinted_at_too(capsys):
+    assert main(["data", "check", "--data.path", "photos"]) == 2
+    assert "--data.path photos; did you mean data.root?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])

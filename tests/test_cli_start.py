@@ -29,6 +29,7 @@ from covpool.publish.convert import CONVERTERS
 from covpool.publish.export import FORMATS
 from covpool.publish.keys import TRIANGLES
 from covpool.train.config import RunConfig
+from covpool.train.recipe import read_recipe
 from tiny_images import make_tiny_images
 
 HEAVY = {"torch", "numpy", "torchvision", "lightning", "timm", "wandb", "matplotlib", "scipy"}
@@ -135,12 +136,25 @@ def test_examples_of_the_help_can_be_typed(capsys):
         train_parser().read(shlex.split(example))
 
 
-def test_help_tells_whose_defaults_it_shows(capsys):
-    assert "those of recipe typefaces" in shown(capsys, "train", "--help")
-    own = shown(capsys, "train", "photos", "--help")
-    assert "recipe typefaces" not in own
-    rate = RunConfig().optim.learning_rate
-    assert f"default: {rate})" in re.sub(r"\s+", " ", own.partition("--lr")[2])
+@pytest.mark.parametrize("command", ["train", "compare"])
+@pytest.mark.parametrize(
+    ("words", "whose", "name"),
+    [
+        ([], "those of recipe typefaces.", "typefaces"),
+        (["photos"], "for your own images.", None),
+        (["photos", "--model.pretrained", "true"], "those of recipe fine-tuning.", "fine-tuning"),
+        (["photos", "--model.init_from", "run"], "those of recipe fine-tuning.", "fine-tuning"),
+        (["--recipe", "birds"], "those of recipe birds.", "birds"),
+    ],
+)
+def test_help_tells_whose_defaults_it_shows(command, words, whose, name, capsys):
+    text = shown(capsys, command, *words, "--help")
+    assert f"The defaults shown are {whose}" in text
+    wanted = RunConfig() if name is None else read_recipe(name).config
+    rate, optimizer = wanted.optim.learning_rate, wanted.optim.name
+    text = re.sub(r"\s+", " ", text)
+    assert f"default: {rate})" in text.partition("--optim.learning_rate")[2].partition(" --")[0]
+    assert f"default: {optimizer})" in text.partition("--optim.name")[2].partition(" --")[0]
 
 
 def test_help_of_evaluate_shows_what_it_takes(capsys):
@@ -236,7 +250,6 @@ def test_a_method_that_there_is_not(capsys):
 
 
 VALUES = {
-    "keep": "best",
     "batch-size": "7",
     "data": "photos",
     "epochs": "3",

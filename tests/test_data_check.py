@@ -1,15 +1,18 @@
 """`covpool data check`: what it finds, and its exit status."""
 
+import io
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import loadmat, savemat
 
 from covpool.cli import main
 from covpool.data import DataConfig, DataError, open_images
-from miniatures import MINIATURES, write_miniature
+from miniatures import MINIATURES, Pictures, write_miniature, write_shards
 
 
 def check(root, tmp_path, *options):
@@ -131,9 +134,191 @@ def test_every_fault_of_annotations_is_told(tmp_path, capsys):
         next(tmp_path.rglob(f"{name}.txt")).unlink()
     assert check(root, tmp_path) == (1, None)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert "lacks classes.txt, the names of the classes" in lines[0]
     assert "lacks train_test_split.txt, which images are for training" in lines[1]
+    assert f"image_class_labels.txt has no line for {image}" in lines[2]
+
+
+def told(report, expected):
+    """Each problem holds its words, in this order, and there is no other."""
+    assert len(report["problems"]) == len(expected), report["problems"]
+    for problem, part in zip(report["problems"], expected, strict=True):
+        assert part in problem
+
+
+def changed_archive(path, **changes):
+    with np.load(path) as archive:
+        arrays = {**archive, **changes}
+    path.unlink()
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def test_every_fault_of_an_archive_is_told(tmp_path):
+    path = write_miniature("archive", tmp_path / "data", size=32)
+    with np.load(path) as archive:
+        labels, images = archive["train_labels"], archive["train_images"]
+    labels[[2, 5]] = 7, -1
+    images[4] = images[0]
+    changed_archive(
+        path,
+        train_labels=labels,
+        train_images=images,
+        test_images=np.zeros((6, 9, 12), np.uint8),
+        test_labels=np.full(6, 2),
+        classes=np.array(["one", "two", "one"]),
+    )
+    sheet = tmp_path / "sheet.png"
+    status, report = check(path, tmp_path, "--contact-sheet", str(sheet))
+    assert status == 1
+    assert sheet.exists()
+    told(
+        report,
+        [
+            "classes must be at least two different names, got ('one', 'two', 'one')",
+            "train_labels[2] is 7, outside the 3 classes (and 1 more)",
+            "training images are (3, 32, 32), test images (1, 9, 12)",
+            "classes without a test image: '0', '1'",
+            "images in several classes: 1",
+        ],
+    )
+    assert report["images"] == 16
+    for group in report["duplicates"]:
+        assert {each["name"] for each in group} <= {
+            f"{split}_images[{number}]" for split in ("train", "test") for number in range(12)
+        }
+    with pytest.raises(DataError, match="at least two different names"):
+        open_images(DataConfig(root=str(path)))
+
+
+def test_arrays_that_are_missing_or_damaged_leave_the_others_to_be_checked(tmp_path, capsys):
+    path = write_miniature("archive", tmp_path / "data", size=32)
+    changed_archive(path, test_labels=None, classes=np.array([1, 2, 3]))
+    content = path.read_bytes()
+    place = content.index(b"test_images.npy") + 500  # its checksum is then another
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    status, report = check(path, tmp_path)
+    assert status == 1
+    told(
+        report,
+        [
+            "lacks test_labels; an archive of images holds",
+            "miniature.npz: test_images: Bad CRC-32 for file 'test_images.npy'; it is damaged",
+            "classes must be a list of text, got int64 of shape (3,)",
+            "classes without a test image: '0', '1', '2'",
+        ],
+    )
+    assert report["problems"][0].endswith("test_labels, classes")  # none is meant for another
+    assert report["images"] == 12
+    changed = {"train_labels": np.zeros(3), "test_images": np.zeros((2, 3)), "test_labels": None}
+    other = write_miniature("archive", tmp_path / "other", size=32)
+    changed_archive(other, **changed)
+    capsys.readouterr()
+    assert check(other, tmp_path) == (1, None)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3  # nothing is left to be looked at
+    for line, part in zip(
+        lines,
+        ["lacks test_labels", "train_labels must be 12 whole", "test_images must be uint8"],
+        strict=True,
+    ):
+        assert part in line
+
+
+def test_every_fault_of_shards_is_told(tmp_path):
+    root = tmp_path / "shards"
+    root.mkdir()
+    write_shards(root, Pictures(classes=3, train=4, test=2, size=32))
+    for part, (left_out, changes) in enumerate(
+        [("train/000002.cls", {"train/000000.cls": b"many"}), (None, {"train/000003.cls": b"5"})]
+    ):
+        path = root / f"typefaces-train-{part:04d}.tar"
+        with tarfile.open(path) as shard:
+            members = {m.name: shard.extractfile(m).read() for m in shard} | changes
+        with tarfile.open(path, "w") as shard:
+            for name, content in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                if name != left_out:
+                    shard.addfile(member, io.BytesIO(content))
+    test = root / "typefaces-validation-0000.tar"
+    test.write_bytes(test.read_bytes()[:-9000])
+    (root / "classes.txt").write_text("ay\nbee\ncee\n")
+    file = tmp_path / "report.json"
+    options = ["--data.name", "wds/letters", "--json", str(file)]
+    assert main(["data", "check", str(root), *options]) == 1
+    report = json.loads(file.read_text())
+    told(
+        report,
+        [
+            "0000.tar: train/000000.cls is 'many', where a class number is due",
+            "0000.tar has no class for train/000002 (train/000002.cls); write it anew",
+            "validation-0000.tar: unexpected end of data",
+            "classes.txt has 3 lines, and the shards hold an image of class 5",
+        ],
+    )
+    assert sum(of["train"] for of in report["classes"].values()) == 9
+    assert sum(of["test"] for of in report["classes"].values()) == 3
+
+
+def test_every_fault_of_matlab_files_is_told(tmp_path):
+    root = write_miniature("dogs", tmp_path / "dogs")
+    path = next(tmp_path.rglob("train_list.mat"))
+    content = loadmat(path)
+    content["labels"][1, 0] = 0
+    content["labels"][3, 0] = 121
+    content["file_list"][5, 0] = np.array([])
+    savemat(path, {name: content[name] for name in ("file_list", "labels")})
+    next((root / "Images").rglob("*.jpg")).write_bytes(b"words")
+    status, report = check(root, tmp_path)
+    assert status == 1
+    told(
+        report,
+        [
+            "train_list.mat: entry 6 is empty",
+            "train_list.mat: entry 2 has the class number 0; 1 to 120 are due",
+            "train_list.mat: entry 4 has the class number 121",
+            "unreadable images: 1 of 15",
+        ],
+    )
+
+
+def test_every_fault_of_lists_is_told(tmp_path):
+    root = write_miniature("aircraft", tmp_path / "aircraft")
+    path = root / "data" / "images_variant_trainval.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(["", lines[0].split()[0], f"{lines[1].split()[0]} X-1", *lines[2:]]))
+    status, report = check(root, tmp_path)
+    assert status == 1
+    told(
+        report,
+        [
+            "images_variant_trainval.txt: line 1 is ",
+            "is of the variant 'X-1', which ",
+        ],
+    )
+    assert report["images"] == 16
+
+
+def test_an_image_that_is_listed_twice_is_told_as_in_training(tmp_path):
+    root = write_miniature("aircraft", tmp_path / "aircraft")
+    path = root / "data" / "images_variant_test.txt"
+    first, *_ = path.read_text().splitlines()
+    path.write_text(path.read_text() + first + "\n")
+    _, report = check(root, tmp_path)
+    told(report, [" is listed twice; restore the annotations"])
+    with pytest.raises(DataError, match="is listed twice"):
+        open_images(DataConfig(root=str(root)))
+
+
+def test_many_faults_of_what_cannot_be_opened_are_cut(tmp_path, capsys):
+    root = write_miniature("aircraft", tmp_path / "aircraft")
+    for path in (root / "data").glob("images_variant_*.txt"):
+        path.write_text("word\n" * 30)
+    assert check(root, tmp_path) == (1, None)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "covpool: error: and 40 more"
 
 
 def test_the_root_may_be_given_as_to_other_commands(tmp_path, capsys):

@@ -14,7 +14,7 @@ from covpool.train.config import RunConfig
 from covpool.train.engine import evaluate
 from covpool.train.job import prepare
 from covpool.train.loaders import ImageDataModule
-from covpool.train.prediction import predict
+from covpool.train.prediction import load_model
 from covpool.train.run_directory import RunDirectory
 from miniatures import Pictures, write_miniature, write_shards
 from tiny_images import OPTIONS
@@ -69,7 +69,7 @@ def test_the_runs_own_views_are_those_of_its_metrics_and_predictions(run):
     assert summary["final"]["test_loss"] == pytest.approx(loss, rel=1e-5)
     config = RunConfig.from_dict(read_checkpoint(run / "last.ckpt")["covpool"]["config"])
     test = open_images(config.data).test
-    [prediction] = predict(run / "last.ckpt", [test.source.paths[0]], top=3)
+    [prediction] = load_model(run / "last.ckpt").predict(test.source.paths[0], top=3)
     expected = dict(
         zip(open_images(config.data).classes, logits[0].softmax(0).tolist(), strict=True)
     )

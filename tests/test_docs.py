@@ -34,6 +34,7 @@ EXECUTED = [
         "quickstart",
         "gallery",
         "faq",
+        "python",
         "problems",
         "tensor-networks",
         "numerics",

@@ -258,9 +258,12 @@ def test_grey_images(name):
 
 
 def test_images_of_which_one_position_is_left_are_refused():
-    model = create_model("resnet10t", 3)
-    with pytest.raises(ValueError, match=r"one position has no covariance; take larger images"):
-        model(torch.randn(2, 3, 32, 32))
+    """They would all have the same logits; the command line refuses them likewise."""
+    for method in ("exact", "isqrt-cov"):
+        model = create_model("resnet10t", 3, method=method).eval()
+        with pytest.raises(ValueError, match=r"one position has no covariance; take larger images"):
+            model(torch.randn(2, 3, 32, 32))
+        assert not torch.equal(*model(torch.randn(2, 3, 64, 64)))
     assert create_model("resnet10t", 3, method="gap")(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 
 

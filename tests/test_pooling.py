@@ -1,6 +1,7 @@
 """cov_pool, the vector and the layer."""
 
 import contextlib
+import warnings
 from functools import partial
 
 import numpy as np
@@ -447,6 +448,15 @@ def test_one_position_is_refused_by_the_layer_and_zero_with_a_warning_by_the_fun
         assert [warning.filename for warning in caught] == [__file__]
         assert torch.equal(pooled, torch.zeros(*batch, 4, 4, dtype=torch.float64))
         assert torch.equal(torch.autograd.grad(pooled.sum(), x)[0], torch.zeros_like(x))
+
+
+def test_one_position_is_warned_of_once():
+    """Not at every step of a training."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            covpool.cov_pool(torch.randn(2, 4, 1))
+    assert ["gives zeros" in str(warning.message) for warning in caught] == [True]
 
 
 def test_layer_shows_its_constants():

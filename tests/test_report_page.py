@@ -410,3 +410,34 @@ def test_files_that_are_damaged_are_named(tmp_path, file, content, message):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         find_observations(find_runs([run]) and [run])
     assert str(run / file) in str(caught.value)
+
+
+def test_confusions_show_pictures_of_both_classes(tmp_path, runs_alone):
+    path = make_run(tmp_path / "run")
+    plain = Page(render(find_runs([path])))
+    assert "img" not in plain.tags
+    (path / "examples.json").write_text(
+        json.dumps({HOSTILE[0]: ["AAAA", "BBBB"], HOSTILE[1]: ["CCCC"]})
+    )
+    text = render(find_runs([path]))
+    page = Page(text)
+    pictures = re.findall(r'src="data:image/jpeg;base64,(\w+)"', text)
+    # Of the pairs 0→1, 3→2, 1→2, 0→3 and 2→0, each with the pictures of both its classes.
+    row = page.row("<script>")
+    assert row[0] == HOSTILE[0]
+    counts = [pictures.count(each) for each in ("AAAA", "BBBB", "CCCC")]
+    assert (
+        counts[0] == counts[1] == sum(HOSTILE[0] in row[:2] for row in page.rows if len(row) == 3)
+    )
+    assert counts[2] == sum(HOSTILE[1] in row[:2] for row in page.rows if len(row) == 3) > 0
+    assert "img-src data:" in text
+
+
+@pytest.mark.parametrize(
+    "content", ['{"a": ["\\" onerror=\\"x"]}', '["a"]', '{"a": 3}', '{"a": [3]}', "{", "[" * 20000]
+)
+def test_pictures_that_are_none_are_refused(content, tmp_path):
+    path = make_run(tmp_path / "run")
+    (path / "examples.json").write_text(content)
+    with pytest.raises(ValueError, match=r"examples\.json is not what covpool train writes"):
+        find_runs([path])

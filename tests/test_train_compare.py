@@ -236,14 +236,36 @@ def die(run):
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_fails_its_cell_alone(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "run_one", die)
+def test_a_process_that_dies_fails_its_cell_alone(images, tmp_path):
     runs = make_grid(images, tmp_path, methods=["gap"])
     ended = []
-    failures = grid.run_grid(runs, 1, lambda state, run: ended.append(run))
+    failures = grid.run_grid(runs, 1, lambda state, run: ended.append(run), die)
     assert list(failures) == ["gap seed 0", "gap seed 1"]
     assert all("died" in reason for reason in failures.values())
     assert [run.name for run in ended if run] == list(failures)
+
+
+def measure(run):
+    """A run that is made otherwise than by training a network, as one on features computed before
+    is."""
+    with grid.taken(run) as directory:
+        directory.write_config(run.config)
+        (run.path / "summary.json").write_text('{"status": "finished", "epochs": 2}')
+
+
+@pytest.mark.slow
+def test_a_grid_of_runs_that_are_made_otherwise(images, tmp_path):
+    runs = make_grid(images, tmp_path, methods=["gap"])
+    runs[1].path.mkdir()
+    (runs[1].path / "letter").touch()
+    failures = grid.run_grid(runs, 1, lambda state, run: None, measure)
+    assert [run.settled() for run in runs] == [True, False]
+    assert list(failures) == ["gap seed 1"]
+    assert "exists; choose another --output" in failures["gap seed 1"]
+    (runs[1].path / "letter").unlink()
+    ended = []
+    assert grid.run_grid(runs, 1, lambda state, run: ended.append(run), measure) == {}
+    assert [run for run in ended if run] == runs[1:]
 
 
 def linger(run):
@@ -255,8 +277,8 @@ def linger(run):
     (run.path / "ended").touch()
 
 
+@pytest.mark.slow
 def test_a_second_interruption_ends_the_running_cells(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "run_one", linger)
     monkeypatch.setattr(grid, "GRACE_SECONDS", 0.1)
     runs = make_grid(images, tmp_path, methods=["gap"])[:1]
 
@@ -265,7 +287,7 @@ def test_a_second_interruption_ends_the_running_cells(images, tmp_path, monkeypa
             raise Interrupted(signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        grid.run_grid(runs, 1, report)
+        grid.run_grid(runs, 1, report, linger)
     assert not (runs[0].path / "ended").exists()
 
 

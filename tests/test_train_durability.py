@@ -17,6 +17,7 @@ import torch
 import yaml
 
 import processes
+import quick
 from covpool.cli import main
 from covpool.data import Images
 from covpool.experiments import grid
@@ -120,6 +121,7 @@ def assert_same_run(path, reference):
         assert (path / name).read_bytes() == (reference / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_any_two_writes_ends_as_one_that_was_not(
     watched, images, dead_process, tmp_path
 ):
@@ -223,7 +225,9 @@ def test_a_cell_of_a_comparison_that_was_killed_before_its_summary_is_healed(ima
             grid.run_one(again)
 
 
-@pytest.mark.parametrize("left", [(), ("config.yaml",), ("config.yaml", "best.ckpt")])
+@quick.parametrize(
+    "left", [[], ["config.yaml"], ["config.yaml", "best.ckpt"]], keep=[["config.yaml"]]
+)
 def test_a_hybrid_run_killed_at_its_beginning_still_begins_at_its_trunk(
     left, images, tmp_path, dead_process
 ):

@@ -11,7 +11,7 @@ import yaml
 
 from covpool.cli import main
 from covpool.train.job import warn_of_milestones
-from covpool.train.recipe import EMBEDDED, read_recipes
+from covpool.train.recipe import EMBEDDED, FINE_TUNING, read_recipes
 from covpool.train.run_directory import RunDirectory
 from miniatures import write_miniature
 
@@ -76,7 +76,7 @@ FIGURES = {
 
 def test_every_recipe_is_in_the_tables_of_this_file():
     own = {name for name, recipe in RECIPES.items() if recipe.embedded}
-    assert EMBEDDED in own
+    assert {EMBEDDED, FINE_TUNING} <= own
     assert set(RECIPES) == {*FIGURES, *own} == {*RUNS, *own}
 
 

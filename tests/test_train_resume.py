@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+import yaml
 
 import quick
 from covpool.cli import main
@@ -128,6 +129,28 @@ def test_a_run_without_a_checkpoint_begins_anew(images, uninterrupted, tmp_path,
     (path / "last.ckpt").unlink()
     assert main(["train", "--resume", str(path)]) == 0
     assert "starting from the beginning" in capsys.readouterr().out
+    assert_same(load(path), uninterrupted)
+
+
+NEWER = {
+    "optim": ("name", "options", "layer_decay", "decay_norm_and_bias", "decay_options"),
+    "data": ("mixup", "cutmix", "mixup_options", "random_erasing", "erasing_options"),
+}
+"""Options that runs of version 0.1 do not have."""
+
+
+def test_a_run_of_an_older_version_goes_on(images, uninterrupted, tmp_path, monkeypatch):
+    interrupt_at((4,), monkeypatch)
+    path = tmp_path / "run"
+    assert main(["train", "--data.root", images, "--output", str(path), *RUN]) == 130
+    checkpoint, config = load(path), yaml.safe_load((path / "config.yaml").read_text())
+    for options in (config, checkpoint["covpool"]["config"]):
+        for group, names in NEWER.items():
+            for name in names:
+                del options[group][name]
+    torch.save(checkpoint, path / "last.ckpt")
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["train", "--resume", str(path)]) == 0
     assert_same(load(path), uninterrupted)
 
 

@@ -1,9 +1,12 @@
 """What a run leaves behind, and what evaluates and predicts from it."""
 
+import base64
 import csv
+import io
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -54,12 +57,58 @@ def test_files_of_a_run(run):
     names = {path.name for path in run.iterdir()}
     assert names == {
         *("config.yaml", "metrics.csv", "metrics.jsonl", "last.ckpt", "best.ckpt"),
-        *("curves.svg", "confusion.png", "confusions.csv", "summary.json", "summary.md"),
+        *(
+            "curves.svg",
+            "confusion.png",
+            "confusions.csv",
+            "examples.json",
+            "summary.json",
+            "summary.md",
+        ),
     }
     with Image.open(run / "confusion.png") as picture:
         picture.verify()
     curves = (run / "curves.svg").read_text()
     assert curves.rstrip().endswith("</svg>")
+
+
+SAID = {
+    "own": (
+        [],
+        "for your own images: optim.name sgd, optim.learning_rate 0.05, optim.decay cosine,",
+    ),
+    "given": (
+        ["--lr", "0.1", "--optim.name", "adamw"],
+        "for your own images: --optim.decay cosine",
+    ),
+    "pretrained": (
+        ["--model.init_from", "{run}", "--optim.decay", "constant"],
+        "for fine-tuning on your own images: optim.name adamw, optim.learning_rate 0.0001, ",
+    ),
+    "recipe": (["--recipe", "birds", "--model.init_from", "{run}"], None),
+}
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+@pytest.mark.parametrize("case", SAID)
+def test_defaults_for_own_images_are_said_in_a_line(
+    case, command, run, images, tmp_path, capsys, monkeypatch
+):
+    options, wanted = SAID[case]
+    monkeypatch.setattr("covpool.cli.compare._run", lambda *rest: 0)
+    options = [option.format(run=run / "best.ckpt") for option in options]
+    if case == "recipe":
+        options += ["--data.name", "folder", "--data.resize", "16"]
+        options += ["--model.backbone", "small-convnet", "--model.reduced_channels", "null"]
+    capsys.readouterr()
+    path = str(tmp_path / "made")
+    assert main([command, str(images), *OPTIONS, *options, "--output", path]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "defaults" in line]
+    assert len(lines) == (wanted is not None)
+    if wanted:
+        assert lines[0].startswith(f"defaults {wanted}")
+        assert lines[0].endswith("data.augment crop")  # found out from the images
+        assert "epochs" not in lines[0]  # which is given
 
 
 def test_metrics_agree_in_both_formats(run):
@@ -110,6 +159,22 @@ def test_confusions_add_up_to_the_errors(run):
         wrong = sum(int(row["images"]) for row in csv.DictReader(file))
     final = RunDirectory(run).read_metrics()[-1]
     assert wrong == round(12 * (1 - final["test_top1"]))
+
+
+def test_examples_are_images_of_both_classes_of_each_confusion(run, images):
+    with (run / "confusions.csv").open(newline="") as file:
+        wanted = {row[name] for row in csv.DictReader(file) for name in ("class", "called")}
+    examples = json.loads((run / "examples.json").read_text())
+    assert set(examples) == wanted != set()
+    for name, pictures in examples.items():
+        for number, picture in enumerate(pictures):
+            with Image.open(io.BytesIO(base64.b64decode(picture))) as found:
+                shown = np.asarray(found.convert("L"), dtype=float)
+            with Image.open(images / "test" / name / f"{number}.png") as found:
+                assert (
+                    abs(shown - np.asarray(found, dtype=float)).mean() < 12
+                )  # JPEG, at quality 85
+        assert len(pictures) == 2
 
 
 def test_evaluate_repeats_the_summary(run, capsys):

@@ -489,8 +489,8 @@ QUICK = re.compile(
     r"|(eigh|svd) difference complex"
 )
 QUICK_GRAPHS = re.compile(
-    r"(matrix_(sqrt|power)|cov_pool, N ≤ C) exact real|(eigh|svd) difference real"
-    r"|cov_pool, N ≤ C svd-pi real|cov_pool, N > C (isqrt-cov|mpa-lyapunov) real"
+    r"(matrix_sqrt|cov_pool, N ≤ C) exact real|(eigh|svd) difference real"
+    r"|cov_pool, N ≤ C svd-pi real|cov_pool, N > C isqrt-cov real"
 )
 """The rows, as group, name and kind, that stand for the others in the quick tests: in eager mode,
 and in graphs, which take seconds each."""

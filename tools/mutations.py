@@ -69,7 +69,7 @@ FAULTS = [
     Fault("linalg/spectrum.py", "return half - half.mH", "return half + half.mH", "svd"),
     Fault("linalg/spectrum.py", "left * right.conj()", "left * right", "complex"),
     Fault(
-        "linalg/spectrum.py", "eigenvalues <= threshold.clamp_min(0)", "eigenvalues < 0", "pooling"
+        "linalg/spectrum.py", "eigenvalues <= threshold", "eigenvalues < 0 * threshold", "pooling"
     ),
     Fault("linalg/spectrum.py", "return largest * torch.linalg", "return torch.linalg", "forward"),
     Fault(
@@ -108,18 +108,23 @@ FAULTS = [
         "quotient = torch.where(tied, 1, quotient)",
         "functions",
     ),
-    Fault("linalg/functions/powers.py", "(p - m - 1) / (m + 2)", "(p - m - 1) / (m + 1)", "scalar"),
+    Fault(
+        "linalg/functions/powers.py",
+        "(p - m - 1) / (m + 2)",
+        "(p - m - 1) / (m + 1)",
+        "scalar_lift scalar",
+    ),
     Fault(
         "linalg/functions/powers.py",
         "* torch.log(a) + b**p * log_difference",
         "* torch.log(b) + b**p * log_difference",
-        "scalar functions_transforms",
+        "scalar_lift scalar",
     ),
     Fault(
         "linalg/functions/powers.py",
         "-total * product, total * total * product",
         "total * product, total * total * product",
-        "scalar",
+        "scalar_lift scalar",
     ),
     Fault(
         "linalg/functions/powers.py", "return lifted * half * half", "return lifted * half", "range"
@@ -134,31 +139,31 @@ FAULTS = [
         "linalg/functions/logarithms.py",
         "(-1) ** (m + 1) / (m + 2)",
         "(-1) ** (m + 1) / (m + 1)",
-        "scalar",
+        "scalar_lift scalar",
     ),
     Fault(
         "linalg/functions/logarithms.py",
         "(log_difference(a, b) - torch.log(a) / a) / b",
         "(log_difference(a, b) + torch.log(a) / a) / b",
-        "scalar functions_transforms",
+        "functions_transforms",
     ),
     Fault(
         "linalg/functions/logarithms.py",
         "torch.where(zero, 0, b * log_difference(a, lower))",
         "torch.where(zero, 0, a * log_difference(a, lower))",
-        "scalar",
+        "scalar_lift scalar",
     ),
     Fault(
         "linalg/functions/piecewise.py",
         "- slope * y) - (self.value(x)",
         "- slope * y) + (self.value(x)",
-        "scalar",
+        "scalar_lift scalar",
     ),
     Fault(
         "linalg/functions/smooth.py",
         "return -2 * torch.tanh(x)",
         "return 2 * torch.tanh(x)",
-        "scalar",
+        "scalar_lift scalar",
     ),
     Fault(
         "linalg/functions/floored.py",
@@ -170,44 +175,49 @@ FAULTS = [
         "linalg/functions/base.py",
         "self.confluent_difference(b, a), self.confluent_difference(b, c)",
         "self.confluent_difference(b, c), self.confluent_difference(b, a)",
-        "scalar",
+        "scalar_lift scalar",
     ),
     Fault(
         "linalg/functions/differences.py",
         "(a - b) / spread * above",
         "(b - c) / spread * above",
-        "scalar scalar_lift",
+        "scalar_lift scalar",
     ),
-    Fault("linalg/functions/differences.py", "TAYLOR_TERMS = 12", "TAYLOR_TERMS = 5", "scalar"),
+    Fault(
+        "linalg/functions/differences.py",
+        "TAYLOR_TERMS = 12",
+        "TAYLOR_TERMS = 5",
+        "scalar_lift scalar",
+    ),
     Fault(
         "linalg/functions/differences.py",
         "second * current + third * previous",
         "second * current - third * previous",
-        "scalar",
+        "scalar_lift scalar",
     ),
     Fault(
         "linalg/quadrature.py",
         "values = t**power * values",
         "values = t ** (power + 1) * values",
-        "scalar",
+        "scalar_lift scalar",
     ),
     Fault(
         "linalg/quadrature.py",
         "0.190350578064785409913256402421014",
         "0.190350578064785409913256402421014 + 1e-9",
-        "scalar",
+        "scalar_lift scalar",
     ),
     Fault(
         "linalg/elementwise.py",
         "better = agrees & (of_mean <= of_quotient)",
         "better = agrees & (of_mean > of_quotient)",
-        "matrix_function scalar_lift",
+        "scalar_lift matrix_function",
     ),
     # linalg/gradients
     Fault(
         "linalg/gradients/base.py",
-        "larger = larger.masked_fill_(zero, 1)",
-        "larger = larger",
+        "return Loewner(damped.masked_fill_(zero, 0))",
+        "return Loewner(damped)",
         "functions",
     ),
     Fault(

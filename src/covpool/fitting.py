@@ -24,7 +24,7 @@ from covpool.train.engine import train
 from covpool.train.interruption import Interrupted
 from covpool.train.job import Job, RunFinished, check_names, prepare, prepare_resume
 from covpool.train.prediction import Prediction, TrainedModel, load_model
-from covpool.train.recipe import EMBEDDED, Recipe, read_recipe
+from covpool.train.recipe import Recipe, default_recipe, read_recipe, said_defaults
 from covpool.train.run_directory import (
     AUTO,
     Row,
@@ -219,7 +219,8 @@ def fit(
     if isinstance(begin, Recipe):
         begin.check(made)
     tell = print if progress else _nothing
-    with prepared_run(made, output=target, resume=earlier) as prepared:
+    default = begin if recipe is config is None and earlier in (None, AUTO) else None
+    with prepared_run(made, output=target, resume=earlier, default=default) as prepared:
         try:
             return prepared.train(tell, report=progress)
         except (Interrupted, DataError, ChildProcessError, StorageError) as error:
@@ -280,9 +281,7 @@ def starting_point(
         return RunDirectory.open(resume).read_config()
     if config is not None:
         return config
-    if recipe is None and {"root", "name"} & set(given["data"]):
-        return RunConfig()
-    return read_recipe(recipe or EMBEDDED)
+    return (default_recipe(given) if recipe is None else read_recipe(recipe)) or RunConfig()
 
 
 def with_options(config: RunConfig, given: Given) -> RunConfig:
@@ -352,6 +351,7 @@ def prepared_run(
     *,
     output: Path | None = None,
     resume: Path | None = None,
+    default: Recipe | RunConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[PreparedRun]:
     """Within it a run can be trained, and its directory is this process's alone.
@@ -360,6 +360,7 @@ def prepared_run(
         config: the run's.
         output: its new directory; None: a new one below runs/.
         resume: the directory of an earlier run to go on with; `AUTO`: `output`, where it is a run.
+        default: what the configuration's options were laid over, where that was not named.
         progress: called with (files checked, files in all).
 
     Raises:
@@ -369,7 +370,7 @@ def prepared_run(
     threads = torch.get_num_threads()
     with ExitStack() as claims, torch.random.fork_rng(devices=[]):
         try:
-            yield _prepare(config, output, resume, progress, claims)
+            yield _prepare(config, output, resume, default, progress, claims)
         finally:
             torch.set_num_threads(threads)
 
@@ -378,6 +379,7 @@ def _prepare(
     config: RunConfig,
     output: Path | None,
     resume: Path | None,
+    default: Recipe | RunConfig | None,
     progress: Callable[[int, int], None] | None,
     claims: ExitStack,
 ) -> PreparedRun:
@@ -414,7 +416,11 @@ def _prepare(
     if not writes:  # it is given the first process's directory when training begins
         return PreparedRun(directory=RunDirectory(path), job=job)
     directory = claim(path if output else make_numbered(path))
-    return PreparedRun(directory=RunDirectory.create(directory.path, config), job=job)
+    return PreparedRun(
+        directory=RunDirectory.create(directory.path, config),
+        job=job,
+        note=said_defaults(job, default),
+    )
 
 
 def _check_same(config: RunConfig, directory: RunDirectory) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from covpool.bench.accuracy import Exact
 from covpool.bench.cases import Case, with_output
-from covpool.bench.features import Shape, make_features, make_weight
+from covpool.bench.features import Shape
 from covpool.bench.memory import RESOLUTION, Memory, peak_memory
 from covpool.bench.settings import Settings
 from covpool.bench.timing import Timing, describe, fixed_threads, time_steps
@@ -112,15 +112,7 @@ def measure_shape(
     settings: Settings, shape: Shape, cases: Sequence[Case], report: Report = silent
 ) -> Results:
     """The results at one shape: a row for each case, comparisons with the peers and the floor."""
-    options: Any = {"dtype": settings.torch_dtype, "device": settings.device}
-    features = make_features(
-        shape,
-        spectrum=settings.spectrum,
-        condition=settings.condition,
-        seed=settings.seed,
-        **options,
-    )
-    weight = make_weight(shape, seed=settings.seed, **options)
+    features, weight = settings.inputs(shape)
     timings = {case.name: Timing() for case in cases}
     if settings.time:
         steps, broken = prepare(cases, features, weight)
@@ -169,11 +161,9 @@ def measure_accuracy(
 ) -> dict[str, list[Results]]:
     """Each case's errors at each condition number, against `Exact`."""
     small = replace(shape, batch=min(shape.batch, ACCURACY_BATCH))
-    options: Any = {"dtype": settings.torch_dtype, "device": settings.device}
     found: dict[str, list[Results]] = {case.name: [] for case in cases}
     for condition in settings.accuracy_conditions:
-        features = make_features(small, condition=condition, seed=settings.seed, **options)
-        weight = make_weight(small, seed=settings.seed, **options)
+        features, weight = settings.inputs(small, spectrum="geometric", condition=condition)
         exact = Exact.of(features, weight)
         for case in cases:
             report(f"errors of {case.name} at cond(X) {condition:g}")

@@ -21,13 +21,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import covpool
 from covpool.bench.cases import Case
-from covpool.bench.features import Shape, make_features, make_weight
+from covpool.bench.features import Shape
 from covpool.bench.settings import Settings
 from covpool.bench.timing import describe, fixed_threads
 
@@ -114,8 +113,8 @@ def _on_cuda(settings: Settings, shape: Shape, case: Case) -> int | str:
     device = settings.torch_device
     try:
         with case.context():
-            _step(settings, replace(shape, batch=1), case)()
-            step = _step(settings, shape, case)
+            case.prepare(*settings.inputs(replace(shape, batch=1)))()
+            step = case.prepare(*settings.inputs(shape))
             gc.collect()
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
@@ -130,8 +129,8 @@ def _on_cuda(settings: Settings, shape: Shape, case: Case) -> int | str:
 def _on_cpu(settings: Settings, shape: Shape, case: Case) -> int | str:
     try:
         with case.context():
-            _step(settings, replace(shape, batch=1), case)()
-            step = _step(settings, shape, case)
+            case.prepare(*settings.inputs(replace(shape, batch=1)))()
+            step = case.prepare(*settings.inputs(shape))
             gc.collect()
             ballast, before = _fill_to_peak()
             result = step()
@@ -140,18 +139,6 @@ def _on_cpu(settings: Settings, shape: Shape, case: Case) -> int | str:
             return peak - before
     except Exception as error:
         return describe(error)
-
-
-def _step(settings: Settings, shape: Shape, case: Case) -> Callable[[], Any]:
-    options: Any = {"dtype": settings.torch_dtype, "device": settings.device}
-    features = make_features(
-        shape,
-        spectrum=settings.spectrum,
-        condition=settings.condition,
-        seed=settings.seed,
-        **options,
-    )
-    return case.prepare(features, make_weight(shape, seed=settings.seed, **options))
 
 
 def _largest_resident() -> int:

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from covpool.bench.cases import Case, floor_cases, make_cases
-from covpool.bench.features import SPECTRA, Shape, Spectrum
+from covpool.bench.features import SPECTRA, Shape, Spectrum, make_features, make_weight
 from covpool.bench.peers import OpenPeer, open_peer
 from covpool.linalg.methods import METHODS, choose, get_method
 from covpool.machine import available_cores
@@ -118,6 +119,18 @@ class Settings:
         if self.floor:
             made += floor_cases((self.torch_dtype, torch.float64), self.torch_device)
         return made
+
+    def inputs(self, shape: Shape, **changed: Any) -> tuple[Tensor, Tensor]:
+        """Features of that shape and the weight of the loss, as `make_features` and `make_weight`
+        give them.
+
+        Args:
+            shape: of the features.
+            **changed: a spectrum or condition other than the settings'.
+        """
+        options: Any = {"seed": self.seed, "dtype": self.torch_dtype, "device": self.device}
+        chosen: Any = {"spectrum": self.spectrum, "condition": self.condition, **changed}
+        return make_features(shape, **chosen, **options), make_weight(shape, **options)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

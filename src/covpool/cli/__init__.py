@@ -13,6 +13,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -42,7 +43,9 @@ COMMANDS = {
     "train": Command("train", "train a network; without arguments on the embedded typefaces"),
     "evaluate": Command("evaluate", "top-1 and top-5 of a run on its test split"),
     "predict": Command("predict", "the likeliest classes of images, by a run"),
-    "export": Command("export", "a trained network as safetensors, torch.export and ONNX"),
+    "export": Command(
+        "export", "a trained network as safetensors, torch.export and ONNX", extra="export"
+    ),
     "push": Command("push", "upload a published model to a hub, or copy it to a folder"),
     "pull": Command("pull", "get a published model from a hub, or from a folder"),
     "convert": Command("convert", "a checkpoint of another project as a published model"),
@@ -84,7 +87,13 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse, with its errors told as all others are."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+        from covpool.cli.parsing import nearest_option
+
+        hint = ""
+        if message.startswith("unrecognized arguments: --"):
+            known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+            hint = nearest_option(re.split(r"[\s=]", message)[2][2:], known)
+        raise UserError(f"{message}{hint} (see {self.prog} --help)")
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The arguments by name, as the command's `run` takes them."""

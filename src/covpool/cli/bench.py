@@ -145,11 +145,9 @@ def step(arguments: list[str]) -> int:
         work = module.prepare(options)
     with Progress() as progress:
         results = work(progress)
-    show(module.tables(results), module.failures(results), PlainConsole())
     if options.output is not None:
-        with users_input():
-            write_results(results, options.output)
-        say(f"\nresults: {options.output}")
+        save(results, options.output)
+    show(module.tables(results), module.failures(results), PlainConsole())
     return 0
 
 
@@ -193,15 +191,14 @@ def throughput(arguments: list[str]) -> int:
     say(job.describe())
     with Progress() as progress:
         results = module.measure(job, workers, own.warm_up, own.steps, progress)
-    with users_input():
-        write_results(results, own.output)
+    save(results, own.output)  # before a line that nobody may read any more
     both = results["both"]
     say(summary_line(results["environment"]))
     for number, rate in results["loader"].items():
         say(f"loader alone, {number} workers  {rate:10.1f} images/s")
     say(f"step alone               {results['step']:10.1f} images/s")
     say(f"both, {both['workers']} workers          {both['images_per_second']:10.1f} images/s")
-    say(f"the limit is the {results['limit']}; results: {own.output}")
+    say(f"the limit is the {results['limit']}")
     return 0
 
 
@@ -253,6 +250,13 @@ def read_settings(options: argparse.Namespace, **given: Any) -> Settings:
     if values.get("methods", ()) is None:
         del values["methods"]  # all
     return Settings.from_dict(values | given)
+
+
+def save(results: dict[str, Any], output: Path) -> None:
+    """Write the results, and say where."""
+    with users_input():
+        write_results(results, output)
+    say(f"results: {output}")
 
 
 def show(tables: Any, failures: Sequence[str], console: Console) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from covpool.cli import experiment
+from covpool.cli import experiment, say
 from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import (
     FileProgress,
@@ -27,6 +27,7 @@ from covpool.text import file_name
 from covpool.train.config import ModelConfig, RunConfig
 from covpool.train.job import Job
 from covpool.train.probes import warn_of_unmeasured
+from covpool.train.recipe import said_defaults
 from covpool.train.run_directory import csv_text, replace_text
 
 
@@ -116,6 +117,8 @@ def _prepare(given: Given, progress: FileProgress) -> Request:
     _check_constants(config, methods)
     arms = standalone(*methods)
     job = experiment.prepare_arms(config, arms, own.output or Path("FOLDER"), progress)
+    if line := said_defaults(job, None if own.recipe else recipe or RunConfig()):
+        say(line)
     label = f"compare-{job.splits.name}-{config.model.backbone}"
     folder = own.output or Path("runs") / file_name(label)
     seeds = range(config.train.seed, config.train.seed + own.seeds)

@@ -19,6 +19,7 @@ from covpool.data.config import collecting_faults
 from covpool.data.contact_sheet import draw_contact_sheet
 from covpool.data.inspection import Facts, Report, inspect_images, labelled_sources
 from covpool.data.layouts import LAYOUTS, check_name, read_layout
+from covpool.data.listing import Listing, check_listed_once
 from covpool.text import printable
 
 SHOWN = 20
@@ -47,9 +48,11 @@ def run(given: argparse.Namespace) -> int:
         except (DataError, OSError) as error:
             # A file that is not there has been named where it was looked for.
             missing = FileNotFoundError in (type(error), type(error.__cause__))
-            for each in faults if faults and missing else [*faults, error]:
-                say(f"covpool: error: {one_line(each)}", error=True)
-            return 1
+            return _tell(faults if faults and missing else [*faults, error])
+        if isinstance(contents, Listing):
+            check_listed_once(contents)
+    if faults and not any(labels for _, _, labels in labelled_sources(contents)):
+        return _tell(faults)
     with _progress("reading images") as progress:
         report = inspect_images(layout, contents, progress, faults=[*map(one_line, faults)])
     show(report)
@@ -65,6 +68,15 @@ def run(given: argparse.Namespace) -> int:
                     source, labels, report.classes, given.contact_sheet, progress=progress
                 )
     return 1 if report.problems else 0
+
+
+def _tell(faults: Sequence[Exception]) -> int:
+    """The exit status of a data set of which nothing can be looked at."""
+    lines = [one_line(each) for each in faults]
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    for line in [*lines[:SHOWN], *more]:
+        say(f"covpool: error: {line}", error=True)
+    return 1
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from covpool.cli import say
 from covpool.cli.parsing import FileProgress, holding, users_input
 from covpool.experiments.arms import NEWTON_SCHULZ, Arm
 from covpool.experiments.estimate import Line
-from covpool.experiments.grid import GridState, run_grid
+from covpool.experiments.grid import GridState, Work, run_grid
 from covpool.experiments.runs import Run, check_one_process, check_same_options
 from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted
@@ -64,14 +64,16 @@ def run_all(
     console: Console,
     *,
     free: Collection[tuple[str, str]] = (),
+    work: Work | None = None,
 ) -> dict[str, str]:
-    """Train the runs that are missing; reasons by name of those that failed.
+    """Make the runs that are missing; reasons by name of those that failed.
 
     Args:
         runs: all of them.
         jobs: at a time.
         console: where it is told.
         free: options in which runs that are there may differ.
+        work: as for `run_grid`.
 
     Raises:
         Interrupted: as `run_grid`.
@@ -82,7 +84,7 @@ def run_all(
         for run in planned:
             check_same_options(run, free)
     with GridReport(console) as report:
-        return run_grid(planned, jobs, report.show)
+        return run_grid(planned, jobs, report.show, work)
 
 
 def settled(runs: Iterable[Run]) -> str:

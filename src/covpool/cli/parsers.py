@@ -48,7 +48,7 @@ def train_parser() -> RunParser:
         "Train a network. Without arguments: the embedded typefaces, about two minutes on 2 cores.",
         examples={
             "covpool train": "the embedded typefaces",
-            "covpool train photos --model.backbone resnet50 --model.pretrained true --lr 0.01": (
+            "covpool train photos --model.backbone resnet50 --model.pretrained true": (
                 "fine-tune on a folder of class folders"
             ),
             "covpool train --resume runs/NAME": "go on with a run that was interrupted",
@@ -170,8 +170,23 @@ def predict_parser() -> ArgumentParser:
         "model. The training images are not needed.",
     )
     parser.add_argument("run", type=Path, help="run directory, checkpoint, or published model")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument(
+        "images",
+        type=Path,
+        nargs="+",
+        metavar="IMAGE",
+        help="image files, or folders with image files in them and below",
+    )
     parser.add_argument("--top", type=int, default=5, help="number of classes (default: 5)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write a line for each image: .csv or .jsonl"
+    )
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE",
+        help="write an HTML page with a small picture of each image under what it was called",
+    )
     add_allow_external(parser)
     return parser
 

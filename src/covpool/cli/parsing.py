@@ -30,23 +30,44 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 SYNONYMS = {
-    "amp": "precision",
-    "arch": "backbone",
-    "bs": "batch_size",
-    "data": "root",
-    "device": "accelerator",
-    "dir": "root",
-    "dropout": "drop_rate",
-    "gpus": "devices",
-    "hidden": "hidden_features",
-    "lr": "learning_rate",
-    "model": "backbone",
-    "path": "root",
-    "pooling": "method",
-    "scheduler": "decay",
-    "wd": "weight_decay",
+    option: meant
+    for meant, options in {
+        "data.augment_options": "aa auto_augment",
+        "data.batch_size": "b batch bs",
+        "data.image_size": "image img_size imgsz input_size res resolution size",
+        "data.random_erasing": "random_erase reprob",
+        "data.root": "data data_dir dataset dir path train_dir",
+        "data.workers": "num_workers",
+        "model.backbone": "arch backbone_name model model.name net network",
+        "model.drop_rate": "drop dropout",
+        "model.hidden_features": "hidden",
+        "model.init_from": "checkpoint init initial_checkpoint weights",
+        "model.method": "method.name pool pooling",
+        "optim.clip_norm": "clip clip_grad grad_clip gradient_clip_val max_grad_norm",
+        "optim.decay": "lr_schedule lr_scheduler optim.schedule sched scheduler",
+        "optim.decay_options": "cooldown_epochs min_lr warmup_lr",
+        "optim.factor": "decay_rate gamma lr_gamma",
+        "optim.label_smoothing": "smoothing",
+        "optim.learning_rate": "lr lr0",
+        "optim.milestones": "decay_epochs decay_milestones lr_steps step_size",
+        "optim.name": "algorithm opt optimiser optimizer",
+        "optim.options": "betas eps opt_args opt_betas opt_eps",
+        "optim.trained": "freeze freeze_backbone",
+        "optim.warmup_epochs": "warmup warmup_steps",
+        "optim.weight_average": "ema ema_decay model_ema model_ema_decay",
+        "optim.weight_decay": "wd",
+        "train.accelerator": "device",
+        "train.accumulate": "accumulate_grad_batches grad_accum_steps",
+        "train.compile": "torchcompile",
+        "train.devices": "gpus world_size",
+        "train.epochs": "max_epochs n_epochs num_epochs",
+        "train.precision": "amp bf16 fp16",
+        "train.seed": "random_seed",
+        "train.sync_batchnorm": "sync_bn",
+    }.items()
+    for option in options.split()
 }
-"""What other projects call options, by which no nearest name would be found."""
+"""What other projects call options, by which no nearest name would be found, or a wrong one."""
 
 
 ALIASES = {
@@ -67,6 +88,7 @@ COMMON = (
     "model.backbone",
     "model.method",
     "model.pretrained",
+    "optim.name",
     "optim.learning_rate",
     "train.epochs",
     "train.seed",
@@ -79,10 +101,13 @@ COMMON = (
 def nearest_option(name: str, known: Collection[str]) -> str:
     """As `nearest`, for options such as group.name: by the last word where it fits, since users
     leave out the group, and by what other projects call it."""
-    word = name.rpartition(".")[2].replace("-", "_")
-    word = SYNONYMS.get(word, word)
+    whole = name.replace("-", "_")
+    word = whole.rpartition(".")[2]
+    meant = SYNONYMS.get(whole, SYNONYMS.get(word))
     same = [option for option in known if option.rpartition(".")[2] == word]
-    return f"; did you mean {same[0]}?" if same else nearest(name, known)
+    if meant is not None and meant in known:
+        same = [meant]
+    return f"; did you mean {' or '.join(same)}?" if same else nearest(name, known)
 
 
 def one_line(error: BaseException) -> str:
@@ -341,8 +366,10 @@ class RunParser:
         if recipe is not None:
             self.set_defaults(recipe.config)
         say(self.help(everything=everything))
-        if recipe is not None:
-            say(f"The defaults shown are those of recipe {recipe.name}.")
+        if self.takes_path:
+            whose = "for your own images" if recipe is None else f"those of recipe {recipe.name}"
+            say(f"The defaults shown are {whose}. PATH, --model.pretrained true and --recipe NAME")
+            say("have others, which --help shows beside them.")
 
     def help(self, *, everything: bool) -> str:
         """The text of --help, or of --help-all."""
@@ -491,18 +518,16 @@ class RunParser:
 
 
 def chosen_recipe(given: Given) -> "Recipe | None":
-    """The recipe to start from: the one that is named, on the command line or in a file; without a
-    name and without images of the user's, that of the embedded images; else None.
+    """The recipe to start from: the one that is named, on the command line or in a file, else as
+    `default_recipe` has it.
 
     Raises:
         ValueError: no such recipe.
     """
-    from covpool.train.recipe import EMBEDDED, read_recipe
+    from covpool.train.recipe import default_recipe, read_recipe
 
-    if given.own.recipe is not None:
-        return read_recipe(given.own.recipe)
-    own_images = not {"name", "root"}.isdisjoint(given.options.get("data", {}))
-    return None if own_images else read_recipe(EMBEDDED)
+    named = given.own.recipe
+    return default_recipe(given.options) if named is None else read_recipe(named)
 
 
 def refuse_methods(config: Any, instead: str) -> None:

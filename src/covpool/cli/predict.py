@@ -1,37 +1,111 @@
 """`covpool predict`."""
 
 import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
-from covpool.cli import say
+from covpool.cli import UserError, say
 from covpool.cli.evaluate import find_checkpoints
+from covpool.cli.output import refuse_file
 from covpool.cli.parsing import users_input
+from covpool.data import DataError
+from covpool.data.contact_sheet import encoded_thumbnail
+from covpool.data.folders import image_files
+from covpool.data.reading import read_image
+from covpool.report.contact_sheet import Shown, render_sheet
 from covpool.text import printable
-from covpool.train.prediction import predict
+from covpool.train.prediction import WRITERS, Prediction, TrainedModel, load_model
+from covpool.train.run_directory import replace_text
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print each image's likeliest classes; exit status 2 where some image has no result."""
+    """Print each image's likeliest classes, or write them to files; exit status 2 where some image
+    has no result."""
     with users_input():
         if given.top < 1:
             raise ValueError(f"--top must be at least 1, not {given.top}")
+        if given.output is not None and given.output.suffix not in WRITERS:
+            endings = " or ".join(WRITERS)
+            raise ValueError(f"--output {given.output} must end in {endings}, which says its form")
+        for option in ("output", "sheet"):
+            refuse_file(f"--{option}", getattr(given, option))
         _, checkpoints = find_checkpoints(given.run)
-        predictions = predict(
-            checkpoints[-1][1],
-            given.images,
-            top=given.top,
-            allow_external=given.allow_external,
-        )
-    bad = 0
-    for prediction in predictions:
-        if prediction.error is not None:
-            bad += 1
-            say(f"covpool: error: {prediction.error}", error=True)
-            continue
-        say(printable(str(prediction.path)))
-        for name, share in prediction.likeliest:
-            say(f"  {share:7.2%}  {printable(name)}")
+        files = image_files(given.images)
+        trained = load_model(checkpoints[-1][1], allow_external=given.allow_external)
+    predictions = trained.predictions(files, top=given.top)
+    if given.output is None and given.sheet is None:
+        bad = sum([_print(prediction) for prediction in predictions])
+    else:
+        bad = _write(_with_progress(predictions, files), trained, given)
+        for path in filter(None, (given.output, given.sheet)):
+            say(path)
     if bad:
-        count = len(given.images)
-        say(f"covpool: error: no result for {bad} of {count} images", error=True)
+        say(f"covpool: error: no result for {bad} of {len(files)} images", error=True)
         return 2
     return 0
+
+
+def _print(prediction: Prediction) -> bool:
+    """Print a prediction; whether there is none."""
+    if prediction.error is not None:
+        say(f"covpool: error: {prediction.error}", error=True)
+        return True
+    say(printable(str(prediction.path)))
+    for name, share in prediction.likeliest:
+        say(f"  {share:7.2%}  {printable(name)}")
+    return False
+
+
+def _with_progress(
+    predictions: Iterator[Prediction], files: Sequence[Path]
+) -> Iterable[Prediction]:
+    if not sys.stderr.isatty():
+        return predictions
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(predictions, "predicting", len(files), console=console, transient=True)
+
+
+def _write(
+    predictions: Iterable[Prediction], trained: TrainedModel, given: argparse.Namespace
+) -> int:
+    """Write what was asked for; the number of images without a result.
+
+    Lines are written as they come, so that a command which is stopped leaves those that it has.
+    """
+    bad, shown = 0, []
+    with users_input(), ExitStack() as files:
+        write = None
+        if given.output is not None:
+            file = files.enter_context(given.output.open("x", encoding="utf-8", newline=""))
+            write = WRITERS[given.output.suffix](file, min(given.top, len(trained.classes)))
+        for prediction in predictions:
+            if write is not None:
+                write(prediction)
+            if prediction.error is not None:
+                bad += 1
+                say(f"covpool: error: {prediction.error}", error=True)
+            if given.sheet is not None:
+                shown.append(_shown(prediction))
+        if given.sheet is not None:
+            replace_text(given.sheet, render_sheet(shown, model=str(given.run)))
+    return bad
+
+
+def _shown(prediction: Prediction) -> Shown:
+    picture = None
+    if prediction.error is None:
+        try:
+            picture = encoded_thumbnail(read_image(prediction.path, 3))
+        except DataError as error:  # it has gone since it was predicted
+            raise UserError(str(error)) from error
+    return Shown(
+        path=str(prediction.path),
+        picture=picture,
+        likeliest=prediction.likeliest,
+        error=prediction.error,
+    )

@@ -20,6 +20,7 @@ from covpool.train.run_directory import AUTO, RunDirectory
 
 if TYPE_CHECKING:
     from covpool.fitting import PreparedRun
+    from covpool.train.recipe import Recipe
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """The variables that tell a process which of several it is, in the order in which Lightning looks
@@ -31,8 +32,10 @@ class Request:
     """What the command line asks for, read without PyTorch."""
 
     config: RunConfig
-    output: Path | None
-    resume: Path | None
+    output: Path | None = None
+    resume: Path | None = None
+    default: "Recipe | RunConfig | None" = None
+    """What the options were laid over, where nothing was named for that."""
 
     @property
     def title(self) -> str:
@@ -58,7 +61,11 @@ def run(given: Given) -> int:
         with users_input(), checking_files() as progress:
             prepared = held.enter_context(
                 prepared_run(
-                    asked.config, output=asked.output, resume=asked.resume, progress=progress
+                    asked.config,
+                    output=asked.output,
+                    resume=asked.resume,
+                    default=asked.default,
+                    progress=progress,
                 )
             )
         return _train(prepared)
@@ -88,10 +95,11 @@ def _read(given: Given) -> Request:
                 )
         there = RunDirectory.open(own.resume).read_config()
         config = given.config(there, allowed=RESUMABLE)
-        return Request(config, None, own.resume)
+        return Request(config, resume=own.resume)
     if recipe is not None:
         recipe.check(config)
-    return Request(config, own.output, own.resume)
+    default = None if own.recipe is not None else recipe or RunConfig()
+    return Request(config, own.output, own.resume, default)
 
 
 def _train(prepared: "PreparedRun") -> int:

@@ -19,11 +19,7 @@ def find(root: Path, what: str, *names: str) -> Path:
     for name in names:
         if (root / name).exists():
             return root / name
-    fault(
-        DataError(
-            f"{root} lacks {' or '.join(names)}, {what}; restore it from the published archive"
-        )
-    )
+    fault(f"{root} lacks {' or '.join(names)}, {what}; restore it from the published archive")
     return root / names[0]
 
 
@@ -46,19 +42,22 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a text file that hold something.
 
     Raises:
-        DataError: a file that cannot be read, or is empty.
+        DataError: a file that cannot be read, or is empty. Where faults are collected, it has no
+            lines, as all readers here leave out what they tell of.
     """
     try:
         with open_file(path) as file:
             text = file.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(
-            f"cannot read annotation file {path}: {reason}; restore it from the published archive"
-        ) from error
+        fault(
+            f"cannot read annotation file {path}: {reason}; restore it from the published archive",
+            error,
+        )
+        return []
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise DataError(f"annotation file {path} is empty; restore it from the published archive")
+        fault(f"annotation file {path} is empty; restore it from the published archive")
     return lines
 
 
@@ -72,10 +71,11 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     for number, line in enumerate(read_lines(path), 1):
         first, _, second = line.partition(" ")
         if not second:
-            raise DataError(
+            fault(
                 f"annotation file {path}: line {number} is {line!r}, where two columns are due; "
                 "restore it from the published archive"
             )
+            continue
         pairs.append((first, second.strip()))
     return pairs
 
@@ -87,9 +87,7 @@ def read_table(path: Path) -> dict[str, str]:
     if len(table) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise DataError(
-            f"annotation file {path} has {twice!r} twice; restore it from the published archive"
-        )
+        fault(f"annotation file {path} has {twice!r} twice; restore it from the published archive")
     return table
 
 
@@ -108,17 +106,19 @@ def read_mat(path: Path, *names: str) -> list[np.ndarray]:
     # where they claim more than there is, …
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"cannot read MATLAB file {path}: {reason}; restore it from the published archive"
-        ) from error
+        fault(
+            f"cannot read MATLAB file {path}: {reason}; restore it from the published archive",
+            error,
+        )
+        return [np.empty(0) for _ in names]
     for name in names:
         if name not in content:
             held = ", ".join(key for key in content if not key.startswith("__")) or "nothing"
-            raise DataError(
+            fault(
                 f"MATLAB file {path} lacks {name!r}; it holds {held}: is it another file of the "
                 "data set?"
             )
-    return [np.asarray(content[name]).ravel() for name in names]
+    return [np.asarray(content.get(name, ())).ravel() for name in names]
 
 
 def field(path: Path, structs: np.ndarray, name: str) -> list[Any]:
@@ -129,9 +129,9 @@ def field(path: Path, structs: np.ndarray, name: str) -> list[Any]:
     """
     if name not in (structs.dtype.names or ()):
         held = ", ".join(structs.dtype.names or ()) or "none"
-        raise DataError(
-            f"MATLAB file {path}: its structs lack the field {name!r}; they have {held}"
-        )
+        if structs.size:
+            fault(f"MATLAB file {path}: its structs lack the field {name!r}; they have {held}")
+        return []
     return entries(path, structs[name])
 
 
@@ -139,16 +139,18 @@ def entries(path: Path, cells: np.ndarray) -> list[Any]:
     """The content of each cell of a MATLAB array: text or a number.
 
     Raises:
-        DataError: an empty cell.
+        DataError: an empty cell, which is None where faults are collected.
     """
     values = []
     for number, cell in enumerate(cells, 1):
         while isinstance(cell, np.ndarray):  # MATLAB's numbers and texts are 1×1 arrays
             if cell.size == 0:
-                raise DataError(
+                fault(
                     f"MATLAB file {path}: entry {number} is empty; restore it from the published "
                     "archive"
                 )
+                cell = None
+                break
             cell = cell.ravel()[0]
         values.append(cell.item() if isinstance(cell, np.generic) else cell)
     return values
@@ -160,17 +162,22 @@ def to_labels(path: Path, numbers: list[Any], classes: int) -> list[int]:
     Numbers may be of any kind: MATLAB's come as uint8, in which 0 - 1 would be 255.
 
     Raises:
-        DataError: one that is no whole number, or outside the classes.
+        DataError: one that is no whole number, or outside the classes; −1 where faults are
+            collected.
     """
     labels = []
     for position, number in enumerate(numbers, 1):
+        if number is None:  # which has been told
+            labels.append(-1)
+            continue
         try:
             label = int(number) - 1
         except (TypeError, ValueError):
             label = -1
         if not 0 <= label < classes or float(number) != label + 1:
-            raise DataError(
+            fault(
                 f"{path}: entry {position} has the class number {number!r}; 1 to {classes} are due"
             )
+            label = -1
         labels.append(label)
     return labels

@@ -16,13 +16,17 @@ class DataError(ValueError):
 _collected: ContextVar[list[DataError] | None] = ContextVar("collected", default=None)
 
 
-def fault(error: DataError) -> None:
-    """Raise the error; within `collecting_faults`, note it, so that the reader goes on without what
-    is wrong. For a reader's faults after which there is more to look at."""
+def fault(message: str, cause: BaseException | None = None) -> None:
+    """Raise a DataError; within `collecting_faults`, note it, so that the reader goes on without
+    what is wrong. For a reader's faults after which there is more to look at."""
+    error = DataError(message)
+    error.__cause__ = cause
     faults = _collected.get()
     if faults is None:
         raise error
-    faults.append(error)
+    # A file that is not there has been named where it was looked for.
+    if not faults or not isinstance(cause, FileNotFoundError):
+        faults.append(error)
 
 
 @contextmanager

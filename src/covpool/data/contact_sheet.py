@@ -1,6 +1,9 @@
-"""A picture of a data set: a few images of each class, side by side."""
+"""Small pictures of images: a data set's on one sheet, or each for a page that shows it."""
 
+import base64
+import io
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +15,7 @@ from covpool.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 SIDE = 64
 GAP = 2
@@ -51,7 +55,7 @@ def draw_contact_sheet(
     font = ImageFont.truetype(
         Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11
     )
-    of_class: dict[int, list[int]] = {label: [] for label in range(len(classes))}
+    of_class: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(labels):
         of_class[label].append(index)
     for label, name in enumerate(map(printable, classes)):
@@ -81,11 +85,22 @@ def _spread(indices: list[int], count: int) -> Iterator[int]:
 
 def _thumbnail(source: Source, index: int) -> "Image.Image | None":
     """The whole image within SIDE×SIDE; None where it cannot be read."""
-    from torchvision.transforms.v2.functional import to_pil_image
-
     try:
-        picture = to_pil_image(source[index]).convert("RGB")
+        return _shrunk(source[index], SIDE)
     except DataError:
         return None
-    picture.thumbnail((SIDE, SIDE))
+
+
+def _shrunk(image: "Tensor", side: int) -> "Image.Image":
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    picture = to_pil_image(image).convert("RGB")
+    picture.thumbnail((side, side))
     return picture
+
+
+def encoded_thumbnail(image: "Tensor", side: int = 96) -> str:
+    """An image, (channels, H, W) uint8, within side×side as JPEG in base 64, for a page's <img>."""
+    content = io.BytesIO()
+    _shrunk(image, side).save(content, "JPEG", quality=85)
+    return base64.b64encode(content.getvalue()).decode("ascii")

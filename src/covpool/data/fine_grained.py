@@ -17,20 +17,22 @@ from covpool.data.annotations import (
     read_table,
     to_labels,
 )
-from covpool.data.config import DataError, fault
+from covpool.data.config import fault
 from covpool.data.dataset import Files
 from covpool.data.folders import list_splits
 from covpool.data.listing import Labelled, Listing
 
 
 def _files(folder: Path, names: list[str], labels: list[int]) -> Labelled:
-    return Files([str(inside(folder, name)) for name in names]), labels
+    """The images that have a name and a class; others have been told."""
+    known = [(n, label) for n, label in zip(names, labels, strict=False) if n and label >= 0]
+    return Files([str(inside(folder, name)) for name, _ in known]), [label for _, label in known]
 
 
 def _compare_lengths(path: Path, counts: dict[str, int]) -> None:
     if len(set(counts.values())) > 1:
         held = ", ".join(f"{count} {name}" for name, count in counts.items())
-        fault(DataError(f"{path} holds {held}; these must be as many: restore the file"))
+        fault(f"{path} holds {held}; these must be as many: restore the file")
 
 
 def read_birds(root: Path) -> Listing:
@@ -51,29 +53,25 @@ def read_birds(root: Path) -> Listing:
     split: dict[str, tuple[list[str], list[int]]] = {"1": ([], []), "0": ([], [])}
     for number, name in tables["images"].items():
         lacking = [
-            paths[other]
+            other
             for other in ("image_class_labels", "train_test_split")
             if number not in tables[other]
         ]
-        for file in lacking:
+        for file in (paths[other] for other in lacking if tables[other]):
             fault(
-                DataError(
-                    f"{file} has no line for image {number} ({name}); restore it from the "
-                    "published archive"
-                )
+                f"{file} has no line for image {number} ({name}); restore it from the "
+                "published archive"
             )
         if lacking:
             continue
         label = positions.get(tables["image_class_labels"][number])
         part = split.get(tables["train_test_split"][number])
+        if not positions:  # which has been told
+            continue
         if label is None or part is None:
             file = paths["image_class_labels" if label is None else "train_test_split"]
             due = f"a number of {paths['classes']}" if label is None else "0 or 1"
-            fault(
-                DataError(
-                    f"{file}: image {number} has {tables[file.stem][number]!r}, where {due} is due"
-                )
-            )
+            fault(f"{file}: image {number} has {tables[file.stem][number]!r}, where {due} is due")
             continue
         part[0].append(name)
         part[1].append(label)
@@ -90,21 +88,21 @@ def read_dogs(root: Path) -> Listing:
         file = f"{split}_list.mat"
         path = find(root, f"the list of {what} images", file, f"lists/{file}")
         cells, numbers = read_mat(path, "file_list", "labels")
-        files = [str(entry) for entry in entries(path, cells)]
+        files = [str(entry or "") for entry in entries(path, cells)]
         labels = to_labels(path, numbers.tolist(), 120)
         _compare_lengths(path, {"files": len(files), "labels": len(labels)})
-        pairs = list(zip(files, labels, strict=False))
-        for name, label in pairs:
+        for name, label in zip(files, labels, strict=False):
+            if not name or label < 0:
+                continue
             breed = Path(name).parts[0].partition("-")[2] or Path(name).parts[0]
             if names.setdefault(label, breed) != breed:
                 fault(
-                    DataError(
-                        f"{path}: class {label + 1} is {names[label]!r} and, by {name}, "
-                        f"{breed!r}; restore it from the published archive"
-                    )
+                    f"{path}: class {label + 1} is {names[label]!r} and, by {name}, "
+                    f"{breed!r}; restore it from the published archive"
                 )
-        splits.append(_files(folder, [name for name, _ in pairs], [label for _, label in pairs]))
-    classes = tuple(names.get(label, f"class {label + 1}") for label in range(max(names) + 1))
+        splits.append(_files(folder, files, labels))
+    count = max(names, default=-1) + 1
+    classes = tuple(names.get(label, f"class {label + 1}") for label in range(count))
     return Listing(name="dogs", classes=classes, train=splits[0], test=splits[1])
 
 
@@ -118,7 +116,7 @@ def read_cars(root: Path) -> Listing:
             base = root / nested
             return list_splits("cars", base / "train", find(base, "the test images", "test"))
     meta = find(root, "the names of the classes", "devkit/cars_meta.mat", "cars_meta.mat")
-    classes = tuple(str(name) for name in entries(meta, *read_mat(meta, "class_names")))
+    classes = tuple(str(name or "") for name in entries(meta, *read_mat(meta, "class_names")))
     splits: list[Labelled] = []
     for split, file in (("train", "cars_train_annos"), ("test", "cars_test_annos_withlabels")):
         what = "the training images' classes"
@@ -126,9 +124,10 @@ def read_cars(root: Path) -> Listing:
             what = "the test images' classes, which the devkit's cars_test_annos.mat lacks"
         path = find(root, what, f"devkit/{file}.mat", f"{file}.mat")
         [structs] = read_mat(path, "annotations")
-        labels = to_labels(path, field(path, structs, "class"), len(classes))
+        numbers = field(path, structs, "class") if classes else []
+        labels = to_labels(path, numbers, len(classes))
         folder = find(root, f"the folder of its {split} images", f"cars_{split}")
-        splits.append(_files(folder, [str(n) for n in field(path, structs, "fname")], labels))
+        splits.append(_files(folder, [str(n or "") for n in field(path, structs, "fname")], labels))
     return Listing(name="cars", classes=classes, train=splits[0], test=splits[1])
 
 
@@ -144,12 +143,10 @@ def read_aircraft(root: Path) -> Listing:
         path = find(base, f"the list of {what} images", f"images_variant_{part}.txt")
         pairs = read_pairs(path)
         for image, name in pairs:
-            if name not in numbers:
+            if numbers and name not in numbers:
                 fault(
-                    DataError(
-                        f"{path}: image {image} is of the variant {name!r}, which {variants} "
-                        "lacks; restore them from the published archive"
-                    )
+                    f"{path}: image {image} is of the variant {name!r}, which {variants} "
+                    "lacks; restore them from the published archive"
                 )
         known = [(f"{image}.jpg", numbers[name]) for image, name in pairs if name in numbers]
         splits.append(_files(folder, [file for file, _ in known], [label for _, label in known]))

@@ -65,14 +65,12 @@ def split_folders(root: Path) -> tuple[Path, Path | None]:
         return train, (with_classes or tests)[0]
     if train.is_dir() and subfolders(train):
         fault(
-            DataError(
-                f"{root} has train/ but none of {', '.join(TEST_FOLDERS)}; add one with the same "
-                f"class folders, or give {train} as data.root to hold some images out"
-            )
+            f"{root} has train/ but none of {', '.join(TEST_FOLDERS)}; add one with the same "
+            f"class folders, or give {train} as data.root to hold some images out"
         )
         return train, None
     if with_classes and len(subfolders(root)) == len(tests):
-        fault(DataError(f"{root} has {with_classes[0].name}/ but no train/; add it"))
+        fault(f"{root} has {with_classes[0].name}/ but no train/; add it")
         return with_classes[0], None
     return root, None
 
@@ -80,6 +78,26 @@ def split_folders(root: Path) -> tuple[Path, Path | None]:
 def subfolders(folder: Path) -> list[Path]:
     visible = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
     return sorted(entry for entry in visible if entry.is_dir())
+
+
+def image_files(paths: Iterable[str | Path]) -> list[Path]:
+    """The files among these paths, and the image files in the folders among them and below.
+
+    Raises:
+        DataError: a folder that cannot be read, or that holds no images.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = [path]
+        if path.is_dir():
+            inside = [Path(file) for file in files_below(path, IMAGE_ENDINGS)[0]]
+        if not inside:
+            raise DataError(
+                f"folder {path} holds no images ({', '.join(IMAGE_ENDINGS)}), nor do those in it; "
+                "name another one, or image files"
+            )
+        found += inside
+    return found
 
 
 def files_below(folder: Path, endings: Collection[str]) -> tuple[list[str], Counter[str]]:
@@ -95,9 +113,11 @@ def files_below(folder: Path, endings: Collection[str]) -> tuple[list[str], Coun
     """
 
     def refuse(error: OSError) -> None:
-        raise DataError(
-            f"cannot read folder {error.filename}: {error.strerror}; make it readable, or remove it"
-        ) from error
+        fault(
+            f"cannot read folder {error.filename}: {error.strerror}; make it readable, or remove "
+            "it",
+            error,
+        )
 
     found: list[str] = []
     passed = Counter[str]()
@@ -152,7 +172,7 @@ def class_files(folder: Path) -> tuple[dict[str, list[str]], Counter[str]]:
         # Where others hold images these are class folders, and no other layout comes into question.
         if len(empty) == len(classes):
             raise NotClassFolders(message)
-        fault(DataError(message))
+        fault(message)
     if len(classes) < 2:
         below = len(subfolders(folders[0]))
         remedy = f"; is data.root {folders[0]}, which holds {below} folders?" if below else ""
@@ -184,11 +204,7 @@ def compare_classes(
             for near in difflib.get_close_matches(name, sorted(set(train) - set(test)), n=1)
         ]
         remedy = f" (is {pairs[0][0]!r} {pairs[0][1]!r}?)" if pairs else ""
-        fault(
-            DataError(
-                f"training and test classes differ: {'; '.join(problems)}; make them alike{remedy}"
-            )
-        )
+        fault(f"training and test classes differ: {'; '.join(problems)}; make them alike{remedy}")
     return sorted({*train, *test})
 
 

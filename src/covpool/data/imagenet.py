@@ -114,6 +114,8 @@ def _flat_validation(root: Path, wnids: list[str]) -> Labelled:
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
     for name in names:
         wnid = of_image.get(Path(name).stem)
+        if wnid == "":  # which has been told
+            continue
         if wnid is None:
             what = f"{source} says nothing of {val / name}"
         elif wnid not in numbers:
@@ -125,19 +127,18 @@ def _flat_validation(root: Path, wnids: list[str]) -> Labelled:
             paths.append(str(val / name))
             labels.append(numbers[wnid])
             continue
-        fault(DataError(f"{what}; restore it, or remove the image"))
+        fault(f"{what}; restore it, or remove the image")
     if missing := sorted(set(of_image) - {Path(name).stem for name in names}):
         fault(
-            DataError(
-                f"{val} lacks {len(missing)} of the {len(of_image)} images of {source}, such as "
-                f"{missing[0]}.JPEG; restore them"
-            )
+            f"{val} lacks {len(missing)} of the {len(of_image)} images of {source}, such as "
+            f"{missing[0]}.JPEG; restore them"
         )
     return Files(paths), labels
 
 
 def _by_devkit(root: Path, truth: Path, names: list[str]) -> dict[str, str]:
-    """WordNet numbers by image: line k of the ground truth is the class of image k."""
+    """WordNet numbers by image: line k of the ground truth is the class of image k. Empty where a
+    fault has been told."""
     meta = _annotation(root, "meta.mat")
     if meta is None:
         raise DataError(
@@ -148,16 +149,16 @@ def _by_devkit(root: Path, truth: Path, names: list[str]) -> dict[str, str]:
     stem = re.sub(r"\d+$", "", Path(names[0]).stem)
     of_image = {}
     for number, line in enumerate(read_lines(truth), 1):
-        if not line.isdigit() or int(line) not in classes:
-            raise DataError(
-                f"{truth}: line {number} is {line!r}, where a class number of {meta} is due"
-            )
-        of_image[f"{stem}{number:08d}"] = classes[int(line)][0]
+        known = line.isdigit() and int(line) in classes
+        if not known:
+            fault(f"{truth}: line {number} is {line!r}, where a class number of {meta} is due")
+        of_image[f"{stem}{number:08d}"] = classes[int(line)][0] if known else ""
     return of_image
 
 
 def _by_solution(path: Path) -> dict[str, str]:
-    """WordNet numbers by image from lines such as ILSVRC2012_val_00000001,n01440764 1 2 3 4."""
+    """WordNet numbers by image from lines such as ILSVRC2012_val_00000001,n01440764 1 2 3 4. Empty
+    where a fault has been told."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -167,6 +168,7 @@ def _by_solution(path: Path) -> dict[str, str]:
     for number, row in enumerate(rows, 2):
         image, answer = row.get("ImageId"), row.get("PredictionString")
         if not image or not answer:
-            raise DataError(f"{path}: line {number} lacks ImageId or PredictionString; restore it")
-        of_image[image] = answer.split()[0]
+            fault(f"{path}: line {number} lacks ImageId or PredictionString; restore it")
+        if image:
+            of_image[image] = answer.split()[0] if answer else ""
     return of_image

@@ -163,6 +163,7 @@ def inspect_images(
         (split, source, index, label)
         for split, source, labels in sources
         for index, label in enumerate(labels)
+        if label >= 0  # one that has no class has been told
     ]
     images: list[Facts] = []
     for facts in in_threads(lambda entry: _examine(*entry), entries):

@@ -1,14 +1,13 @@
 """What a data set holds by its annotations, and the check that its images can be read."""
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from covpool.data.config import DataConfig, DataError
+from covpool.data.config import DataConfig, DataError, fault
 from covpool.data.dataset import EncodedSource, Files
 from covpool.data.reading import REMEDY, cause, open_picture, read_image
 
@@ -84,7 +83,9 @@ def check_listing(listing: Listing, config: DataConfig, progress: Progress | Non
     Raises:
         DataError: images that cannot be read, or a class without any.
     """
-    check_labels(listing)
+    for split, _, labels in listing.splits():
+        check_classes(listing.name, listing.classes, split, labels)
+    check_listed_once(listing)
     total = len(listing)
     check = config.check
     if check == "auto":
@@ -125,23 +126,25 @@ def check_listing(listing: Listing, config: DataConfig, progress: Progress | Non
     )
 
 
-def check_labels(listing: Listing) -> None:
-    """Raise a DataError for a class without images, or an image that is listed twice."""
+def check_classes(name: str, classes: Sequence[str], split: str, labels: Sequence[int]) -> None:
+    """Raise a DataError for classes without an image."""
+    present = set(labels)
+    lacking = [repr(each) for label, each in enumerate(classes) if label not in present]
+    if lacking:
+        raise DataError(
+            f"{name}: no {SPLITS[split]} image of class {shorten(lacking)}; the annotations list "
+            "none: restore them, or remove the class from them"
+        )
+
+
+def check_listed_once(listing: Listing) -> None:
+    """Raise a DataError for an image that is listed twice."""
     seen: dict[str, str] = {}
-    for split, source, labels in listing.splits():
-        counts = Counter(labels)
-        lacking = [repr(name) for label, name in enumerate(listing.classes) if label not in counts]
-        if lacking:
-            raise DataError(
-                f"{listing.name}: no {SPLITS[split]} image of class {shorten(lacking)}; the "
-                "annotations list none: restore them, or remove the class from them"
-            )
-        if not isinstance(source, Files):
-            continue
-        for path in source.paths:
+    for split, source, _ in listing.splits():
+        for path in source.paths if isinstance(source, Files) else ():
             if path in seen:
                 other = "twice" if seen[path] == split else "for training and for testing"
-                raise DataError(
+                fault(
                     f"{listing.name}: {path} is listed {other}; restore the annotations as they "
                     "were published"
                 )

@@ -10,7 +10,7 @@ from covpool.data.augmentation import AUGMENTATIONS
 from covpool.data.config import DataConfig, DataError, Evaluate
 from covpool.data.dataset import Arrays, Images, Source
 from covpool.data.layouts import read_layout
-from covpool.data.listing import Listing, check_listing
+from covpool.data.listing import Listing, check_classes, check_listing
 from covpool.data.preprocessing import RESIZE_RATIO, Preprocessing
 from covpool.data.selection import (
     AnySource,
@@ -101,6 +101,8 @@ def _from_archive(
     preprocessing: Preprocessing | None,
     progress: Callable[[int, int], None] | None,
 ) -> ImageSplits:
+    for split, (_, labels) in (("train", contents.train), ("test", contents.test)):
+        check_classes(str(config.root or title), contents.classes, split, labels)
     train, test = ((Arrays(images), labels) for images, labels in (contents.train, contents.test))
     classes, train, test, notes = select_classes(contents.classes, train, test, config)
     assert test is not None

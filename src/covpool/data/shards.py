@@ -9,7 +9,7 @@ import mmap
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Self
@@ -17,10 +17,10 @@ from typing import IO, Self
 from torch import Tensor
 
 from covpool.data.annotations import inside, read_lines
-from covpool.data.config import DataError
+from covpool.data.config import DataError, fault
 from covpool.data.dataset import EncodedSource
 from covpool.data.folders import IMAGE_ENDINGS, TEST_FOLDERS, files_below
-from covpool.data.listing import Labelled, Listing, Progress
+from covpool.data.listing import Listing, Progress
 from covpool.data.reading import LARGEST_BYTES, open_file, read_image
 
 INFORMATION = ("_info.json", "info.json")
@@ -80,7 +80,7 @@ def read_shards(title: str, root: Path, progress: Progress | None = None) -> Lis
     """
     shards = _split_shards(root)
     total = sum(map(len, shards.values()))
-    splits: dict[str, Labelled] = {}
+    splits: dict[str, tuple[TarImages, list[int]]] = {}
     done = 0
     for split, paths in shards.items():
         places: list[tuple[int, int, int, str]] = []
@@ -93,27 +93,39 @@ def read_shards(title: str, root: Path, progress: Progress | None = None) -> Lis
             if progress is not None:
                 progress(done, total)
         if not labels:
-            raise DataError(f"{root}: the {split} shards, such as {paths[0]}, hold no images")
+            fault(f"{root}: the {split} shards, such as {paths[0]}, hold no images")
         splits[split] = TarImages(tuple(map(str, paths)), places), labels
-    highest = max(max(labels) for _, labels in splits.values())
+    classes = _classes(root, splits)
+    train, test = (
+        (source.select(kept), [labels[place] for place in kept])
+        for source, labels in splits.values()
+        for kept in [[place for place, label in enumerate(labels) if label < len(classes)]]
+    )
+    return Listing(name=title, classes=classes, train=train, test=test)
+
+
+def _classes(root: Path, splits: Mapping[str, tuple[TarImages, list[int]]]) -> tuple[str, ...]:
+    """The names of the classes; where faults are collected, images of a class that has none are to
+    be left out."""
+    highest = max((label for _, labels in splits.values() for label in labels), default=-1)
     if (root / CLASSES).is_file():
         classes = tuple(read_lines(root / CLASSES))
         if len(classes) <= highest:
-            raise DataError(
+            fault(
                 f"{root / CLASSES} has {len(classes)} lines, and the shards hold an image of class "
                 f"{highest}, counted from 0; add the missing names"
             )
-    else:
-        images = len(splits["train"][1])
-        for source, labels in splits.values():
-            if highest >= images and highest in labels:
-                raise DataError(
-                    f"{source.name(labels.index(highest))} is of class {highest}, and there are "
-                    f"{images} training images, one of each class being due; number the classes "
-                    "from 0 without gaps"
-                )
-        classes = tuple(map(str, range(highest + 1)))
-    return Listing(name=title, classes=classes, train=splits["train"], test=splits["test"])
+        return classes
+    images = len(splits["train"][1])
+    for source, labels in splits.values():
+        if highest >= images > 0 and highest in labels:
+            fault(
+                f"{source.name(labels.index(highest))} is of class {highest}, and there are "
+                f"{images} training images, one of each class being due; number the classes "
+                "from 0 without gaps"
+            )
+            break
+    return tuple(map(str, range(min(highest + 1, images or highest + 1))))
 
 
 def _split_shards(root: Path) -> dict[str, list[Path]]:
@@ -151,7 +163,7 @@ def _split_shards(root: Path) -> dict[str, list[Path]]:
 
 
 def _index(path: Path) -> list[tuple[int, int, str, int]]:
-    """(offset, bytes, key, label) of each image of a shard."""
+    """(offset, bytes, key, label) of each image of a shard that can be read and has a class."""
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     try:
@@ -172,21 +184,35 @@ def _index(path: Path) -> list[tuple[int, int, str, int]]:
                     raise tarfile.ReadError("unexpected end of data")
                 if f".{ending.lower()}" in IMAGE_ENDINGS:
                     if member.size > LARGEST_BYTES:
-                        raise ValueError(f"{key} takes more than {LARGEST_BYTES} bytes")
+                        fault(_unreadable(path, f"{key} takes more than {LARGEST_BYTES} bytes"))
+                        continue
                     images[key] = member.offset_data, member.size
                 elif ending == "cls":
                     content = shard.extractfile(member)
                     assert content is not None
-                    number = content.read(LONGEST_NUMBER + 1)
-                    if len(number) > LONGEST_NUMBER:
-                        raise ValueError(f"{key}.cls holds more than a number")
-                    labels[key] = int(number)
+                    labels[key] = _class_number(path, key, content.read(LONGEST_NUMBER + 1))
+    except DataError:
+        raise
     except (OSError, tarfile.TarError, ValueError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(
-            f"cannot read shard {path}: {reason}; restore it, or write it anew uncompressed"
-        ) from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        fault(_unreadable(path, reason), error)
     for key in images:
-        if labels.get(key, -1) < 0:
-            raise DataError(f"shard {path} has no class for {key} ({key}.cls); write it anew")
-    return [(*place, key, labels[key]) for key, place in images.items()]
+        if key not in labels:
+            fault(f"shard {path} has no class for {key} ({key}.cls); write it anew")
+    return [(*place, key, labels[key]) for key, place in images.items() if labels.get(key, -1) >= 0]
+
+
+def _class_number(path: Path, key: str, content: bytes) -> int:
+    """The number in KEY.cls; −1 where faults are collected and it holds none."""
+    try:
+        number = int(content) if len(content) <= LONGEST_NUMBER else -1
+    except ValueError:
+        number = -1
+    if number < 0:
+        shown = content[:LONGEST_NUMBER].decode(errors="replace")
+        fault(f"shard {path}: {key}.cls is {shown!r}, where a class number is due; write it anew")
+    return number
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    return f"cannot read shard {path}: {reason}; restore it, or write it anew uncompressed"

@@ -1,8 +1,6 @@
 """Figures of experiments, each a file of its own: by step, by epoch, by arm."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -10,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from covpool.experiments.arms import Arm
-from covpool.experiments.inference import Spread, geometric_mean
+from covpool.experiments.inference import Spread, geometric_mean, mean_by_place
 from covpool.experiments.outcome import Outcome
 from covpool.experiments.results import METRICS, RunSet
 
@@ -29,7 +27,7 @@ def smoothness_curves(runs: RunSet, arms: Sequence[Arm]) -> Figure:
         series = [*runs.smoothness(arm, (1, runs.config.train.epochs)).values()]
         for points in series:
             _plot(axes, points, linewidth=0.6, alpha=0.35, **look)
-        middle = _over(series, lambda values: sorted(values)[len(values) // 2])
+        middle = mean_by_place(series, lambda values: sorted(values)[len(values) // 2])
         _plot(axes, middle, linewidth=1.8, label=arm.method, **look)
     rows = [row for own in runs.measured(arms[0], "smoothness").values() for row in own]
     for first in runs.first_epochs[1:]:
@@ -47,7 +45,7 @@ def last_stage(runs: RunSet, arms: Sequence[Arm]) -> Figure:
     both: Sequence[Axes] = figure.subplots(1, 2)
     for axes, metric in zip(both, METRICS, strict=True):
         for place, arm in enumerate(arms):
-            means = _over(_histories(runs, arm, metric, runs.first_epochs[-1]), fmean)
+            means = mean_by_place(_histories(runs, arm, metric, runs.first_epochs[-1]))
             errors = {epoch: 100 * (1 - mean) for epoch, mean in means.items()}
             marker = MARKERS[place % len(MARKERS)]
             _plot(axes, errors, marker=marker, markersize=4, label=arm.method)
@@ -98,11 +96,11 @@ def by_epoch(outcome: Outcome) -> Figure:
         drawn = False
         for arm, label in outcome.groups.items():
             if name == "top1":
-                means = _over(_histories(outcome.runs, arm, METRICS[0]), fmean)
+                means = mean_by_place(_histories(outcome.runs, arm, METRICS[0]))
                 points = {epoch: 100 * mean for epoch, mean in means.items()}
             else:
                 found = [outcome.by_epoch(arm, seed).get(name, {}) for seed in outcome.final(arm)]
-                points = _over(found, geometric_mean)
+                points = mean_by_place(found, geometric_mean)
             place = methods.index(_method_of(outcome, arm))
             look = {"color": f"C{place}" if place < 10 else "0.5", "linestyle": _line_style(arm)}
             _plot(axes, points, linewidth=1.3, label=label, **look)
@@ -134,16 +132,6 @@ def _histories(runs: RunSet, arm: Arm, metric: str, first: int = 1) -> list[Poin
         {row["epoch"]: row[metric] for row in runs.history(arm, seed) if row["epoch"] >= first}
         for seed in runs.finished(arm)
     ]
-
-
-def _over(series: Iterable[Points], mean: Callable[[Sequence[float]], float]) -> Points:
-    """The mean at each place over the finite values; a place that has none is left out."""
-    values: dict[int, list[float]] = {}
-    for points in series:
-        for place, value in points.items():
-            if math.isfinite(value):
-                values.setdefault(place, []).append(value)
-    return {place: mean(own) for place, own in sorted(values.items())}
 
 
 def _plot(axes: Axes, points: Points, **look: Any) -> None:

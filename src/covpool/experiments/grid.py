@@ -6,10 +6,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from covpool.experiments.runs import BRANCH, Run
@@ -24,6 +24,25 @@ GRACE_SECONDS = 10.0
 """How long a process that must end may take for its present step."""
 
 
+Work = Callable[[Run], None]
+"""What makes one run, in a process of its own: a function of a module, which pickle finds there.
+It holds the run's directory by `taken`, goes on where it stopped, and leaves a summary."""
+
+
+@contextmanager
+def taken(run: Run) -> Iterator[RunDirectory]:
+    """The run's directory, which no other process writes into meanwhile.
+
+    Raises:
+        ValueError: another process holds it, or it is taken by something that is no run.
+    """
+    # A process of a comparison that was killed may need its grace to end.
+    with claimed(run.path, patience=2 * GRACE_SECONDS):
+        if not (run.path / "config.yaml").is_file():
+            refuse_existing(run.path)
+        yield RunDirectory(run.path)
+
+
 def run_one(run: Run) -> None:
     """Train one run, from its last checkpoint where it has one. Its summary holds the outcome.
 
@@ -35,11 +54,7 @@ def run_one(run: Run) -> None:
     from covpool.train.job import prepare_resume
     from covpool.train.module import TrainingDiverged
 
-    directory = RunDirectory(run.path)
-    # A process of a comparison that was killed may need its grace to end.
-    with claimed(run.path, patience=2 * GRACE_SECONDS):
-        if not (run.path / "config.yaml").is_file():
-            refuse_existing(run.path)
+    with taken(run) as directory:
         if run.trunk is not None and not directory.has_checkpoint():
             directory.write_config(run.config)
             begin_at_branch(run.trunk, directory, run.config)
@@ -63,14 +78,18 @@ class GridState:
 
 
 def run_grid(
-    runs: Sequence[Run], jobs: int, report: Callable[[GridState, Run | None], None]
+    runs: Sequence[Run],
+    jobs: int,
+    report: Callable[[GridState, Run | None], None],
+    work: Work | None = None,
 ) -> dict[str, str]:
-    """Train the runs that are not settled, `jobs` at a time.
+    """Make the runs that are not settled, `jobs` at a time.
 
     Args:
         runs: the grid.
         jobs: processes.
         report: called about twice a second, and with each run that has ended.
+        work: what makes a run; None: `run_one`, which trains it.
 
     Returns:
         Reasons by run name, of the runs that failed.
@@ -108,7 +127,7 @@ def run_grid(
                     if run is None:
                         break
                     pending.remove(run)
-                    running[pool.submit(run_one, run)] = run
+                    running[pool.submit(work or run_one, run)] = run
                 report(state(), None)
                 ended, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
                 if request.signal_number:

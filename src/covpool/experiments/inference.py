@@ -1,7 +1,7 @@
 """Statistics over seeds, by Student's t: spreads, paired differences, and how many seeds."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Self
@@ -22,6 +22,18 @@ def mean_over(series: Sequence[BySeed]) -> dict[int, float]:
     """By seed the mean over the series, for the seeds that all have."""
     seeds = set[int].intersection(*(set(each) for each in series)) if series else set()
     return {seed: fmean(each[seed] for each in series) for seed in sorted(seeds)}
+
+
+def mean_by_place(
+    series: Iterable[Mapping[int, float]], mean: Callable[[Sequence[float]], float] = fmean
+) -> dict[int, float]:
+    """The mean at each place over the finite values; a place that has none is left out."""
+    values: dict[int, list[float]] = {}
+    for points in series:
+        for place, value in points.items():
+            if math.isfinite(value):
+                values.setdefault(place, []).append(value)
+    return {place: mean(own) for place, own in sorted(values.items())}
 
 
 def geometric_mean(values: Iterable[float]) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from covpool.data import DataError, Preprocessing, load_image, open_images
-from covpool.data.folders import IMAGE_ENDINGS, files_below
+from covpool.data.folders import image_files
 from covpool.train.config import RunConfig
 
 
@@ -26,16 +26,10 @@ def sample_of_files(paths: Sequence[Path], preprocessing: Preprocessing, number:
     Raises:
         ValueError, OSError: no such file, no images, or one that cannot be read.
     """
-    files: list[Path] = []
     for path in paths:
         if not path.exists():
             raise ValueError(f"--images {path} does not exist; give image files or folders")
-        if path.is_dir():
-            files += map(Path, files_below(path, IMAGE_ENDINGS)[0])
-        else:
-            files.append(path)
-    if not files:
-        raise ValueError(f"--images {', '.join(map(str, paths))}: no image files there")
+    files = image_files(paths)
     preprocessing = replace(preprocessing, views="center")
     files = [files[index] for index in _spread(len(files), number)]
     images = torch.stack([load_image(file, preprocessing) for file in files])

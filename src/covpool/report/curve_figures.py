@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from covpool.experiments.inference import Spread
+from covpool.experiments.inference import Spread, mean_by_place
 from covpool.report.figures import (
     AXIS,
     SMALL,
@@ -16,12 +16,13 @@ from covpool.report.figures import (
     PageFigure,
     Styles,
     names,
+    over_epochs,
     panel,
+    rows_beside,
     title,
-    whole_numbers,
 )
 from covpool.report.groups import MethodRow, Setting
-from covpool.report.series import Points, legend, mark_switches, mean_by_place, plot, switch_epochs
+from covpool.report.series import Points, legend, mark_switches, plot, switch_epochs
 from covpool.report.sources import Run
 from covpool.report.svg import colour
 from covpool.text import printable, shortened
@@ -61,7 +62,6 @@ class Curves:
                 plot(axes, points, **{**look, "linewidth": 0.7, "alpha": 0.45, "marker": None})
             plot(axes, self.means[row.label], **look, linewidth=1.9)
         mark_switches(axes, switch_epochs(rows))
-        whole_numbers(axes)
 
     def limits(self) -> tuple[float, float]:
         """Of the vertical axis, for panels to share."""
@@ -123,7 +123,7 @@ def _curves_together(
 ) -> Markup:
     def draw(axes: Axes) -> None:
         curves.draw(axes, rows, styles)
-        title(axes, curves.text, x="epoch")
+        over_epochs(axes, curves.text)
 
     return panel(f"{name}-{curves.key}", f"Learning curves: {curves.text}", draw)
 
@@ -132,7 +132,7 @@ def _curve_alone(curves: Curves, row: MethodRow, styles: Styles, name: str) -> M
     def draw(axes: Axes) -> None:
         curves.draw(axes, [row], styles)
         axes.set_ylim(curves.limits())
-        title(axes, shortened(row.label, AXIS), x="epoch")
+        over_epochs(axes, shortened(row.label, AXIS))
 
     return panel(name, f"Learning curves: {curves.text}, {row.label}", draw, size=SMALL)
 
@@ -216,10 +216,7 @@ def _dots(
             axes.plot(values, [place + 0.24] * len(values), ".", color=style.color, alpha=0.7, ms=5)
         face = colour("surface") if row.hybrid else style.color
         axes.plot(spread.mean, place, style.marker, color=style.color, mfc=face, ms=7)
-    axes.set_yticks(range(len(rows)), [shortened(row.label, AXIS) for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
+    rows_beside(axes, [row.label for row in rows])
     axes.spines["left"].set_visible(False)
     if not axes.has_data():
         axes.set_xticks([])

@@ -16,10 +16,9 @@ from covpool.report.figures import (
     logarithmic,
     names,
     number,
+    over_epochs,
     panel,
     power_of_ten,
-    title,
-    whole_numbers,
 )
 from covpool.report.groups import MethodRow, Setting
 from covpool.report.series import (
@@ -138,8 +137,7 @@ def real_fidelity(setting: Setting, styles: Styles, name: str) -> PageFigure | M
         logarithmic(axes, "y", limits)
         axes.set_ylim(*limits)
         mark_switches(axes, switch_epochs(own.rows))
-        whole_numbers(axes)
-        title(axes, shortened(f"relative distance, trained with {own.label}", 52), x="epoch")
+        over_epochs(axes, shortened(f"relative distance, trained with {own.label}", 52))
 
     values = [
         max(value, LEAST_DISTANCE)
@@ -166,7 +164,7 @@ def real_fidelity(setting: Setting, styles: Styles, name: str) -> PageFigure | M
         ]
         if drawn
         else (),
-        legend=[(styles.sample(f"{name}-key{i}", each), each) for i, each in enumerate(drawn)],
+        legend=styles.legend(name, drawn),
         table=_fidelity_table(trained, drawn),
         seen=[
             "On features that the pooling layer met in training, with the gradient that the loss "

@@ -1,7 +1,7 @@
 """What all figures of the report share: panels, the styles of methods, axes, legends."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -15,7 +15,7 @@ from covpool.linalg.methods import METHODS
 from covpool.poolings import POOLINGS
 from covpool.report.svg import SERIES, colour, drawing, inline
 from covpool.report.tables import PageTable
-from covpool.text import printable
+from covpool.text import printable, shortened
 
 ALONE, WIDE, SMALL = (4.8, 3.1), (4.3, 2.9), (2.3, 1.9)
 """Sizes of panels in inches at 72 units: on a phone text is then about as large as it was drawn."""
@@ -108,9 +108,12 @@ class Styles:
             dashes="-" if place < SERIES else (0, (7, 1.5, 1, 1.5)),
         )
 
-    def sample(self, name: str, method: str, *, hybrid: bool = False) -> Markup:
-        """A short line as in the figures, for a legend."""
-        return sample(name, **self.of(method).line(hybrid=hybrid))
+    def legend(self, figure: str, methods: Iterable[str]) -> list[tuple[Markup, str]]:
+        """A short line as in the figure of that name for each method, and the method's name."""
+        return [
+            (sample(f"{figure}-key{place}", **self.of(method).line()), method)
+            for place, method in enumerate(methods)
+        ]
 
 
 def sample(name: str, **look: Any) -> Markup:
@@ -152,9 +155,34 @@ def title(axes: Axes, text: str, *, x: str = "") -> None:
     axes.set_xlabel(x)
 
 
-def whole_numbers(axes: Axes) -> None:
-    """Ticks of epochs."""
+def over_epochs(axes: Axes, text: str, *, x: str = "epoch") -> None:
+    """Name both axes, the lower one with ticks at whole numbers."""
+    title(axes, text, x=x)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+
+
+def rows_beside(axes: Axes, labels: Sequence[str]) -> None:
+    """Make the vertical axis one of rows, the first at the top."""
+    axes.set_yticks(range(len(labels)), [shortened(label, AXIS) for label in labels])
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
+def ring(size: float) -> dict[str, Any]:
+    """How a figure that stands beside ours is drawn, the paper's or a bound: arguments of
+    `Axes.plot`."""
+    thin = {"mfc": "none", "mew": 0.9, "linestyle": "none"}
+    return {"color": colour("ink"), "marker": "o", "ms": size, **thin}
+
+
+def mark_bound(axes: Axes, bound: float, place: float, look: Mapping[str, Any]) -> None:
+    """A mark at a bound; a triangle at the edge, whatever the axis shows, where it is infinite."""
+    if math.isinf(bound):
+        at = axes.get_yaxis_transform()
+        axes.plot([0.97], [place], transform=at, clip_on=False, **{**look, "marker": ">"})
+    else:
+        axes.plot([bound], [place], **look)
 
 
 def logarithmic(axes: Axes, which: str, values: Iterable[float]) -> None:

@@ -8,22 +8,22 @@ from matplotlib.axes import Axes
 
 from covpool.analysis import gradient_bounds
 from covpool.report.figures import (
-    AXIS,
     WIDE,
     Missing,
     PageFigure,
     Styles,
     logarithmic,
+    mark_bound,
     number,
+    over_epochs,
     panel,
+    ring,
+    rows_beside,
     sample,
     title,
-    whole_numbers,
 )
 from covpool.report.groups import Setting
 from covpool.report.series import NO_PROBE, Points, Record, as_float, plot, probe_rows
-from covpool.report.svg import colour
-from covpool.text import shortened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +103,7 @@ def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
         for method, sizes in measured.items():
             plot(axes, sizes.largest, **styles.of(method).line())
         logarithmic(axes, "y", [value for s in measured.values() for value in s.largest.values()])
-        whole_numbers(axes)
-        title(axes, "largest |K| of the epoch", x="epoch")
+        over_epochs(axes, "largest |K| of the epoch")
 
     def shares(axes: Axes) -> None:
         for method, sizes in measured.items():
@@ -131,15 +130,14 @@ def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
     )
     ties = sum(sizes.ties for sizes in measured.values())
     nonfinite = sum(sizes.nonfinite for sizes in measured.values())
-    ring = {"color": colour("ink"), "marker": "o", "mfc": "none", "ms": 8, "linestyle": "none"}
     return PageFigure(
         name=name,
         title=heading,
         panels=[*panels, bounds],
         legend=[
-            *((styles.sample(f"{name}-key{i}", each), each) for i, each in enumerate(measured)),
+            *styles.legend(name, measured),
             (
-                sample(f"{name}-key-bound", **ring),
+                sample(f"{name}-key-bound", **ring(8)),
                 "bound (the paper’s Table 6), a triangle where there is none",
             ),
         ],
@@ -162,27 +160,20 @@ def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
 
 
 def _draw_bounds(axes: Axes, measured: Mapping[str, Sizes], styles: Styles) -> None:
-    ring = {"color": colour("ink"), "mfc": "none", "ms": 9, "mew": 0.9, "linestyle": "none"}
     seen = []
     for place, (method, sizes) in enumerate(measured.items()):
         style = styles.of(method)
         axes.plot([sizes.most], [place], style.marker, color=style.color, ms=7)
         seen.append(sizes.most)
-        if math.isfinite(sizes.bound):
-            axes.plot([sizes.bound], [place], **{**ring, "marker": "o"})
+        if not math.isnan(sizes.bound):
+            mark_bound(axes, sizes.bound, place, ring(9))
             seen.append(sizes.bound)
-        elif math.isinf(sizes.bound):
-            at = axes.get_yaxis_transform()
-            axes.plot([0.97], [place], transform=at, clip_on=False, **{**ring, "marker": ">"})
     positive = [value for value in seen if 0 < value < math.inf] or [1.0]
     low, high = min(positive) / 30, max(positive) * 1e3
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     logarithmic(axes, "x", [low, high])
-    axes.set_yticks(range(len(measured)), [shortened(method, AXIS) for method in measured])
-    axes.set_ylim(len(measured) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
+    rows_beside(axes, [*measured])
     title(axes, "largest |K| met, and its bound")
 
 

@@ -3,13 +3,8 @@
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-import covpool
 from covpool.experiments import paper
 from covpool.experiments.inference import Spread, differences
 from covpool.report.curve_figures import accuracy, learning_curves
@@ -22,8 +17,9 @@ from covpool.report.probe_figures import conditioning, smoothness
 from covpool.report.sources import Run
 from covpool.report.svg import SERIES
 from covpool.report.tables import PageTable, tables_of
+from covpool.report.template import fill
 from covpool.report.theory_figures import theory_figures
-from covpool.text import printable_lines, shortened
+from covpool.text import shortened
 
 GENERATOR = "covpool report"
 """The page's `generator`, by which an earlier report is known."""
@@ -33,9 +29,6 @@ CONFUSIONS = 24
 
 NAME_LENGTH = 60
 """As much of a class's name is shown."""
-
-_FOLDER = Path(__file__).parent
-
 
 TRAINING_FIGURES = {
     "curves": learning_curves,
@@ -48,6 +41,14 @@ TRAINING_FIGURES = {
 """The figures of each setting, in the page's order."""
 
 
+@dataclass(frozen=True)
+class Called:
+    """A class in a confusion, with small pictures of it, JPEG in base 64."""
+
+    name: str
+    pictures: Sequence[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """What the page says of one setting."""
@@ -56,7 +57,7 @@ class Section:
     setting: Setting
     tables: Sequence[PageTable]
     problems: Sequence[str]
-    confusions: Sequence[tuple[str, Sequence[Mapping[str, str]]]]
+    confusions: Sequence[tuple[str, Sequence[tuple[Called, Called, str]]]]
     figures: Sequence[PageFigure]
     missing: Sequence[Missing]
     facts: Sequence[tuple[str, str]]
@@ -81,19 +82,10 @@ def render(
     """
     settings = group(runs, baseline)
     styles = Styles(run.method for run in runs)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.jinja").render(
+    return fill(
+        "page.html.jinja",
         generator=GENERATOR,
-        version=covpool.__version__,
         date=datetime.date.today().isoformat(),
-        style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
         source=paper.SOURCE,
         runs=runs,
         observations=observations,
@@ -105,11 +97,6 @@ def render(
         headline=[*headline(settings), *map(of_observations, observations)],
         series=SERIES,
     )
-
-
-def _finalize(value: object) -> object:
-    """Nothing of the data can break the encoding; markup of ours stays what it is."""
-    return printable_lines(value) if type(value) is str else value
 
 
 def headline(settings: Sequence[Setting]) -> list[str]:
@@ -215,9 +202,11 @@ def _notes(setting: Setting) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _confusions(setting: Setting) -> list[tuple[str, list[dict[str, str]]]]:
-    """By method, the pairs of classes confused most often, over all seeds."""
+def _confusions(setting: Setting) -> list[tuple[str, list[tuple[Called, Called, str]]]]:
+    """By method, the pairs of classes confused most often, over all seeds: the class, what it was
+    called, the number of images."""
     found = []
+    pictures = {name: own for run in setting.runs for name, own in run.examples.items()}
     listed = min(8, max(3, CONFUSIONS // len(setting.rows)))
     for row in setting.rows:
         counts: dict[tuple[str, str], int] = {}
@@ -228,12 +217,12 @@ def _confusions(setting: Setting) -> list[tuple[str, list[dict[str, str]]]]:
         most = sorted(counts.items(), key=lambda item: -item[1])[:listed]
         if most:
             pairs = [
-                {
-                    "class": shortened(pair[0], NAME_LENGTH),
-                    "called": shortened(pair[1], NAME_LENGTH),
-                    "images": f"{count:,}",
-                }
-                for pair, count in most
+                (
+                    Called(shortened(one, NAME_LENGTH), pictures.get(one, ())),
+                    Called(shortened(other, NAME_LENGTH), pictures.get(other, ())),
+                    f"{count:,}",
+                )
+                for (one, other), count in most
             ]
             found.append((row.label, pairs))
     return found

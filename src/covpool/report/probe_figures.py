@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from covpool.experiments.inference import mean_by_place
 from covpool.experiments.paper import paper_tables
 from covpool.report.figures import (
     ALONE,
@@ -16,9 +17,8 @@ from covpool.report.figures import (
     Styles,
     logarithmic,
     number,
+    over_epochs,
     panel,
-    title,
-    whole_numbers,
 )
 from covpool.report.groups import Setting
 from covpool.report.series import (
@@ -28,7 +28,6 @@ from covpool.report.series import (
     failures,
     legend,
     mark_switches,
-    mean_by_place,
     median_by_epoch,
     plot,
     probe_rows,
@@ -74,8 +73,7 @@ def smoothness(setting: Setting, styles: Styles, name: str) -> PageFigure | Miss
             plot(axes, mean_by_place(series), **look, linewidth=1.9)
         logarithmic(axes, "y", seen)
         mark_switches(axes, switches)
-        whole_numbers(axes)
-        title(axes, "β (low is smooth)", x="training step")
+        over_epochs(axes, "β (low is smooth)", x="training step")
 
     medians = {
         row.label: statistics.median(
@@ -181,8 +179,7 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
         if figure != "effective_rank":
             logarithmic(axes, "y", seen)
         mark_switches(axes, switch_epochs(rows))
-        whole_numbers(axes)
-        title(axes, text, x="epoch")
+        over_epochs(axes, text)
 
     panels = []
     for way, figure, text in FIGURES:

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from covpool.report.figures import Styles
+from covpool.report.figures import Styles, sample
 from covpool.report.groups import MethodRow, Setting
 from covpool.report.sources import Run
 from covpool.report.svg import colour
@@ -20,19 +20,9 @@ Points = dict[int, float]
 def legend(rows: Iterable[MethodRow], styles: Styles, name: str) -> list[tuple[Any, str]]:
     """A sample for each row."""
     return [
-        (styles.sample(f"{name}-key{i}", row.method, hybrid=row.hybrid), row.label)
+        (sample(f"{name}-key{i}", **styles.of(row.method).line(hybrid=row.hybrid)), row.label)
         for i, row in enumerate(rows)
     ]
-
-
-def mean_by_place(series: Iterable[Points]) -> Points:
-    """The mean at each place over those series that have it."""
-    values: dict[int, list[float]] = {}
-    for points in series:
-        for place, value in points.items():
-            if math.isfinite(value):
-                values.setdefault(place, []).append(value)
-    return {place: statistics.fmean(own) for place, own in sorted(values.items())}
 
 
 def plot(axes: Axes, points: Points, **style: Any) -> None:

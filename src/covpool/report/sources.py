@@ -6,6 +6,7 @@ version, whose options were others.
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,8 @@ from covpool.train.run_directory import Row, RunDirectory
 METRICS = ("epoch", "method", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
 """What a row of metrics.jsonl must have to be drawn."""
 
+BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
+
 DEPTH = 3
 """How many folders deep runs are looked for."""
 
@@ -35,6 +38,7 @@ class Run:
         summary: as in summary.json; of a run that has come to none, what its configuration says.
         history: a row for each epoch; empty where only the summary is known.
         confusions: classes called by another's name, most frequent first.
+        examples: small pictures by class, JPEG in base 64, of those that are confused most often.
         analysis: records of the probes, in the order written.
     """
 
@@ -43,6 +47,7 @@ class Run:
     summary: Mapping[str, Any]
     history: Sequence[Row] = ()
     confusions: Sequence[Row] = ()
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
     analysis: Sequence[Row] = field(default=(), repr=False)
 
     @property
@@ -158,6 +163,7 @@ def read_run(path: Path) -> Run:
         summary=_checked_summary(path / "summary.json", summary),
         history=history,
         confusions=_confusions(path / "confusions.csv"),
+        examples=_examples(directory.examples),
         analysis=read_analysis(path),
     )
 
@@ -235,3 +241,17 @@ def _confusions(file: Path) -> list[Row]:
         return [{**row, "images": int(row["images"]), "share": float(row["share"])} for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not what covpool train writes: {error!r}") from error
+
+
+def _examples(file: Path) -> dict[str, list[str]]:
+    """None of a run of an earlier version."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        pictures = [picture for own in found.values() for picture in own]
+        if not all(BASE64.fullmatch(picture) for picture in pictures):
+            raise ValueError("it holds other things than pictures in base 64")
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not what covpool train writes: {error}") from error
+    return found

@@ -24,10 +24,13 @@ from covpool.report.figures import (
     PageFigure,
     Styles,
     logarithmic,
+    mark_bound,
     names,
     number,
     panel,
     power_of_ten,
+    ring,
+    rows_beside,
     sample,
     title,
 )
@@ -75,23 +78,19 @@ def kernel_error(styles: Styles) -> PageFigure:
             axes.plot(GAPS, shown, **{**look, "markevery": 4})
             cells = printed.get(printed_name(method))
             if cells:
-                gaps = [1 - ratio for ratio in printed["ratio"]]
-                ring = {"marker": "o", "mfc": "none", "ms": 9, "linestyle": "none"}
-                axes.plot(gaps, cells, color=colour("ink"), mew=0.9, **ring)
+                axes.plot([1 - ratio for ratio in printed["ratio"]], cells, **ring(9))
         logarithmic(axes, "x", GAPS)
         logarithmic(axes, "y", [LEAST_ERROR, 1e9])
         axes.set_ylim(LEAST_ERROR / 10, None)
         axes.invert_xaxis()
         title(axes, "|K − 1/(λᵢ − λⱼ)|, λᵢ = 1", x="relative gap 1 − λⱼ/λᵢ")
 
-    key = [(styles.sample(f"{name}-key{i}", each), each) for i, each in enumerate(errors)]
-    ring = {"color": colour("ink"), "marker": "o", "mfc": "none", "ms": 8, "linestyle": "none"}
-    key.append((sample(f"{name}-key-paper", **ring), "the paper's Table 3"))
+    of_paper = sample(f"{name}-key-paper", **ring(8)), "the paper's Table 3"
     return PageFigure(
         name=name,
         title="How well the kernels approximate 1/(λᵢ − λⱼ)",
         panels=[panel(f"{name}-panel", "Error of each kernel over the gap", draw, size=ALONE)],
-        legend=key,
+        legend=[*styles.legend(name, errors), of_paper],
         seen=[
             "Each kernel as computed in float64, against rational arithmetic. Eigenvalues come "
             f"closer to the right. {names(faithful)} stay with 1/(λᵢ − λⱼ) to rounding at all gaps "
@@ -114,10 +113,9 @@ def bounds() -> PageFigure:
     order = [row.method for row in rows]
     printed = paper_tables()["table6_gradient_upper_bound"]
     looks = {
-        torch.float64: {"marker": "o", "color": colour("series-0"), "ms": 7},
-        torch.float32: {"marker": "s", "color": colour("series-1"), "ms": 6},
+        torch.float64: {"marker": "o", "color": colour("series-0"), "ms": 7, "linestyle": "none"},
+        torch.float32: {"marker": "s", "color": colour("series-1"), "ms": 6, "linestyle": "none"},
     }
-    ring = {"color": colour("ink"), "marker": "o", "mfc": "none", "ms": 11, "linestyle": "none"}
 
     def draw(axes: Axes) -> None:
         axes.set_xscale("log")
@@ -127,28 +125,19 @@ def bounds() -> PageFigure:
                 if row.bound is None:
                     continue
                 place = order.index(row.method) + (0.14 if dtype == torch.float32 else -0.14)
-                if math.isinf(row.bound):
-                    # At the edge, whatever the axis shows.
-                    at = axes.get_yaxis_transform()
-                    look = {**looks[dtype], "marker": ">"}
-                    axes.plot([0.97], [place], transform=at, clip_on=False, **look)
-                else:
-                    axes.plot([row.bound], [place], linestyle="none", **looks[dtype])
+                mark_bound(axes, row.bound, place, looks[dtype])
         for place, method in enumerate(order):
             cell = printed.get(printed_name(method), {}).get("maximum")
             if isinstance(cell, float):
-                axes.plot([cell], [place - 0.14], mew=0.9, **ring)
+                axes.plot([cell], [place - 0.14], **ring(11))
         logarithmic(axes, "x", [1e5, 1e44])
-        axes.set_yticks(range(len(order)), order)
-        axes.set_ylim(len(order) - 0.5, -0.5)
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
+        rows_beside(axes, order)
         title(axes, "bound of |K|")
 
     key = [
-        (sample(f"{name}-key64", linestyle="none", **looks[torch.float64]), "float64"),
-        (sample(f"{name}-key32", linestyle="none", **looks[torch.float32]), "float32"),
-        (sample(f"{name}-key-paper", **{**ring, "ms": 8}), "the paper's Table 6"),
+        (sample(f"{name}-key64", **looks[torch.float64]), "float64"),
+        (sample(f"{name}-key32", **looks[torch.float32]), "float32"),
+        (sample(f"{name}-key-paper", **ring(8)), "the paper's Table 6"),
     ]
     without = [row.method for row in by_dtype[torch.float64] if row.bound is None]
     size = (WIDE[0] + 0.7, 0.8 + 0.4 * len(order))
@@ -201,7 +190,7 @@ def fidelity(styles: Styles) -> PageFigure:
                     f"{name}-{figure}-{'gap' if found is by_gap else 'rank'}",
                     f"Gradient fidelity: {heading} over {text}",
                     lambda axes, a=found, b=places, c=figure, d=heading, e=text: _draw_fidelity(
-                        axes, a, drawn, styles, b, c, d, e
+                        axes, {method: a[method] for method in drawn}, styles, b, c, d, e
                     ),
                 )
             )
@@ -209,7 +198,7 @@ def fidelity(styles: Styles) -> PageFigure:
         name=name,
         title="Gradient fidelity",
         panels=panels,
-        legend=[(styles.sample(f"{name}-key{i}", each), each) for i, each in enumerate(drawn)],
+        legend=styles.legend(name, drawn),
         seen=[
             "Each method's gradient of the square root with respect to the features, beside the "
             f"exact one, on made-up spectra of {SIZE} eigenvalues with condition number "
@@ -234,15 +223,14 @@ def _largest(found: Fidelity) -> float:
 def _draw_fidelity(
     axes: Axes,
     found: Mapping[str, Fidelity],
-    methods: Sequence[str],
     styles: Styles,
     places: Sequence[float],
     figure: str,
     heading: str,
     text: str,
 ) -> None:
-    for method in methods:
-        values = getattr(found[method], figure).tolist()
+    for method, own in found.items():
+        values = getattr(own, figure).tolist()
         look = styles.of(method).line()
         every = 4 if len(places) > 12 else 1
         if figure == "relative_distance":

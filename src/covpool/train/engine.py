@@ -22,7 +22,7 @@ from covpool.train.checkpoint import (
     read_checkpoint,
 )
 from covpool.train.config import OptimConfig, RunConfig
-from covpool.train.figures import draw_confusion, draw_curves
+from covpool.train.figures import draw_confusion, draw_curves, write_examples
 from covpool.train.interruption import Interrupted, StopRequest
 from covpool.train.job import Job, check_classes, parameters, prepare
 from covpool.train.loaders import ImageDataModule, naming_dead_workers
@@ -206,6 +206,7 @@ def write_pictures(
         draw_curves(recorder.history, directory.path / "curves.svg")
     if whole:
         draw_confusion(confusion, job.splits.classes, directory.path / "confusion.png")
+        write_examples(confusion, job.splits.test, job.splits.classes, directory.examples)
 
 
 def evaluate(path: Path, config: RunConfig, *, report: bool = False) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""Pictures of a run: learning curves, and the confusion of its worst classes."""
+"""Pictures of a run: learning curves, the confusion of its worst classes, and images of these."""
 
+import json
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,10 +11,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from covpool.data import DataError, Images
+from covpool.data.contact_sheet import encoded_thumbnail
 from covpool.text import shortened
-from covpool.train.run_directory import Row, replace_file
+from covpool.train.run_directory import Row, replace_file, replace_text
 
 WORST_CLASSES = 20
+
+CONFUSIONS, EXAMPLES, SIDE = 24, 2, 64
+"""Of the classes in so many of the most frequent confusions, so many images of that size are kept
+for the report."""
 
 NAME_LENGTH = 40
 """As many characters of a class's name fit beside the picture."""
@@ -67,6 +75,33 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> Non
     axes.set(xlabel="called", ylabel="class (recall)", title=f"The {len(names)} classes told worst")
     figure.colorbar(picture, label="% of the class's test images", shrink=0.7)
     _save(figure, path)
+
+
+def write_examples(confusion: Tensor, images: Images, classes: Sequence[str], path: Path) -> None:
+    """Write small pictures of test images of the classes that are confused most often, as JSON:
+    lists of JPEG in base 64, by the class's name as confusions.csv has it.
+
+    Args:
+        confusion: images of class i called j.
+        images: those that were evaluated.
+        classes: class names.
+        path: the file.
+    """
+    wrong = confusion.clone().fill_diagonal_(0).flatten()
+    most = [n for n in wrong.topk(min(CONFUSIONS, len(wrong))).indices.tolist() if wrong[n]]
+    chosen = sorted({label for pair in most for label in divmod(pair, len(classes))})
+    places: dict[int, list[int]] = {label: [] for label in chosen}
+    for index, label in enumerate(images.labels):
+        if len(places.get(label, images.labels)) < EXAMPLES:
+            places[label].append(index)
+    found: dict[str, list[str]] = {}
+    for label, indices in places.items():
+        name = classes[label].encode("utf-8", "backslashreplace").decode()
+        found[name] = []
+        for index in indices:
+            with suppress(DataError):  # it has been damaged since it was evaluated
+                found[name].append(encoded_thumbnail(images.source[index], SIDE))
+    replace_text(path, json.dumps(found) + "\n")
 
 
 def _save(figure: Figure, path: Path) -> None:

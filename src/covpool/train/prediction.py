@@ -1,15 +1,19 @@
 """The classes of single images by a checkpoint or a published model: nothing else is needed."""
 
-from collections.abc import Iterator, Sequence
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from covpool.data import Preprocessing, average_over_views, load_image
+from covpool.data.folders import image_files
 from covpool.data.reading import REMEDY
 from covpool.models import CovPoolModel
+from covpool.text import encodable
 from covpool.train.building import build_model
 from covpool.train.checkpoint import METADATA, load_weights
 from covpool.train.config import RunConfig
@@ -50,14 +54,18 @@ class TrainedModel:
         """The likeliest classes of image files.
 
         Args:
-            images: paths, or one; a file that cannot be read gives a `Prediction` with its error.
+            images: paths of files and of folders of them, or one; a file that cannot be read gives
+                a `Prediction` with its error.
             top: number of classes.
-        """
-        files = [images] if isinstance(images, str | Path) else images
-        return list(self.predictions([Path(file) for file in files], top=top))
 
-    def predictions(self, images: Sequence[Path], *, top: int = 5) -> Iterator[Prediction]:
-        """As `predict`, one after another."""
+        Raises:
+            DataError: a folder that cannot be read, or that holds no images.
+        """
+        paths = [images] if isinstance(images, str | Path) else images
+        return list(self.predictions(image_files(paths), top=top))
+
+    def predictions(self, images: Iterable[Path], *, top: int = 5) -> Iterator[Prediction]:
+        """As `predict`, of files alone and one after another."""
         parameter = next(self.model.parameters())
         for image in images:
             try:
@@ -154,18 +162,45 @@ def find_weights(path: Path) -> Path:
     return found
 
 
-def predict(
-    path: Path, images: Sequence[Path], *, top: int = 5, allow_external: bool = False
-) -> Iterator[Prediction]:
-    """The likeliest classes of image files, as `TrainedModel.predictions`.
+Writer = Callable[[Prediction], object]
 
-    Args:
-        path: as for `load_model`.
-        images: image files; one that cannot be read gives a `Prediction` with its error.
-        top: number of classes.
-        allow_external: as for `load_model`.
 
-    Raises:
-        ValueError, OSError: as `load_model`.
-    """
-    return load_model(path, allow_external=allow_external).predictions(images, top=top)
+def csv_writer(file: IO[str], top: int) -> Writer:
+    """Writes a header, and then each prediction as a line: path, class, probability, class_2,
+    probability_2, … and the error where there is no result."""
+    number = ["", *(f"_{place}" for place in range(2, top + 1))]
+    columns = [f"{name}{each}" for each in number for name in ("class", "probability")]
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(["path", *columns, "error"])
+
+    def write(prediction: Prediction) -> None:
+        pairs = prediction.likeliest
+        cells = [cell for name, share in pairs for cell in (encodable(name), f"{share:.6f}")]
+        cells += [""] * (len(columns) - len(cells))
+        error = encodable(prediction.error or "")
+        lines.writerow([encodable(str(prediction.path)), *cells, error])
+
+    return write
+
+
+def json_lines_writer(file: IO[str], top: int) -> Writer:
+    """Writes each prediction as a line: {"path", "class", "probability", "likeliest": [{"class",
+    "probability"}, …]}, or {"path", "error"} where there is no result."""
+
+    def write(prediction: Prediction) -> None:
+        found: dict[str, Any] = {"path": str(prediction.path)}
+        likeliest = [{"class": name, "probability": share} for name, share in prediction.likeliest]
+        if likeliest:
+            found |= {**likeliest[0], "likeliest": likeliest}
+        else:
+            found["error"] = prediction.error
+        file.write(json.dumps(found) + "\n")
+
+    return write
+
+
+WRITERS: dict[str, Callable[[IO[str], int], Writer]] = {
+    ".csv": csv_writer,
+    ".jsonl": json_lines_writer,
+}
+"""How predictions are written, by the ending of the file's name; the number is of the classes."""

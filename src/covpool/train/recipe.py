@@ -8,15 +8,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from covpool.linalg.tables import choose
 from covpool.train.config import RunConfig
 
+if TYPE_CHECKING:
+    from covpool.train.job import Job
+
 EMBEDDED = "typefaces"
 """The recipe that holds where neither it nor other images are named."""
+
+FINE_TUNING = "fine-tuning"
+"""The recipe that holds where none is named and training starts from weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +35,7 @@ class Recipe:
         reproduces: which figures of the paper.
         data: the data set it is for.
         starts_from: the weights that it needs; None: it trains from scratch.
-        embedded: whether its images are in the package.
+        embedded: whether it can train on the images in the package.
         config: the configuration.
         text: the file without its block `recipe`: what --config takes.
     """
@@ -75,6 +81,52 @@ def read_recipe(name: str) -> Recipe:
     about: Mapping[str, Any] = content.pop("recipe")
     body = re.sub(r"^recipe:\n(?:[ \t]+.*\n)*", "", text, flags=re.MULTILINE)
     return Recipe(name=name, config=RunConfig.from_dict(content), text=body, **about)
+
+
+def default_recipe(given: Mapping[str, Mapping[str, Any]]) -> Recipe | None:
+    """What a run starts from that names no recipe: fine-tuning where it is given weights, that of
+    the embedded images where it is not given others, else None, which is `RunConfig()`.
+
+    Args:
+        given: the options that were given, by group and name.
+    """
+    model, data = given.get("model", {}), given.get("data", {})
+    if model.get("pretrained") or model.get("init_from"):
+        return read_recipe(FINE_TUNING)
+    return read_recipe(EMBEDDED) if {"name", "root"}.isdisjoint(data) else None
+
+
+SAID = (
+    *(("optim", name) for name in ("name", "learning_rate", "decay", "warmup_epochs")),
+    *(("optim", "weight_decay"), ("train", "epochs")),
+    *(("data", name) for name in ("batch_size", "image_size", "augment")),
+)
+"""What most decides how a run goes, and what people change first."""
+
+
+def said_defaults(job: "Job", default: Recipe | RunConfig | None) -> str | None:
+    """A line of the options that a run on images of the user's has by default.
+
+    Args:
+        job: the run, in which what is found out from the images is known.
+        default: what its options were laid over; None where that was named.
+
+    Returns:
+        None where there is nothing to say: no images of the user's, nothing by default. Options
+        that were given otherwise are left out.
+    """
+    if default is None or job.config.data.root is None:
+        return None
+    tuned = isinstance(default, Recipe)
+    here, there = job.config.to_dict(), (default.config if tuned else default).to_dict()
+    found = {"image_size": job.splits.image_size, "augment": job.splits.train.augment}
+    words = [
+        f"{group}.{name} {found.get(name, here[group][name])}"
+        for group, name in SAID
+        if here[group][name] == there[group][name]
+    ]
+    whose = "fine-tuning on your own images" if tuned else "your own images"
+    return f"defaults for {whose}: {', '.join(words)}" if words else None
 
 
 def read_recipes() -> list[Recipe]:

@@ -1,10 +1,11 @@
 """The directory of a run: its files and how they are named.
 
 config.yaml, metrics.csv, metrics.jsonl, last.ckpt, previous.ckpt, best.ckpt, curves.svg,
-confusion.png, confusions.csv, summary.md, summary.json. Whatever is written again during a run
-replaces its predecessor in one step, so a reader or a crash never meets half a file. summary.json
-is the last one that is written: where it says "finished", all others are there, but for a picture
-(curves.svg, confusion.png) that could not be drawn.
+confusion.png, confusions.csv, examples.json, summary.md, summary.json. Whatever is written again
+during a run replaces its predecessor in one step, so a reader or a crash never meets half a file.
+summary.json is the last one that is written: where it says "finished", all others are there, but
+for a picture (curves.svg, confusion.png, those in examples.json) that could not be drawn. Then
+previous.ckpt goes, or what else the run was told not to keep.
 """
 
 import csv
@@ -93,6 +94,11 @@ class RunDirectory:
     def best(self) -> Path:
         """The weights of the epoch with the highest test top-1."""
         return self.path / "best.ckpt"
+
+    @property
+    def examples(self) -> Path:
+        """Small pictures of the classes that are confused most often."""
+        return self.path / "examples.json"
 
     def has_checkpoint(self) -> bool:
         """Whether there is anything to go on from."""

@@ -1,0 +1,26 @@
+"""Files that commands write where the user says."""
+
+from pathlib import Path
+
+from covpool.cli import UserError
+
+
+def refuse_file(option: str, path: Path | None, *, otherwise: str = "") -> None:
+    """Refuse to write a file over another one, or where it cannot be.
+
+    Args:
+        option: what named it.
+        path: None where the option was not given.
+        otherwise: what else can be done where it exists, as in "go on with it by --resume, or ".
+
+    Raises:
+        UserError: the path is taken, or its folder is not there.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder; name a file in it")
+    if path.exists():
+        raise UserError(f"{option} {path} exists; {otherwise}remove it, or choose another name")
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {path.parent}; make it first")

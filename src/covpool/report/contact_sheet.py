@@ -1,0 +1,60 @@
+"""One page with a small picture of each image under the class that it was called."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from covpool.report.template import fill
+from covpool.text import shortened
+
+GENERATOR = "covpool predict"
+
+NAME_LENGTH = 60
+"""As much of a class's or a file's name is shown; the whole of a file's shows where one points."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """An image on the sheet.
+
+    Attributes:
+        path: its file.
+        picture: JPEG, in base 64; None where it could not be read.
+        likeliest: classes with their probabilities, the likeliest first.
+        error: why there are none.
+    """
+
+    path: str
+    picture: str | None
+    likeliest: Sequence[tuple[str, float]] = ()
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's, without its folders."""
+        return shortened(self.path.rpartition("/")[2], NAME_LENGTH)
+
+
+def render_sheet(images: Iterable[Shown], *, model: str) -> str:
+    """The page: by class, the surest first; at the end what got no result, and why.
+
+    Args:
+        images: in any order.
+        model: what called them so.
+    """
+    classes: dict[str, list[Shown]] = {}
+    failed: list[Shown] = []
+    for image in images:
+        if image.likeliest:
+            classes.setdefault(image.likeliest[0][0], []).append(image)
+        else:
+            failed.append(image)
+    for called in classes.values():
+        called.sort(key=lambda image: (-image.likeliest[0][1], image.path))
+    return fill(
+        "sheet.html.jinja",
+        generator=GENERATOR,
+        model=model,
+        total=sum(map(len, classes.values())),
+        classes=[(shortened(name, NAME_LENGTH), classes[name]) for name in sorted(classes)],
+        failed=failed,
+    )
