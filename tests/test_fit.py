@@ -199,8 +199,9 @@ def test_progress_is_plain_lines_or_nothing(images, tmp_path, capsys):
     told, error = capsys.readouterr()
     assert error == ""
     lines = told.splitlines()
-    assert lines[0].startswith("small-convnet, isqrt-cov")
-    assert [line.split()[0] for line in lines[4:6]] == ["1/2", "2/2"]
+    assert lines[0].startswith("defaults for your own images: optim.name sgd, ")
+    assert lines[1].startswith("small-convnet, isqrt-cov")
+    assert [line.split()[0] for line in lines[5:7]] == ["1/2", "2/2"]
     assert lines[-1] == f"summary, curves and checkpoints: {tmp_path / 'told'}"
     assert not any("\x1b" in line for line in lines)
 

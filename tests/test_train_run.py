@@ -73,7 +73,7 @@ SAID = {
     ),
     "pretrained": (
         ["--model.init_from", "{run}", "--optim.decay", "constant"],
-        "for fine-tuning on your own images: optim.name adamw, optim.learning_rate 0.0001, ",
+        "for fine-tuning on your own images: optim.name adamw, optim.learning_rate 0.0003, ",
     ),
     "recipe": (["--recipe", "birds", "--model.init_from", "{run}"], None),
 }
