@@ -79,11 +79,11 @@ SAID = {
     ),
     "given": (
         ["--lr", "0.1", "--optim.name", "adamw"],
-        "for your own images: --optim.decay cosine",
+        "for your own images: optim.decay cosine, ",
     ),
     "pretrained": (
         ["--model.init_from", "{run}", "--optim.decay", "constant"],
-        "for fine-tuning on your own images: optim.name adamw, optim.learning_rate 0.0001, ",
+        "for fine-tuning on your own images: optim.name adamw, optim.learning_rate 0.0003, ",
     ),
     "recipe": (["--recipe", "birds", "--model.init_from", "{run}"], None),
 }
@@ -103,12 +103,13 @@ def test_defaults_for_own_images_are_said_in_a_line(
     capsys.readouterr()
     path = str(tmp_path / "made")
     assert main([command, str(images), *OPTIONS, *options, "--output", path]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "defaults" in line]
+    told = capsys.readouterr().out.splitlines()
+    lines = [line for line in told if line.startswith("defaults ")]
     assert len(lines) == (wanted is not None)
     if wanted:
         assert lines[0].startswith(f"defaults {wanted}")
         assert lines[0].endswith("data.augment crop")  # found out from the images
-        assert "epochs" not in lines[0]  # which is given
+        assert "train.epochs" not in lines[0]  # which is given
 
 
 def test_metrics_agree_in_both_formats(run):
