@@ -199,11 +199,7 @@ def test_progress_is_plain_lines_or_nothing(images, tmp_path, capsys):
     told, error = capsys.readouterr()
     assert error == ""
     lines = told.splitlines()
-<<<<<<< HEAD
     assert lines[0].startswith("defaults for your own images: ")
-=======
-    assert lines[0].startswith("defaults for your own images: optim.name sgd, ")
->>>>>>> wt-training
     assert lines[1].startswith("small-convnet, isqrt-cov")
     assert [line.split()[0] for line in lines[5:7]] == ["1/2", "2/2"]
     assert lines[-1] == f"summary, curves and checkpoints: {tmp_path / 'told'}"
