@@ -252,7 +252,7 @@ def check_progress(checkpoint: dict[str, Any], path: Path) -> None:
         missing = [name for name in names if name not in values]
         check(not missing, f"{where} is not whole: it lacks {', '.join(missing)}")
 
-    progress = checkpoint.get(PROGRESS)
+    progress: Any = checkpoint.get(PROGRESS)
     check_keys(progress, PROGRESS_KEYS, "")
     history, sums = progress["history"], progress["train_sums"]
     check(isinstance(history, list), f".history must be a list, not {history!r}")
