@@ -14,7 +14,7 @@ from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.functions import POWER, Floored, ScalarFunction, with_floor
 from covpool.linalg.methods import METHODS, Method, get_method, warn_of_float32
 from covpool.linalg.precision import full_precision, on_cpu, range_unit
-from covpool.linalg.spectrum import clip_to_rank, of_kind, real_dtype, symmetric_part
+from covpool.linalg.spectrum import clip_to_rank, of_kind, planar, real_dtype, symmetric_part
 from covpool.linalg.transforms import unreadable
 
 
@@ -97,12 +97,13 @@ def evaluate(
         ]
     warn_of_float32(row, compute_dtype, stacklevel=3)
     dtype = row.dtype(matrix.dtype, compute_dtype)
-    values = matrix.detach()
+    values = planar(matrix.detach())
     readable = not unreadable(values)
     checked = check and readable and matrix.numel() > 0
+    exact = readable and checks.exactly_symmetric(values)
     extent = None
     if checked:
-        extent = checks.entries(caller, values)
+        extent = checks.entries(caller, values, exact)
     elif readable and on_cpu(values) and matrix.numel():
         extent = checks.extent(values)
     with full_precision(matrix):
@@ -127,11 +128,17 @@ def evaluate(
                 )
                 found.append((lifted.to(matrix.dtype), function, symmetric, result, None, unit))
         else:
-            symmetric = symmetric_part(scaled.detach())
+            symmetric = (values if unit is None else values / unit).to(dtype)
+            symmetric = symmetric if exact else symmetric_part(symmetric)
             finite = extent is not None and extent[1] < math.inf
             # A GPU is waited for once, below.
             eigenpairs = EIGENDECOMPOSITION(
-                symmetric, readable and unit is None, finite=finite, read=False
+                symmetric,
+                readable and unit is None,
+                finite=finite,
+                read=False,
+                # Other rules than the exact one tell bases of a tie apart.
+                any_basis=row.exact_gradient,
             )
             decomposed = _Decomposed(scaled, *eigenpairs, floor, unit)
             asked = list(zip(functions, parameters, strict=True))
