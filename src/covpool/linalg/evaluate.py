@@ -95,7 +95,9 @@ def evaluate(
             else matrix.clone()
             for value in parameters
         ]
-    warn_of_float32(row, compute_dtype, stacklevel=3)
+    narrow = compute_dtype == torch.float32 and not row.smooth
+    if narrow and row.iteration is not None:
+        warn_of_float32(row, compute_dtype, stacklevel=3)
     dtype = row.dtype(matrix.dtype, compute_dtype)
     values = planar(matrix.detach())
     readable = not unreadable(values)
@@ -145,6 +147,8 @@ def evaluate(
             terms = [_term(*pair, decomposed) for pair in asked]
             if checked:
                 doubts = [doubt for term in terms for doubt in _doubts(term, row)]
+                if narrow:
+                    doubts += [_loses(term) for term in terms]
                 if not on_cpu(matrix):
                     doubts.append(decomposed.eigenvalues.isnan().any(-1))
                 if checks.any_of(doubts):
@@ -154,6 +158,8 @@ def evaluate(
                         terms = [_term(*pair, decomposed) for pair in asked]
                     for term in terms:
                         _refuse(caller, term, row, matrix.dtype)
+                    if narrow and checks.any_of([_loses(term) for term in terms]):
+                        warn_of_float32(row, compute_dtype, stacklevel=3)
             found = [_lifted(term, row, matrix.dtype) for term in terms]
         if not return_info:
             return [lifted for lifted, *_ in found]
@@ -239,6 +245,13 @@ def _rank(term: _Term) -> Tensor:
     eigenvalues = term.decomposed.eigenvalues
     magnitudes = eigenvalues.abs() if term.function.domain.has_negative else eigenvalues
     return (clip_to_rank(magnitudes, term.decomposed.matrix.shape[-1]) > 0).sum(-1)
+
+
+def _loses(term: _Term) -> Tensor:
+    """In which samples eigenvalues that the function tells from zero are lost to rounding."""
+    if term.function.smooth_at_zero:
+        return torch.zeros_like(term.clipped[..., 0], dtype=torch.bool)
+    return _rank(term) < term.clipped.shape[-1]
 
 
 def _refuse(caller: str, term: _Term, row: Method, given: torch.dtype) -> None:
