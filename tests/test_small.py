@@ -1,10 +1,14 @@
 """Small matrices: closed forms for large batches of them, and how often a call waits for values."""
 
+import json
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import covpool
+from covpool.bench import small
+from covpool.cli import UserError, bench
 from covpool.linalg import checks, evaluate, precision
 from covpool.linalg.engine import factorisation
 from covpool.linalg.engine.small import CLOSED_SIZE, small_eigh
@@ -126,3 +130,20 @@ def test_a_call_waits_for_a_gpu_twice_at_most_and_unchecked_never(name, size, mo
         with Reads() as reads:
             covpool.matrix_function(matrix, check=check, **options)
         assert reads.count <= allowed
+
+
+def test_the_small_bench_measures_everything_and_names_what_fails(tmp_path, monkeypatch, capsys):
+    def failing(matrix):
+        raise RuntimeError("no such root")
+
+    monkeypatch.setitem(small.INSTALLED, "made up", ("json", lambda module: failing))
+    file = tmp_path / "small.json"
+    assert bench.run(["small", "--shapes", "2x2,1x3", "--rounds", "1", "--output", str(file)]) == 0
+    shapes = json.loads(file.read_text())["shapes"]
+    assert list(shapes) == ["2x2", "1x3"]
+    for found in shapes.values():
+        assert found["made up"]["error"] == "RuntimeError: no such root"
+        assert all(found[name]["median"] > 0 for name in (*small.OURS, "30 lines"))
+    assert "made up at 1x3: RuntimeError: no such root" in capsys.readouterr().out
+    with pytest.raises(UserError, match="BATCHxN with whole numbers from 1 on, got '1x'"):
+        bench.run(["small", "--shapes", "1x"])

@@ -134,7 +134,7 @@ def evaluate(
             symmetric = symmetric if exact else symmetric_part(symmetric)
             finite = extent is not None and extent[1] < math.inf
             # A GPU is waited for once, below.
-            eigenpairs = EIGENDECOMPOSITION(
+            eigenvalues, eigenvectors = EIGENDECOMPOSITION(
                 symmetric,
                 readable and unit is None,
                 finite=finite,
@@ -142,7 +142,7 @@ def evaluate(
                 # Other rules than the exact one tell bases of a tie apart.
                 any_basis=row.exact_gradient,
             )
-            decomposed = _Decomposed(scaled, *eigenpairs, floor, unit)
+            decomposed = _Decomposed(scaled, eigenvalues, eigenvectors, floor, unit)
             asked = list(zip(functions, parameters, strict=True))
             terms = [_term(*pair, decomposed) for pair in asked]
             if checked:
@@ -153,8 +153,8 @@ def evaluate(
                     doubts.append(decomposed.eigenvalues.isnan().any(-1))
                 if checks.any_of(doubts):
                     if not on_cpu(matrix):
-                        eigenpairs = EIGENDECOMPOSITION(symmetric)
-                        decomposed = _Decomposed(scaled, *eigenpairs, floor, unit)
+                        eigenvalues, eigenvectors = EIGENDECOMPOSITION(symmetric)
+                        decomposed = _Decomposed(scaled, eigenvalues, eigenvectors, floor, unit)
                         terms = [_term(*pair, decomposed) for pair in asked]
                     for term in terms:
                         _refuse(caller, term, row, matrix.dtype)
