@@ -170,7 +170,7 @@ def test_compute_dtype_float32_is_honoured(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_compute_dtype_float32_warns_where_small_eigenvalues_matter(name):
     """At the caller's line, and not where a method is as good in float32."""
-    matrix, features = SPECTRA["separated"]().float(), torch.randn(4, 6)
+    matrix, features = SPECTRA["rank-deficient"]().float(), torch.randn(4, 6)
     layer = covpool.CovPool2d(4, None, name, compute_dtype=torch.float32)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -186,3 +186,8 @@ def test_compute_dtype_float32_warns_where_small_eigenvalues_matter(name):
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "compute_dtype=torch.float32")  # as the message says
         covpool.matrix_sqrt(matrix, name, compute_dtype=torch.float32)
+    if METHODS[name].iteration is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            well_conditioned = SPECTRA["separated"]().float()
+            covpool.matrix_sqrt(well_conditioned, name, compute_dtype=torch.float32)

@@ -75,9 +75,9 @@ def test_imports_point_one_way(path):
 
 
 LINALG = (
-    *("names", "tables", "spectrum", "transforms", "minimax_coefficients", "sign", "checks"),
+    *("names", "tables", "spectrum", "transforms", "minimax_coefficients", "sign", "precision"),
     *(
-        "precision",
+        "checks",
         "autograd.modes",
         "autograd.product",
         "quadrature",

@@ -66,6 +66,7 @@ def time_steps(
     warm_up: int = 2,
     device: torch.device,
     report: Callable[[str], None] = lambda text: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Each step's times over the rounds, after a warm-up; one that fails is left out from then on.
 
@@ -78,12 +79,13 @@ def time_steps(
         warm_up: untimed calls of each step before the first round.
         device: where there is something to wait for.
         report: told what goes on.
+        clock: what tells the seconds.
     """
     timings = {name: Timing() for name in steps}
 
     def run(name: str, calls: int) -> float | None:
         try:
-            return timed(steps[name], contexts[name], device, calls)
+            return timed(steps[name], contexts[name], device, calls, clock)
         except Exception as error:
             timings[name].error = describe(error)
             return None
@@ -112,15 +114,16 @@ def timed(
     context: Context,
     device: torch.device,
     calls: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Seconds of one of so many calls, waiting for the device before the first and at the end."""
     with context():
         _synchronise(device)
-        start = time.perf_counter()
+        start = clock()
         for _ in range(calls):
             step()
         _synchronise(device)
-        return (time.perf_counter() - start) / calls
+        return (clock() - start) / calls
 
 
 def _synchronise(device: torch.device) -> None:

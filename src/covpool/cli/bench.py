@@ -155,6 +155,24 @@ def step(arguments: list[str]) -> int:
     return 0
 
 
+def small(arguments: list[str]) -> int:
+    """matrix_sqrt of small matrices beside its peers"""
+    from covpool.bench import small as module
+
+    parser = _parser_of(module, "small")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    options = parser.parse_args(arguments)
+    with users_input(), Progress() as progress:
+        results = module.measure(options, progress)
+    say(summary_line(results["environment"]))
+    show(module.tables(results), module.failures(results), PlainConsole())
+    if options.output is not None:
+        with users_input():
+            write_results(results, options.output)
+        say(f"\nresults: {options.output}")
+    return 0
+
+
 def resume(arguments: list[str]) -> int:
     """runs killed at random, resumed, compared"""
     from covpool.bench import resume as module
@@ -226,7 +244,7 @@ def goals(arguments: list[str]) -> int:
 
 
 MEASUREMENTS: dict[str, Callable[[list[str]], int]] = {
-    measure.__name__: measure for measure in (growth, step, resume, throughput, goals)
+    measure.__name__: measure for measure in (growth, step, small, resume, throughput, goals)
 }
 """What takes longer, by name."""
 

@@ -61,7 +61,9 @@ def matrix_sqrt(
             and for `newton-schulz-minimax`, float32 (float64 for float64 input) for the other
             methods that iterate. `torch.float32` is for devices without float64: where that is
             the default, eigenvalues below n · eps of the largest, 3e-5 at n = 256, are lost, and
-            the gradient is wrong by tens of percent where there are any; a UserWarning says so.
+            the gradient is wrong by tens of percent where there are any. A UserWarning says so: of
+            methods that decompose with `check`, and where there are any; of others always. Well
+            conditioned matrices are right to float32's digits, at its speed.
         check: whether to refuse matrices that are not finite, symmetric and positive
             semi-definite. Costs a synchronisation on a GPU. Off, and inside torch.compile or
             torch.func transforms, where values cannot be read, the symmetric part is used, NaN

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from covpool.linalg.precision import on_cpu
 from covpool.linalg.spectrum import name_samples, rank_tolerance
 from covpool.linalg.transforms import unreadable
 
@@ -222,7 +223,12 @@ def extent(matrix: Tensor) -> tuple[float, float]:
     return least.item(), most.item()
 
 
-def entries(caller: str, matrix: Tensor) -> tuple[float, float]:
+def exactly_symmetric(matrix: Tensor) -> bool:
+    """Whether (*, n, n), detached, are to the last digit; a GPU is not asked and has False."""
+    return on_cpu(matrix) and torch.equal(matrix, matrix.mH)
+
+
+def entries(caller: str, matrix: Tensor, symmetric: bool = False) -> tuple[float, float]:
     """Refuse matrices (*, n, n), detached and not empty, that are not finite or not symmetric.
 
     Symmetric is what differs from its transpose by no more than some rounding explains. The
@@ -231,9 +237,14 @@ def entries(caller: str, matrix: Tensor) -> tuple[float, float]:
     to its largest entry, and that of numbers of order one: a difference of such matrices that is
     zero to rounding has no symmetry left.
 
+    Args:
+        symmetric: whether they are known to be, to the last digit.
+
     Returns:
         The smallest and the largest of the batch's largest magnitudes.
     """
+    if symmetric and (found := extent(matrix))[1] < math.inf:
+        return found
     size, dtype = matrix.shape[-1], matrix.dtype
     scale = matrix.abs().amax((-2, -1))
     difference = (matrix - matrix.mH).abs().amax((-2, -1))

@@ -14,7 +14,7 @@ from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.functions import POWER, Floored, ScalarFunction, with_floor
 from covpool.linalg.methods import METHODS, Method, get_method, warn_of_float32
 from covpool.linalg.precision import full_precision, on_cpu, range_unit
-from covpool.linalg.spectrum import clip_to_rank, of_kind, real_dtype, symmetric_part
+from covpool.linalg.spectrum import clip_to_rank, of_kind, planar, real_dtype, symmetric_part
 from covpool.linalg.transforms import unreadable
 
 
@@ -95,14 +95,17 @@ def evaluate(
             else matrix.clone()
             for value in parameters
         ]
-    warn_of_float32(row, compute_dtype, stacklevel=3)
+    narrow = compute_dtype == torch.float32 and not row.smooth
+    if narrow and row.iteration is not None:
+        warn_of_float32(row, compute_dtype, stacklevel=3)
     dtype = row.dtype(matrix.dtype, compute_dtype)
-    values = matrix.detach()
+    values = planar(matrix.detach())
     readable = not unreadable(values)
     checked = check and readable and matrix.numel() > 0
+    exact = readable and checks.exactly_symmetric(values)
     extent = None
     if checked:
-        extent = checks.entries(caller, values)
+        extent = checks.entries(caller, values, exact)
     elif readable and on_cpu(values) and matrix.numel():
         extent = checks.extent(values)
     with full_precision(matrix):
@@ -127,26 +130,36 @@ def evaluate(
                 )
                 found.append((lifted.to(matrix.dtype), function, symmetric, result, None, unit))
         else:
-            symmetric = symmetric_part(scaled.detach())
+            symmetric = (values if unit is None else values / unit).to(dtype)
+            symmetric = symmetric if exact else symmetric_part(symmetric)
             finite = extent is not None and extent[1] < math.inf
             # A GPU is waited for once, below.
-            eigenpairs = EIGENDECOMPOSITION(
-                symmetric, readable and unit is None, finite=finite, read=False
+            eigenvalues, eigenvectors = EIGENDECOMPOSITION(
+                symmetric,
+                readable and unit is None,
+                finite=finite,
+                read=False,
+                # Other rules than the exact one tell bases of a tie apart.
+                any_basis=row.exact_gradient,
             )
-            decomposed = _Decomposed(scaled, *eigenpairs, floor, unit)
+            decomposed = _Decomposed(scaled, eigenvalues, eigenvectors, floor, unit)
             asked = list(zip(functions, parameters, strict=True))
             terms = [_term(*pair, decomposed) for pair in asked]
             if checked:
                 doubts = [doubt for term in terms for doubt in _doubts(term, row)]
+                if narrow:
+                    doubts += [_loses(term) for term in terms]
                 if not on_cpu(matrix):
                     doubts.append(decomposed.eigenvalues.isnan().any(-1))
                 if checks.any_of(doubts):
                     if not on_cpu(matrix):
-                        eigenpairs = EIGENDECOMPOSITION(symmetric)
-                        decomposed = _Decomposed(scaled, *eigenpairs, floor, unit)
+                        eigenvalues, eigenvectors = EIGENDECOMPOSITION(symmetric)
+                        decomposed = _Decomposed(scaled, eigenvalues, eigenvectors, floor, unit)
                         terms = [_term(*pair, decomposed) for pair in asked]
                     for term in terms:
                         _refuse(caller, term, row, matrix.dtype)
+                    if narrow and checks.any_of([_loses(term) for term in terms]):
+                        warn_of_float32(row, compute_dtype, stacklevel=3)
             found = [_lifted(term, row, matrix.dtype) for term in terms]
         if not return_info:
             return [lifted for lifted, *_ in found]
@@ -232,6 +245,13 @@ def _rank(term: _Term) -> Tensor:
     eigenvalues = term.decomposed.eigenvalues
     magnitudes = eigenvalues.abs() if term.function.domain.has_negative else eigenvalues
     return (clip_to_rank(magnitudes, term.decomposed.matrix.shape[-1]) > 0).sum(-1)
+
+
+def _loses(term: _Term) -> Tensor:
+    """In which samples eigenvalues that the function tells from zero are lost to rounding."""
+    if term.function.smooth_at_zero:
+        return torch.zeros_like(term.clipped[..., 0], dtype=torch.bool)
+    return _rank(term) < term.clipped.shape[-1]
 
 
 def _refuse(caller: str, term: _Term, row: Method, given: torch.dtype) -> None:

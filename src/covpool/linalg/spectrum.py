@@ -52,12 +52,45 @@ def clip_to_rank(eigenvalues: Tensor, size: int) -> Tensor:
 def symmetric_part(matrix: Tensor) -> Tensor:
     """(A + Aᵀ)/2, and the Hermitian part (A + Aᴴ)/2 of a complex matrix."""
     # Halved before the sum, which would overflow for entries above half of the largest number.
-    half = 0.5 * matrix
+    half = 0.5 * planar(matrix)
     return half + half.mH
+
+
+PLANAR_SIZE = 3
+"""Rows and columns up to which large batches are computed with by planes, see `planar`."""
+
+PLANAR_ELEMENTS = 2**11
+"""Elements of a batch from which that is worth its operations: about 230 matrices of 3 × 3."""
+
+
+def _by_planes(matrix: Tensor) -> bool:
+    return (
+        matrix.shape[-1] <= PLANAR_SIZE
+        and matrix.shape[-2] <= PLANAR_SIZE
+        # A graph must not depend on the batch.
+        and not torch.compiler.is_compiling()
+        and matrix.numel() >= PLANAR_ELEMENTS
+    )
+
+
+def planar(matrix: Tensor) -> Tensor:
+    """The same matrices; of a large batch of small ones with the batch contiguous in memory.
+
+    Elementwise operations keep that, and go through memory once, not in steps of a few numbers.
+    """
+    if not _by_planes(matrix):
+        return matrix
+    return matrix.movedim((-2, -1), (0, 1)).contiguous().movedim((0, 1), (-2, -1))
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """A B of matrices (*, m, k) and (*, k, n), as `@` gives it, without its reshaping."""
+    if _by_planes(left):
+        total = left[..., :, :1] * right[..., :1, :]
+        for index in range(1, left.shape[-1]):
+            # In place: fresh memory costs more than the arithmetic.
+            total.addcmul_(left[..., :, index, None], right[..., None, index, :])
+        return total
     return torch.bmm(left, right) if left.ndim == 3 else left @ right
 
 

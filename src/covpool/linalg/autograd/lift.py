@@ -81,7 +81,8 @@ class Lift(Function):
     ) -> Tensor:
         bound, eigenvalues = function.prepare(exponent, eigenvalues)
         values = method.forward.values(bound, eigenvalues, eigenvectors.shape[-1])
-        return symmetric_part(product(eigenvectors * values.unsqueeze(-2), eigenvectors.mH))
+        result = product(eigenvectors * values.unsqueeze(-2), eigenvectors.mH)
+        return symmetric_part(result).contiguous()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -180,7 +181,7 @@ class Derivative(Function):
             else:
                 isotropic = trace * diagonal.sum(-1, keepdim=True)
             inner = inner + torch.diag_embed(isotropic)
-        return symmetric_part(congruence(inner, eigenvectors))
+        return symmetric_part(congruence(inner, eigenvectors)).contiguous()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

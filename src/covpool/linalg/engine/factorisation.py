@@ -17,6 +17,7 @@ from torch.autograd import Function
 from covpool.linalg import checks
 from covpool.linalg.engine.cores import spread
 from covpool.linalg.engine.shares import SampleError, shares
+from covpool.linalg.engine.small import CLOSED_ELEMENTS, CLOSED_SIZE
 from covpool.linalg.precision import on_cpu
 from covpool.linalg.spectrum import rank_tolerance
 from covpool.linalg.transforms import refuse_onnx, transformed, unreadable
@@ -80,6 +81,8 @@ class Factorisation:
         fallbacks: what is tried for a single matrix that failed, in this order. What it returns is
             probed against the matrix that it has factorised, which it returns too.
         advice: the end of the message where nothing helps.
+        closed: a closed form for matrices of at most `CLOSED_SIZE` rows and columns, which does not
+            fail. On a CPU a solver is quicker for few of them.
     """
 
     name: str
@@ -89,9 +92,16 @@ class Factorisation:
     errors: Callable[[Tensor, Factors, Tensor, Tensor], Sequence[_Error]]
     fallbacks: Mapping[str, Callable[[Tensor], tuple[Tensor, Factors]]]
     advice: str
+    closed: Callable[[Tensor], Factors] | None = None
 
     def __call__(
-        self, matrix: Tensor, readable: bool = False, *, finite: bool = False, read: bool = True
+        self,
+        matrix: Tensor,
+        readable: bool = False,
+        *,
+        finite: bool = False,
+        read: bool = True,
+        any_basis: bool = False,
     ) -> Factors:
         """The factors of (*, m, n), as constants to autograd, inside torch.func transforms too.
 
@@ -107,6 +117,8 @@ class Factorisation:
             finite: whether they are known to be finite; else it is asked.
             read: whether a GPU may be waited for to see which samples have failed. If not, those
                 are NaN.
+            any_basis: whether the caller's result is the same for each choice of basis, so that the
+                batch may decide between a closed form and a solver.
 
         Raises:
             DecompositionError: samples for which every way failed.
@@ -120,8 +132,8 @@ class Factorisation:
         if matrix.numel() == 0:
             return self.solve(matrix)
         if matrix.ndim == 3:
-            return self.probed(matrix, finite, read)
-        factors = self.probed(matrix.reshape(-1, *matrix.shape[-2:]), finite, read)
+            return self.probed(matrix, finite, read, any_basis)
+        factors = self.probed(matrix.reshape(-1, *matrix.shape[-2:]), finite, read, any_basis)
         # Copies, as autograd treats views that a function returns specially.
         batch = matrix.shape[:-2]
         return tuple(factor.reshape(*batch, *factor.shape[1:]).clone() for factor in factors)
@@ -130,16 +142,21 @@ class Factorisation:
         """What the solver gives, unprobed."""
         return getattr(torch.linalg, self.solver)(matrix, **self.options, **out)
 
-    def probed(self, matrices: Tensor, finite: bool, read: bool) -> Factors:
+    def probed(self, matrices: Tensor, finite: bool, read: bool, any_basis: bool) -> Factors:
         """The same of (batch, m, n), not empty."""
+        cpu = on_cpu(matrices)
+        small = max(matrices.shape[-2:]) <= CLOSED_SIZE
+        many = not cpu or matrices.numel() >= CLOSED_ELEMENTS
+        if any_basis and self.closed is not None and small and many:
+            return self.closed(matrices)
         factors, solved = self._solved(matrices)
-        if solved and on_cpu(matrices):
+        if solved and cpu:
             divided = max(matrices.shape[-2:]) >= DIVIDED_SIZE
             looked_at = [*(() if finite else (matrices,)), *(factors if divided else ())]
             if all(cmath.isfinite(each.sum().item()) for each in looked_at):
                 return factors
         failed = self.failed(matrices, factors)
-        if not read and not on_cpu(matrices):
+        if not read and not cpu:
             return tuple(
                 factor.masked_fill(failed.reshape(-1, *(1,) * (factor.ndim - 1)), torch.nan)
                 for factor in factors
@@ -175,10 +192,10 @@ class Factorisation:
 
     def _solved(self, matrices: Tensor) -> tuple[Factors, bool]:
         """The solver's factors, NaN where it raised, and whether it nowhere has."""
-        batch = len(matrices)
-        threads = min(torch.get_num_threads(), batch)
-        large = matrices.numel() * min(matrices.shape[-2:]) >= PARALLEL_WORK
-        if threads == 1 or not large or not on_cpu(matrices):
+        batch, rows, columns = matrices.shape
+        large = matrices.numel() * min(rows, columns) >= PARALLEL_WORK
+        threads = min(torch.get_num_threads(), batch) if large and on_cpu(matrices) else 1
+        if threads == 1:
             try:
                 return self.solve(matrices), True
             except LinAlgError:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from covpool.linalg.engine.factorisation import Factorisation, with_jitter
 from covpool.linalg.engine.shares import empty_column_major
+from covpool.linalg.engine.small import small_eigh
 
 Decomposition = tuple[Tensor, Tensor]
 
@@ -67,5 +68,6 @@ EIGENDECOMPOSITION = Factorisation(
         "a singular value decomposition": _by_svd,
         "jitter on the diagonal": lambda matrix: with_jitter(EIGENDECOMPOSITION, matrix),
     },
+    closed=small_eigh,
     advice="check that the matrices are symmetric, or add a multiple of the identity",
 )

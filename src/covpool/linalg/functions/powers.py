@@ -42,7 +42,7 @@ class _Sqrt(OnTheRange):
         roots = x.sqrt()
         total = roots.unsqueeze(-1) + roots.unsqueeze(-2)
         # In place: on a CPU fresh memory for a temporary costs more than the arithmetic.
-        return total.masked_fill_(total == 0, torch.inf).reciprocal_()
+        return total.reciprocal_().nan_to_num_(nan=torch.nan, posinf=0)
 
     def second_divided_difference(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         no_a, a = guarded(a)

@@ -1,0 +1,149 @@
+"""Small matrices: closed forms for large batches of them, and how often a call waits for values."""
+
+import json
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import covpool
+from covpool.bench import small
+from covpool.cli import UserError, bench
+from covpool.linalg import checks, evaluate, precision
+from covpool.linalg.engine import factorisation
+from covpool.linalg.engine.small import CLOSED_SIZE, small_eigh
+
+MANY = 3000
+SPECTRA = {
+    "tied below": (1.0, 1.0, 2.0),
+    "tied above": (2.0, 2.0, 1.0),
+    "all tied": (1.0, 1.0, 1.0),
+    "tied to 1e-9": (1.0, 1 + 1e-9, 2.0),
+    "tied to rounding": (1.0, 1 + 1e-15, 1 + 1e-14),
+    "graded": (1.0, 1e-8, 1e-16),
+    "of rank two": (1.0, 2.0, 0.0),
+    "of rank one": (1.0, 0.0, 0.0),
+    "indefinite": (1.0, -1.0, 0.0),
+    "zero": (0.0, 0.0, 0.0),
+}
+
+
+def with_eigenvalues(values, dtype, seed=0, kind="dense"):
+    """MANY matrices with the eigenvalues in random bases, or in permuted unit vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    size = len(values)
+    basis = torch.linalg.qr(torch.randn(MANY, size, size, dtype=dtype, generator=generator))[0]
+    if kind == "diagonal":
+        order = torch.rand(MANY, size, generator=generator).argsort(-1)
+        basis = torch.eye(size, dtype=dtype)[order]
+    matrix = (basis * torch.tensor(values, dtype=torch.float64).unsqueeze(-2)) @ basis.mH
+    return (matrix + matrix.mH) / 2
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e300, 1e-290])
+@pytest.mark.parametrize("kind", ["dense", "diagonal"])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("size", range(1, CLOSED_SIZE + 1))
+def test_closed_forms_are_right_to_rounding(size, dtype, spectrum, kind, scale):
+    expected = sorted(SPECTRA[spectrum][:size])
+    matrix = with_eigenvalues(expected, dtype, kind=kind)
+    values, vectors = small_eigh(matrix * scale)
+    values = values / scale
+    norm = max(map(abs, expected))
+    assert (values.diff(dim=-1) >= 0).all()
+    assert (values - torch.tensor(expected, dtype=torch.float64)).abs().max() <= 1e-14 * norm
+    rebuilt = (vectors * values.unsqueeze(-2)) @ vectors.mH
+    assert (rebuilt - matrix).abs().max() <= 1e-14 * norm
+    unit = torch.eye(size, dtype=dtype)
+    assert (vectors.mH @ vectors - unit).abs().max() <= 1e-14
+
+
+def test_closed_forms_leave_what_is_not_finite_to_its_sample():
+    matrix = with_eigenvalues((1.0, 2.0, 3.0), torch.float64)
+    matrix[7, 1, 2] = matrix[7, 2, 1] = torch.nan
+    matrix[9, 0, 0] = torch.inf
+    root = covpool.matrix_sqrt(matrix, check=False)
+    bad = [i for i in range(MANY) if not root[i].isfinite().all()]
+    assert bad == [7, 9]
+    assert root[bad].isnan().all()
+    with pytest.raises(ValueError, match=r"NaN or infinite .* 2 of 3000 samples: \[7, 9\]"):
+        covpool.matrix_sqrt(matrix)
+
+
+FUNCTIONS = {
+    "sqrt": covpool.matrix_sqrt,
+    "inv_sqrt": covpool.matrix_inv_sqrt,
+    "power": lambda a: covpool.matrix_power(a, 0.3),
+    "log": covpool.matrix_log,
+    "exp": covpool.matrix_exp,
+}
+
+
+@pytest.mark.parametrize("spectrum", [(1.0, 1.0, 2.0), (1e-3, 1.0, 1 + 1e-12)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_batch_does_not_matter(name, dtype, spectrum):
+    """A large batch, by closed forms, is what its samples are alone, by LAPACK: and gradients."""
+
+    def both(matrix):
+        matrix = matrix.clone().requires_grad_()
+        result = FUNCTIONS[name](matrix)
+        weight = torch.arange(9.0, dtype=torch.float64).reshape(3, 3)
+        (gradient,) = torch.autograd.grad((result * weight).sum().real, matrix)
+        return result.detach(), gradient
+
+    matrices = with_eigenvalues(spectrum, dtype)
+    together = both(matrices)
+    for index in (0, 17):
+        for one, other in zip(both(matrices[index]), together, strict=True):
+            assert other.is_contiguous()
+            error = (other[index] - one).abs().max() / one.abs().max()
+            assert error <= 1e-12
+
+
+READS = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::is_nonzero")
+
+
+class Reads(TorchDispatchMode):
+    """Counts operations that a GPU would be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.name().split(".")[0] in READS
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("size", [3, 22, 40])
+@pytest.mark.parametrize("name", [*FUNCTIONS, "two at once", "floored"])
+def test_a_call_waits_for_a_gpu_twice_at_most_and_unchecked_never(name, size, monkeypatch):
+    for module in (checks, evaluate, precision, factorisation):
+        monkeypatch.setattr(module, "on_cpu", lambda tensor: False)
+    options = {
+        "two at once": {"function": ("sqrt", "inv_sqrt")},
+        "floored": {"function": "log", "floor": 1e-3},
+    }.get(name, {"function": name, "parameter": 0.3 if name == "power" else None})
+    factor = torch.randn(4, size, 2 * size, dtype=torch.float64, generator=torch.manual_seed(0))
+    matrix = factor @ factor.mT
+    for check, allowed in ((True, 2), (False, 0)):
+        with Reads() as reads:
+            covpool.matrix_function(matrix, check=check, **options)
+        assert reads.count <= allowed
+
+
+def test_the_small_bench_measures_everything_and_names_what_fails(tmp_path, monkeypatch, capsys):
+    def failing(matrix):
+        raise RuntimeError("no such root")
+
+    monkeypatch.setitem(small.INSTALLED, "made up", ("json", lambda module: failing))
+    file = tmp_path / "small.json"
+    assert bench.run(["small", "--shapes", "2x2,1x3", "--rounds", "1", "--output", str(file)]) == 0
+    shapes = json.loads(file.read_text())["shapes"]
+    assert list(shapes) == ["2x2", "1x3"]
+    for found in shapes.values():
+        assert found["made up"]["error"] == "RuntimeError: no such root"
+        assert all(found[name]["median"] > 0 for name in (*small.OURS, "30 lines"))
+    assert "made up at 1x3: RuntimeError: no such root" in capsys.readouterr().out
+    with pytest.raises(UserError, match="BATCHxN with whole numbers from 1 on, got '1x'"):
+        bench.run(["small", "--shapes", "1x"])
