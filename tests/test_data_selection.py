@@ -331,7 +331,7 @@ def test_a_run_on_a_subset_with_validation_from_beginning_to_end(tmp_path, capsy
         *("--data.evaluate", "validation", "--data.exclude_classes", "[c*]"),
     ]
     assert main([*command, "--data.drop_duplicates", "true", "--train.epochs", "1"]) == 0
-    _, first, *_ = capsys.readouterr().out.splitlines()
+    _, _, first, *_ = capsys.readouterr().out.splitlines()
     assert first.endswith(
         "3 classes, 18 training images 1×16×16, evaluated on 6 held-out training images, not on "
         "the test split"

@@ -7,7 +7,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 
-from covpool import create_model
+from covpool import POOLINGS, create_model
 from covpool.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from covpool.train.optimizer import check_optimizer, learning_rate_course, make_optimizer
 from covpool.train.schedule import method_schedule
@@ -169,8 +169,8 @@ def test_constants_go_to_the_methods_that_have_them():
     assert second.constants["degree"] == 7
 
 
-def test_gap_has_no_method():
-    assert schedule_of(method="gap").method_at(0) is None
+def test_other_poolings_are_rows_too():
+    assert schedule_of(method="gap").method_at(0) == POOLINGS["gap"]
 
 
 def rates(config, epochs, wanted):

@@ -50,7 +50,9 @@ def layers(options: argparse.Namespace) -> int:
     if options.resume and options.output is None:
         raise UserError("--resume goes on with the results of --output FILE, which is missing")
     if not options.resume:
-        refuse_file("--output", options.output, otherwise="go on with it by --resume, or ")
+        refuse_file(
+            "--output", options.output, otherwise="go on with it by --resume, or ", make=True
+        )
     with users_input():
         settings = read_settings(options, **ALONE.get(options.only, {}))
     if settings.rounds < FEWEST_ROUNDS:
@@ -144,7 +146,7 @@ def step(arguments: list[str]) -> int:
     parser = _parser_of(module, "step")
     parser.add_argument("--output", type=Path, help="JSON file")
     options = parser.parse_args(arguments)
-    refuse_file("--output", options.output)
+    refuse_file("--output", options.output, make=True)
     with users_input():
         work = module.prepare(options)
     with Progress() as progress:
@@ -206,7 +208,7 @@ def throughput(arguments: list[str]) -> int:
         config = given.config(recipe and recipe.config)
         if own.output is None:
             raise ValueError("--output is missing: the JSON file to write")
-        refuse_file("--output", own.output)
+        refuse_file("--output", own.output, make=True)
         if config.train.devices * config.train.nodes > 1:
             raise ValueError("throughput is measured in one process; leave train.devices at 1")
         workers = _whole(own.workers)

@@ -5,13 +5,14 @@ from pathlib import Path
 from covpool.cli import UserError
 
 
-def refuse_file(option: str, path: Path | None, *, otherwise: str = "") -> None:
+def refuse_file(option: str, path: Path | None, *, otherwise: str = "", make: bool = False) -> None:
     """Refuse to write a file over another one, or where it cannot be.
 
     Args:
         option: what named it.
         path: None where the option was not given.
         otherwise: what else can be done where it exists, as in "go on with it by --resume, or ".
+        make: whether the folder is made where it is not there.
 
     Raises:
         UserError: the path is taken, or its folder is not there.
@@ -22,5 +23,5 @@ def refuse_file(option: str, path: Path | None, *, otherwise: str = "") -> None:
         raise UserError(f"{option} {path} is a folder; name a file in it")
     if path.exists():
         raise UserError(f"{option} {path} exists; {otherwise}remove it, or choose another name")
-    if not path.parent.is_dir():
+    if not make and not path.parent.is_dir():
         raise UserError(f"{option} {path}: there is no folder {path.parent}; make it first")
