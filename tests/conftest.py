@@ -1,8 +1,12 @@
+import os
 import signal
 from collections import defaultdict
 
 import pytest
+import torch
 from hypothesis import settings
+
+from covpool.machine import available_cores
 
 # A shell that starts the tests in the background has SIGINT ignored, and children inherit that;
 # tests of Ctrl-C need it.
@@ -11,6 +15,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Times vary on shared machines; examples are the same on every run.
 settings.register_profile("covpool", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("covpool")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """A process for each core; where files are named, none but this one, at the user's threads."""
+    named = config.args_source is config.ArgsSource.ARGS
+    return 0 if named else available_cores()
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # one of several processes
+        workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        torch.set_num_threads(max(1, available_cores() // workers))
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +52,17 @@ def note_error():
         return error
 
     return note
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["largest"] = dict(_largest)
+
+
+def pytest_testnodedown(node):
+    for method, row in getattr(node, "workeroutput", {}).get("largest", {}).items():
+        for check, error in row.items():
+            _largest[method][check] = max(error, _largest[method].get(check, 0.0))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -396,10 +396,10 @@ def bench_parser() -> ArgumentParser:
         "with peers beside them and the floor: the eigendecomposition and the matrix products "
         "that cannot be done without.",
         epilog="covpool bench NAME measures more: growth: time over the batch and over the size of "
-        "the matrix, plotted; step: the share of the pooling in a training step; small: matrix_sqrt "
-        "of small matrices beside its peers; resume: runs "
-        "killed at random, resumed, compared; throughput: the loader against the training step; "
-        "goals: which of the project's goals results meet",
+        "the matrix, plotted; step: the share of the pooling in a training step; small: "
+        "matrix_sqrt of small matrices beside its peers; resume: runs killed at random, resumed, "
+        "compared; throughput: the loader against the training step; goals: which of the project's "
+        "goals results meet",
     )
     parser.add_argument(
         "--shapes",
