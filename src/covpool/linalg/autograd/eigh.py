@@ -69,9 +69,9 @@ class Eigh(Function):
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, Tensor]:
-        tangent = symmetric_part(grad_inputs[0])
         eigenvalues, eigenvectors = ctx.saved_tensors
         with nested_forward_mode():
+            tangent = symmetric_part(grad_inputs[0])
             inner = congruence(tangent, eigenvectors.mH)
             tangent_vectors = eigenvectors @ (ctx.kernel.matrix(eigenvalues).mT * inner)
             tangent_values = inner.diagonal(dim1=-2, dim2=-1).real.clone()

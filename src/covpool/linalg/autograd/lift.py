@@ -19,6 +19,7 @@ from covpool.linalg.autograd.modes import in_both_modes, refuse_second_derivativ
 from covpool.linalg.functions import THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.methods import Method
 from covpool.linalg.spectrum import congruence, inner_product, product, symmetric_part
+from covpool.linalg.transforms import nested_forward_mode
 
 
 def lift(
@@ -120,8 +121,10 @@ class Lift(Function):
         total = None
         if direction is not None:
             _refuse_mixed(ctx.function, ctx.method)
+            with nested_forward_mode():
+                direction = symmetric_part(direction)
             total = derive(
-                symmetric_part(direction),
+                direction,
                 anchor,
                 exponent,
                 eigenvalues,
@@ -133,8 +136,9 @@ class Lift(Function):
         if speed is not None:
             rate = _rate(ctx.function)
             change = lift(anchor, exponent, eigenvalues, eigenvectors, rate, ctx.method)
-            change = speed[..., None, None] * change
-            total = change if total is None else total + change
+            with nested_forward_mode():
+                change = speed[..., None, None] * change
+                total = change if total is None else total + change
         return total
 
 

@@ -13,7 +13,7 @@ from covpool.linalg.functions import ScalarFunction
 from covpool.linalg.gradients.lyapunov import Lyapunov
 from covpool.linalg.methods import Method
 from covpool.linalg.spectrum import name_samples, symmetric_part
-from covpool.linalg.transforms import unreadable
+from covpool.linalg.transforms import nested_forward_mode, unreadable
 
 
 def iterate(matrix: Tensor, function: ScalarFunction, method: Method) -> Tensor:
@@ -65,10 +65,13 @@ class IterativeRoot(Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
         root, scale, *inverse = ctx.saved_tensors
-        change = _solution(symmetric_part(tangents[0]), root, scale, ctx.rule, ctx.name)
+        with nested_forward_mode():
+            direction = symmetric_part(tangents[0])
+        change = _solution(direction, root, scale, ctx.rule, ctx.name)
         if not inverse:
             return change, None
-        return change, None, -inverse[0] @ change @ inverse[0]
+        with nested_forward_mode():
+            return change, None, -inverse[0] @ change @ inverse[0]
 
 
 _iterative_root = in_both_modes(IterativeRoot)
