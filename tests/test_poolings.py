@@ -804,3 +804,33 @@ def test_a_null_space_with_a_value_of_its_own_moves_with_the_trace(name):
         for function in (lambda x: covpool.cov_pool(x, row), direct)
     ]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sot", "so-vit"])
+def test_a_cross_covariance_of_one_position_is_refused(name):
+    with pytest.raises(ValueError, match="one position has no covariance"):
+        Pool2d(16, name)(torch.randn(2, 16, 1, 1))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e10])
+@pytest.mark.parametrize("name", ["frobenius", "root-frobenius"])
+def test_norms_neither_overflow_nor_vanish(name, scale):
+    x = torch.randn(2, 5, 3, 3, generator=torch.manual_seed(0))
+    layer = Pool2d(5, name)
+    torch.testing.assert_close(layer(x * scale), layer(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sigma-max", "seb"])
+def test_a_sample_that_is_not_finite_is_named(name):
+    x = torch.randn(3, 5, 3, 3, generator=torch.manual_seed(0))
+    x[1, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"1 of 3 samples: \[1\]"):
+        Pool2d(5, name)(x)
+
+
+def test_weights_in_half_precision_are_refused():
+    layer = Pool2d(16, "fbn").half()
+    with pytest.raises(ValueError, match=r"layer\.pooling\.float\(\)"):
+        layer(torch.randn(2, 16, 4, 4).half())
+    layer.pooling.float()
+    assert layer(torch.randn(2, 16, 4, 4).half()).dtype == torch.float16

@@ -147,3 +147,48 @@ def test_the_small_bench_measures_everything_and_names_what_fails(tmp_path, monk
     assert "made up at 1x3: RuntimeError: no such root" in capsys.readouterr().out
     with pytest.raises(UserError, match="BATCHxN with whole numbers from 1 on, got '1x'"):
         bench.run(["small", "--shapes", "1x"])
+
+
+RANK_ONE = torch.tensor([6.0, -20, -55], dtype=torch.float64)
+"""Its matrix's null eigenvalues, as differences of large terms, once counted as rank."""
+
+BESIDE_THEIR_OWN = {
+    "rank one": torch.outer(RANK_ONE, RANK_ONE),
+    "graded": torch.diag(torch.tensor([1, 1e-12], dtype=torch.float64)),
+    "graded, of three": torch.diag(torch.tensor([1, 0.37, 1e-12], dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE_THEIR_OWN)
+def test_a_matrix_among_many_is_what_it_is_alone(name):
+    matrix, found = BESIDE_THEIR_OWN[name], []
+    for count in (1, 2000):
+        x = matrix.expand(count, *matrix.shape).clone().requires_grad_()
+        root = covpool.matrix_sqrt(x)
+        (gradient,) = torch.autograd.grad(root[0].sum(), x)
+        found.append((root[0].detach(), gradient[0]))
+    for alone, among in zip(*found, strict=True):
+        torch.testing.assert_close(among, alone, rtol=1e-9, atol=1e-12 * float(alone.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:compute_dtype=torch.float32")  # of singular matrices
+@pytest.mark.parametrize("method", ["exact", "isqrt-cov"])
+@pytest.mark.parametrize("count", [1, 1000])
+def test_rounding_of_a_coarser_computation_is_not_refused(method, count):
+    factor = torch.randn(count, 3, 2, dtype=torch.float64, generator=torch.manual_seed(0))
+    root = covpool.matrix_sqrt(factor @ factor.mT, method, compute_dtype=torch.float32)
+    assert root.isfinite().all()
+    indefinite = torch.diag(torch.tensor([1, 1, -0.1], dtype=torch.float64)).expand(count, 3, 3)
+    with pytest.raises(ValueError, match="not positive semi-definite"):
+        covpool.matrix_sqrt(indefinite, method, compute_dtype=torch.float32)
+
+
+def test_a_solver_that_raises_for_one_sample_leaves_the_others(monkeypatch):
+    """On a GPU, unchecked too."""
+    for module in (checks, evaluate, precision, factorisation):
+        monkeypatch.setattr(module, "on_cpu", lambda tensor: False)
+    factor = torch.randn(4, 6, 12, dtype=torch.float64, generator=torch.manual_seed(0))
+    matrix = factor @ factor.mT
+    matrix[1, 0, 0] = torch.nan
+    bad = covpool.matrix_sqrt(matrix, check=False).isnan().flatten(1).any(-1)
+    assert bad.tolist() == [False, True, False, False]

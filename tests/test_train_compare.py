@@ -128,6 +128,9 @@ def test_a_dry_run_says_what_a_comparison_would_take(folder, images, tmp_path, c
     assert "exact: 2 runs (2 of these are there already), 0 epochs" in told
     assert "about 0:00 with 1 at a time" in told
     assert "about 0.0 MB on disk" in told
+    options[3] = "gem,log-e"  # poolings with parameters of their own
+    assert main(["compare", *options, "--dry-run", "--output", str(tmp_path / "none")]) == 0
+    assert "gem: 2 runs, 4 epochs; 0.0" in capsys.readouterr().out
 
 
 def test_a_dry_run_says_how_large_checkpoints_will_be(images, tmp_path, capsys):

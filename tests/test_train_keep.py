@@ -62,8 +62,8 @@ def test_by_default_a_finished_run_can_be_made_longer(copy):
 def test_an_earlier_run_is_reduced_and_its_best_weights_serve(copy, images, capsys):
     before = RunDirectory(copy).read_summary()
     assert before is not None
-    assert main(["train", "--resume", str(copy), "--keep", "best"]) == 2
-    assert "has finished its 2 epochs and keeps best.ckpt alone" in capsys.readouterr().err
+    assert main(["train", "--resume", str(copy), "--keep", "best"]) == 0
+    assert "has finished, and keeps best.ckpt of its checkpoints now" in capsys.readouterr().out
     assert checkpoints(copy) == {"best.ckpt"}
     assert RunDirectory(copy).read_config().train.keep == "best"
 

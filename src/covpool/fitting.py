@@ -245,6 +245,8 @@ def options_of(short: Mapping[str, Any], groups: Given) -> dict[str, dict[str, A
     """
     found: dict[str, dict[str, Any]] = {}
     for group, options in groups.items():
+        if not isinstance(options, Mapping):
+            raise ValueError(f"{group} takes a mapping of options, not {options!r}")
         known = RunConfig().to_dict()[group]
         for name in options:
             choose(f"option of {group}", name, known)
@@ -281,6 +283,10 @@ def starting_point(
     if resume is not None and resume != AUTO:
         return RunDirectory.open(resume).read_config()
     if config is not None:
+        if not isinstance(config, RunConfig):
+            raise ValueError(
+                f"config takes a run's configuration, such as run.config, not {config!r}"
+            )
         return config
     return (default_recipe(given) if recipe is None else read_recipe(recipe)) or RunConfig()
 
@@ -399,7 +405,7 @@ def _prepare(
         try:
             job, checkpoint = prepare_resume(config, directory, progress=progress)
         except RunFinished as error:
-            if not automatic:
+            if not automatic and not error.reduced:
                 raise
             return PreparedRun(directory=directory, job=None, note=str(error))
         if writes:

@@ -176,8 +176,9 @@ def cov_function(
 
     Args:
         x: as for `cov_pool`, real.
-        function: of λ ≥ 0; its parameter, if it has one, bound to a number. One whose value at zero
-            is not finite is taken on the range alone, as `matrix_function` does.
+        function: of λ ≥ 0; its parameter, if it has one, bound to a number. One of `FUNCTIONS`
+            whose value at zero is not finite is taken on the range alone, as `matrix_function`
+            does; with one of your own such a covariance gives NaN.
         method: one that offers the function.
         check_finite: as for `cov_pool`.
 

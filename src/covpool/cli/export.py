@@ -60,7 +60,7 @@ def run(given: argparse.Namespace) -> int:
         )
     for row in rows:
         say(
-            f"{row['file']}: root by {row['root']}; on {row['images']} images ({row['source']}) "
+            f"{row['file']}: pooling by {row['root']}; on {row['images']} images ({row['source']}) "
             f"logits change by up to {row['max_logit']:.1e} (of {row['logit_scale']:.3g}), "
             f"probabilities by {row['max_probability']:.1e}, top-1 is the same for "
             f"{row['top1_agreement']:.2%}"

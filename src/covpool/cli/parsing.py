@@ -380,7 +380,7 @@ class RunParser:
             if not action.option_strings
         ]
         parser.usage = " ".join([f"covpool {self.command}", *map(str, positionals), "[options]"])
-        text = parser.format_help()
+        text = parser.format_help().replace(" \b[", "[")  # jsonargparse's own
         if self.examples and not everything:
             lines = (f"  $ {line}\n      {what}" for line, what in self.examples.items())
             text += "\n".join(["\nexamples:", *lines])

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from covpool.experiments.arms import Arm
 from covpool.experiments.runs import Run
-from covpool.linalg.methods import get_method
+from covpool.linalg.methods import METHODS, get_method
 from covpool.train.config import RunConfig
 from covpool.train.job import Job, parameters, prepare
 from covpool.train.sampling import steps_and_batch
@@ -151,7 +151,8 @@ class _Costs:
 
 def _model_of(config: RunConfig) -> tuple[Any, ...]:
     """Configurations of which this is equal train the same parameters."""
-    return config.model.method == "gap", config.model.hidden_features, config.model.gap_reduction
+    pooling = "any root" if config.model.method in METHODS else config.model.method
+    return pooling, config.model.hidden_features, config.model.gap_reduction
 
 
 def _measure(job: Job, method: str) -> _Cost:
@@ -161,7 +162,7 @@ def _measure(job: Job, method: str) -> _Cost:
     device = torch.device("cuda" if gpu else "cpu")
     steps, size = steps_and_batch(len(splits.train), data.batch_size)
     model = job.model.to(device).train()
-    if method != "gap":
+    if method in METHODS:
         model.method = get_method(method)
     began = time.perf_counter()
     pairs = [splits.train[0, number] for number in range(size)]

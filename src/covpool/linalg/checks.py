@@ -298,7 +298,8 @@ def _rounding(largest: Tensor, size: int, dtype: torch.dtype, unit: Tensor | Non
 def positive_semidefinite(
     caller: str, eigenvalues: Tensor, input_dtype: torch.dtype, unit: Tensor | None
 ) -> None:
-    """Refuse eigenvalues below zero by more than rounding in the input's dtype explains.
+    """Refuse eigenvalues below zero by more than rounding explains, in the input's dtype or in that
+    of the computation.
 
     Args:
         unit: (*, 1, 1), of the eigenvalues, see `range_unit`; None: 1.
@@ -306,9 +307,14 @@ def positive_semidefinite(
     if eigenvalues.numel() == 0 or (lowest := eigenvalues[..., 0]).amin() >= 0:
         return
     largest = eigenvalues.abs().amax(-1)
-    bad = lowest < -_rounding(largest, eigenvalues.shape[-1], input_dtype, unit)
+    coarser = _coarser(input_dtype, eigenvalues.dtype)
+    bad = lowest < -_rounding(largest, eigenvalues.shape[-1], coarser, unit)
     if bad.any():
         _refuse_indefinite(caller, bad, lowest, unit)
+
+
+def _coarser(*dtypes: torch.dtype) -> torch.dtype:
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def positive_semidefinite_matrix(
@@ -320,7 +326,8 @@ def positive_semidefinite_matrix(
     symmetric = matrix.detach()
     # A zero matrix has no factorisation; the shift lets it pass.
     normalised, largest = _normalised(symmetric)
-    shift = _rounding(largest, matrix.shape[-1], input_dtype, unit) / largest
+    coarser = _coarser(input_dtype, matrix.dtype)
+    shift = _rounding(largest, matrix.shape[-1], coarser, unit) / largest
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     bad = torch.linalg.cholesky_ex(normalised + shift[..., None, None] * identity).info != 0
     if bad.any():

@@ -104,6 +104,7 @@ class MultiHead(PoolingModule):
             whole = isinstance(value, int) and value >= 1
             require(whole, name, "a whole number of at least 1", value)
         require(0 <= drop_rate < 1, "drop_rate", "in [0, 1)", drop_rate)
+        self.least_positions = 1 if as_published else 2
         self.shape = (2, heads, head_channels)
         self.as_published = as_published
         self.project = nn.Linear(channels, 2 * heads * head_channels, bias=False)
@@ -131,6 +132,8 @@ class TwoReductions(PoolingModule):
         drop_rate: dropout of the vector.
         token_features: as for `MultiHead`.
     """
+
+    least_positions = 2
 
     def __init__(
         self,

@@ -92,6 +92,12 @@ class Pool2d(nn.Module):
             )
         if x.shape[2] * x.shape[3] < self.pooling.least_positions:
             raise ValueError(f"Pool2d: {ONE_POSITION}; got features {tuple(x.shape)}")
+        weight = next(self.pooling.parameters(), None)
+        if weight is not None and weight.dtype != torch.promote_types(weight.dtype, torch.float32):
+            raise ValueError(
+                f"Pool2d: the weights of pooling {self.row.name!r} are {weight.dtype}, in which it "
+                "is not computed; keep them in float32 by layer.pooling.float(), or use autocast"
+            )
         given = 0 if token is None else token.shape[-1]
         if given != self.token_features:
             raise ValueError(

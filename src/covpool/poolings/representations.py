@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from covpool.linalg.decompositions import eigvalsh
 from covpool.linalg.tables import table
 
 
@@ -62,4 +63,4 @@ def eigenvalues(features: Tensor) -> Tensor:
     centred = centred.to(torch.promote_types(centred.dtype, torch.float64))
     wide = centred.shape[-2] > centred.shape[-1]
     gram = centred.mT @ centred if wide else centred @ centred.mT
-    return torch.linalg.eigvalsh(gram).clamp_min(0)
+    return eigvalsh(gram).clamp_min(0)

@@ -40,12 +40,22 @@ class Frobenius(_Scaled):
 
     def forward(self, features: Tensor) -> Tensor:
         result = self.powered(features)
-        squares = result.square().sum((-2, -1), keepdim=True)
-        return quotient(result, power(squares, 0.5))
+        return quotient(*_normalised(result))
+
+
+def _normalised(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrix by its largest entry, and the Frobenius norm of that: no square overflows."""
+    largest = matrix.detach().abs().amax((-2, -1), keepdim=True)
+    scaled = quotient(matrix, largest)
+    return scaled, power(scaled.square().sum((-2, -1), keepdim=True), 0.5)
 
 
 class RankOneUpdate(nn.Module):
-    """Σ − ε sym(Σ v vᵀ), v = Σᵏ 1/‖Σᵏ 1‖ from the vector of ones; through which gradients go."""
+    """Σ − ε sym(Σ v vᵀ), v = Σᵏ 1/‖Σᵏ 1‖ from the vector of ones; through which gradients go.
+
+    Where the channels of every position sum to the same, as after a layer norm without weights, Σ 1
+    is zero and v is the direction of rounding errors.
+    """
 
     def __init__(self, *, epsilon: float = 0.5, iterations: int = 2) -> None:
         super().__init__()
@@ -59,8 +69,7 @@ class RankOneUpdate(nn.Module):
         direction = torch.ones_like(matrix[..., :1])
         for _ in range(self.iterations):
             direction = matrix @ direction
-            squares = direction.square().sum((-2, -1), keepdim=True)
-            direction = quotient(direction, power(squares, 0.5))
+            direction = quotient(*_normalised(direction))
         return matrix - self.epsilon * symmetric_part(matrix @ direction @ direction.mT)
 
 

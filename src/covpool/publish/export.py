@@ -8,6 +8,7 @@ network as it was trained.
 import copy
 import importlib
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from covpool.train.prediction import TrainedModel
 from covpool.train.published import WEIGHTS, appearing, write_published
 
 OPSET = 18
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 REPORT = "export.json"
 SUBSTITUTE = "newton-schulz-minimax"
 """What stands in for a method that decomposes: of the iterations, the nearest to the exact root."""
@@ -37,6 +39,13 @@ BATCH = 16
 """Images that are run at a time; the last batch is smaller, and so tries the dynamic batch."""
 
 Run = Callable[[Tensor], Tensor]
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what an exporter failed with: that of its first cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return COLOURS.sub("", (str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +236,7 @@ def _export(
             except Exception as error:  # exporters raise what they like
                 backbone = trained.metadata["config"]["model"]["backbone"]
                 pooled = "" if model.method in METHODS else f" with pooling {model.method!r}"
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = _reason(error)
                 raise ValueError(
                     f"backbone {backbone!r}{pooled} cannot be written as {row.name}: {reason}; "
                     "leave the format out of --formats"

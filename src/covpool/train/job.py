@@ -250,7 +250,15 @@ def check_batch_statistics(config: RunConfig, splits: ImageSplits, model: CovPoo
 
 
 class RunFinished(ValueError):
-    """A run that was to be resumed has nothing left to do."""
+    """A run that was to be resumed has nothing left to do.
+
+    Attributes:
+        reduced: whether checkpoints were removed that it need not keep, which may have been meant.
+    """
+
+    def __init__(self, told: str, *, reduced: bool = False) -> None:
+        super().__init__(told)
+        self.reduced = reduced
 
 
 def prepare_resume(
@@ -287,8 +295,14 @@ def prepare_resume(
     done = len(checkpoint[PROGRESS]["history"])
     if done >= config.train.epochs and not directory.owes(done):
         _mend_best(directory, checkpoint)
-        if main_process():
-            reduce_finished(directory, config.train.keep)
+        if main_process() and reduce_finished(directory, config.train.keep):
+            left = ", ".join(
+                file.name for file in (directory.best, directory.last) if file.is_file()
+            )
+            raise RunFinished(
+                f"run {directory.path} has finished, and keeps {left} of its checkpoints now",
+                reduced=True,
+            )
         refuse_reduced(config, directory)
         raise RunFinished(
             f"run {directory.path} has finished its {done} epochs; --train.epochs with a larger "
@@ -309,13 +323,16 @@ def prepare_resume(
     return job, path
 
 
-def reduce_finished(directory: RunDirectory, keep: str) -> None:
-    """Let an earlier run that has finished keep what a new one would."""
+def reduce_finished(directory: RunDirectory, keep: str) -> bool:
+    """Let an earlier run that has finished keep what a new one would; whether that removed any."""
+    files = (directory.last, directory.previous, directory.best)
+    before = [file.is_file() for file in files]
     config = directory.read_config()
     if config.train.keep != keep:
         # First: by it one sees why the checkpoints are not there.
         directory.write_config(replace(config, train=replace(config.train, keep=keep)))
     keep_checkpoints(directory, keep)
+    return before != [file.is_file() for file in files]
 
 
 def refuse_reduced(config: RunConfig, directory: RunDirectory) -> None:

@@ -156,7 +156,7 @@ class Factorisation:
             if all(cmath.isfinite(each.sum().item()) for each in looked_at):
                 return factors
         failed = self.failed(matrices, factors)
-        if not read and not cpu:
+        if solved and not read and not cpu:
             return tuple(
                 factor.masked_fill(failed.reshape(-1, *(1,) * (factor.ndim - 1)), torch.nan)
                 for factor in factors

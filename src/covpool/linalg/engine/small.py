@@ -38,7 +38,11 @@ def small_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     scale = entries.abs().amax((0, 1))
     # Of a zero matrix too a scale that can be divided by.
     scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)
-    values, vectors = _OF_SIZE[matrix.shape[-1]](entries / scale)
+    entries = entries / scale
+    _, vectors = _OF_SIZE[matrix.shape[-1]](entries)
+    # The vectors' own quotients: those of the formulas are differences of terms as large as the
+    # largest eigenvalue, of which the rounding can exceed what counts as rank.
+    values = real_part((vectors.conj() * _product(entries, vectors)).sum(0)).cummax(0).values
     return (values * scale).movedim(0, -1), vectors.movedim((0, 1), (-2, -1))
 
 
