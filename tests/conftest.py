@@ -48,7 +48,7 @@ def note_error():
     """Keep the largest error met per kind of check and method, for the closing table."""
 
     def note(check: str, method: str, error: float) -> float:
-        _largest[method][check] = max(error, _largest[method].get(check, 0.0))
+        _largest[method][check] = max(float(error), _largest[method].get(check, 0.0))
         return error
 
     return note
