@@ -192,7 +192,11 @@ def test_a_finished_run_is_made_longer_or_repeated(run, tmp_path):
     assert [row["epoch"] for row in longer.metrics] == [1, 2, 3]
 
 
-def test_progress_is_plain_lines_or_nothing(images, tmp_path, capsys):
+@pytest.mark.parametrize("variable", [None, "FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_progress_is_plain_lines_or_nothing(variable, images, tmp_path, capsys, monkeypatch):
+    """Also where a notebook or a service asks for colours."""
+    if variable is not None:
+        monkeypatch.setenv(variable, "1")
     covpool.fit(images, output=tmp_path / "silent", progress=False, **SMALL)
     assert capsys.readouterr() == ("", "")
     covpool.fit(images, output=tmp_path / "told", **SMALL)

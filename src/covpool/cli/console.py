@@ -1,5 +1,6 @@
 """The console on which commands show tables and longer texts."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,7 +22,14 @@ class PlainConsole(Console):
     """
 
     def __init__(self, *, soft_wrap: bool = True) -> None:
-        super().__init__(highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap)
+        super().__init__(
+            highlight=False,
+            markup=False,
+            emoji=False,
+            soft_wrap=soft_wrap,
+            # Variables such as FORCE_COLOR, which many services set, make no terminal of a pipe.
+            force_terminal=None if sys.stdout.isatty() else False,
+        )
 
     @override
     def render_str(self, text: str, **options: Any) -> Text:

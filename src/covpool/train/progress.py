@@ -3,6 +3,7 @@
 Hooks name our module's class where Lightning's name its base: `type: ignore[override]`.
 """
 
+import sys
 import time
 
 from lightning.pytorch import Callback, Trainer
@@ -44,6 +45,23 @@ def epoch_line(row: Row, epochs: int, best: float) -> str:
         f"{epoch:7} {row['method']:12} {row['train_loss']:6.3f} {row['train_top1']:6.1%}  "
         f"{row['test_loss']:6.3f} {row['test_top1']:6.1%} {best:6.1%}  "
         f"{row['learning_rate']:<7.2g}{row['seconds']:6.0f} {row['images_per_second']:8.0f}"
+    )
+
+
+def plain_console(*, stderr: bool = False) -> Console:
+    """A console for lines, and for a bar where it is a terminal.
+
+    Notebooks and many services set FORCE_COLOR, which rich takes for a terminal: every state of the
+    bar would stand in the output. In a notebook it would put each line into a box of its own.
+    """
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(
+        stderr=stderr,
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+        force_jupyter=False,
+        force_terminal=None if terminal else False,
     )
 
 
@@ -101,7 +119,7 @@ class EvaluationProgress(Callback):
 
     def __init__(self, images: int, batch_size: int) -> None:
         self.images, self.batch_size = images, batch_size
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+        self.console = plain_console(stderr=True)
         self.bar = Progress(
             TextColumn("evaluating"),
             BarColumn(),
@@ -150,10 +168,7 @@ class ProgressReport(Callback):
     """
 
     def __init__(self, batch_size: int, test_images: int, console: Console | None = None) -> None:
-        # In a notebook plain lines too: rich would put each into a box of its own.
-        self.console = console or Console(
-            highlight=False, soft_wrap=True, markup=False, force_jupyter=False
-        )
+        self.console = console or plain_console()
         self.clock = Clock(batch_size, test_images)
         self.bar: Progress | None = None
         self.task: TaskID | None = None
