@@ -219,7 +219,7 @@ def test_the_process_that_speaks_first_is_lightnings(variables, monkeypatch):
 
 
 def test_the_list_of_methods_fits_a_terminal(capsys, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
     plain = re.sub(r"\x1b\[[\d;]*m", "", shown(capsys, "methods"))
     assert max(map(len, plain.splitlines())) <= 80

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -154,9 +155,9 @@ def test_recipes_are_listed(capsys):
     assert rows["imagenet-resnet50-fast-mpn-cov"][1] == "resnet50, last stride 1"
 
 
-def test_the_list_fits_a_terminal(monkeypatch, capsys):
+def test_the_list_fits_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")  # no colours
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
