@@ -29,6 +29,20 @@ def pytest_configure(config):
         torch.set_num_threads(max(1, available_cores() // workers))
 
 
+@pytest.fixture
+def two_threads_on_time(monkeypatch):
+    """Two threads on two cores, whose teams are never late, on whatever machine."""
+    from covpool.linalg.engine import back_off, cores
+
+    monkeypatch.setattr(cores, "available_cores", lambda: 2)
+    monkeypatch.setattr(back_off.BACK_OFF, "until", 0.0)
+    monkeypatch.setattr(back_off.Stopwatch, "late", lambda self: False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def report_of_made_up_runs(tmp_path_factory):
     """One page, as drawing it takes seconds, for the tests that read it and those that look."""

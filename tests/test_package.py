@@ -76,16 +76,9 @@ def test_imports_point_one_way(path):
 
 LINALG = (
     *("names", "tables", "spectrum", "transforms", "minimax_coefficients", "sign", "precision"),
-    *(
-        "checks",
-        "autograd.modes",
-        "autograd.product",
-        "quadrature",
-        "functions",
-        "elementwise",
-        "engine",
-    ),
-    *("engine", "gradients", "forwards", "methods", "autograd", "covariance", "autograd.pooled"),
+    *("checks", "engine.quota", "engine.back_off", "engine.cores", "autograd.modes"),
+    *("autograd.product", "quadrature", "functions", "elementwise", "engine"),
+    *("gradients", "forwards", "methods", "autograd", "covariance", "autograd.pooled"),
     *("products", "diagnostics", "evaluate", "decompositions", "gauge", "module", "api"),
 )
 """Each part of linalg/ may import those before it, and modules of its own that do not import it."""
