@@ -80,6 +80,7 @@ LINALG = (
     *("autograd.product", "quadrature", "functions", "elementwise", "engine"),
     *("gradients", "forwards", "methods", "autograd", "covariance", "autograd.pooled"),
     *("products", "diagnostics", "evaluate", "decompositions", "gauge", "module", "api"),
+    *("rectangular", "registration"),
 )
 """Each part of linalg/ may import those before it, and modules of its own that do not import it."""
 
@@ -188,6 +189,8 @@ def test_public_names_exist():
         "covpool.linalg.api",
         "covpool.linalg.diagnostics",
         "covpool.linalg.module",
+        "covpool.linalg.rectangular",
+        "covpool.linalg.registration",
         "covpool.pooling",
     ],
 )
