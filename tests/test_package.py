@@ -86,7 +86,8 @@ LINALG = (
         "engine",
     ),
     *("engine", "gradients", "forwards", "methods", "autograd", "covariance", "autograd.pooled"),
-    *("products", "diagnostics", "evaluate", "decompositions", "gauge", "module", "api"),
+    *("products", "diagnostics", "evaluate", "inverse_root", "decompositions", "gauge"),
+    *("module", "api"),
 )
 """Each part of linalg/ may import those before it, and modules of its own that do not import it."""
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from covpool.linalg.functions import FUNCTIONS
     from covpool.linalg.gauge import GaugeDependence, gauge_dependence
     from covpool.linalg.gradients.kernels import KERNELS
+    from covpool.linalg.inverse_root import matrix_inv_root
     from covpool.linalg.methods import METHODS, Method
     from covpool.linalg.module import MatrixFunction
     from covpool.models import create_model
@@ -55,6 +56,7 @@ __all__ = [
     "load_model",
     "matrix_exp",
     "matrix_function",
+    "matrix_inv_root",
     "matrix_inv_sqrt",
     "matrix_log",
     "matrix_power",
@@ -92,6 +94,7 @@ _HOMES = {
     "load_model": "covpool.train.prediction",
     "matrix_exp": "covpool.linalg.api",
     "matrix_function": "covpool.linalg.api",
+    "matrix_inv_root": "covpool.linalg.inverse_root",
     "matrix_inv_sqrt": "covpool.linalg.api",
     "matrix_log": "covpool.linalg.api",
     "matrix_power": "covpool.linalg.api",
