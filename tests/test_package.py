@@ -18,7 +18,7 @@ HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "jso
 GROUND = ("_version", "lazy", "text", "machine", "head")
 # Each package may import those before it; `data` stands beside the layers.
 ORDER = (
-    *("linalg", "pooling", "poolings", "models", "analysis"),
+    *("linalg", "pooling", "poolings", "distances", "models", "analysis"),
     *("train", "experiments", "report", "fitting", "publish", "bench", "cli"),
 )
 
