@@ -18,7 +18,7 @@ HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "jso
 GROUND = ("_version", "lazy", "text", "machine", "head")
 # Each package may import those before it; `data` stands beside the layers.
 ORDER = (
-    *("linalg", "pooling", "poolings", "models", "analysis"),
+    *("linalg", "pooling", "poolings", "distances", "models", "analysis"),
     *("train", "experiments", "report", "fitting", "publish", "bench", "cli"),
 )
 
@@ -79,8 +79,8 @@ LINALG = (
     *("checks", "engine.quota", "engine.back_off", "engine.cores", "autograd.modes"),
     *("autograd.product", "quadrature", "functions", "elementwise", "engine"),
     *("gradients", "forwards", "methods", "autograd", "covariance", "autograd.pooled"),
-    *("products", "diagnostics", "evaluate", "decompositions", "gauge", "module", "api"),
-    *("rectangular", "registration"),
+    *("products", "diagnostics", "evaluate", "inverse_root", "decompositions", "gauge"),
+    *("module", "api", "rectangular", "registration"),
 )
 """Each part of linalg/ may import those before it, and modules of its own that do not import it."""
 

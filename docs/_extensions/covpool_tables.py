@@ -38,6 +38,7 @@ GROUPS = {
     "covpool.pooling": "Covariance pooling",
     "covpool.poolings": "Covariance pooling",
     "covpool.linalg.api": "Functions of symmetric matrices",
+    "covpool.linalg.inverse_root": "Functions of symmetric matrices",
     "covpool.linalg.module": "Functions of symmetric matrices",
     "covpool.linalg.functions": "Functions of symmetric matrices",
     "covpool.linalg.elementwise": "Functions of symmetric matrices",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from covpool.linalg.functions import FUNCTIONS
     from covpool.linalg.gauge import GaugeDependence, gauge_dependence
     from covpool.linalg.gradients.kernels import KERNELS
+    from covpool.linalg.inverse_root import matrix_inv_root
     from covpool.linalg.methods import METHODS, Method
     from covpool.linalg.module import MatrixFunction
     from covpool.linalg.rectangular import low_rank, polar, svd_function
@@ -59,6 +60,7 @@ __all__ = [
     "low_rank",
     "matrix_exp",
     "matrix_function",
+    "matrix_inv_root",
     "matrix_inv_sqrt",
     "matrix_log",
     "matrix_power",
@@ -101,6 +103,7 @@ _HOMES = {
     "low_rank": "covpool.linalg.rectangular",
     "matrix_exp": "covpool.linalg.api",
     "matrix_function": "covpool.linalg.api",
+    "matrix_inv_root": "covpool.linalg.inverse_root",
     "matrix_inv_sqrt": "covpool.linalg.api",
     "matrix_log": "covpool.linalg.api",
     "matrix_power": "covpool.linalg.api",
