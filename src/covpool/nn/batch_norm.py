@@ -40,8 +40,7 @@ class RiemannianBatchNorm(nn.Module):
         synchronize: whether processes share their statistics.
         check: as for `matrix_sqrt`. The matrices must be of full rank: put `ReEig` before.
 
-    float16 and bfloat16 input is computed with in float32, and logarithms and roots in float64. Not
-    for torch.compile with several processes in training.
+    float16 and bfloat16 input is computed with in float32, and logarithms and roots in float64.
 
     Raises:
         ValueError: numbers out of range; in `forward`, another shape, a single matrix in training
@@ -52,7 +51,7 @@ class RiemannianBatchNorm(nn.Module):
     """
 
     running_mean: Tensor
-    running_var: Tensor
+    running_var: Tensor | None
 
     def __init__(
         self,
@@ -96,7 +95,7 @@ class RiemannianBatchNorm(nn.Module):
             else:
                 _, inverse = self._roots(self.running_mean.to(x))
                 centred, variance = inverse @ x @ inverse, self.running_var
-            if self.dispersion:
+            if variance is not None:
                 exponent = (variance.to(x) + self.eps).rsqrt()
                 if self.log_scale is not None:
                     exponent = exponent * self.log_scale.to(x).exp()
@@ -128,7 +127,7 @@ class RiemannianBatchNorm(nn.Module):
             along = inverse @ centre.to(running) @ inverse
             along = matrix_power(along, self.momentum, check=self.check)
             self.running_mean.copy_(symmetric_part(root @ along @ root))
-            if variance is not None:
+            if variance is not None and self.running_var is not None:
                 self.running_var.lerp_(variance.to(self.running_var), self.momentum)
         return centred, variance
 

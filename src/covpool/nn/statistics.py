@@ -23,8 +23,8 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _SumOverProcesses.apply(gradient)  # pyright: ignore[reportReturnType]
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _SumOverProcesses.apply(*gradients)  # pyright: ignore[reportReturnType]
 
 
 def _summed(values: Tensor, synchronize: bool) -> Tensor:

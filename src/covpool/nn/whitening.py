@@ -44,8 +44,7 @@ class Whitening(nn.Module):
 
     In distributed training, where torch.distributed is initialised, the statistics are those of all
     processes' samples together, and the gradient is that of the joined batch. Each process must
-    then call the layer equally often. Such a layer does not go through
-    torch.compile(fullgraph=True) in training; without processes it does, and evaluation always.
+    then call the layer equally often. torch.compile(fullgraph=True) takes all of this.
 
     Args:
         num_features: C.
