@@ -93,6 +93,23 @@ def newton_schulz(matrix: mpmath.matrix, iterations: int) -> mpmath.matrix:
     return mpmath.sqrt(trace) * y
 
 
+def halley(matrix: mpmath.matrix, iterations: int, start: str) -> mpmath.matrix:
+    """X ← X (X² + 3A) (3X² + A)⁻¹ with A of trace 1; from A on the quotient X/A, which is finite
+    where A is singular."""
+    identity = mpmath.eye(matrix.rows)
+    trace = sum(matrix[i, i] for i in range(matrix.rows))
+    if trace == 0:
+        return matrix
+    a = matrix / trace
+    x = identity
+    for _ in range(iterations):
+        if start == "identity":
+            x = x * (x * x + 3 * a) * (3 * x * x + a) ** -1
+        else:  # X = A Q: the factor A of numerator and denominator cancels
+            x = x * (a * x * x + 3 * identity) * (3 * a * x * x + identity) ** -1
+    return mpmath.sqrt(trace) * (x if start == "identity" else a * x)
+
+
 def normalised(matrix: mpmath.matrix, root: Callable[[mpmath.matrix], mpmath.matrix]):
     """√s · root(A/s) with s the Frobenius norm; zero for the zero matrix."""
     norm = mpmath.mnorm(matrix, "f")
