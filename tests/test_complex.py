@@ -22,7 +22,7 @@ MATRIX_FUNCTIONS = {
     ),
     "log": covpool.matrix_log,
 }
-EXACT = [name for name, row in METHODS.items() if row.exact_gradient or row.name == "isqrt-cov"]
+EXACT = [name for name, row in METHODS.items() if row.exact_gradient or row.differentiates_steps]
 SPECTRA = {
     "separated": [0.5, 1.0, 2.0, 3.5, 6.0],
     "tied": [1.0, 1.0, 1.0, 4.0, 4.0],

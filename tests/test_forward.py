@@ -10,10 +10,12 @@ import covpool
 from covpool import FUNCTIONS, METHODS
 from covpool.linalg.forwards.approximants import MatrixPade, MatrixTaylor
 from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz
+from covpool.linalg.forwards.halley import Halley
 from covpool.linalg.forwards.top_n import TopN
 from spectra import (
     DIGITS,
     SPECTRA,
+    halley,
     lift,
     matrix_pade,
     matrix_taylor,
@@ -30,6 +32,8 @@ def expected_root(method: covpool.Method, matrix: torch.Tensor) -> torch.Tensor:
         exact = to_mpmath(matrix)
         if isinstance(method.forward, NewtonSchulz):
             return to_torch(newton_schulz(exact, method.forward.iterations))
+        if isinstance(method.forward, Halley):
+            return to_torch(halley(exact, method.forward.iterations, method.forward.start))
         if isinstance(method.forward, MatrixTaylor):
             return to_torch(matrix_taylor(exact, method.forward.degree))
         if isinstance(method.forward, MatrixPade):

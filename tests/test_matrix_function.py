@@ -374,7 +374,7 @@ def test_the_root_and_its_inverse_of_every_method(method, monkeypatch):
     row = METHODS[method]
     if row.iteration is not None:
         calls = []
-        step = "iterate" if row.iteration.through_steps else "normalised_roots"
+        step = "iterate" if row.differentiates_steps else "normalised_roots"
         kept = getattr(type(row.iteration), step)
         monkeypatch.setattr(type(row.iteration), step, lambda *a: calls.append(a) or kept(*a))
     pair = covpool.matrix_function(matrix, ("sqrt", "inv_sqrt"), method)

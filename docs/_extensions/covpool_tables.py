@@ -197,7 +197,7 @@ def methods_rows() -> str:
         sections += [
             f"(method-{name})=",
             f"### {name}",
-            f"{description}.",
+            f"{description}. {row.caution}",
             f"- Made of: {', '.join(map(_link, parts))}",
             f"- Constants: {_constants(row) or 'none'}",
             f"- Functions: {', '.join(f'`{function}`' for function in row.functions)}",
