@@ -101,7 +101,7 @@ def options_in(text):
     {
         "bench": [
             *(*PEERS, *DTYPES, *SPECTRA, *ALONE),
-            *(f"{n}: {each.about}" for n, each in MEASUREMENTS.items() if n != "layers"),
+            *(f"{n}: {each.about()}" for n, each in MEASUREMENTS.items() if n != "layers"),
         ],
         "convert": [*CONVERTERS, *TRIANGLES, *(row.description for row in CONVERTERS.values())],
         "data": LAYOUTS,

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from typing_extensions import override
-
 from covpool.bench.layers import Layers
 from covpool.bench.measurement import Results
 from covpool.bench.options import GrowthOptions
@@ -16,15 +14,12 @@ STYLES = {"covpool": "-", "peer": "--", "floor": ":"}
 class Growth(Layers[GrowthOptions]):
     """The layers at the shapes of two series."""
 
-    @override
     def check(self, options: GrowthOptions) -> GrowthOptions:
         shapes = dict.fromkeys(shape for one in series(options).values() for shape in one.values())
         return super().check(replace(options, shapes=tuple(shapes)))
 
-    @override
     def finish(self, results: Results, output: Path | None) -> tuple[Sequence[str], int]:
-        if output is None:
-            return (), 0
+        assert output is not None  # without which the results cannot be gone on with
         for suffix in (".svg", ".png"):
             plot(series(self.options), results, output.with_suffix(suffix))
         return [f"plot: {output.with_suffix('.svg')}"], 0

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from covpool.bench import tables
 from covpool.bench.accuracy import Exact
@@ -33,7 +32,6 @@ OfLayers = TypeVar("OfLayers", bound=LayersOptions)
 class FeatureMeasurement(TimedMeasurement[OnFeatures]):
     """A measurement on feature maps."""
 
-    @override
     def check(self, options: OnFeatures) -> OnFeatures:
         for text in options.shapes:
             Shape.parse(text)
@@ -42,7 +40,6 @@ class FeatureMeasurement(TimedMeasurement[OnFeatures]):
         require_condition(options.condition)
         return super().check(options)
 
-    @override
     def inputs(self, shape: str, batch: int | None = None, **changed: Any) -> tuple[Tensor, Tensor]:
         """Features and the weight of the loss, as `make_features` and `make_weight` give them.
 
@@ -66,7 +63,6 @@ def require_condition(condition: float) -> None:
 class Layers(FeatureMeasurement[OfLayers]):
     """Our methods and the peers' layers, and the floor."""
 
-    @override
     def check(self, options: OfLayers) -> OfLayers:
         if options.methods == ("all",):
             options = replace(options, methods=tuple(METHODS))
@@ -88,7 +84,6 @@ class Layers(FeatureMeasurement[OfLayers]):
             made += floor_cases(dtypes, torch.device(own.device))
         return made
 
-    @override
     def measure(self, shape: str, report: Report) -> Record:
         rows = self.rows(shape, report)
         working = {row["name"] for row in rows if row["error"] is None and row["kind"] != "floor"}
@@ -128,7 +123,6 @@ class Layers(FeatureMeasurement[OfLayers]):
         return found
 
     @staticmethod
-    @override
     def preamble(results: Results) -> str:
         return (
             f"{measured_on(results)} Errors are those of the root / of the gradient of the "
@@ -136,7 +130,6 @@ class Layers(FeatureMeasurement[OfLayers]):
         )
 
     @staticmethod
-    @override
     def tables(record: Record) -> Iterator[Table]:
         shape, rows = record["shape"], record["cases"]
         columns = {"case": NAME, **tables.TIMES, **tables.MEMORY}
@@ -158,7 +151,6 @@ class Layers(FeatureMeasurement[OfLayers]):
             title = f"{shape}: ours over the floor, the decomposition and matrix products alone"
             yield tables.table(title, columns, over.values())
 
-    @override
     def finish(self, results: Results, output: Path | None) -> tuple[Sequence[str], int]:
         return peer_notes(results["shapes"][-1]), 0
 

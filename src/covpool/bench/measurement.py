@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from typing_extensions import override
 
 from covpool.bench.memory import peak_memory
 from covpool.bench.options import Options, TimedOptions
@@ -34,7 +33,7 @@ SAME = ("cpu", "cores_available", "threads", "device_name", "versions", "covpool
 class Measurement(Generic[Chosen]):
     """A measurement with its options, by which `run` gives what `covpool bench --output` writes.
 
-    Each has `records` and `tables`; where cases are timed, see `TimedMeasurement`.
+    Each has `records`; where cases are timed, see `TimedMeasurement`.
 
     Raises:
         ValueError: options that do not fit, or a peer that is not there.
@@ -64,8 +63,8 @@ class Measurement(Generic[Chosen]):
 
     @staticmethod
     def tables(record: Record) -> Iterator[Table]:
-        """A record for people."""
-        raise NotImplementedError
+        """A record for people, if it is not left to `finish`."""
+        return iter(())
 
     def finish(self, results: Results, output: Path | None) -> tuple[Sequence[str], int]:
         """What is said at the end, and the exit status."""
@@ -127,7 +126,6 @@ class TimedMeasurement(Measurement[Timed]):
     clock = staticmethod(time.perf_counter)
     """What tells the seconds."""
 
-    @override
     def check(self, options: Timed) -> Timed:
         for name, least in (("rounds", 1), ("warm_up", 0), ("threads", 1)):
             if getattr(options, name) < least:
@@ -158,7 +156,6 @@ class TimedMeasurement(Measurement[Timed]):
         """
         raise NotImplementedError
 
-    @override
     def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
         for shape in self.options.shapes:
             yield done.get(shape) or self.measure(shape, partial(_say_at, report, shape))

@@ -34,19 +34,19 @@ Peers = Annotated[
     Names,
     "another project to measure beside ours, from your own clone of it (or installed: spd-learn); "
     "can be given again; DifferentiableSVD, fast-MPN-COV, FastDifferentiableMatSqrt, spd-learn",
-    {"flag": "--peer", "metavar": "NAME[=CHECKOUT]", "action": "append", "default": [], "type": str},
+    {
+        "flag": "--peer",
+        "metavar": "NAME[=CHECKOUT]",
+        "action": "append",
+        "default": [],
+        "type": str,
+    },
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What a measurement is told, as it stands in its results."""
-
-    name: ClassVar[str]
-    """Of the measurement: `covpool bench NAME`, and its module in this package."""
-
-    about: ClassVar[str]
-    """What it measures, in a line."""
 
     free: ClassVar[Collection[str]] = ()
     """Options that may change when earlier results are continued."""
@@ -59,14 +59,24 @@ class Options:
     threads: int = 1
     device: str = "cpu"
 
+    @classmethod
+    def name(cls) -> str:
+        """Of the measurement: `covpool bench NAME`, and its module in this package."""
+        return cls.__name__.removesuffix("Options").lower()
+
+    @classmethod
+    def about(cls) -> str:
+        """What is measured, in a line."""
+        return (cls.__doc__ or "").partition(".")[0]
+
     def measurement(self) -> Any:
         """What measures with these options: the class of this name in the module of this name.
 
         Raises:
             ValueError: options that do not fit, or a peer that is not there.
         """
-        module = importlib.import_module(f"covpool.bench.{self.name}")
-        return getattr(module, self.name.capitalize())(self)
+        module = importlib.import_module(f"covpool.bench.{self.name()}")
+        return getattr(module, self.name().capitalize())(self)
 
     @classmethod
     def read(cls, given: Any, **more: Any) -> Self:
@@ -104,12 +114,11 @@ class FeatureOptions(TimedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LayersOptions(FeatureOptions):
-    """Time, peak memory and errors of each method's forward and backward pass, with peers beside
-    them and the floor: the eigendecomposition and the matrix products that cannot be done
-    without."""
+    """Time, peak memory and errors of each method's forward and backward pass.
 
-    name: ClassVar = "layers"
-    about: ClassVar = "time, memory and errors of the methods, beside peers"
+    Peers stand beside them, and the floor: the eigendecomposition and the matrix products that
+    cannot be done without.
+    """
 
     methods: Methods = ("all",)
     peers: Peers = ()
@@ -121,12 +130,13 @@ class LayersOptions(FeatureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthOptions(LayersOptions):
-    """How time grows in two series: batches at fixed channels and positions; and channels n with 2n
-    positions, so that the covariance itself, n × n, is decomposed. The plot stands beside the
-    results. The same command goes on where it stopped."""
+    """Time over the batch and over the size of the matrix, plotted.
 
-    name: ClassVar = "growth"
-    about: ClassVar = "time over the batch and over the size of the matrix, plotted"
+    Two series: batches at fixed channels and positions; and channels n with 2n positions, so that
+    the covariance itself, n × n, is decomposed. The plot stands beside the results. The same
+    command goes on where it stopped.
+    """
+
     continues: ClassVar = True
     free: ClassVar = ("shapes", "batches", "channels", "positions", "sizes", "batch")
 
@@ -144,16 +154,13 @@ class GrowthOptions(LayersOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PoolingsOptions(FeatureOptions):
-    """Every pooling as a layer, forward and backward in training, beside the square root by
-    `exact`: time, peak memory, and what it adds to a network.
+    """Time and memory of every pooling as a layer, beside the square root by exact.
 
-    The gradients are those of the features, of the layer's own parameters and of the class token,
-    which poolings of tokens are given. No reduction of the channels stands before them. One that
-    cannot take a shape is named with its reason.
+    Forward and backward in training, the vector's length and the parameters. The gradients are
+    those of the features, of the layer's own parameters and of the class token, which poolings of
+    tokens are given. No reduction of the channels stands before them. One that cannot take a shape
+    is named with its reason.
     """
-
-    name: ClassVar = "poolings"
-    about: ClassVar = "time and memory of every pooling, beside exact"
 
     poolings: Methods = ("all",)
     shapes: Shapes = ("16x256x49", "16x256x196")
@@ -162,7 +169,7 @@ class PoolingsOptions(FeatureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class StepOptions(TimedOptions):
-    """What the pooling costs in a training step of a ResNet-50: steps over those with `gap`.
+    """The share of the pooling in a training step, and the step over that with gap.
 
     A step is forward, cross-entropy, backward and the update of SGD with momentum, on fixed random
     images; models take turns. A peer's layer takes the place of the covariance and its root, behind
@@ -170,9 +177,6 @@ class StepOptions(TimedOptions):
     root and triangle, forward and backward, on the backbone's own features. The classifier, whose
     input is 16 times as long as that of `gap`, counts in the step and not in the pooling.
     """
-
-    name: ClassVar = "step"
-    about: ClassVar = "the share of the pooling in a training step"
 
     methods: Annotated[Names, "of covpool methods, beside gap"] = ("exact", "svd-pade", "isqrt-cov")
     peers: Peers = ()
@@ -190,7 +194,7 @@ class StepOptions(TimedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SmallOptions(TimedOptions):
-    """matrix_sqrt of small matrices, forward and backward, beside what else computes it.
+    """matrix_sqrt of small matrices, forward and backward, beside its peers.
 
     Peers that are installed take part: torch's own `matrix_sqrth`, `torch.linalg.eigh` with
     autograd, spd-learn, pyRiemann with torch tensors, and geoopt. The function of 30 lines is what
@@ -198,8 +202,6 @@ class SmallOptions(TimedOptions):
     without any check. On a CPU it is the processor's time that is measured, on a GPU the clock's.
     """
 
-    name: ClassVar = "small"
-    about: ClassVar = "matrix_sqrt of small matrices beside its peers"
     free: ClassVar = ("shapes",)
 
     shapes: Annotated[Names, "BATCHxN, …"] = (
@@ -212,7 +214,7 @@ class SmallOptions(TimedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeOptions(Options):
-    """Kill runs at random moments, resume them, and compare how they end with a run left alone.
+    """Runs killed at random moments, resumed, and compared with a run left alone.
 
     Each trial is `covpool train` on the embedded typefaces in a directory of its own. Its
     processes, the loaders' included, get SIGKILL at a random moment of the training, up to three
@@ -222,8 +224,6 @@ class ResumeOptions(Options):
     same command goes on where it stopped.
     """
 
-    name: ClassVar = "resume"
-    about: ClassVar = "runs killed at random, resumed, compared"
     continues: ClassVar = True
     free: ClassVar = ("kills", "processes")
 
@@ -235,16 +235,13 @@ class ResumeOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ThroughputOptions(Options):
-    """Images a second of the input pipeline, of the training step, and of both; which is the limit.
+    """Images a second of the loader, of the training step, and of both; which is the limit.
 
     The loader alone is read without a network, for each number of workers; the step alone is
     trained on batches that are held in memory, by the same Lightning loop; both together are the
     training itself, with the number of workers that read fastest. On a GPU the copy to the device
     counts in the step.
     """
-
-    name: ClassVar = "throughput"
-    about: ClassVar = "the loader against the training step"
 
     workers: Annotated[Numbers, "numbers of loader processes"] = (0, 1, 2)
     steps: Annotated[int, "timed steps"] = 30
@@ -253,7 +250,7 @@ class ThroughputOptions(Options):
 
 
 MEASUREMENTS: Mapping[str, type[Options]] = {
-    options.name: options
+    options.name(): options
     for options in (
         *(LayersOptions, GrowthOptions, PoolingsOptions, StepOptions),
         *(SmallOptions, ResumeOptions, ThroughputOptions),

@@ -156,17 +156,14 @@ def _differentiable_svd() -> Iterator[PeerRow]:
 
 
 def _fast_differentiable() -> Iterator[PeerRow]:
-    note = "in the features' dtype"
-    for name, build, method, more in (
-        ("MPA_Lya", partial(_lyapunov, "matrix_pade_approximant"), "mpa-lyapunov", ""),
-        (
-            *("MTP_Lya", partial(_lyapunov, "matrix_taylor_polynomial"), "mtp-lyapunov"),
-            "; its polynomial overwrites the identity that its gradient reads",
-        ),
-        ("NS", partial(_newton_schulz, _SO_VIT_MPN), "isqrt-cov", "; 5 iterations"),
-    ):
-        triangle = partial(_triuvec, _SO_VIT_MPN)
-        yield PeerRow(name, build, (method, "exact"), triangle, note + more)
+    note, triangle = "in the features' dtype", partial(_triuvec, _SO_VIT_MPN)
+    pade = partial(_lyapunov, "matrix_pade_approximant")
+    yield PeerRow("MPA_Lya", pade, ("mpa-lyapunov", "exact"), triangle, note)
+    taylor = partial(_lyapunov, "matrix_taylor_polynomial")
+    overwrites = f"{note}; its polynomial overwrites the identity that its gradient reads"
+    yield PeerRow("MTP_Lya", taylor, ("mtp-lyapunov", "exact"), triangle, overwrites)
+    newton_schulz = partial(_newton_schulz, _SO_VIT_MPN)
+    yield PeerRow("NS", newton_schulz, ("isqrt-cov", "exact"), triangle, f"{note}; 5 iterations")
 
 
 PEERS: Mapping[str, Peer] = MappingProxyType(

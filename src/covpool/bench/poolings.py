@@ -6,7 +6,6 @@ from functools import cached_property, partial
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from covpool.bench import tables
 from covpool.bench.features import Shape
@@ -35,7 +34,6 @@ FIGURES: Columns = {
 class Poolings(FeatureMeasurement[PoolingsOptions]):
     """The rows of `POOLINGS`, of which one that cannot take a shape is there with its reason."""
 
-    @override
     def check(self, options: PoolingsOptions) -> PoolingsOptions:
         every = options.poolings == ("all",)
         names = [check_pooling(name) for name in (POOLINGS if every else options.poolings)]
@@ -68,7 +66,6 @@ class Poolings(FeatureMeasurement[PoolingsOptions]):
 
         return step
 
-    @override
     def measure(self, shape: str, report: Report) -> Record:
         rows = self.rows(shape, report)
         base = next(row for row in rows if row["name"] == BASELINE)
@@ -80,7 +77,6 @@ class Poolings(FeatureMeasurement[PoolingsOptions]):
         return {"shape": shape, "cases": rows}
 
     @staticmethod
-    @override
     def preamble(results: Results) -> str:
         return (
             f"{measured_on(results)} Gradients are those of the features, of the layer's "
@@ -88,7 +84,6 @@ class Poolings(FeatureMeasurement[PoolingsOptions]):
         )
 
     @staticmethod
-    @override
     def tables(record: Record) -> Iterator[Table]:
         yield tables.table(record["shape"], {**FACTS, **FIGURES}, record["cases"])
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from typing_extensions import override
 
 from covpool.bench import tables
 from covpool.bench.measurement import Measurement, Record, Results
@@ -121,7 +120,6 @@ def checkpoint_step(directory: Path) -> int | None:
 class Resume(Measurement[ResumeOptions]):
     """A record for each trial: a run that is killed, resumed, and compared."""
 
-    @override
     def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
         with tempfile.TemporaryDirectory() as folder:
             for world in self.options.processes:
@@ -171,7 +169,6 @@ class Resume(Measurement[ResumeOptions]):
             yield trial
 
     @staticmethod
-    @override
     def tables(record: Record) -> Iterator[Table]:
         columns = {
             "killed after s": column("seconds", "{:.1f}"),
@@ -180,7 +177,6 @@ class Resume(Measurement[ResumeOptions]):
         end = ", ".join(record["differences"]) or "none"
         yield tables.table(f"{record['shape']}; differences: {end}", columns, record["kills"])
 
-    @override
     def finish(self, results: Results, output: Path | None) -> tuple[Sequence[str], int]:
         lines, failed = [], False
         for world in self.options.processes:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from covpool.bench import tables
 from covpool.bench.measurement import Record, TimedMeasurement, ratio
@@ -78,7 +77,6 @@ class Small(TimedMeasurement[SmallOptions]):
         if torch.device(options.device).type == "cpu":
             self.clock = time.process_time  # of which other programs take nothing
 
-    @override
     def check(self, options: SmallOptions) -> SmallOptions:
         for shape in options.shapes:
             _size(shape)
@@ -94,7 +92,6 @@ class Small(TimedMeasurement[SmallOptions]):
             for name, root in roots().items()
         ]
 
-    @override
     def inputs(self, shape: str, batch: int | None = None) -> tuple[Tensor, ...]:
         (count, size), own = _size(shape), self.options
         generator = torch.Generator().manual_seed(own.seed)
@@ -102,7 +99,6 @@ class Small(TimedMeasurement[SmallOptions]):
         matrix = factor @ factor.mT / (2 * size + 2)
         return (matrix.to(own.device, getattr(torch, own.dtype)),)
 
-    @override
     def measure(self, shape: str, report: Report) -> Record:
         rows = self.rows(shape, report)
         for row in rows:
@@ -110,7 +106,6 @@ class Small(TimedMeasurement[SmallOptions]):
         return {"shape": shape, "cases": rows}
 
     @staticmethod
-    @override
     def tables(record: Record) -> Iterator[Table]:
         columns = {"root": NAME, **tables.TIMES, "over ours": column("over_ours", RATIO)}
         title = f"{record['shape']}: forward + backward"

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from covpool.bench import tables
 from covpool.bench.checkouts import as_published
@@ -44,7 +43,6 @@ class PeerPool(nn.Module):
 class Step(TimedMeasurement[StepOptions]):
     """Training steps of networks that differ in the pooling, and the poolings alone."""
 
-    @override
     def check(self, options: StepOptions) -> StepOptions:
         device = options.device.partition(":")[0]
         batch = options.batch or BATCHES.get(device, 1)
@@ -87,7 +85,6 @@ class Step(TimedMeasurement[StepOptions]):
             Case(name=ALONE.format(name), prepare=alone, **shared),
         ]
 
-    @override
     def inputs(self, shape: str, batch: int | None = None) -> tuple[Tensor, ...]:
         own = self.options
         generator = torch.Generator().manual_seed(own.seed)
@@ -143,7 +140,6 @@ class Step(TimedMeasurement[StepOptions]):
 
         return step
 
-    @override
     def measure(self, shape: str, report: Report) -> Record:
         """A row for each network: its step, its pooling, and the ratios."""
         rows = {row["name"]: row for row in self.rows(shape, report)}
@@ -155,7 +151,6 @@ class Step(TimedMeasurement[StepOptions]):
         return {"shape": shape, "cases": found}
 
     @staticmethod
-    @override
     def preamble(results: Results) -> str:
         own = results["settings"]
         return (
@@ -164,7 +159,6 @@ class Step(TimedMeasurement[StepOptions]):
         )
 
     @staticmethod
-    @override
     def tables(record: Record) -> Iterator[Table]:
         columns = {
             "pooling": NAME,

@@ -11,12 +11,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, Dataset
-from typing_extensions import override
 
-from covpool.bench import tables
 from covpool.bench.measurement import Measurement, Record, Results
 from covpool.bench.options import ThroughputOptions
-from covpool.bench.tables import Table, column
 from covpool.bench.timing import Report
 from covpool.train.job import Job
 from covpool.train.loaders import ImageDataModule
@@ -92,7 +89,6 @@ class Throughput(Measurement[ThroughputOptions]):
         self.batch = min(job.config.data.batch_size, size)
         self.epochs = -(-(options.warm_up + options.steps) // (size // self.batch)) + 1
 
-    @override
     def check(self, options: ThroughputOptions) -> ThroughputOptions:
         if min(options.warm_up, options.steps) < 1 or min(options.workers, default=-1) < 0:
             raise ValueError(
@@ -101,7 +97,6 @@ class Throughput(Measurement[ThroughputOptions]):
             )
         return options
 
-    @override
     def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
         rates = {}
         for workers in self.options.workers:
@@ -151,13 +146,8 @@ class Throughput(Measurement[ThroughputOptions]):
             trainer.limit_val_batches = 0
             trainer.fit(module, datamodule=images)
 
-    @staticmethod
-    @override
-    def tables(record: Record) -> Iterator[Table]:
-        columns = {"what": column("shape", "{}"), "images/s": column("images_per_second", "{:.1f}")}
-        yield tables.table("", columns, [record])
-
-    @override
     def finish(self, results: Results, output: Path | None) -> tuple[Sequence[str], int]:
-        *loader, step, _ = (record["images_per_second"] for record in results["shapes"])
-        return [f"the limit is the {'loader' if max(loader) < step else 'step'}"], 0
+        rates = {record["shape"]: record["images_per_second"] for record in results["shapes"]}
+        lines = [f"{name:26} {rate:10.1f} images/s" for name, rate in rates.items()]
+        *loader, step, _ = rates.values()
+        return [*lines, f"the limit is the {'loader' if max(loader) < step else 'step'}"], 0

@@ -34,7 +34,8 @@ def run(given: argparse.Namespace | Given) -> int:
     kind = MEASUREMENTS[given.measurement]
     more = given.resume or kind.continues
     if more and given.output is None:
-        raise UserError("--resume goes on with the results of --output FILE, which is missing")
+        what = "--resume" if given.resume else f"bench {given.measurement}"
+        raise UserError(f"{what} goes on with the results of --output FILE, which is missing")
     if not more:
         otherwise = "go on with it by --resume, or " if "shapes" in kind.free else ""
         refuse_file("--output", given.output, otherwise=otherwise, make=True)
@@ -75,8 +76,8 @@ def measure(
     with users_input(), progress:
         results = measurement.run(progress, recorded, earlier)
     lines, status = measurement.finish(results, output)
-    for line in (*lines, *([] if output is None else [f"results: {output}"])):
-        console.print(f"\n{line}")
+    for line in ("", *lines, *([] if output is None else [f"results: {output}"])):
+        console.print(line)
     return status
 
 

@@ -401,7 +401,7 @@ class BenchParser(ArgumentParser):
 
 def bench_parser() -> ArgumentParser:
     """Options of `covpool bench`."""
-    others = [f"{name}: {each.about}" for name, each in MEASUREMENTS.items() if name != "layers"]
+    others = [f"{name}: {each.about()}" for name, each in MEASUREMENTS.items() if name != "layers"]
     parser = measurement_parser("layers", kind=BenchParser)
     parser.prog = "covpool bench"
     parser.epilog = f"covpool bench NAME measures more: {'; '.join(others)}; goals: {GOALS}"
