@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from covpool.bench.features import SPECTRA
+from covpool.bench.options import DTYPES, MEASUREMENTS, SPECTRA
 from covpool.bench.peers import PEERS
-from covpool.bench.settings import DTYPES
 from covpool.cli import COMMANDS, main
-from covpool.cli.bench import ALONE, MEASUREMENTS
+from covpool.cli.bench import ALONE
 from covpool.cli.parsers import EVALUATED, PARSERS, train_parser
 from covpool.cli.parsing import ALIASES, COMMON
 from covpool.cli.train import first_process
@@ -102,7 +101,7 @@ def options_in(text):
     {
         "bench": [
             *(*PEERS, *DTYPES, *SPECTRA, *ALONE),
-            *(f"{name}: {measure.__doc__}" for name, measure in MEASUREMENTS.items()),
+            *(f"{n}: {each.about()}" for n, each in MEASUREMENTS.items() if n != "layers"),
         ],
         "convert": [*CONVERTERS, *TRIANGLES, *(row.description for row in CONVERTERS.values())],
         "data": LAYOUTS,
