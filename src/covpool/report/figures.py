@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from covpool.linalg.methods import METHODS
 from covpool.poolings import POOLINGS
 from covpool.report.svg import SERIES, colour, drawing, inline
 from covpool.report.tables import PageTable
@@ -21,9 +20,6 @@ ALONE, WIDE, SMALL = (4.8, 3.1), (4.3, 2.9), (2.3, 1.9)
 """Sizes of panels in inches at 72 units: on a phone text is then about as large as it was drawn."""
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "<", ">", "*", "h", "d", "8")
-
-KERNELS = tuple(row.name for row in METHODS.values() if row.gradient.pair_kernel is not None)
-"""The methods whose gradient has a kernel K, which one figure draws together."""
 
 AXIS = 26
 """How many characters fit beside an axis."""
@@ -96,7 +92,7 @@ class Styles:
     places: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        names = dict.fromkeys([*self.methods, *KERNELS, *POOLINGS])
+        names = dict.fromkeys([*self.methods, *POOLINGS])
         self.places = {name: place for place, name in enumerate(names)}
 
     def of(self, method: str) -> Style:

@@ -18,7 +18,6 @@ from covpool.report.sources import Run
 from covpool.report.svg import SERIES
 from covpool.report.tables import PageTable, tables_of
 from covpool.report.template import fill
-from covpool.report.theory_figures import theory_figures
 from covpool.text import shortened
 
 GENERATOR = "covpool report"
@@ -93,7 +92,6 @@ def render(
             _section(own, styles, number if len(settings) > 1 else None)
             for number, own in enumerate(settings, start=1)
         ],
-        theory=theory_figures(styles),
         headline=[*headline(settings), *map(of_observations, observations)],
         series=SERIES,
     )
