@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from covpool.experiments.inference import Spread, differences
-from covpool.experiments.results import RunSet, median_or_none
+from covpool.experiments.inference import Spread, differences, median_or_none
+from covpool.experiments.results import RunSet
 from covpool.experiments.sheet import Sheet, Table
 
 HEADER = ("method", "runs", "Final top-1 %", "Best top-1 %", "s/epoch", "Final − first, 95% CI")

@@ -7,14 +7,17 @@ from covpool.experiments.arms import ACCURATE, NEWTON_SCHULZ, Arm
 from covpool.experiments.figures import last_stage, smoothness_curves
 from covpool.experiments.inference import (
     BySeed,
-    Spread,
-    differences,
     geometric_mean,
 )
-from covpool.experiments.paper import paper_tables, printed_name
+from covpool.experiments.paper import (
+    METRICS,
+    TABLE_1,
+    beside_table1,
+    paper_tables,
+    printed_name,
+)
 from covpool.experiments.results import (
     CONDITION_NUMBERS,
-    METRICS,
     SMALL,
     Results,
     RunSet,
@@ -30,26 +33,22 @@ Numbers = dict[str, Any]
 def table1(results: Results) -> Sheet:
     """Accurate SVD against Newton-Schulz."""
     printed = paper_tables()["table1_resnet50_imagenet_error"]
-    cells = {
-        Arm(ACCURATE): printed["MPN-COV (SVD)"],
-        Arm(NEWTON_SCHULZ): printed["iSQRT-COV (Newton-Schulz)"],
-    }
     runs = _runs(results, "imagenet-resnet50-fast-mpn-cov")
-    rows = [[arm.method, printed_name(arm.method) or "–"] for arm in cells]
-    rows.append(["difference, paired by seed", ""])
-    for place, metric in enumerate(METRICS):
-        ours = [runs.errors(arm, metric) for arm in cells]
-        theirs = [own[place] for own in cells.values()]
-        for row, arm, cell, values in zip(rows, cells, theirs, ours, strict=False):
-            row += [f"{cell:.2f}", runs.spread(arm, values)]
-        gap = Spread.of(differences(*ours)).interval_text()
-        rows[-1] += [f"{theirs[0] - theirs[1]:+.2f}", gap]
+    cells = beside_table1(
+        lambda method, metric: runs.errors(Arm(method), metric),
+        lambda method, values: runs.spread(Arm(method), values),
+    )
+    names = [(method, printed_name(method) or "–") for method in TABLE_1]
+    names.append(("difference, paired by seed", ""))
+    rows = [[*name, *own] for name, own in zip(names, cells, strict=True)]
     return Sheet(
         name="table1",
         title="Table 1: error of ResNet-50 on ImageNet",
-        **_about([runs], [*cells]),
+        **_about([runs], [*map(Arm, TABLE_1)]),
         tables=[_table([runs], _beside(["top-1 error %", "top-5 error %"]), rows)],
-        data={"rows": [_numbers(runs, arm, own) for arm, own in cells.items()]},
+        data={
+            "rows": [_numbers(runs, Arm(method), printed[name]) for method, name in TABLE_1.items()]
+        },
     )
 
 
