@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import covpool
+import quick
 from covpool import METHODS
 from covpool.poolings import POOLINGS, check_pooling
 from spectra import EPS, null_space_rounding, range_condition, relative_error
@@ -79,10 +80,11 @@ def test_value_and_gradient_of_tied_and_degenerate_features(name, positions):
     assert result[:3].abs().max() < 1e-7
 
 
+@quick.whole_jacobians
 @pytest.mark.parametrize("positions", [3, 6, 7, 12])
-def test_gradcheck_of_exact(positions):
+def test_gradcheck_of_exact(positions, fast_mode):
     x = features(2, 6, positions).requires_grad_()
-    assert torch.autograd.gradcheck(covpool.cov_pool, (x,))
+    assert torch.autograd.gradcheck(covpool.cov_pool, (x,), fast_mode=fast_mode)
 
 
 def decaying_features(channels, positions, condition, seed=0):
@@ -478,14 +480,17 @@ def test_backward_within_autocast_keeps_its_precision():
     assert torch.equal(inside[1], outside[1])
 
 
+@quick.whole_jacobians
 @ONE_POSITION
 @pytest.mark.parametrize("positions", [1, 3, 6, 7, 12])
 @pytest.mark.parametrize("name", METHODS)
-def test_second_derivatives_are_right_or_refused(name, positions):
+def test_second_derivatives_are_right_or_refused(name, positions, fast_mode):
     x = features(2, 6, positions).requires_grad_()
     method = METHODS[name]
     if method.exact_gradient or name == "isqrt-cov":
-        assert torch.autograd.gradgradcheck(lambda x: covpool.cov_pool(x, name), (x,), atol=1e-4)
+        assert torch.autograd.gradgradcheck(
+            lambda x: covpool.cov_pool(x, name), (x,), atol=1e-4, fast_mode=fast_mode
+        )
         return
     (first,) = torch.autograd.grad(covpool.cov_pool(x, name).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=f"method '{name}' has no second derivative"):
