@@ -63,7 +63,7 @@ MISTAKEN = [
 
 
 def test_what_needs_no_tensor_and_mistakes_in_options_import_nothing_heavy():
-    """In one process, which has imported nothing, so that the first to import something is named."""
+    """In one new process, so that the first to import something is named."""
     program = (
         "import json, sys; from covpool.cli import main\n"
         "heavy, commands = map(json.loads, sys.argv[1:])\n"
