@@ -34,6 +34,24 @@ def pytest_configure(config):
         torch.set_num_threads(max(1, available_cores() // workers))
 
 
+@pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
+def pytest_collection_modifyitems(items):
+    """Of tests that are marked `axes` those are slow where more than one parameter is off its base.
+
+    A base is the first value, or those whose numbers are given by the parameter's name.
+    """
+    for item in items:
+        if axes := item.get_closest_marker("axes"):
+            names = {
+                mark.args[0] if isinstance(mark.args[0], str) else mark.args[0][0]
+                for mark in item.iter_markers("parametrize")
+            }
+            assert names >= set(axes.kwargs), f"{item}: {axes}"
+            number = item.callspec.indices
+            if sum(number[name] not in axes.kwargs.get(name, (0,)) for name in names) > 1:
+                item.add_marker("slow")
+
+
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()

@@ -127,6 +127,7 @@ def test_float32_features_keep_their_accuracy(positions, condition, note_error):
         assert note_error(f"float32 features, {what}", "exact", error) <= bar
 
 
+@pytest.mark.axes(channels=range(4))
 @pytest.mark.parametrize(
     ("channels", "positions", "condition"),
     [
@@ -198,6 +199,7 @@ def test_shares_of_the_batch_are_the_batch(name, positions, monkeypatch):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.axes(shape=(1, 2))
 @pytest.mark.parametrize("shape", [(2, 3, 30, 4, 3), (3, 30, 29), (3, 30, 31), (5, 30, 90)])
 @pytest.mark.parametrize("name", METHODS)
 def test_the_ways_of_a_gpu_give_the_same_on_a_cpu(name, shape, monkeypatch, note_error):
@@ -272,6 +274,7 @@ def test_few_channels_are_pooled_by_the_iteration_which_is_the_same(name, positi
         assert relative_error(one, other) <= 1e-12
 
 
+@pytest.mark.axes(name=range(len(METHODS)))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(2, 6, 2, 2), (2, 6, 4, 4), (0, 6, 2, 2), (3, 2, 6, 4, 4)])
 @pytest.mark.parametrize("name", METHODS)
