@@ -481,8 +481,7 @@ GRAPHS = ("compile", "export")
 
 QUICK = re.compile(
     # Every function, by the exact row; every method, on one way; every kind of kernel.
-    r"matrix_.* exact real|cov_pool, N ≤ C .* real|eigh (difference|power-iteration) real"
-    r"|svd .* real"
+    r"matrix_.* exact real|cov_pool, N ≤ C .* real|(eigh|svd) (difference|power-iteration) real"
     # Iterations on the matrix itself, and what covariances of full rank have of their own.
     r"|cov_pool, N > C (exact|isqrt-cov|mpa-lyapunov|newton-schulz-minimax|svd-topn) real"
     r"|matrix_sqrt newton-schulz-minimax real|(matrix_log|cov_pool, N ≤ C) exact complex"
