@@ -13,6 +13,7 @@ import torch
 
 import covpool
 import covpool.analysis
+import covpool.distances
 import quick
 from covpool.cli import COMMANDS
 
@@ -38,6 +39,8 @@ EXECUTED = [
         "problems",
         "tensor-networks",
         "numerics",
+        "inverse-roots",
+        "distances",
         "analysis",
         "adding",
     ),
@@ -148,7 +151,13 @@ def test_reference_has_every_instrument():
         assert re.search(rf":: covpool\.analysis\.{name}$", text, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("package", [covpool, covpool.analysis])
+def test_the_distances_page_has_every_name():
+    text = covpool_tables.distances_reference() + covpool_tables.distances_table()
+    for name in covpool.distances.__all__:
+        assert re.search(rf":: covpool\.distances\.{name}$|`{name.replace('_', '-')}`", text, re.M)
+
+
+@pytest.mark.parametrize("package", [covpool, covpool.analysis, covpool.distances])
 def test_public_names_have_docstrings(package):
     for name in package.__all__:
         value = getattr(package, name)
