@@ -14,6 +14,7 @@ import torch
 import covpool
 import covpool.analysis
 import covpool.distances
+import covpool.nn
 import quick
 from covpool.cli import COMMANDS
 
@@ -43,6 +44,7 @@ EXECUTED = [
         "distances",
         "analysis",
         "adding",
+        "layers",
     ),
 ]
 
@@ -145,10 +147,11 @@ def test_reference_has_every_public_name():
         assert re.search(rf":: covpool\.{name}$", text, re.MULTILINE), name
 
 
-def test_reference_has_every_instrument():
-    text = covpool_tables.analysis_reference()
-    for name in covpool.analysis.__all__:
-        assert re.search(rf":: covpool\.analysis\.{name}$", text, re.MULTILINE), name
+@pytest.mark.parametrize("package", [covpool.analysis, covpool.nn])
+def test_reference_has_every_name_of_a_package(package):
+    text = covpool_tables.package_reference(package)
+    for name in package.__all__:
+        assert re.search(rf":: {re.escape(package.__name__)}\.{name}$", text, re.MULTILINE), name
 
 
 def test_the_distances_page_has_every_name():
@@ -157,7 +160,7 @@ def test_the_distances_page_has_every_name():
         assert re.search(rf":: covpool\.distances\.{name}$|`{name.replace('_', '-')}`", text, re.M)
 
 
-@pytest.mark.parametrize("package", [covpool, covpool.analysis, covpool.distances])
+@pytest.mark.parametrize("package", [covpool, covpool.analysis, covpool.distances, covpool.nn])
 def test_public_names_have_docstrings(package):
     for name in package.__all__:
         value = getattr(package, name)

@@ -18,7 +18,7 @@ HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "jso
 GROUND = ("_version", "lazy", "text", "machine", "head")
 # Each package may import those before it; `data` stands beside the layers.
 ORDER = (
-    *("linalg", "pooling", "poolings", "distances", "models", "analysis"),
+    *("linalg", "pooling", "nn", "poolings", "distances", "models", "analysis"),
     *("train", "experiments", "report", "fitting", "publish", "bench", "cli"),
 )
 
@@ -27,7 +27,7 @@ ORDER = (
     ("statement", "heavy"),
     [
         (
-            "import covpool, covpool.analysis; covpool.CovPool2d, covpool.matrix_sqrt, "
+            "import covpool, covpool.analysis, covpool.nn; covpool.CovPool2d, covpool.matrix_sqrt, "
             "covpool.METHODS",
             HEAVY,
         ),
@@ -119,7 +119,7 @@ def test_linalg_imports_downwards_only():
         assert not upwards, f"linalg/{module} imports {upwards}"
 
 
-@pytest.mark.parametrize("package", ["linalg", "poolings", "experiments", "report", "bench"])
+@pytest.mark.parametrize("package", ["linalg", "nn", "poolings", "experiments", "report", "bench"])
 def test_no_package_imports_in_a_circle(package):
     modules = modules_of(package)
     done: set[str] = set()
@@ -159,7 +159,7 @@ def test_the_report_reads_what_others_wrote():
     """It shows training runs without being able to train: only files, statistics and tables."""
     allowed = {
         *(f"train.{name}" for name in ("analysis_rows", "run_directory", "same_options")),
-        *("experiments", "experiments.inference", "experiments.paper"),
+        *("experiments", *(f"experiments.{name}" for name in ("inference", "paper", "sheet"))),
     }
     for path in (SOURCE / "report").glob("*.py"):
         modules = {
@@ -191,6 +191,7 @@ def test_public_names_exist():
         "covpool.linalg.module",
         "covpool.linalg.rectangular",
         "covpool.linalg.registration",
+        "covpool.nn.whitening",
         "covpool.pooling",
     ],
 )

@@ -553,16 +553,14 @@ GRAPHS = ("compile", "export")
 
 QUICK = re.compile(
     # Every function, by the exact row; every method, on one way; every kind of kernel.
-    r"matrix_.* exact real|cov_pool, N ≤ C .* real|eigh (difference|power-iteration) real"
-    r"|svd .* real"
+    r"matrix_.* exact real|cov_pool, N ≤ C .* real|(eigh|svd) (difference|power-iteration) real"
     # Iterations on the matrix itself, and what covariances of full rank have of their own.
-    r"|(matrix_sqrt|cov_pool, N > C) (exact|isqrt-cov|mpa-lyapunov|newton-schulz-minimax) real"
-    r"|cov_pool, N > C svd-topn real|(matrix_log|cov_pool, N ≤ C) exact complex"
-    r"|(eigh|svd) difference complex|distances bures-wasserstein real"
+    r"|cov_pool, N > C (exact|isqrt-cov|mpa-lyapunov|newton-schulz-minimax|svd-topn) real"
+    r"|matrix_sqrt newton-schulz-minimax real|(matrix_log|cov_pool, N ≤ C) exact complex"
+    r"|svd difference complex|distances bures-wasserstein real"
 )
 QUICK_GRAPHS = re.compile(
-    r"(matrix_sqrt|cov_pool, N ≤ C) exact real|(eigh|svd) difference real"
-    r"|cov_pool, N ≤ C svd-pi real|cov_pool, N > C isqrt-cov real"
+    r"(matrix_sqrt|cov_pool, N ≤ C) exact real|svd difference real|cov_pool, N > C isqrt-cov real"
 )
 """The rows, as group, name and kind, that stand for the others in the quick tests: in eager mode,
 and in graphs, which take seconds each."""
