@@ -7,6 +7,7 @@ test_transforms.py compares what it measures itself.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from torch.func import grad, jacrev, jvp, vmap
 
 import covpool
+import covpool.distances as distances
 from covpool import FUNCTIONS, KERNELS, METHODS
+from covpool.distances import DISTANCES
 from covpool.linalg.inverse_root import INVERSE_ROOTS
 from spectra import relative_error, with_spectrum
 
@@ -33,6 +36,7 @@ REFUSALS = re.compile(
     r"|^(eigh|svd): the second derivative .* use (kernel='difference'|covpool\.matrix_power)"
     r"|^matrix_inv_sqrt: matrix singular; .*; add a multiple of the identity"
     r"|^matrix_inv_root: the residual .* is above .*; give a ridge"
+    r"|^[a-z-]+: first matrix singular, where the distance is infinite; add a multiple"
     r"|^(eigh|svd) needs float32 or float64, real or complex, got torch\.\w+; convert"
 )
 """What a refusal says: who refuses, and what to do. Any other error fails the test."""
@@ -221,6 +225,44 @@ def _decompositions() -> list[Subject]:
     ]
 
 
+def _distances() -> list[Subject]:
+    return [_distance(name, kind) for name in (*DISTANCES, *DIVERGENCES) for kind in KINDS]
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relative-entropy": distances.relative_entropy,
+    "fidelity": distances.fidelity,
+    "von-neumann-entropy": lambda a, b: distances.von_neumann_entropy(a),
+    "frechet-from-samples": partial(distances.frechet_from_samples, squared=True),
+}
+
+
+def _distance(name: str, kind: str) -> Subject:
+    """Squares, of the distance from a matrix that is fixed."""
+    dtype, read, write = KINDS[kind]
+    measure = DIVERGENCES.get(name) or partial(DISTANCES[name], squared=True)
+    other = with_spectrum(np.array([1.0, 3, 4, 7]), 5, dtype)
+
+    def call(a: Tensor) -> Tensor:
+        matrix = read(a)
+        # Beside half precision it would decide the result's.
+        fixed = other.to(matrix.dtype)
+        return measure((matrix + matrix.mH) / 2, (fixed + fixed.mH) / 2)
+
+    def of_factor(x: Tensor) -> Tensor:
+        return measure(read(x) @ read(x).mH, other)
+
+    return Subject(
+        group="distances",
+        name=name,
+        kind=kind,
+        call=call,
+        batch=write(_matrices([1.0, 2, 3, 4], dtype)),
+        tied=(call, write(torch.diag(torch.tensor([1, 1, 3, 3], dtype=dtype)))),
+        deficient=(of_factor, write(random(4, 2, dtype=dtype))),
+    )
+
+
 def _sizes(vectors: Tensor) -> Tensor:
     """|v|⁴ summed over each vector: without their signs and phases."""
     return (vectors * vectors.conj()).real.square().sum(-2)
@@ -293,6 +335,7 @@ def _svd(kernel: str, kind: str) -> Subject:
 TABLES = {
     "Functions of matrices": _functions() + _inverse_roots(),
     "Covariance pooling": _poolings(),
+    "Distances": _distances(),
     "Decompositions": _decompositions(),
 }
 SUBJECTS = [subject for subjects in TABLES.values() for subject in subjects]
@@ -514,7 +557,7 @@ QUICK = re.compile(
     # Iterations on the matrix itself, and what covariances of full rank have of their own.
     r"|cov_pool, N > C (exact|isqrt-cov|mpa-lyapunov|newton-schulz-minimax|svd-topn) real"
     r"|matrix_sqrt newton-schulz-minimax real|(matrix_log|cov_pool, N ≤ C) exact complex"
-    r"|svd difference complex"
+    r"|svd difference complex|distances bures-wasserstein real"
 )
 QUICK_GRAPHS = re.compile(
     r"(matrix_sqrt|cov_pool, N ≤ C) exact real|svd difference real|cov_pool, N > C isqrt-cov real"
