@@ -37,6 +37,7 @@ EXECUTED = [
         "python",
         "problems",
         "tensor-networks",
+        "rectangular",
         "numerics",
         "analysis",
         "adding",

@@ -73,7 +73,8 @@ def orthogonal_procrustes(
     A, B = _pair("orthogonal_procrustes", A, B, compute_dtype, check)
     left, right = working(A, compute_dtype), working(B, compute_dtype)
     with full_precision(left):
-        matrix = multiplication(left)(left.mH, right)
+        # Multiplied, lest the gradient is a conjugate view, of which vmap takes no imaginary part.
+        matrix = multiplication(left)((1 * left).mH, right)
         if matrix.numel() == 0:
             isometry = matrix.clone()
         else:
@@ -162,8 +163,7 @@ def kabsch(
         matrix = product((share * centred_q).mT, centred_p)
         found, u, s, vh = decompose(matrix)
         sign = torch.where(_determinant(product(u, vh)) < 0, -1.0, 1.0).to(s.dtype)
-        last = torch.ones_like(s)
-        last[..., -1] = sign
+        last = torch.cat([torch.ones_like(s[..., 1:]), sign.unsqueeze(-1)], -1)
         # Of points that are far away rounding of their coordinates is larger than that of the sums.
         noise = rank_tolerance(s.shape[-1], s.dtype) * s[..., :1] + (
             s[..., :1] * (rounding_p + rounding_q)[..., None]
