@@ -165,6 +165,21 @@ def test_weights_of_zero_leave_points_out():
         assert (one - other).abs().max() <= 1e-14
 
 
+@pytest.mark.parametrize("units", [(1e150, 1e-150), (1e-250, 1e-250), (1e300, 1e300)])
+def test_the_unit_of_the_points_does_not_matter(units):
+    """And each sample has one of its own."""
+    p, q = random(2, 5, 3), random(2, 5, 3, seed=1)
+    expected = covpool.kabsch(p, q, scale=True)
+    mixed = [torch.stack([x[0], x[1] * f]) for x, f in zip((p, q), units, strict=True)]
+    found = covpool.kabsch(*mixed, scale=True)
+    assert (found.rotation - expected.rotation).abs().max() <= 1e-14
+    ratio = found.scale / expected.scale
+    assert abs(ratio[0] - 1) <= 1e-14
+    assert abs(ratio[1] / (units[1] / units[0]) - 1) <= 1e-14
+    procrustes = covpool.orthogonal_procrustes(*mixed).R
+    assert (procrustes - covpool.orthogonal_procrustes(p, q).R).abs().max() <= 1e-14
+
+
 def test_many_sets_are_each_what_they_are_alone():
     p, q = random(3000, 5, 3, dtype=torch.float32), random(5, 3, seed=1, dtype=torch.float32)
     p.requires_grad_()
