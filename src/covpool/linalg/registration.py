@@ -110,17 +110,13 @@ def kabsch(
             rotations that are not unique.
 
     Returns:
-        A named tuple, in the input's dtype:
+        A named tuple in the input's dtype of `rotation` (*, n, n), `translation` (*, n), `scale`
+        (*) and `gap` (*). The rotation is for columns, R p; of points in rows it is ``P @ R.mT``.
+        It is what ``scipy.spatial.transform.Rotation.align_vectors(Q, P)`` finds of centred points
+        in space. The gap is (σₙ₋₁ + d σₙ)/σ₁, from 0 to 2 (2 in one dimension), without a gradient:
+        where it is 0 the rotation is not unique, and near 0 its gradient is as large as 1/gap.
 
-        - `rotation` (*, n, n): of columns, R p; of points in rows, P @ R.mT. It is
-          `scipy.spatial.transform.Rotation.align_vectors(Q, P)` of centred points in space;
-        - `translation` (*, n);
-        - `scale` (*);
-        - `gap` (*): (σₙ₋₁ + d σₙ)/σ₁, from 0 to 2, without a gradient; 2 in one dimension.
-          Where it is 0 the rotation is not unique, and near 0 its gradient is as large as 1/gap.
-
-    Moved points are `result.scale[..., None, None] * P @ result.rotation.mT +
-    result.translation[..., None, :]`.
+    Moved points are ``scale[..., None, None] * P @ rotation.mT + translation[..., None, :]``.
 
     Ties need no care, where `gap` is not 0: the derivative has 1/(σi + σj), with d σₙ for σₙ,
     alone. So it is finite for points in a plane, which leave σ₃ = 0.
