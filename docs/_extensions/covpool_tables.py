@@ -45,6 +45,8 @@ GROUPS = {
     "covpool.linalg.module": "Functions of symmetric matrices",
     "covpool.linalg.functions": "Functions of symmetric matrices",
     "covpool.linalg.elementwise": "Functions of symmetric matrices",
+    "covpool.linalg.rectangular": "Functions of matrices of any shape",
+    "covpool.linalg.registration": "Functions of matrices of any shape",
     "covpool.linalg.decompositions": "Decompositions",
     "covpool.linalg.gauge": "Decompositions",
     "covpool.linalg.methods": "Methods",
