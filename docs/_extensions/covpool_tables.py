@@ -47,6 +47,7 @@ GROUPS = {
     "covpool.linalg.gradients.kernels": "Kernels",
     "covpool.linalg.diagnostics": "Diagnostics",
     "covpool.models": "Models",
+    "covpool.exporting": "Models",
     "covpool.train.prediction": "Models",
     "covpool.fitting": "Training",
 }

@@ -6,6 +6,7 @@ from covpool._version import __version__
 from covpool.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from covpool.exporting import exportable
     from covpool.fitting import TrainedRun, fit
     from covpool.linalg.api import (
         matrix_exp,
@@ -50,6 +51,7 @@ __all__ = [
     "eigh",
     "eigh_generalized",
     "eigvalsh",
+    "exportable",
     "fit",
     "gauge_dependence",
     "load_model",
@@ -87,6 +89,7 @@ _HOMES = {
     "eigh": "covpool.linalg.decompositions",
     "eigh_generalized": "covpool.linalg.decompositions",
     "eigvalsh": "covpool.linalg.decompositions",
+    "exportable": "covpool.exporting",
     "fit": "covpool.fitting",
     "gauge_dependence": "covpool.linalg.gauge",
     "load_model": "covpool.train.prediction",

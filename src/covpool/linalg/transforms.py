@@ -72,7 +72,7 @@ def refuse_onnx(what: str) -> None:
         raise RuntimeError(
             f"covpool: ONNX has no {what}; what can be exported is cov_pool and CovPool2d with "
             "method 'newton-schulz-minimax', which is the root of 'exact' to rounding, or "
-            "'isqrt-cov': assign it to the layer's method"
+            "'isqrt-cov': covpool.exportable(network) is a copy with it in its layers"
         )
 
 
