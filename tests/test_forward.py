@@ -141,6 +141,7 @@ def test_topn_of_features_at_rank_n(positions):
     assert relative_error(gradient, damping * exact) <= 1e-6
 
 
+@pytest.mark.axes(name=range(len(METHODS)))
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,), (2, 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])

@@ -11,6 +11,7 @@ import scipy.linalg
 import torch
 
 import covpool
+import quick
 from covpool import METHODS
 from covpool.linalg.autograd.lift import lift
 from covpool.linalg.forwards.approximants import MatrixPade, MatrixTaylor
@@ -483,6 +484,15 @@ def test_transforms_of_the_matrix_form(name):
     matrices.requires_grad_()
     (together,) = torch.autograd.grad(root(matrices).square().sum(), matrices)
     torch.testing.assert_close(each, together)
+
+
+@quick.parametrize("name", NAMES, keep=[MINIMAX])
+def test_the_matrix_form_compiles(name):
+    matrices = torch.stack([with_spectrum(np.arange(1.0, 7) + i, i) for i in range(3)])
+
+    def root(a):
+        return covpool.matrix_sqrt(a, name)
+
     torch.compiler.reset()
     compiled = torch.compile(root, fullgraph=True, backend="aot_eager", dynamic=True)
     for batch in (matrices, matrices[:2]):

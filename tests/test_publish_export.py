@@ -219,8 +219,8 @@ def test_a_pooling_without_a_form_is_refused_for_onnx(tmp_path):
     sample = Sample(images=torch.randn(2, 1, 16, 16), source="noise")
     message = (
         "with pooling 'log-e' cannot be written as onnx: layer 'pool.pooling.normalisation' "
-        r"\(Logarithm\) has no form in matrix products, for the logarithm; chebyshev-log, .* has one; "
-        "leave"
+        r"\(Logarithm\) has no form in matrix products, for the logarithm; chebyshev-log, .* has "
+        "one; leave"
     )
     with pytest.raises(ValueError, match=message):
         export_model(untrained("log-e", 8), tmp_path / "new", [FORMATS["onnx"]], sample, title="x")

@@ -14,7 +14,14 @@ import torch
 import covpool
 from covpool.analysis import conditioning, fidelity
 from covpool.linalg.gradients.kernels import Kernel
-from covpool.linalg.names import FunctionName, KernelName, MethodName, PoolingName
+from covpool.linalg.inverse_root import INVERSE_ROOTS, InverseRootMethod
+from covpool.linalg.names import (
+    FunctionName,
+    InverseRootName,
+    KernelName,
+    MethodName,
+    PoolingName,
+)
 from covpool.poolings import POOLINGS
 
 PUBLIC = {name: getattr(covpool, name) for name in covpool.__all__}
@@ -33,6 +40,7 @@ FUNCTIONS = {
     "eigh_generalized": lambda matrix: covpool.eigh_generalized(matrix, matrix),
     "matrix_sqrt": covpool.matrix_sqrt,
     "matrix_inv_sqrt": covpool.matrix_inv_sqrt,
+    "matrix_inv_root": lambda matrix: covpool.matrix_inv_root(matrix, 4),
     "matrix_log": covpool.matrix_log,
     "matrix_power": lambda matrix: covpool.matrix_power(matrix, 0.5),
     "MatrixFunction('sqrt')": covpool.MatrixFunction("sqrt"),
@@ -134,6 +142,7 @@ def test_the_names_that_editors_know_are_those_of_the_tables():
         PoolingName: POOLINGS,
         KernelName: covpool.KERNELS,
         FunctionName: covpool.FUNCTIONS,
+        InverseRootName: INVERSE_ROOTS,
     }.items():
         assert typing.get_args(kind) == tuple(names)
 
@@ -141,7 +150,11 @@ def test_the_names_that_editors_know_are_those_of_the_tables():
 def test_what_takes_a_name_says_which():
     """So that editors complete it, and type checkers find a typo."""
     kinds = {
-        "method": {MethodName | covpool.Method, PoolingName | covpool.Method | covpool.Pooling},
+        "method": {
+            MethodName | covpool.Method,
+            PoolingName | covpool.Method | covpool.Pooling,
+            InverseRootName | InverseRootMethod,
+        },
         "kernel": {KernelName | Kernel},
         "pooling": {PoolingName | None, PoolingName | covpool.Method | covpool.Pooling},
     }

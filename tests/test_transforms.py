@@ -113,6 +113,7 @@ def test_forward_mode_of_cov_pool_is_the_transpose_of_its_gradient(
     assert note_error(f"pooling, forward = backwardᵀ, {dtype}", name, error) <= bound
 
 
+@pytest.mark.axes
 @pytest.mark.parametrize("positions", [4, 9])
 @pytest.mark.parametrize("name", ["exact", "isqrt-cov", "newton-schulz-minimax"])
 def test_every_way_to_the_hessian_of_cov_pool_agrees(name, positions):

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from covpool import FUNCTIONS, KERNELS, METHODS, POOLINGS  # noqa: E402
 from covpool.cli import method_facts  # noqa: E402
+from covpool.linalg.inverse_root import INVERSE_ROOTS  # noqa: E402
 
 NAMES = ROOT / "src" / "covpool" / "linalg" / "names.py"
 
@@ -39,6 +40,11 @@ def names() -> str:
         (
             _type("MethodName", "`METHODS`", map(repr, METHODS)),
             _type("PoolingName", "`POOLINGS`, which `create_model` takes", others),
+            _type(
+                "InverseRootName",
+                "`INVERSE_ROOTS`, the methods of `matrix_inv_root`",
+                map(repr, INVERSE_ROOTS),
+            ),
             _type("KernelName", "`KERNELS`", map(repr, KERNELS)),
             _type("FunctionName", "`FUNCTIONS`", map(repr, FUNCTIONS)),
         )

@@ -69,6 +69,12 @@ PoolingName = Literal[
 ]
 """The keys of `POOLINGS`, which `create_model` takes."""
 
+InverseRootName = Literal[
+    "exact",
+    "coupled-newton",
+]
+"""The keys of `INVERSE_ROOTS`, the methods of `matrix_inv_root`."""
+
 KernelName = Literal[
     "difference",
     "truncated",
