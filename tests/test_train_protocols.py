@@ -40,7 +40,7 @@ PROTOCOLS = {
     ],
     "orthogonal": [
         *("--optim.reduction_steps", "[nog,olr]", "--train.accumulate", "2"),
-        *("--optim.learning_rate", "1.0", "--optim.momentum", "0"),
+        *("--optim.learning_rate", "1.0"),
     ],
     "classifier": ["--optim.trained", "classifier", "--model.init_from", "{source}"],
 }

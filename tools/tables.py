@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from covpool import FUNCTIONS, KERNELS, METHODS, POOLINGS  # noqa: E402
 from covpool.cli import method_facts  # noqa: E402
+from covpool.linalg.functions.odd import ODD_FUNCTIONS  # noqa: E402
 from covpool.linalg.inverse_root import INVERSE_ROOTS  # noqa: E402
 
 NAMES = ROOT / "src" / "covpool" / "linalg" / "names.py"
@@ -36,6 +37,7 @@ from typing import Literal
 def names() -> str:
     """The text of `linalg/names.py`."""
     others = dict.fromkeys("MethodName" if name in METHODS else repr(name) for name in POOLINGS)
+    odd = map(repr, ODD_FUNCTIONS)
     return HEAD + "".join(
         (
             _type("MethodName", "`METHODS`", map(repr, METHODS)),
@@ -47,6 +49,7 @@ def names() -> str:
             ),
             _type("KernelName", "`KERNELS`", map(repr, KERNELS)),
             _type("FunctionName", "`FUNCTIONS`", map(repr, FUNCTIONS)),
+            _type("OddFunctionName", "`ODD_FUNCTIONS`, which `svd_function` takes", odd),
         )
     )
 

@@ -19,7 +19,7 @@ from covpool.linalg.names import MethodName
 from covpool.linalg.precision import full_precision, on_cpu, range_unit
 from covpool.linalg.products import SUBSTITUTE, root_in_products
 from covpool.linalg.spectrum import real_dtype, symmetric_part
-from covpool.linalg.transforms import recorded
+from covpool.linalg.transforms import as_leaf, recorded
 
 VECTOR_LAYOUT = "triu-row-major-v1"
 """The order of `triu_vector`. Part of a checkpoint's meaning: it is recorded beside the weights."""
@@ -369,6 +369,8 @@ class CovPool2d(nn.Module):
         return None
 
     def forward(self, x: Tensor) -> Tensor:
+        if (leaf := as_leaf(self, x)) is not None:
+            return leaf
         features = self.reduction(_as_batch(x, self.in_channels))
         if self.products:
             pooled = cov_pool_in_products(features, self._method, self.compute_dtype)

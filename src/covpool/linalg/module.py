@@ -13,6 +13,7 @@ from covpool.linalg.methods import Method
 from covpool.linalg.names import FunctionName, MethodName
 from covpool.linalg.products import SUBSTITUTE, NoProductForm, roots_in_products
 from covpool.linalg.spectrum import symmetric_part
+from covpool.linalg.transforms import as_leaf
 
 
 @torch.fx.wrap  # one call in a graph of torch.fx, as it decides by shapes and values
@@ -176,6 +177,8 @@ class MatrixFunction(nn.Module):
         return None if kept else SUBSTITUTE
 
     def forward(self, matrix: Tensor) -> Tensor:
+        if (leaf := as_leaf(self, matrix)) is not None:
+            return leaf
         if self.products is not None:
             return _in_products(matrix, self._method, self.products, self.function == "sqrt")
         parameter = None if self._parameter is None else getattr(self, self._parameter)
