@@ -15,7 +15,7 @@ import quick
 from covpool import METHODS, POOLINGS
 
 NO_FORM = {
-    "power-learned": "the power 0.4",
+    "power-learned": "the learned power 0.5",
     "log-e": "the logarithm",
     "hdp": "exp",
     "seb": "e^",
@@ -27,7 +27,6 @@ OTHER_ROOTS = {"svd-topn", "mtp-lyapunov", "mpa-lyapunov"}
 """Methods whose result is not the square root, which is what stands in for them."""
 
 OPTIONS = {
-    "power-learned": {"exponent": 0.4},
     "attention-rotary": {"num_heads": 2},
     "attention-latent": {"num_heads": 2},
     "tensor-sketch": {"outputs": 13},

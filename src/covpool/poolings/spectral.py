@@ -97,11 +97,11 @@ class LearnedPower(Normalisation):
         return self.logit.sigmoid()
 
     def in_matrix_products(self, dtype: torch.dtype) -> str | None:
-        return roots_alone(super(), self.exponent.item(), dtype)
+        raise NoProductForm(
+            f"the learned power {self.exponent.item():.3g}; power, of the constant 0.5, has one"
+        )
 
     def forward(self, features: Tensor) -> Tensor:
-        if self.products is not None:
-            return self.root(features)
         wide = features.to(torch.promote_types(features.dtype, torch.float64))
         centred = (wide - wide.mean(-1, keepdim=True)) / wide.shape[-1] ** 0.5
         exponent = self.exponent.to(wide.dtype)
