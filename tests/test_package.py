@@ -105,8 +105,9 @@ def modules_of(package: str) -> dict[str, set[str]]:
     for name, path in paths.items():
         names = set()
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("covpool"):
-                inside = node.module.removeprefix("covpool").removeprefix(f".{package}").lstrip(".")
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            if f"{module}.".startswith(f"covpool.{package}."):
+                inside = module.removeprefix(f"covpool.{package}").lstrip(".")
                 names |= {f"{inside}.{alias.name}".lstrip(".") for alias in node.names} & set(paths)
                 names |= {inside} & set(paths)
         found[name] = names
