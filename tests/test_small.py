@@ -40,6 +40,7 @@ def with_eigenvalues(values, dtype, seed=0, kind="dense"):
     return (matrix + matrix.mH) / 2
 
 
+@pytest.mark.axes(size=(2,), spectrum=range(len(SPECTRA)))
 @pytest.mark.parametrize("scale", [1.0, 1e300, 1e-290])
 @pytest.mark.parametrize("kind", ["dense", "diagonal"])
 @pytest.mark.parametrize("spectrum", SPECTRA)

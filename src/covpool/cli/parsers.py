@@ -264,15 +264,19 @@ def convert_parser() -> ArgumentParser:
         prog="covpool convert",
         description="A checkpoint of another project as a published model. differentiable-svd: "
         "ResNets of the paper, SVD-Padé at 7×7 (stride 2); fast-mpn-cov: mpncovresnet50 and "
-        "mpncovresnet101, iSQRT-COV at 14×14 (stride 1); efficientnet-lite0: a plain ImageNet "
-        "network, as timm's tf_efficientnet_lite0.",
+        "mpncovresnet101, iSQRT-COV at 14×14 (stride 1); efficientnet-lite0, -lite1 and -lite2: "
+        "a plain ImageNet network, as timm's of that name.",
     )
     parser.add_argument("checkpoint", type=Path, help=".pth, .pt, .pth.tar or .safetensors")
     parser.add_argument(
         "--from",
         dest="source",
         required=True,
-        choices=("differentiable-svd", "fast-mpn-cov", "efficientnet-lite0"),
+        choices=(
+            "differentiable-svd",
+            "fast-mpn-cov",
+            *(f"efficientnet-lite{size}" for size in range(3)),
+        ),
         help="whose it is",
     )
     parser.add_argument("--output", type=Path, required=True, help="new folder")
