@@ -19,10 +19,11 @@ from torch import nn
 from torch.nn import functional
 
 import covpool
+import quick
 from covpool.bench.checkouts import as_published, load_module
 from covpool.cli import main
 from covpool.publish.convert import CONVERTERS, Options, class_names, convert
-from covpool.publish.keys import RESNET_LAYOUTS, lite0_to_timm, lower_to_upper, renamed
+from covpool.publish.keys import RESNET_LAYOUTS, efficientnet_lite_to_timm, lower_to_upper, renamed
 from covpool.publish.weights import check_weights
 from covpool.train.prediction import load_model
 from covpool.train.published import read_published
@@ -313,8 +314,14 @@ def compare(ours, theirs):
     assert error < 1e-5
 
 
-def lite0(weights, x):
-    """EfficientNet-Lite0 by its published description, in functions, from the package's names.
+LITES = {
+    "lite0": (1, 2, 2, 3, 3, 4, 1),
+    "lite2": (1, 3, 3, 4, 4, 5, 1),  # as deep as lite1, and wider
+}
+
+
+def efficientnet_lite(weights, x, blocks):
+    """An EfficientNet-Lite by its published description, in functions, from the package's names.
 
     MBConv blocks without squeeze-and-excitation, ReLU6, batch norm with eps 1e-3, TensorFlow's
     "SAME" padding (which on the right and below may be one wider), stem and head unscaled.
@@ -334,8 +341,7 @@ def lite0(weights, x):
         )
 
     x = functional.relu6(norm(convolve(x, "_conv_stem", 2), "_bn0"))
-    # (blocks, stride of the first)
-    stages = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
+    stages = zip(blocks, (1, 2, 2, 2, 1, 2, 1), strict=True)  # the stride of the first block
     strides = [stride if i == 0 else 1 for count, stride in stages for i in range(count)]
     for number, stride in enumerate(strides):
         name, before = f"_blocks.{number}", x
@@ -349,11 +355,11 @@ def lite0(weights, x):
     return functional.linear(x.mean((2, 3)), weights["_fc.weight"], weights["_fc.bias"])
 
 
-def lite0_names():
+def lite_names(model):
     """timm's names → the package's, by the order in which both list them."""
     outside = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
     names, number, seen = {}, -1, None
-    for name in timm.create_model("tf_efficientnet_lite0").state_dict():
+    for name in model.state_dict():
         parts = name.split(".")
         if parts[0] != "blocks":
             names[name] = ".".join([outside.get(parts[0], "_fc"), *parts[1:]])
@@ -368,32 +374,32 @@ def lite0_names():
     return names
 
 
-def test_lite0_gives_the_logits_of_its_description(tmp_path):
+@quick.parametrize("size", LITES, keep=["lite0"])
+def test_an_efficientnet_lite_gives_the_logits_of_its_description(size, tmp_path):
     torch.manual_seed(0)
-    model = with_random_statistics(timm.create_model("tf_efficientnet_lite0"))
-    names = lite0_names()
+    backbone = f"tf_efficientnet_{size}"
+    model = with_random_statistics(timm.create_model(backbone))
+    names = lite_names(model)
     state = model.state_dict()
     theirs = {names[name]: value for name, value in state.items()}
-    torch.save(theirs, tmp_path / "lite0.pth")
-    output = tmp_path / "lite0"
-    arguments = ["--from", "efficientnet-lite0", "--output", str(output)]
-    assert main(["convert", str(tmp_path / "lite0.pth"), *arguments]) == 0
+    torch.save(theirs, tmp_path / "lite.pth")
+    output = tmp_path / "lite"
+    arguments = ["--from", f"efficientnet-{size}", "--output", str(output)]
+    assert main(["convert", str(tmp_path / "lite.pth"), *arguments]) == 0
     loaded = timm.create_model(f"local-dir:{output}", pretrained=True).eval()
     assert loaded.pretrained_cfg["mean"][0] == pytest.approx(127 / 255)
     images = torch.randn(2, 3, 75, 75)  # odd sizes, where the padding is not symmetric
     with torch.no_grad():
-        expected = lite0(theirs, images)
+        expected = efficientnet_lite(theirs, images, LITES[size])
         torch.testing.assert_close(loaded(images), expected, rtol=1e-4, atol=1e-5)
     start = read_starting_weights(output).weights  # model.init_from
     assert all(torch.equal(start[f"backbone.{name}"], value) for name, value in state.items())
-    assert json.loads((output / "config.json").read_text())["architecture"] == (
-        "tf_efficientnet_lite0"
-    )
+    assert json.loads((output / "config.json").read_text())["architecture"] == backbone
 
 
-def test_lite0_refuses_what_it_is_not(tmp_path):
+def test_an_efficientnet_lite_refuses_what_it_is_not(tmp_path):
     with pytest.raises(ValueError, match=r"_blocks.16._bn1.weight"):
-        lite0_to_timm({"_blocks.16._bn1.weight": torch.zeros(1)})
+        efficientnet_lite_to_timm({"_blocks.16._bn1.weight": torch.zeros(1)}, LITES["lite0"])
     torch.save({"_fc.weight": torch.zeros(1)}, tmp_path / "x.pth")
     for options, expected in (
         (Options(method="exact"), "no option of the pooling"),

