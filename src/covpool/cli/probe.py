@@ -1,12 +1,15 @@
 """`covpool probe`."""
 
 import math
+import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 
 from covpool.cli import experiment
 from covpool.cli.console import PlainConsole
@@ -17,9 +20,16 @@ from covpool.cli.parsing import (
     refuse_methods,
     users_input,
 )
-from covpool.data.selection import hold_out_validation
+from covpool.data.selection import validation_numbers
 from covpool.experiments.arms import Arm
 from covpool.experiments.frozen import plan as plans
+from covpool.experiments.frozen.estimate import (
+    RUN_BYTES,
+    Line,
+    bundle_lines,
+    features_seconds,
+    reduction_line,
+)
 from covpool.experiments.frozen.features import (
     Extractor,
     FeatureFile,
@@ -32,7 +42,7 @@ from covpool.experiments.frozen.features import (
 from covpool.experiments.frozen.plan import Frozen, HeadPlan
 from covpool.experiments.frozen.reduction import reduced_maps
 from covpool.experiments.frozen.summary import make_sheet, reference_arms
-from covpool.experiments.frozen.work import make_bundle, make_pool, stopper
+from covpool.experiments.frozen.work import made_of, make_bundle, stopper
 from covpool.experiments.outcome import Outcome
 from covpool.experiments.results import RunSet
 from covpool.experiments.runs import Run, check_same_options, threads_of
@@ -43,9 +53,13 @@ from covpool.text import file_name
 from covpool.train.config import RunConfig
 from covpool.train.interruption import StopRequest
 from covpool.train.job import Job, check_names
+from covpool.train.progress import duration
 from covpool.train.run_directory import is_free
 
 SHARED, OWN = "shared", "own"
+
+GUESS = {"rate": 0.1, "weight_decay": 0.0}
+"""In the place of rates that are not chosen yet: they change no time."""
 
 DECIDED = {
     "data": {"augment": ("flip", "none"), "evaluate": ("test",)},
@@ -93,14 +107,15 @@ def run(given: Given) -> int:
     console.print(_about(request))
     with users_input():
         extractor = Extractor(request.job, request.stages)
-        for shape in extractor.shapes:
-            _check_heads(request, shape[0])
         views = Views.of(request.job)
         with console.status("reading the images"):
             digest = views.digest()
         files = feature_files(extractor, views, request.config, request.cache, digest)
-    _tell_sizes(request, files, console)
+        for file in files:
+            _check_heads(request, file)
+    _tell_sizes(files, console)
     if request.dry_run:
+        _plan(request, extractor, views, files, console)
         return 0
     return experiment.holding_folder(
         request.output, lambda: _run(request, extractor, views, files, console)
@@ -115,17 +130,12 @@ def _run(
     console: Console,
 ) -> int:
     request.cache.mkdir(parents=True, exist_ok=True)
-    with console.status("computing features") as status, users_input():
-
-        def show(done: int, total: int) -> None:
-            status.update(f"computing features: {done:,} of {total:,} views")
-
-        compute(extractor, views, files, show)
+    torch.set_num_threads(request.config.train.threads or available_cores())
+    with FeatureProgress(console) as progress, users_input():
+        compute(extractor, views, files, progress.show)
     sheets = []
     for file in files:
-        several = len(files) > 1
-        folder = request.output / stage_name(file.stage) if several else request.output
-        sheets.append(_probe_stage(request, file, folder, console))
+        sheets.append(_probe_stage(request, file, _folder(request, file), console))
     if len(sheets) > 1:
         sheet = _of_stages(request, sheets)
         sheet.write(request.output)
@@ -134,25 +144,48 @@ def _run(
     return 1 if any(sheet.problems for sheet in sheets) else 0
 
 
+class FeatureProgress:
+    """A bar with the time left where there is a terminal, else a line each tenth."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.tenths, self.began = console, 0, time.monotonic()
+        self.first: int | None = None
+        self.bar = Progress(
+            TextColumn("computing features"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total} views  {task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("features", total=None, left="")
+
+    def __enter__(self) -> "FeatureProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def show(self, done: int, total: int) -> None:
+        """So many views of all are there."""
+        if self.first is None:
+            self.first, self.began = done, time.monotonic()
+        seconds, here = time.monotonic() - self.began, done - self.first
+        left = f"{duration(seconds / here * (total - done))} left" if here else ""
+        self.bar.update(self.task, completed=done, total=total, left=left)
+        tenths = 10 * done // total
+        if not self.console.is_terminal and tenths > self.tenths:
+            self.tenths = tenths
+            self.console.print(f"features: {done:,} of {total:,} views  {left}")
+
+
 def _probe_stage(request: Request, file: FeatureFile, folder: Path, console: Console) -> Sheet:
-    config = replace(request.config, model=replace(request.config.model, feature_stage=file.stage))
+    frozen, config = _frozen(request, file), request.config
     splits, threads = request.job.splits, threads_of(config, request.jobs)
-    frozen = Frozen(
-        features=file,
-        name=splits.name,
-        classes=splits.classes,
-        labels=tuple(splits.train.labels),
-        test_labels=tuple(splits.test.labels),
-        kept=request.kept,
-        held=request.held,
-        mirrored=config.data.augment == "flip",
-        reduction=config if request.shared else None,
-        notes=splits.notes,
-    )
-    _learn_reductions(request, frozen, config, console)
-    tried = plans.trials(
-        config, request.arms, request.rates, request.decays, folder, threads=threads
-    )
+    config = of_stage(config, file.stage)
+    _learn_reductions(request, frozen, console)
+    tried = _trials(request, config, folder)
     failed = _make(tried, frozen, request, "trials of rate and decay", console, trial=True)
     with users_input():
         rates = plans.chosen(request.arms, tried, failed)
@@ -183,23 +216,110 @@ def _probe_stage(request: Request, file: FeatureFile, folder: Path, console: Con
     return sheet
 
 
-def _learn_reductions(
-    request: Request, frozen: Frozen, config: RunConfig, console: Console
-) -> None:
-    """Those that the poolings of a stage share, from all training images and from the kept ones."""
+def of_stage(config: RunConfig, stage: Stage) -> RunConfig:
+    """The configuration of runs on the features of a stage."""
+    return replace(config, model=replace(config.model, feature_stage=stage))
+
+
+def _folder(request: Request, file: FeatureFile) -> Path:
+    """Of the runs of a stage: the output itself where there is one stage."""
+    return request.output / stage_name(file.stage) if len(request.stages) > 1 else request.output
+
+
+def _frozen(request: Request, file: FeatureFile) -> Frozen:
+    splits = request.job.splits
+    return Frozen(
+        features=file,
+        name=splits.name,
+        classes=splits.classes,
+        labels=tuple(splits.train.labels),
+        test_labels=tuple(splits.test.labels),
+        kept=request.kept,
+        held=request.held,
+        mirrored=request.config.data.augment == "flip",
+        reduction=of_stage(request.config, file.stage) if request.shared else None,
+        notes=splits.notes,
+    )
+
+
+def _trials(request: Request, config: RunConfig, folder: Path) -> list[Run]:
+    threads = threads_of(config, request.jobs)
+    return plans.trials(
+        config, request.arms, request.rates, request.decays, folder, threads=threads
+    )
+
+
+def _widths(request: Request, frozen: Frozen) -> list[int]:
+    """Channels after the reductions that the poolings share."""
     if frozen.reduction is None:
-        return
+        return []
     channels, classes = frozen.features.shape[1], len(frozen.classes)
-    heads = [HeadPlan.of(arm.config(config), channels, classes) for arm in request.arms]
-    widths = {head.reduced for head in heads if head.reduced is not None}
-    torch.set_num_threads(config.train.threads or available_cores())
+    heads = [HeadPlan.of(arm.config(frozen.reduction), channels, classes) for arm in request.arms]
+    return sorted({head.reduced for head in heads if head.reduced is not None})
+
+
+def _learn_reductions(request: Request, frozen: Frozen, console: Console) -> None:
+    """From all training images, and from the kept ones for the trials."""
     with StopRequest(announce=True) as stop, console.status("") as status, users_input():
-        for width in sorted(widths):
+        for width in _widths(request, frozen):
+            assert frozen.reduction is not None
             for trial in (True, False):
                 images = "the trials' images" if trial else "all training images"
                 status.update(f"learning the channel reduction from {images}")
                 whole = frozen.examples(frozen.features.open(), trial=trial)
                 reduced_maps(frozen.features, whole, width, frozen.reduction, stopper(stop))
+
+
+def _plan(
+    request: Request,
+    extractor: Extractor,
+    views: Views,
+    files: Sequence[FeatureFile],
+    console: Console,
+) -> None:
+    """Say what it would take: a line for each part that is not there yet, then the whole."""
+    alone = [Line(name="features", runs=0, seconds=features_seconds(extractor, views, files))]
+    beside: list[Line] = []
+    disk = sum(file.bytes for file in files if not file.whole)
+    with console.status("measuring steps") as status:
+        for file in files:
+            config, frozen = of_stage(request.config, file.stage), _frozen(request, file)
+            folder = _folder(request, file)
+            for width in _widths(request, frozen):
+                alone.append(reduction_line(frozen, width))
+                disk += 2 * file.bytes * width // file.shape[1]
+            trials = _trials(request, config, folder)
+            rates = dict.fromkeys((arm.label for arm in request.arms), GUESS)
+            runs = plans.counted(
+                config,
+                request.arms,
+                request.seeds,
+                rates,
+                folder,
+                threads=threads_of(config, request.jobs),
+            )
+            for made, trial in ((trials, True), ([*runs.values()], False)):
+                bundles = plans.bundled(made, frozen, trial=trial)
+                beside += bundle_lines(bundles, frozen, status.update)
+    of_pooling: dict[str, tuple[int, float]] = {}
+    for line in beside:
+        name = line.name.partition(",")[0].partition(" rate ")[0]
+        number, seconds = of_pooling.get(name, (0, 0.0))
+        of_pooling[name] = number + line.runs, seconds + line.seconds
+    for line in alone:
+        console.print(f"  {line.name}: {duration(line.seconds)}")
+    for name, (number, seconds) in of_pooling.items():
+        console.print(f"  {name}: {number} trials and runs, {duration(seconds)}")
+    total = sum(line.seconds for line in alone)
+    total += sum(line.seconds for line in beside) / request.jobs
+    disk += RUN_BYTES * sum(line.runs for line in beside)
+    free = _free_bytes(request.cache)
+    console.print(
+        f"about {duration(total)} with {request.jobs} at a time, by steps measured here\n"
+        f"about {disk / 1e6:,.0f} MB on disk, of {free / 1e6:,.0f} MB free"
+    )
+    if disk > free:
+        console.print("this is more than there is free: choose other --features and --output")
 
 
 def _make(
@@ -252,17 +372,19 @@ def _prepare(given: Given, progress: FileProgress) -> Request:
     stages = _stages(own.stages, config)
     rates = _numbers("rates", own.rates, least=math.ulp(0.0))
     decays = _numbers("decays", own.decays, least=0.0)
-    several = len(stages) > 1
-    stage = None if several else stages[0]
-    config = replace(config, model=replace(config.model, feature_stage=stage))
+    first, *more = stages
+    config = of_stage(config, None if more else first)
     for arm in arms:
         check_names(arm.config(config))
     job = experiment.prepare_arms(config, [Arm("gap")], own.output or Path("FOLDER"), progress)
     label = f"probe-{job.splits.name}-{config.model.backbone}"
     output = own.output or Path("runs") / file_name(label)
     _check_output(output)
-    kept, held = _held_out(job)
-    first = config.train.seed
+    trained = job.splits.train
+    kept, held = validation_numbers(
+        job.splits.classes, (trained.source, trained.labels), config.data
+    )
+    seed = config.train.seed
     return Request(
         config=config,
         arms=arms,
@@ -270,13 +392,13 @@ def _prepare(given: Given, progress: FileProgress) -> Request:
         shared=own.reduction == SHARED,
         rates=rates,
         decays=decays,
-        seeds=range(first, first + own.seeds),
+        seeds=range(seed, seed + own.seeds),
         jobs=own.jobs or available_cores(),
         cache=own.features,
         output=output,
         job=job,
-        kept=kept,
-        held=held,
+        kept=tuple(kept),
+        held=tuple(held),
         dry_run=own.dry_run,
     )
 
@@ -326,27 +448,6 @@ def _numbers(name: str, text: str, *, least: float) -> tuple[float, ...]:
     return found
 
 
-def _held_out(job: Job) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Numbers of the training images that trials are trained on, and evaluated on."""
-    images, config = job.splits.train, job.config.data
-    numbered = _Numbered(images.source, range(len(images)))
-    kept, held, _ = hold_out_validation(job.splits.classes, (numbered, images.labels), config)
-    return tuple(kept[0].numbers), tuple(held[0].numbers)
-
-
-class _Numbered:
-    """A source of images that remembers which of them were selected."""
-
-    def __init__(self, source, numbers: Sequence[int]) -> None:
-        self.source, self.numbers = source, numbers
-
-    def __getattr__(self, name: str):
-        return getattr(self.source, name)
-
-    def select(self, indices: Sequence[int]) -> "_Numbered":
-        return _Numbered(self.source, [self.numbers[index] for index in indices])
-
-
 def _check_output(output: Path) -> None:
     """Refuse a folder that holds anything but a probe: its summary would be written over."""
     if is_free(output) or any(output.glob(f"**/{TUNING}")) or any(output.glob(f"**/{RATES}")):
@@ -354,16 +455,30 @@ def _check_output(output: Path) -> None:
     raise ValueError(f"--output {output} exists and is not a probe's; choose another --output")
 
 
-def _check_heads(request: Request, channels: int) -> None:
-    """Refuse poolings that cannot be made of so many channels.
+def _check_heads(request: Request, file: FeatureFile) -> None:
+    """Refuse poolings that cannot be made of such maps, or whose vectors take more than there is.
 
     Raises:
         ValueError: one of them.
     """
+    config, frozen = of_stage(request.config, file.stage), _frozen(request, file)
+    free = _free_bytes(request.cache)
     for arm in request.arms:
-        head = HeadPlan.of(arm.config(request.config), channels, len(request.job.splits.classes))
-        with torch.device("meta"):
-            make_pool(head, channels, reduces=False)
+        made = made_of(arm.config(config), frozen)
+        numbers = made.out_features
+        needed = 4 * numbers * file.shape[0]
+        if made.fixed and needed > free:
+            raise ValueError(
+                f"pooling {arm.label}: {numbers:,} numbers for each of {file.shape[0]:,} views "
+                f"take {needed / 1e9:,.0f} GB, and {free / 1e9:,.0f} GB are free; give a smaller "
+                f"model.reduced_channels than {config.model.reduced_channels}, or leave it out of "
+                "--poolings"
+            )
+
+
+def _free_bytes(folder: Path) -> int:
+    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(place).free
 
 
 def _about(request: Request) -> str:
@@ -376,7 +491,7 @@ def _about(request: Request) -> str:
     )
 
 
-def _tell_sizes(request: Request, files: Sequence[FeatureFile], console: Console) -> None:
+def _tell_sizes(files: Sequence[FeatureFile], console: Console) -> None:
     for file in files:
         rows, channels, height, width = file.shape
         there = "there already" if file.whole else f"{file.done:,} of them there"

@@ -115,7 +115,7 @@ class FeatureFile:
 
     folder: Path
     stage: Stage
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
 
     @property
     def bytes(self) -> int:

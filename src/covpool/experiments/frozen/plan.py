@@ -4,7 +4,6 @@ seed at what these chose."""
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -174,7 +173,7 @@ class Bundle(Run):
     def settled(self) -> bool:
         return all(run.settled() for run in self.members)
 
-    @cached_property
+    @property
     def epochs(self) -> int:
         return sum(run.epochs for run in self.members)
 
@@ -205,16 +204,18 @@ def bundled(runs: Iterable[Run], frozen: Frozen, *, trial: bool) -> list[Bundle]
     for run in runs:
         plan = HeadPlan.of(run.config, channels, classes)
         own = frozen.reduction is not None or plan.reduced is None
-        together = own and plan.hidden is None and not learns(plan, channels)
+        linear = plan.hidden is None and not run.config.model.drop_rate
+        together = own and linear and not learns(plan, plan.reduced or channels)
         groups.setdefault((plan.key, run.settled()) if together else run.path, []).append(run)
     return [Bundle.of(members, frozen, trial=trial) for members in groups.values()]
 
 
 def learns(plan: HeadPlan, channels: int) -> bool:
-    """Whether the pooling has parameters, and so cannot be computed once for all."""
+    """Whether the pooling of so many channels has parameters, or is another in training, so that
+    it cannot be computed once for all."""
     if isinstance(plan.row, Method):
         return False
-    return plan.row.count(plan.reduced or channels)[1] > 0
+    return plan.row.regulariser != "none" or plan.row.count(channels)[1] > 0
 
 
 def trials(

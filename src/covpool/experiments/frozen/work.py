@@ -2,8 +2,9 @@
 
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ import covpool
 from covpool.experiments.frozen.features import FeatureFile, stage_name
 from covpool.experiments.frozen.heads import (
     EVALUATED_AT_ONCE,
-    Examples,
     Head,
     Result,
     Stop,
@@ -52,13 +52,67 @@ def maps_of(frozen: Frozen, plan: HeadPlan, stop: Stop, *, trial: bool) -> np.nd
     return reduced_maps(frozen.features, whole, plan.reduced, frozen.reduction, stop)
 
 
-def make_pool(plan: HeadPlan, channels: int, *, reduces: bool) -> nn.Module:
-    """The pooling as a layer, with its own reduction or behind one."""
-    reduced = plan.reduced if reduces else None
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """How a configuration's head is made of frozen features.
+
+    Attributes:
+        plan: its parts.
+        channels: of the backbone's maps.
+        inputs: channels of the maps that it is given.
+        reduces: whether it learns a reduction of its own.
+        fixed: whether its vectors can be computed once: nothing before the classifier is trained.
+    """
+
+    plan: HeadPlan
+    channels: int
+    inputs: int
+    reduces: bool
+    fixed: bool
+
+    def pool(self) -> CovPool2d | Pool2d:
+        """The pooling as a layer, with its own reduction or behind one; its weights are drawn."""
+        reduced = self.plan.reduced if self.reduces else None
+        if isinstance(self.plan.row, Method):
+            return CovPool2d(self.inputs, reduced, self.plan.row)
+        return Pool2d(self.inputs, self.plan.row, reduced)
+
+    def head(self, pool: nn.Module | None, classes: int, config: RunConfig) -> Head:
+        """The head; without `pool` one of vectors."""
+        return Head(
+            pool,
+            self.out_features,
+            classes,
+            hidden=self.plan.hidden,
+            drop_rate=config.model.drop_rate,
+        )
+
+    @cached_property
+    def out_features(self) -> int:
+        """The vectors' length."""
+        with torch.device("meta"):
+            return self.pool().out_features
+
+    @property
+    def reduction_parameters(self) -> int:
+        """Those of the shared reduction that the head stands behind."""
+        width = self.plan.reduced
+        return 0 if width is None or self.reduces else self.channels * width + 2 * width
+
+
+def made_of(config: RunConfig, frozen: Frozen) -> Made:
+    """The head of a run."""
+    channels = frozen.features.shape[1]
+    plan = HeadPlan.of(config, channels, len(frozen.classes))
+    reduces = frozen.reduction is None and plan.reduced is not None
     inputs = channels if reduces or plan.reduced is None else plan.reduced
-    if isinstance(plan.row, Method):
-        return CovPool2d(inputs, reduced, plan.row)
-    return Pool2d(inputs, plan.row, reduced)
+    return Made(
+        plan=plan,
+        channels=channels,
+        inputs=inputs,
+        reduces=reduces,
+        fixed=not reduces and not learns(plan, inputs),
+    )
 
 
 @torch.no_grad()
@@ -95,58 +149,39 @@ def make_bundle(bundle: Bundle) -> None:
 
 
 def _train(bundle: Bundle, runs: list[Run], stop: Stop) -> tuple[list[Result], int]:
+    """Results in the order of the runs, and the parameters of a head."""
     frozen, config = bundle.frozen, bundle.config
-    channels, classes = frozen.features.shape[1], len(frozen.classes)
-    plan = HeadPlan.of(config, channels, classes)
-    maps = maps_of(frozen, plan, stop, trial=bundle.trial)
-    reduces = frozen.reduction is None and plan.reduced is not None
-    of_reduction = 0
-    if plan.reduced is not None and not reduces:
-        of_reduction = channels * plan.reduced + 2 * plan.reduced
-    if reduces or learns(plan, plan.reduced or channels):
-        examples = frozen.examples(maps, trial=bundle.trial)
-        return _each(runs, plan, examples, lambda: make_pool(plan, channels, reduces=reduces), stop)
-    pool = make_pool(plan, channels, reduces=False).eval()
-    vectors = pooled(pool, maps, frozen.features, stop)
-    examples = frozen.examples(vectors, trial=bundle.trial)
-    if plan.hidden is not None or config.model.drop_rate:
-        results, count = _each(runs, plan, examples, lambda: None, stop)
-        return results, count + of_reduction
-    distinct = {_draws(run.config): run.config for run in runs}
-    trained = dict(zip(distinct, train_linear(examples, [*distinct.values()], stop), strict=True))
-    count = (vectors.shape[1] + 1) * classes + of_reduction
-    return [_named(trained[_draws(run.config)], run) for run in runs], count
+    made = made_of(config, frozen)
+    maps = maps_of(frozen, made.plan, stop, trial=bundle.trial)
+    if made.fixed:
+        maps = pooled(made.pool().eval(), maps, frozen.features, stop)
+    examples, classes = frozen.examples(maps, trial=bundle.trial), len(frozen.classes)
+    if made.fixed and made.plan.hidden is None and not config.model.drop_rate:
+        distinct = {draws(run.config): run.config for run in runs}
+        found = train_linear(examples, [*distinct.values()], stop)
+        trained = dict(zip(distinct, found, strict=True))
+        count = (made.out_features + 1) * classes
+        results = [_named(trained[draws(run.config)], run) for run in runs]
+        return results, count + made.reduction_parameters
+    results, count = [], 0
+    for run in runs:
+        torch.manual_seed(combine_seeds(run.config.train.seed))
+        head = made.head(None if made.fixed else made.pool(), classes, run.config)
+        head.measure(examples)
+        results.append(train_head(examples, head, run.config, stop))
+        count = sum(parameter.numel() for parameter in head.parameters())
+    return results, count + made.reduction_parameters
 
 
-def _draws(config: RunConfig) -> tuple[float, ...]:
+def draws(config: RunConfig) -> tuple[float, ...]:
     """What the linear classifiers of a bundle differ in."""
     return config.optim.learning_rate, config.optim.weight_decay, config.train.seed
 
 
 def _named(result: Result, run: Run) -> Result:
-    method = run.config.model.method
-    history = [{**row, "method": method} for row in result.history]
+    """A result that several poolings share, with the name of the run's own."""
+    history = [{**row, "method": run.config.model.method} for row in result.history]
     return Result(history=history, confusion=result.confusion, reason=result.reason)
-
-
-def _each(
-    runs: list[Run],
-    plan: HeadPlan,
-    examples: Examples,
-    make: Callable[[], nn.Module | None],
-    stop: Stop,
-) -> tuple[list[Result], int]:
-    results, count = [], 0
-    for run in runs:
-        torch.manual_seed(combine_seeds(run.config.train.seed))
-        pool = make()
-        length = examples.array.shape[1] if pool is None else int(pool.out_features)  # type: ignore[arg-type]
-        drop = run.config.model.drop_rate
-        head = Head(pool, length, examples.classes, hidden=plan.hidden, drop_rate=drop)
-        head.measure(examples)
-        results.append(train_head(examples, head, run.config, stop))
-        count = sum(parameter.numel() for parameter in head.parameters())
-    return results, count
 
 
 def write(
