@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 from collections import defaultdict
@@ -11,6 +12,10 @@ from covpool.machine import available_cores
 # A shell that starts the tests in the background has SIGINT ignored, and children inherit that;
 # tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Collection makes a million objects that stay: to search them for garbage again and again, and once
+# more in every test, takes a quarter of its time.
+gc.disable()
 
 # Times vary on shared machines; examples are the same on every run.
 settings.register_profile("covpool", deadline=None, derandomize=True, max_examples=60)
@@ -27,6 +32,81 @@ def pytest_configure(config):
     if hasattr(config, "workerinput"):  # one of several processes
         workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         torch.set_num_threads(max(1, available_cores() // workers))
+
+
+@pytest.fixture
+def two_threads_on_time(monkeypatch):
+    """Two threads on two cores, whose teams are never late, on whatever machine."""
+    from covpool.linalg.engine import back_off, cores
+
+    monkeypatch.setattr(cores, "available_cores", lambda: 2)
+    monkeypatch.setattr(back_off.BACK_OFF, "until", 0.0)
+    monkeypatch.setattr(back_off.Stopwatch, "late", lambda self: False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
+def pytest_collection_modifyitems(items):
+    """Of tests that are marked `axes` those are slow where more than one parameter is off its base.
+
+    A base is the first value, or those whose numbers are given by the parameter's name.
+    """
+    for item in items:
+        if axes := item.get_closest_marker("axes"):
+            names = {
+                mark.args[0] if isinstance(mark.args[0], str) else mark.args[0][0]
+                for mark in item.iter_markers("parametrize")
+            }
+            assert names >= set(axes.kwargs), f"{item}: {axes}"
+            number = item.callspec.indices
+            if sum(number[name] not in axes.kwargs.get(name, (0,)) for name in names) > 1:
+                item.add_marker("slow")
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
+
+
+PICTURES = ("draw_curves", "draw_confusion")
+"""What the engine draws at a training's end."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _empty_pictures(request):
+    """In the quick tests of everything the files of these pictures are left empty: to draw them
+    takes longer than to train the smallest networks. Where tests are named, and where the slow ones
+    run too, they are drawn; `drawn` asks for them.
+    """
+    config = request.config
+    if not (hasattr(config, "workerinput") and config.option.markexpr == "not slow"):
+        yield
+        return
+    from covpool.train import engine
+    from covpool.train.run_directory import replace_text
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PICTURES:
+            patch.setattr(engine, name, lambda *content: replace_text(content[-1], ""))
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """The pictures of trainings are drawn, as users get them."""
+    from covpool.train import engine, figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PICTURES:
+            patch.setattr(engine, name, getattr(figures, name))
+        yield
 
 
 @pytest.fixture(scope="session")

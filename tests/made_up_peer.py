@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from covpool.bench.cases import Case
-from covpool.bench.settings import Settings
+from covpool.bench.options import LayersOptions
+from covpool.bench.timing import Case
 
 LAYER = """
 import torch
@@ -40,7 +40,7 @@ class SVD_Pade:
         raise RuntimeError("illegal value")
 """
 
-SMALL = Settings(
+SMALL = LayersOptions(
     shapes=("2x4x4",), methods=("exact",), threads=1, rounds=1, warm_up=0, memory=False
 )
 
@@ -59,4 +59,4 @@ def made_up_case(name: str, **options) -> Case:
     def prepare(features, weight):
         raise AssertionError("not to be prepared here")
 
-    return Case(name=name, kind="covpool", prepare=prepare, method=name, **options)
+    return Case(name=name, prepare=prepare, **options)

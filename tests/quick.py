@@ -30,3 +30,7 @@ def parametrize(
         for value in values
     ]
     return pytest.mark.parametrize(names, cases, ids=ids)
+
+
+whole_jacobians = parametrize("fast_mode", [True, False], keep=[True])
+"""Of gradcheck: along random directions, which is quick, and by every entry of the Jacobian."""

@@ -2,17 +2,14 @@
 
 import contextlib
 import itertools
-import json
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 
 import covpool
-from covpool.bench import campaign, report, timing
+from covpool.bench import measurement, tables, timing
 from covpool.bench.accuracy import Exact
-from covpool.bench.cases import floor_cases, own_case, solvers
 from covpool.bench.features import (
     Shape,
     make_features,
@@ -20,8 +17,9 @@ from covpool.bench.features import (
     matrix_of_triangle,
     triangle_weight,
 )
+from covpool.bench.layer_cases import floor_cases, own_case, solvers
+from covpool.bench.layers import Layers, floors
 from covpool.bench.progress import Progress
-from covpool.bench.settings import Settings
 from made_up_peer import SMALL, made_up_case
 
 CPU = torch.device("cpu")
@@ -119,13 +117,13 @@ def test_floor_decomposes_the_smaller_matrix(text, monkeypatch):
         seen.append((matrix.shape[-1], matrix.dtype))
         return torch.linalg.eigh(matrix)
 
-    monkeypatch.setattr("covpool.bench.cases.solvers", lambda device: {"counted": solver})
+    monkeypatch.setattr("covpool.bench.layer_cases.solvers", lambda device: {"counted": solver})
     x, weight = make_features(shape), make_weight(shape)
     for case in floor_cases((torch.float32, torch.float64), CPU):
         root, gradient = case.prepare(x, weight)()
         assert root.shape == (2, 6, 6)
         assert gradient.shape == (2, 6, shape.positions)
-        assert str(root.dtype) == str(gradient.dtype) == f"torch.{case.note}"
+        assert str(root.dtype) == str(gradient.dtype) == f"torch.{case.facts['note']}"
     assert set(seen) == {(min(shape.channels, shape.positions), torch.float64)}
 
 
@@ -156,9 +154,8 @@ def test_cases_take_turns_and_failures_are_told():
             raise RuntimeError("out of\nluck")
 
     names = ["a", "b", "c"]
-    timings = timing.time_steps(
-        {name: lambda name=name: step(name) for name in names},
-        dict.fromkeys(names, nullcontext),
+    timings = timing.time_cases(
+        [timing.Case(name=name, prepare=lambda name=name: lambda: step(name)) for name in names],
         rounds=3,
         warm_up=2,
         device=CPU,
@@ -183,7 +180,8 @@ def test_a_failure_in_the_warm_up_leaves_the_case_out():
     def fail():
         raise ValueError
 
-    timings = timing.time_steps({"a": fail}, {"a": nullcontext}, rounds=2, warm_up=1, device=CPU)
+    case = timing.Case(name="a", prepare=lambda: fail)
+    timings = timing.time_cases([case], rounds=2, warm_up=1, device=CPU)
     assert timings["a"].error == "ValueError"
     assert timings["a"].seconds == []
     assert timings["a"].quartiles is None
@@ -200,29 +198,30 @@ def test_threads_are_left_as_found():
 def test_earlier_shapes_are_not_measured_again(tmp_path):
     measured = []
 
-    def measure(settings, shape, cases, say):
-        say("measuring")
-        measured.append(str(shape))
-        return {"shape": str(shape)}
+    class Quick(Layers):
+        def measure(self, shape, report):
+            report("measuring")
+            measured.append(shape)
+            return {"shape": shape}
 
     said = []
-    first = campaign.run_campaign(SMALL, said.append, measure=measure)
+    first = Quick(SMALL).run(said.append)
     assert said == ["2x4x4: measuring"]
     file = tmp_path / "deep" / "results.json"
-    assert campaign.read_results(file) is None
-    campaign.write_results(first, file)
+    assert measurement.read_results(file) is None
+    measurement.write_results(first, file)
     assert [path.name for path in file.parent.iterdir()] == ["results.json"]
-    earlier = campaign.read_results(file)
+    earlier = measurement.read_results(file)
     more = replace(SMALL, shapes=("2x4x4", "2x4x9"))
-    done = campaign.run_campaign(more, measure=measure, earlier=earlier)
+    done = Quick(more).run(earlier=earlier)
     assert measured == ["2x4x4", "2x4x9"]
     assert [entry["shape"] for entry in done["shapes"]] == measured
     other = replace(SMALL, rounds=3)
     with pytest.raises(ValueError, match="in settings, rounds was 1 and is 3; write to another"):
-        campaign.run_campaign(other, measure=measure, earlier=earlier)
+        Quick(other).run(earlier=earlier)
     earlier["environment"]["cpu"] = "abacus"
     with pytest.raises(ValueError, match="in environment, cpu was 'abacus'"):
-        campaign.run_campaign(SMALL, measure=measure, earlier=earlier)
+        Quick(SMALL).run(earlier=earlier)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"format": 0}'])
@@ -230,7 +229,7 @@ def test_other_files_are_not_taken_for_results(content, tmp_path):
     file = tmp_path / "x.json"
     file.write_text(content)
     with pytest.raises(ValueError, match=r"x\.json does not hold results"):
-        campaign.read_results(file)
+        measurement.read_results(file)
 
 
 def test_values_that_are_not_finite_are_written_as_words(tmp_path):
@@ -240,10 +239,10 @@ def test_values_that_are_not_finite_are_written_as_words(tmp_path):
         return lambda: (weight * torch.nan, features * torch.inf)
 
     case = replace(made_up_case("bad"), prepare=prepare)
-    found = campaign.measure_accuracy(SMALL, shape, [case])["bad"]
+    found = Layers(SMALL).errors(str(shape), [case], timing.silent)["bad"]
     assert {entry["forward"] for entry in found} == {"not finite"}
     assert {entry["gradient"] for entry in found} == {"not finite"}
-    campaign.write_results({"found": found}, tmp_path / "x.json")
+    measurement.write_results({"found": found}, tmp_path / "x.json")
 
 
 def test_the_faster_solver_is_the_floor():
@@ -259,7 +258,7 @@ def test_the_faster_solver_is_the_floor():
         row("peer", "theirs", 9.0),
     ]
     expected = {"solver": "fast", "median": 2.0, "ratios": {"exact": 2.5}}
-    assert campaign.floors(rows) == {"float64": expected}
+    assert floors(rows) == {"float64": expected}
 
 
 def test_tables_show_what_was_not_measured():
@@ -277,21 +276,15 @@ def test_tables_show_what_was_not_measured():
     }
     failed = row | {"name": "b", "error": "E: y", "median": None, "accuracy": []}
     measured = {"shape": "s", "cases": [row, failed], "pairs": [], "floor": {}}
-    ((title, header, rows),) = report.tables(measured)
+    ((title, header, rows),) = Layers.tables(measured)
     assert title == "s: forward + backward"
     assert len(header) == len(rows[0]) == len(rows[1])
     assert list(rows[0]) == ["a", "12.3", "12 to 13", "3.0", "failed"]
     assert list(rows[1])[:2] == ["b", "failed"]
-    told = report.failures(measured)
+    told = list(tables.failures(measured))
     assert "a: peak memory not measured: RuntimeError: x" in told
     assert "a: errors at cond 1e+04 not measured: no" in told
     assert "b failed: E: y" in told
-
-
-def test_settings_survive_json():
-    settings = Settings(shapes=("2x4x4",), peers=("spd-learn",), accuracy_conditions=(10.0,))
-    assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
-    assert settings.threads >= 1
 
 
 def test_progress_is_a_line_now_and_then(capsys):

@@ -11,14 +11,16 @@ import torch
 
 from covpool.bench import memory
 from covpool.bench.accuracy import Exact
-from covpool.bench.cases import make_cases
 from covpool.bench.checkouts import as_published, load_module
 from covpool.bench.features import (
     Shape,
     make_features,
     make_weight,
 )
+from covpool.bench.layer_cases import make_cases
+from covpool.bench.layers import Layers
 from covpool.bench.peers import PEERS, open_peer
+from covpool.bench.timing import silent
 from made_up_peer import CHATTY, DEADLY, SMALL, made_up_case, make_clone
 
 CPU = torch.device("cpu")
@@ -122,7 +124,7 @@ def growth_of_two_blocks():
         return step
 
     case = replace(made_up_case("large"), prepare=prepare)
-    return memory._on_cpu(SMALL, Shape.parse("2x4x4"), case)
+    return memory.growth(Layers(SMALL), "2x4x4", case)
 
 
 @pytest.mark.slow
@@ -138,11 +140,10 @@ def test_memory_is_the_growth_during_the_step():
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource module there")
 def test_memory_of_a_case_that_kills_its_process_is_told(clone):
     (clone / "src" / "representation" / "SVD_Pade.py").write_text(DEADLY)
-    settings = replace(SMALL, peers=(f"DifferentiableSVD={clone}",))
-    (opened,) = settings.open_peers()
+    layers = Layers(replace(SMALL, peers=(f"DifferentiableSVD={clone}",)))
     wanted = ("exact", "SVD_Pade", "MPNCOV", "SVD_PI")
-    cases = [case for case in settings.cases([opened]) if case.method in wanted]
-    found = memory.peak_memory(settings, Shape.parse("2x4x9"), cases)
+    cases = [case for case in layers.cases if case.facts["method"] in wanted]
+    found = memory.peak_memory(layers, "2x4x9", cases, silent)
     assert list(found) == [case.name for case in cases]
     assert found["DifferentiableSVD/SVD_Pade (triangle)"] == (
         "the process that measured it ended with status 3"
@@ -156,10 +157,9 @@ def test_memory_of_a_case_that_kills_its_process_is_told(clone):
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource module there")
 def test_what_a_peer_prints_does_not_get_between_the_answers(clone):
     (clone / "src" / "representation" / "SVD_Pade.py").write_text(CHATTY)
-    settings = replace(SMALL, peers=(f"DifferentiableSVD={clone}",))
-    (opened,) = settings.open_peers()
-    cases = [c for c in settings.cases([opened]) if c.method in ("SVD_Pade", "MPNCOV")]
-    found = memory.peak_memory(settings, Shape.parse("2x4x9"), cases)
+    layers = Layers(replace(SMALL, peers=(f"DifferentiableSVD={clone}",)))
+    cases = [c for c in layers.cases if c.facts["method"] in ("SVD_Pade", "MPNCOV")]
+    found = memory.peak_memory(layers, "2x4x9", cases, silent)
     assert "illegal value" in str(found["DifferentiableSVD/SVD_Pade (triangle)"])
     assert isinstance(found["DifferentiableSVD/MPNCOV (triangle)"], int)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from covpool.bench import resume
-from covpool.bench.resume import count, differences
+from covpool.bench.options import MEASUREMENTS
+from covpool.bench.resume import differences, kills_of
 from covpool.cli import main
-from covpool.cli.bench import MEASUREMENTS
 from covpool.train.progress import EPOCH_HEADER
 from made_up_peer import make_clone
 from tiny_images import OPTIONS, make_tiny_images
@@ -30,7 +30,7 @@ def bench(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("name", MEASUREMENTS)
+@pytest.mark.parametrize("name", [*list(MEASUREMENTS)[1:], "goals"])
 def test_help(name, bench):
     status, shown = bench(name, "--help")
     assert status == 0
@@ -99,7 +99,8 @@ def test_share_of_a_training_step(bench, tmp_path):
         *("--peer", f"DifferentiableSVD={clone}", "--output", output),
     )
     assert status == 0
-    rows = {row["name"]: row for row in json.loads(output.read_text())["rows"]}
+    (record,) = json.loads(output.read_text())["shapes"]
+    rows = {row["name"]: row for row in record["cases"]}
     assert rows["gap"]["over_gap"] == 1
     for name in ("exact", "DifferentiableSVD/MPNCOV"):
         row = rows[name]
@@ -182,10 +183,10 @@ def test_throughput_names_the_limit(bench, tmp_path):
     status, shown = bench("throughput", *sizes, *options)
     assert status == 0
     results = json.loads(output.read_text())
-    rates = {"loader": results["loader"]["0"], "step": results["step"]}
-    assert results["limit"] == min(rates, key=rates.get)
-    assert results["both"]["images_per_second"] > 0
-    assert f"the limit is the {results['limit']}" in shown.out
+    rates = {record["what"]: record["images_per_second"] for record in results["shapes"]}
+    assert rates["both"] > 0
+    limit = "loader" if rates["loader alone"] < rates["step alone"] else "step"
+    assert f"the limit is the {limit}" in shown.out
 
 
 def test_resume_knows_when_training_begins(tmp_path):
@@ -211,6 +212,5 @@ def test_resume_sees_one_flipped_bit():
     assert differences(one, {"a": flipped, "b": 1}) == ["a"]
     assert differences(one, {"a": weights}) == ["b"]
     kills = [{"goes_on_from_step": step} for step in (None, 3, 9)]
-    trials = [{"kills": kills, "differences": found} for found in ([], ["a"])]
-    outcome = {"steps": 9, "trials": trials}
-    assert (count(outcome), count(outcome, same=True)) == (4, 2)
+    trials = [{"steps": 9, "kills": kills, "differences": found} for found in ([], ["a"])]
+    assert (kills_of(trials), kills_of(trials, same=True)) == (4, 2)

@@ -48,26 +48,32 @@ def of_svd(matrix):
     return u.abs(), s, vh.abs(), u @ vh, u[..., :1] * s[..., :1, None] @ vh[..., :1, :]
 
 
+@quick.whole_jacobians
 @pytest.mark.parametrize("triangle", ["L", "U"])
-def test_gradients_of_eigh(triangle):
+def test_gradients_of_eigh(triangle, fast_mode):
     matrix = with_eigenvalues(SEPARATED).requires_grad_()
     forward = {"check_forward_ad": True, "check_batched_grad": True}
-    assert torch.autograd.gradcheck(lambda a: of_eigh(a, triangle), (matrix,), **forward)
-    assert torch.autograd.gradgradcheck(lambda a: of_eigh(a, triangle), (matrix,))
+    assert torch.autograd.gradcheck(
+        lambda a: of_eigh(a, triangle), (matrix,), **forward, fast_mode=fast_mode
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda a: of_eigh(a, triangle), (matrix,), fast_mode=fast_mode
+    )
 
 
+@quick.whole_jacobians
 @quick.parametrize(
     "shape",
     [(4, 4), (5, 3), (3, 5), (1, 3), (3, 1), (1, 1)],
     keep=[(5, 3), (1, 3), (1, 1)],
     ids=str,
 )
-def test_gradients_of_svd(shape):
+def test_gradients_of_svd(shape, fast_mode):
     values = [4.0, 2.5, 1, 0.5][: min(shape)]
     matrix = with_singular_values(values, shape).requires_grad_()
     forward = {"check_forward_ad": True, "check_batched_grad": True}
-    assert torch.autograd.gradcheck(of_svd, (matrix,), **forward)
-    assert torch.autograd.gradgradcheck(of_svd, (matrix,))
+    assert torch.autograd.gradcheck(of_svd, (matrix,), **forward, fast_mode=fast_mode)
+    assert torch.autograd.gradgradcheck(of_svd, (matrix,), fast_mode=fast_mode)
 
 
 def test_the_phases_have_a_term_of_their_own():
@@ -192,7 +198,7 @@ def test_gauge_dependence_of_svd():
     assert min(alone.sign, alone.rotation) > 0.1
 
 
-@pytest.mark.parametrize("name", ["eigh", "svd"])
+@quick.parametrize("name", ["eigh", "svd"], keep=["svd"])
 def test_transforms_agree_with_eager(name):
     function = {"eigh": of_eigh, "svd": of_svd}[name]
     batch = torch.stack([with_eigenvalues([-3.0, 0.5, 2, 3.5 + i], seed=i) for i in range(3)])

@@ -84,6 +84,7 @@ def test_inputs_are_standardised():
     assert abs(images.std() - 1) < 1e-3
 
 
+@pytest.mark.slow
 def test_imports_stay_light():
     """Neither torchvision nor Pillow is needed to describe data or to open the typefaces."""
     code = (

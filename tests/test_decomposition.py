@@ -147,6 +147,7 @@ def test_jitter_is_last_and_says_so(kind, failure, monkeypatch):
     torch.testing.assert_close(rebuilt(kind, factors), matrices, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.axes
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", [(12,), (3, 4), (12, 1)])

@@ -13,6 +13,7 @@ import torch
 
 import covpool
 import covpool.analysis
+import covpool.nn
 import quick
 from covpool.cli import COMMANDS
 
@@ -40,6 +41,7 @@ EXECUTED = [
         "numerics",
         "analysis",
         "adding",
+        "layers",
     ),
 ]
 
@@ -142,13 +144,14 @@ def test_reference_has_every_public_name():
         assert re.search(rf":: covpool\.{name}$", text, re.MULTILINE), name
 
 
-def test_reference_has_every_instrument():
-    text = covpool_tables.analysis_reference()
-    for name in covpool.analysis.__all__:
-        assert re.search(rf":: covpool\.analysis\.{name}$", text, re.MULTILINE), name
+@pytest.mark.parametrize("package", [covpool.analysis, covpool.nn])
+def test_reference_has_every_name_of_a_package(package):
+    text = covpool_tables.package_reference(package)
+    for name in package.__all__:
+        assert re.search(rf":: {re.escape(package.__name__)}\.{name}$", text, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("package", [covpool, covpool.analysis])
+@pytest.mark.parametrize("package", [covpool, covpool.analysis, covpool.nn])
 def test_public_names_have_docstrings(package):
     for name in package.__all__:
         value = getattr(package, name)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 import yaml
 
 import covpool
+import quick
 from covpool import fitting
 from covpool.cli import main
 from covpool.train.interruption import Interrupted, StopRequest
@@ -192,7 +194,7 @@ def test_a_finished_run_is_made_longer_or_repeated(run, tmp_path):
     assert [row["epoch"] for row in longer.metrics] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("variable", [None, "FORCE_COLOR", "TTY_COMPATIBLE"])
+@quick.parametrize("variable", [None, "FORCE_COLOR", "TTY_COMPATIBLE"], keep=["FORCE_COLOR"])
 def test_progress_is_plain_lines_or_nothing(variable, images, tmp_path, capsys, monkeypatch):
     """Also where a notebook or a service asks for colours."""
     if variable is not None:
@@ -261,7 +263,7 @@ def test_without_images_it_trains_on_the_embedded_ones_by_their_recipe(tmp_path,
     assert yaml.safe_load(str(caught.value)) == wanted
 
 
-@pytest.mark.parametrize(
+@quick.parametrize(
     ("name", "module", "extra"),
     [
         ("fit", "lightning", "train"),
@@ -269,6 +271,7 @@ def test_without_images_it_trains_on_the_embedded_ones_by_their_recipe(tmp_path,
         ("load_model", "yaml", "train"),
         ("create_model", "timm", "models"),
     ],
+    keep=lambda case: case[0] == "create_model",
 )
 def test_a_missing_extra_is_one_line_that_says_what_to_install(name, module, extra):
     program = f"import sys; sys.modules[{module!r}] = None; import covpool; covpool.{name}"
@@ -279,3 +282,14 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(name, module, ext
         f"pip install '.[{extra}]'"
     )
     assert found.stderr.count("Traceback") == 1
+
+
+@pytest.mark.parametrize(("name", "extra"), covpool._EXTRAS.items())
+def test_each_name_tells_its_extra(name, extra, monkeypatch):
+    def missing(home):
+        raise ModuleNotFoundError(name="lightning.pytorch")
+
+    monkeypatch.setattr("covpool.lazy.import_module", missing)
+    message = re.escape(f"covpool.{name} needs lightning; install it, from the checkout, with: pip")
+    with pytest.raises(ModuleNotFoundError, match=rf"{message} install '\.\[{extra}\]'$"):
+        covpool.__getattr__(name)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import covpool
+import quick
 from covpool import FUNCTIONS, METHODS
 from spectra import EPS, orthogonal, relative_error, with_spectrum
 
@@ -54,11 +55,12 @@ def test_each_public_function_takes_it(name, call):
         call(matrix)
 
 
+@quick.whole_jacobians
 @pytest.mark.parametrize(
     "values", [(-1.0, 0.1, 0.5, 2), (0.1, 0.1, 0.5, 0.5), (0.1, 0.1, 0.2, 0.2)]
 )
 @pytest.mark.parametrize("name", [*FUNCTIONS, "own"])
-def test_derivatives_off_the_kink(name, values):
+def test_derivatives_off_the_kink(name, values, fast_mode):
     matrix = with_spectrum(np.array(values)).requires_grad_()
     function = torch.sin if name == "own" else name
     inputs = [matrix]
@@ -70,8 +72,9 @@ def test_derivatives_off_the_kink(name, values):
         return covpool.matrix_function(symmetric, function, parameter=parameter, floor=FLOOR)
 
     # torch has no forward mode inside forward mode, by which a function of one's own gets its f′.
-    assert torch.autograd.gradcheck(call, inputs, check_forward_ad=name != "own")
-    assert torch.autograd.gradgradcheck(call, inputs)
+    options = {"fast_mode": fast_mode}
+    assert torch.autograd.gradcheck(call, inputs, check_forward_ad=name != "own", **options)
+    assert torch.autograd.gradgradcheck(call, inputs, **options)
 
 
 def test_clamped_eigenvalues_get_no_gradient_among_themselves():

@@ -10,10 +10,12 @@ import covpool
 from covpool import FUNCTIONS, METHODS
 from covpool.linalg.forwards.approximants import MatrixPade, MatrixTaylor
 from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz
+from covpool.linalg.forwards.halley import Halley
 from covpool.linalg.forwards.top_n import TopN
 from spectra import (
     DIGITS,
     SPECTRA,
+    halley,
     lift,
     matrix_pade,
     matrix_taylor,
@@ -30,6 +32,8 @@ def expected_root(method: covpool.Method, matrix: torch.Tensor) -> torch.Tensor:
         exact = to_mpmath(matrix)
         if isinstance(method.forward, NewtonSchulz):
             return to_torch(newton_schulz(exact, method.forward.iterations))
+        if isinstance(method.forward, Halley):
+            return to_torch(halley(exact, method.forward.iterations, method.forward.start))
         if isinstance(method.forward, MatrixTaylor):
             return to_torch(matrix_taylor(exact, method.forward.degree))
         if isinstance(method.forward, MatrixPade):
@@ -137,6 +141,7 @@ def test_topn_of_features_at_rank_n(positions):
     assert relative_error(gradient, damping * exact) <= 1e-6
 
 
+@pytest.mark.axes(name=range(len(METHODS)))
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,), (2, 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])

@@ -1,5 +1,8 @@
 """Gradients of every method against oracles that are not covpool's."""
 
+import dataclasses
+from functools import partial
+
 import mpmath
 import numpy as np
 import pytest
@@ -25,9 +28,7 @@ STEP = mpmath.mpf(10) ** -15
 PAIRWISE = [name for name, row in METHODS.items() if isinstance(row.gradient, Pairwise)]
 # Where the gradient is the derivative of the result: of the exact root, or of its own iteration.
 SECOND_ORDER = [
-    name
-    for name, row in METHODS.items()
-    if row.exact_gradient or (row.smooth and row.gradient == row.forward)
+    name for name, row in METHODS.items() if row.exact_gradient or row.differentiates_steps
 ]
 FULL_RANK = ["separated", "clustered", "tied-diagonal", "tied-dense", "identity", "one-by-one"]
 FULL_RANK += ["decaying", "tiny", "huge"]
@@ -135,15 +136,28 @@ def plain_newton_schulz(matrix, iterations):
     return trace.sqrt() * y
 
 
+def plain_halley(matrix, iterations, start="matrix"):
+    """The same of Halley's."""
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+    trace = matrix.trace()
+    y, z = matrix / trace, identity
+    for _ in range(iterations):
+        p = z @ y
+        t = torch.linalg.solve(identity + 3 * p, 3 * identity + p)
+        y, z = y @ t, t @ z
+    return trace.sqrt() * (y if start == "matrix" else torch.linalg.inv(z))
+
+
+LOOPS = {"Newton-Schulz": plain_newton_schulz, "Halley": plain_halley}
+
+
 @pytest.mark.parametrize("spectrum", [name for name in SPECTRA if name != "zero"])
-@pytest.mark.parametrize(
-    "name", [name for name, row in METHODS.items() if isinstance(row.gradient, NewtonSchulz)]
-)
-def test_newton_schulz_gradient_against_autograd_through_the_loop(name, spectrum, note_error):
-    matrix = SPECTRA[spectrum]()
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.unrolled])
+def test_unrolled_gradient_against_autograd_through_the_loop(name, spectrum, note_error):
+    matrix, rule = SPECTRA[spectrum](), METHODS[name].gradient
     cotangent = random_symmetric(matrix.shape[-1], 5)
-    iterations = METHODS[name].constants["iterations"]
-    expected = gradient(lambda a: plain_newton_schulz(a, iterations), matrix, cotangent)
+    loop = partial(LOOPS[rule.title], **dataclasses.asdict(rule))
+    expected = gradient(loop, matrix, cotangent)
     expected = (expected + expected.mT) / 2
     ours = gradient(lambda a: covpool.matrix_sqrt(a, name), matrix, cotangent)
     error = relative_error((ours + ours.mT) / 2, expected)
@@ -383,7 +397,7 @@ def test_newton_schulz_divided_differences(function, iterations):
     gaps = np.array([0, 1e-15, 1e-9, 1e-4, 9e-3, 1.1e-2])
     x = np.sort(np.concatenate([base, base * (1 + gaps), [0.0, 0.0]]))
     x = torch.from_numpy(x / x.sum())
-    _, ours = NewtonSchulz(iterations=iterations)._divided_difference(function, x)
+    _, ours = NewtonSchulz(iterations=iterations).divided_difference(function, x)
     value = newton_schulz_scalar(function, iterations)
     bound = 4 * (iterations + 1) * torch.finfo(torch.float64).eps
     with mpmath.workdps(60):

@@ -9,6 +9,7 @@ import scipy.linalg
 import torch
 
 import covpool
+import quick
 from covpool import FUNCTIONS, METHODS
 from spectra import EPS, orthogonal, relative_error, with_spectrum
 
@@ -51,9 +52,10 @@ def test_value_is_scipys(name, dtype):
     assert torch.equal(layer(matrix), found)
 
 
+@quick.whole_jacobians
 @KINDS
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_derivatives_at_ties(name, dtype):
+def test_derivatives_at_ties(name, dtype, fast_mode):
     """gradcheck of both orders, by finite differences of the public function itself.
 
     The basis is orthogonal or unitary without any rounding.
@@ -70,16 +72,17 @@ def test_derivatives_at_ties(name, dtype):
     def call(matrix, parameter=None):
         return covpool.matrix_function((matrix + matrix.mH) / 2, name, parameter=parameter)
 
-    assert torch.autograd.gradcheck(call, inputs, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(call, inputs)
+    assert torch.autograd.gradcheck(call, inputs, check_forward_ad=True, fast_mode=fast_mode)
+    assert torch.autograd.gradgradcheck(call, inputs, fast_mode=fast_mode)
 
 
 def rational(x):
     return x / (1 + x * x)
 
 
+@quick.whole_jacobians
 @KINDS
-def test_a_users_own_function(dtype):
+def test_a_users_own_function(dtype, fast_mode):
     matrix = with_spectrum(INDEFINITE, dtype=dtype).requires_grad_()
     found = covpool.matrix_function(matrix, torch.sin)
     assert relative_error(found, torch.from_numpy(scipy.linalg.sinm(matrix.detach()))) <= 1e-13
@@ -87,8 +90,8 @@ def test_a_users_own_function(dtype):
     def call(a):
         return covpool.matrix_function((a + a.mH) / 2, rational)
 
-    assert torch.autograd.gradcheck(call, matrix, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(call, matrix, check_fwd_over_rev=True)
+    assert torch.autograd.gradcheck(call, matrix, check_forward_ad=True, fast_mode=fast_mode)
+    assert torch.autograd.gradgradcheck(call, matrix, check_fwd_over_rev=True, fast_mode=fast_mode)
     positive = covpool.Elementwise(torch.log, domain="positive")
     with pytest.raises(ValueError, match=r"lowest eigenvalue is -2"):
         covpool.matrix_function(matrix, positive)
@@ -343,8 +346,9 @@ def test_several_functions_of_one_decomposition(functions, monkeypatch):
         assert (info.residual is None) == (alone.residual is None)
 
 
+@quick.whole_jacobians
 @pytest.mark.parametrize("functions", PAIRS)
-def test_derivatives_of_several_functions(functions):
+def test_derivatives_of_several_functions(functions, fast_mode):
     basis = torch.from_numpy(scipy.linalg.hadamard(4) / 2.0)
     matrix = (basis * torch.tensor([0.5, 0.5, 2, 2], dtype=torch.float64)) @ basis.T
     matrix.requires_grad_()
@@ -357,9 +361,9 @@ def test_derivatives_of_several_functions(functions):
         first, second, *_ = results(a)
         return (first @ second @ first).sum() + sum(r.pow(3).sum() for r in results(a))
 
-    assert torch.autograd.gradcheck(results, matrix, check_forward_ad=True)
-    assert torch.autograd.gradcheck(loss, matrix)
-    assert torch.autograd.gradgradcheck(loss, matrix)
+    assert torch.autograd.gradcheck(results, matrix, check_forward_ad=True, fast_mode=fast_mode)
+    assert torch.autograd.gradcheck(loss, matrix, fast_mode=fast_mode)
+    assert torch.autograd.gradgradcheck(loss, matrix, fast_mode=fast_mode)
 
 
 @pytest.mark.parametrize("method", [n for n, r in METHODS.items() if r.supports("inv_sqrt")])
@@ -374,7 +378,7 @@ def test_the_root_and_its_inverse_of_every_method(method, monkeypatch):
     row = METHODS[method]
     if row.iteration is not None:
         calls = []
-        step = "iterate" if row.iteration.through_steps else "normalised_roots"
+        step = "iterate" if row.differentiates_steps else "normalised_roots"
         kept = getattr(type(row.iteration), step)
         monkeypatch.setattr(type(row.iteration), step, lambda *a: calls.append(a) or kept(*a))
     pair = covpool.matrix_function(matrix, ("sqrt", "inv_sqrt"), method)

@@ -1,5 +1,6 @@
 """The faults of tools/mutations.py, which checks that the quick tests notice them."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,3 +25,13 @@ def test_there_are_faults_of_every_part():
         *(".", "linalg", "linalg/autograd", "linalg/engine", "linalg/forwards"),
         *("linalg/functions", "linalg/gradients"),
     }
+
+
+@pytest.mark.slow
+def test_the_tool_says_what_is_caught():
+    command = [sys.executable, TOOLS / "mutations.py", "gauge.py", "--jobs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = done.stdout.splitlines()[-2:]
+    assert first.startswith("caught   linalg/gauge.py: several = tied & (tied -> ")
+    assert second == "1 of 1 faults caught"

@@ -15,6 +15,7 @@ from covpool.linalg.spectrum import symmetric_part
 from spectra import relative_error
 
 pytest.importorskip("expecttest", reason="torch.testing._internal needs expecttest")
+pytestmark = pytest.mark.slow  # torch takes ten seconds to draw its samples
 
 DRAW = """
 import sys, torch

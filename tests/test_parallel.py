@@ -30,14 +30,10 @@ FIND_OPENMP = threads._openmp.__wrapped__
         for way, team in WAYS.items()
     ],
 )
-def two_threads(request, monkeypatch):
+def way(request, monkeypatch, two_threads_on_time):
     monkeypatch.setattr(threads, "_openmp", lambda: WAYS[request.param])
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
     # Small shares, so that a small batch has many.
     monkeypatch.setattr(parallel, "SHARE_BYTES", 240)
-    yield
-    torch.set_num_threads(before)
 
 
 def statistics(matrices, others):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import covpool
+import quick
 from covpool import METHODS
 from covpool.poolings import POOLINGS, check_pooling
 from spectra import EPS, null_space_rounding, range_condition, relative_error
@@ -79,10 +80,11 @@ def test_value_and_gradient_of_tied_and_degenerate_features(name, positions):
     assert result[:3].abs().max() < 1e-7
 
 
+@quick.whole_jacobians
 @pytest.mark.parametrize("positions", [3, 6, 7, 12])
-def test_gradcheck_of_exact(positions):
+def test_gradcheck_of_exact(positions, fast_mode):
     x = features(2, 6, positions).requires_grad_()
-    assert torch.autograd.gradcheck(covpool.cov_pool, (x,))
+    assert torch.autograd.gradcheck(covpool.cov_pool, (x,), fast_mode=fast_mode)
 
 
 def decaying_features(channels, positions, condition, seed=0):
@@ -125,6 +127,7 @@ def test_float32_features_keep_their_accuracy(positions, condition, note_error):
         assert note_error(f"float32 features, {what}", "exact", error) <= bar
 
 
+@pytest.mark.axes(channels=range(4))
 @pytest.mark.parametrize(
     ("channels", "positions", "condition"),
     [
@@ -196,6 +199,7 @@ def test_shares_of_the_batch_are_the_batch(name, positions, monkeypatch):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.axes(shape=(1, 2))
 @pytest.mark.parametrize("shape", [(2, 3, 30, 4, 3), (3, 30, 29), (3, 30, 31), (5, 30, 90)])
 @pytest.mark.parametrize("name", METHODS)
 def test_the_ways_of_a_gpu_give_the_same_on_a_cpu(name, shape, monkeypatch, note_error):
@@ -270,6 +274,7 @@ def test_few_channels_are_pooled_by_the_iteration_which_is_the_same(name, positi
         assert relative_error(one, other) <= 1e-12
 
 
+@pytest.mark.axes(name=range(len(METHODS)))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(2, 6, 2, 2), (2, 6, 4, 4), (0, 6, 2, 2), (3, 2, 6, 4, 4)])
 @pytest.mark.parametrize("name", METHODS)
@@ -478,14 +483,17 @@ def test_backward_within_autocast_keeps_its_precision():
     assert torch.equal(inside[1], outside[1])
 
 
+@quick.whole_jacobians
 @ONE_POSITION
 @pytest.mark.parametrize("positions", [1, 3, 6, 7, 12])
 @pytest.mark.parametrize("name", METHODS)
-def test_second_derivatives_are_right_or_refused(name, positions):
+def test_second_derivatives_are_right_or_refused(name, positions, fast_mode):
     x = features(2, 6, positions).requires_grad_()
     method = METHODS[name]
-    if method.exact_gradient or name == "isqrt-cov":
-        assert torch.autograd.gradgradcheck(lambda x: covpool.cov_pool(x, name), (x,), atol=1e-4)
+    if method.exact_gradient or method.differentiates_steps:
+        assert torch.autograd.gradgradcheck(
+            lambda x: covpool.cov_pool(x, name), (x,), atol=1e-4, fast_mode=fast_mode
+        )
         return
     (first,) = torch.autograd.grad(covpool.cov_pool(x, name).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=f"method '{name}' has no second derivative"):

@@ -270,32 +270,6 @@ def gaussian(x):
     return lifted(with_ones, torch.sqrt, centre=False)
 
 
-def halley(x, start):
-    """X ← X (X² + 3A) (3X² + A)⁻¹."""
-    matrix, identity = cov(x), torch.eye(x.shape[-2], dtype=x.dtype)
-    trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-    a = matrix / trace
-    inverse = torch.linalg.inv
-    if start == "matrix":  # coupled, as 3X² + A of a singular A has no inverse
-        step = inverse(3 * a + identity) @ (a + 3 * identity)
-        root, ratio = a @ step, step
-        for _ in range(4):
-            p = ratio @ root
-            step = inverse(3 * p + identity) @ (p + 3 * identity)
-            root, ratio = root @ step, ratio @ step
-    else:
-        # On the spectrum: in matrices this form of the iteration loses eight digits.
-        def scalar(values):
-            x = torch.ones_like(values)
-            values = values / trace[:, 0]
-            for _ in range(5):
-                x = x * (x**2 + 3 * values) / (3 * x**2 + values)
-            return x
-
-        root = lifted(x, scalar, 3.0**-5)
-    return root * trace.sqrt()
-
-
 ORACLES = {
     "gap": lambda x, pool: x.mean(-1),
     "max": lambda x, pool: x.max(-1).values,
@@ -312,8 +286,6 @@ ORACLES = {
     ),
     "log-e": lambda x, pool: triu(lifted(x, lambda v: (v + 1e-3).log(), math.log(1e-3))),
     "chebyshev-log": lambda x, pool: triu(chebyshev(x)),
-    "halley": lambda x, pool: triu(halley(x, "matrix")),
-    "halley-identity": lambda x, pool: triu(halley(x, "identity")),
     "pow-tmlr": lambda x, pool: triu(lifted(x, lambda v: 2 * (v.sqrt() - 1), -2.0)),
     "scalepow-emlr": lambda x, pool: triu(2 * lifted(x, torch.sqrt)),
     "maxexp": lambda x, pool: triu(unit_trace(x, lambda v: 1 - (1 - v) ** 20)),
@@ -539,7 +511,7 @@ def edge_cases(dtype):
 
 
 @ONE_POSITION
-@pytest.mark.parametrize("training", [False, True])
+@quick.parametrize("training", [False, True], keep=[True])
 @pytest.mark.parametrize("name", POOLINGS)
 def test_finite_at_degenerate_maps(name, training):
     """Zeros, constants, dead channels, repeated positions, equal channels; one position."""
@@ -602,7 +574,7 @@ def test_random_features_leave_the_generator_alone_and_are_saved(name):
     assert torch.equal(one(x), other(x))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@quick.parametrize("dtype", [torch.float16, torch.bfloat16], keep=[torch.bfloat16])
 @pytest.mark.parametrize("name", POOLINGS)
 def test_half_precision_is_pooled_in_float32(name, dtype):
     pool = made(name).float()
@@ -717,7 +689,7 @@ def test_networks_with_every_pooling(name):
 
 def test_channels_are_reduced_where_a_pooling_is_published_so():
     def reduction(name, **options):
-        return covpool.create_model("resnet18", 2, method=name, **options).pool.reduction
+        return covpool.create_model("resnet10t", 2, method=name, **options).pool.reduction
 
     assert reduction("dropcov")[0].out_channels == 256
     assert isinstance(reduction("bcnn"), torch.nn.Identity)
@@ -755,7 +727,7 @@ def test_what_halley_makes_of_small_eigenvalues(start, shares):
     """On the spectrum and in matrix products, as documented: at 1e-2, 1e-4, 1e-6 of the trace."""
     for share, expected in zip((1e-2, 1e-4, 1e-6), shares, strict=True):
         matrix = torch.diag(torch.tensor([share, 1 - share], dtype=torch.float64))
-        row = POOLINGS["halley"].replace(start=start).build(2).normalisation.method
+        row = METHODS["halley"].replace(start=start)
         root = covpool.matrix_sqrt(matrix, row)[0, 0].item() / share**0.5
         values = row.forward.values(covpool.FUNCTIONS["sqrt"], matrix.diagonal(), 2)
         assert root == pytest.approx(expected, abs=0.05 if expected > 2 else 6e-4)
@@ -765,7 +737,7 @@ def test_what_halley_makes_of_small_eigenvalues(start, shares):
 @pytest.mark.parametrize("start", ["matrix", "identity"])
 def test_halley_is_differentiated_as_its_steps_are(start):
     """The divided differences of the spectrum against autograd of the matrix products, at ties."""
-    row = POOLINGS["halley"].replace(start=start).build(2).normalisation.method
+    row = METHODS["halley"].replace(start=start)
     spectrum = torch.tensor([0.0, 1e-3, 0.2, 0.2, 0.9], dtype=torch.float64)
     basis = torch.linalg.qr(features(5, channels=5)[0, :, 0])[0]
     matrix = ((basis * spectrum) @ basis.mT).requires_grad_()
@@ -782,13 +754,13 @@ def test_halley_is_differentiated_as_its_steps_are(start):
 
 def test_halley_starts_by_name():
     with pytest.raises(ValueError, match="start must be matrix or identity, got 'trace'"):
-        POOLINGS["halley"].replace(start="trace").build(2)
+        METHODS["halley"].replace(start="trace")
 
 
 @pytest.mark.parametrize("name", ["halley", "halley-identity"])
 def test_a_null_space_with_a_value_of_its_own_moves_with_the_trace(name):
     """The two ways of computing, where f(0) depends on the trace: both modes."""
-    row = POOLINGS[name].build(2).normalisation.method
+    row = METHODS[name]
     x, along = features(5).flatten(2), features(5, seed=1).flatten(2)
 
     def direct(x):

@@ -35,7 +35,7 @@ from covpool.train.prediction import TrainedModel, load_model
 from covpool.train.published import read_published
 from tiny_images import OPTIONS, make_tiny_images
 
-OTHER_ROOTS = ("svd-topn", "mtp-lyapunov", "mpa-lyapunov")
+OTHER_ROOTS = ("svd-topn", "mtp-lyapunov", "mpa-lyapunov", *(n for n in METHODS if "halley" in n))
 """Methods whose result is not the square root itself."""
 
 

@@ -67,6 +67,7 @@ def derivatives(function, matrix, cotangent, direction):
     return value.detach().double(), gradient.double(), tangent.double()
 
 
+@pytest.mark.axes(dtype=(2, 4))
 @pytest.mark.parametrize(("dtype", "exponent"), SCALES)
 @pytest.mark.parametrize(("case", "method"), PAIRINGS)
 def test_functions_scale(case, method, dtype, exponent, note_error):
@@ -157,6 +158,7 @@ def test_refusals_name_what_was_given(method):
 INDEFINITE = torch.tensor([-8.0, -3.0, 1.0, 7.5], dtype=torch.float64) / 8
 
 
+@pytest.mark.axes(dtype=(2, 4))
 @pytest.mark.parametrize(("dtype", "exponent"), [*SCALES, (torch.float64, 1023)])
 @pytest.mark.parametrize("kernel", ["difference", "pade", "lorentzian"])
 @pytest.mark.parametrize("decomposition", [covpool.eigh, covpool.svd])
@@ -221,6 +223,7 @@ def test_kernels_of_eigenvalues_whose_gap_overflows(kernel, dtype):
 POOLINGS = [(name, positions) for name in METHODS if name != "svd-trunc" for positions in (4, 20)]
 
 
+@pytest.mark.axes(dtype=(2, 4))
 @pytest.mark.parametrize(("dtype", "exponent"), SCALES)
 @pytest.mark.parametrize(("name", "positions"), POOLINGS)
 def test_pooling_scales(name, positions, dtype, exponent, note_error):

@@ -74,12 +74,6 @@ def page(text):
     return Page(text)
 
 
-@pytest.fixture
-def runs_alone(monkeypatch):
-    """A page without the figures of the methods themselves, which are always the same."""
-    monkeypatch.setattr("covpool.report.page.theory_figures", lambda styles: [])
-
-
 def test_accuracies_and_differences_are_those_of_scipy(page):
     gap, svd = (50.0, 51.0, 52.0), (60.0, 62.0, 64.0)
     row = page.row("svd MPN-COV")
@@ -125,7 +119,7 @@ def test_the_headline_names_who_is_ahead_and_what_went_wrong(page):
         ),
     }.values(),
 )
-def test_the_headline_names_no_winner_within_the_interval(finals, text, tmp_path, runs_alone):
+def test_the_headline_names_no_winner_within_the_interval(finals, text, tmp_path):
     for method, scores in finals.items():
         for seed, score in enumerate(scores):
             make_run(tmp_path / f"{method}{seed}", method=method, seed=seed, top1=(0.1, score))
@@ -156,10 +150,7 @@ def test_the_papers_cells_stand_beside_ours(page):
 def test_every_figure_that_has_data_is_drawn(page, text):
     titles = re.findall(r'<figure id="([^"]+)"', text)
     training = ("curves", "accuracy", "smoothness", "conditioning", "kernels", "gradients")
-    assert titles == [
-        *(f"s1-{name}" for name in training),
-        *("kernel-error", "bounds", "fidelity"),
-    ]
+    assert titles == [f"s1-{name}" for name in training]
     assert "No data for" not in page.text
     assert page.text.count("Not shown.") == len(titles)
     assert "3 measurements failed" not in page.text
@@ -195,7 +186,7 @@ def test_table_1_stands_beside_ours(page):
     assert rows["difference"][2] == cell
 
 
-def test_without_both_methods_there_is_no_table_1(tmp_path, runs_alone):
+def test_without_both_methods_there_is_no_table_1(tmp_path):
     make_run(tmp_path / "run", method="svd")
     assert "Table 1: accurate" not in render(find_runs([tmp_path]))
 
@@ -210,7 +201,7 @@ def test_switches_are_marked(text):
     assert {name: found for name, found in count.items() if found} == dotted
 
 
-def test_what_has_no_data_is_said(tmp_path, runs_alone):
+def test_what_has_no_data_is_said(tmp_path):
     make_run(tmp_path / "run", method="svd")
     found = Page(render(find_runs([tmp_path / "run"])))
     assert "No data for" in found.text
@@ -288,7 +279,7 @@ def test_colours_can_be_told_from_the_ground_in_light_dark_and_print(text):
         assert all(contrast(f"series-{i}") >= 3 for i in range(SERIES))
 
 
-def test_settings_that_differ_get_tables_of_their_own(tmp_path, runs_alone):
+def test_settings_that_differ_get_tables_of_their_own(tmp_path):
     make_run(tmp_path / "short", epochs=3)
     make_run(tmp_path / "long", epochs=4, top1=(0.1, 0.2, 0.3, 0.4))
     found = Page(render(find_runs([tmp_path])))
@@ -297,7 +288,7 @@ def test_settings_that_differ_get_tables_of_their_own(tmp_path, runs_alone):
     assert "train.epochs = 3" in found.text
 
 
-def test_options_that_an_older_version_lacked_make_no_setting_of_their_own(tmp_path, runs_alone):
+def test_options_that_an_older_version_lacked_make_no_setting_of_their_own(tmp_path):
     older = make_run(tmp_path / "older", method="svd")
     make_run(tmp_path / "newer", method="exact")
     lines = (older / "config.yaml").read_text().splitlines(keepends=True)
@@ -308,14 +299,14 @@ def test_options_that_an_older_version_lacked_make_no_setting_of_their_own(tmp_p
     assert "2. typefaces" not in found.text
 
 
-def test_figures_of_held_out_training_images_are_not_called_test_figures(tmp_path, runs_alone):
+def test_figures_of_held_out_training_images_are_not_called_test_figures(tmp_path):
     make_run(tmp_path / "run", config=RunConfig(data=DataConfig(evaluate="validation")))
     text = Page(render(find_runs([tmp_path]))).text
     assert "on the validation split" in text
     assert "on the test split" not in text
 
 
-def test_beside_own_photographs_the_paper_has_no_cells(tmp_path, runs_alone):
+def test_beside_own_photographs_the_paper_has_no_cells(tmp_path):
     config = RunConfig(data=DataConfig(root="photos"))
     for method in ("svd", "isqrt-cov"):
         make_run(tmp_path / method, method=method, config=config, probes=True)
@@ -325,14 +316,14 @@ def test_beside_own_photographs_the_paper_has_no_cells(tmp_path, runs_alone):
         assert word not in text
 
 
-def test_on_the_papers_own_data_nothing_speaks_of_others(tmp_path, runs_alone):
+def test_on_the_papers_own_data_nothing_speaks_of_others(tmp_path):
     run = make_run(tmp_path, config=RunConfig(data=DataConfig(name="birds", root="birds")))
     text = Page(render(find_runs([run]))).text
     assert "the paper: top-1 %" in text
     assert "other data sets:" not in text
 
 
-def test_the_same_run_twice_counts_once(tmp_path, runs_alone):
+def test_the_same_run_twice_counts_once(tmp_path):
     one = make_run(tmp_path / "one")
     assert len(find_runs([one, tmp_path])) == 1
     make_run(tmp_path / "two")
@@ -351,7 +342,7 @@ def test_a_run_without_a_summary_is_known_by_its_configuration(tmp_path):
     assert found.switches == ((0, "isqrt-cov"), (2, "svd-pade"))
 
 
-def test_many_methods_get_a_panel_each(tmp_path, runs_alone):
+def test_many_methods_get_a_panel_each(tmp_path):
     methods = ["exact", "svd", "svd-topn", "svd-trunc", "svd-pi", "svd-newton", "svd-taylor"]
     for method in methods:
         make_run(tmp_path / method, method=method)
@@ -360,7 +351,7 @@ def test_many_methods_get_a_panel_each(tmp_path, runs_alone):
     assert figure.count("<svg") == len(methods)
 
 
-def test_a_comparison_without_its_runs_has_its_figures(runs_alone):
+def test_a_comparison_without_its_runs_has_its_figures():
     """As results/typefaces-compare of this repository, whose runs are not kept."""
     folder = Path(__file__).parents[1] / "results" / "typefaces-compare"
     found = Page(render(find_runs([folder])))
@@ -412,7 +403,7 @@ def test_files_that_are_damaged_are_named(tmp_path, file, content, message):
     assert str(run / file) in str(caught.value)
 
 
-def test_confusions_show_pictures_of_both_classes(tmp_path, runs_alone):
+def test_confusions_show_pictures_of_both_classes(tmp_path):
     path = make_run(tmp_path / "run")
     plain = Page(render(find_runs([path])))
     assert "img" not in plain.tags

@@ -104,8 +104,7 @@ def test_probes_measured_along_the_runs_of_table_1(output):
     assert "not measured" not in str(json.loads((output / "table2.json").read_text())["rows"])
 
 
-def test_the_report_of_the_folder_shows_the_observations(output, tmp_path, monkeypatch):
-    monkeypatch.setattr("covpool.report.page.theory_figures", lambda styles: [])
+def test_the_report_of_the_folder_shows_the_observations(output, tmp_path):
     page = tmp_path / "report.html"
     assert main(["report", str(output), "--output", str(page)]) == 0
     text = html.unescape(page.read_text(encoding="utf-8"))

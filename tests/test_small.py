@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import covpool
 from covpool.bench import small
-from covpool.cli import UserError, bench
+from covpool.cli import main
 from covpool.linalg import checks, evaluate, precision
 from covpool.linalg.engine import factorisation
 from covpool.linalg.engine.small import CLOSED_SIZE, small_eigh
@@ -40,6 +40,7 @@ def with_eigenvalues(values, dtype, seed=0, kind="dense"):
     return (matrix + matrix.mH) / 2
 
 
+@pytest.mark.axes(size=(2,), spectrum=range(len(SPECTRA)))
 @pytest.mark.parametrize("scale", [1.0, 1e300, 1e-290])
 @pytest.mark.parametrize("kind", ["dense", "diagonal"])
 @pytest.mark.parametrize("spectrum", SPECTRA)
@@ -138,15 +139,17 @@ def test_the_small_bench_measures_everything_and_names_what_fails(tmp_path, monk
 
     monkeypatch.setitem(small.INSTALLED, "made up", ("json", lambda module: failing))
     file = tmp_path / "small.json"
-    assert bench.run(["small", "--shapes", "2x2,1x3", "--rounds", "1", "--output", str(file)]) == 0
+    options = ("--shapes", "2x2,1x3", "--rounds", "1", "--output", str(file))
+    assert main(["bench", "small", *options]) == 0
     shapes = json.loads(file.read_text())["shapes"]
-    assert list(shapes) == ["2x2", "1x3"]
-    for found in shapes.values():
+    assert [record["shape"] for record in shapes] == ["2x2", "1x3"]
+    for record in shapes:
+        found = {row["name"]: row for row in record["cases"]}
         assert found["made up"]["error"] == "RuntimeError: no such root"
         assert all(found[name]["median"] > 0 for name in (*small.OURS, "30 lines"))
-    assert "made up at 1x3: RuntimeError: no such root" in capsys.readouterr().out
-    with pytest.raises(UserError, match="BATCHxN with whole numbers from 1 on, got '1x'"):
-        bench.run(["small", "--shapes", "1x"])
+    assert "made up failed: RuntimeError: no such root" in capsys.readouterr().out
+    assert main(["bench", "small", "--shapes", "1x"]) == 2
+    assert "BATCHxN with whole numbers from 1 on, got '1x'" in capsys.readouterr().err
 
 
 RANK_ONE = torch.tensor([6.0, -20, -55], dtype=torch.float64)

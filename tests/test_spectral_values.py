@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import covpool
+import quick
 from spectra import relative_error
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
@@ -41,16 +42,19 @@ def test_values_are_torchs(dtype):
     assert torch.equal(out, ours)
 
 
+@quick.whole_jacobians
 @pytest.mark.parametrize("dtype", EXACT, ids=str)
-def test_gradients_away_from_ties(dtype):
+def test_gradients_away_from_ties(dtype, fast_mode):
     square, tall = with_eigenvalues([-1.0, 0.5, 2, 3], dtype), random(5, 3, dtype=dtype)
     for matrix, function in (
         (square, lambda a: covpool.eigvalsh(hermitian_part(a))),
         (tall, covpool.svdvals),
     ):
         leaf = matrix.requires_grad_()
-        assert torch.autograd.gradcheck(function, (leaf,), check_forward_ad=True)
-        assert torch.autograd.gradgradcheck(function, (leaf,))
+        assert torch.autograd.gradcheck(
+            function, (leaf,), check_forward_ad=True, fast_mode=fast_mode
+        )
+        assert torch.autograd.gradgradcheck(function, (leaf,), fast_mode=fast_mode)
 
 
 @pytest.mark.parametrize("dtype", EXACT, ids=str)
@@ -121,8 +125,9 @@ def test_generalised_problem(dtype):
     assert (values.diff(dim=-1) >= 0).all()
 
 
+@quick.whole_jacobians
 @pytest.mark.parametrize("dtype", EXACT, ids=str)
-def test_gradients_of_the_generalised_problem(dtype):
+def test_gradients_of_the_generalised_problem(dtype, fast_mode):
     a, b = with_eigenvalues([-1.0, 0.5, 2, 3], dtype), definite(dtype=dtype)
 
     def outputs(a, b):
@@ -130,8 +135,8 @@ def test_gradients_of_the_generalised_problem(dtype):
         return values, vectors.abs()
 
     leaves = a.requires_grad_(), b.requires_grad_()
-    assert torch.autograd.gradcheck(outputs, leaves, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(outputs, leaves)
+    assert torch.autograd.gradcheck(outputs, leaves, check_forward_ad=True, fast_mode=fast_mode)
+    assert torch.autograd.gradgradcheck(outputs, leaves, fast_mode=fast_mode)
 
 
 def test_generalised_problem_refuses():

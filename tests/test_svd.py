@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import covpool
+import quick
 from covpool import KERNELS
 from covpool.linalg.autograd.svd import _weights
 from covpool.linalg.gradients.kernels import Lorentzian, Truncated
@@ -126,8 +127,9 @@ def test_every_kernel_is_exact_far_from_ties(kernel, shape):
     assert relative_error(gradient(everything(thin_svd, kernel), matrix), expected) <= 1e-11
 
 
+@quick.whole_jacobians
 @pytest.mark.parametrize("shape", [*SHAPES.values(), (1, 4), (4, 1), (1, 1)])
-def test_gradcheck_and_gradgradcheck(shape):
+def test_gradcheck_and_gradgradcheck(shape, fast_mode):
     values = [5.0, 4, 3, 2, 1][: min(shape)]
     matrix = with_singular_values(values, shape).requires_grad_()
 
@@ -135,8 +137,12 @@ def test_gradcheck_and_gradgradcheck(shape):
         u, s, vh = thin_svd(a)
         return u.abs(), s, vh.abs()
 
-    assert torch.autograd.gradcheck(outputs, (matrix,), check_batched_grad=True)
-    assert torch.autograd.gradgradcheck(outputs, (matrix,), check_batched_grad=True)
+    assert torch.autograd.gradcheck(
+        outputs, (matrix,), check_batched_grad=True, fast_mode=fast_mode
+    )
+    assert torch.autograd.gradgradcheck(
+        outputs, (matrix,), check_batched_grad=True, fast_mode=fast_mode
+    )
 
 
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if KERNELS[name].antisymmetric])

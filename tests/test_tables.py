@@ -1,9 +1,11 @@
 """What functions say of arguments that are no tensors, tables of names that they lack, and the
 names that editors and type checkers know."""
 
+import importlib.util
 import inspect
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +13,15 @@ import torch
 
 import covpool
 from covpool.analysis import conditioning, fidelity
-from covpool.cli import method_facts
 from covpool.linalg.gradients.kernels import Kernel
-from covpool.linalg.names import FunctionName, KernelName, MethodName, PoolingName
+from covpool.linalg.inverse_root import INVERSE_ROOTS, InverseRootMethod
+from covpool.linalg.names import (
+    FunctionName,
+    InverseRootName,
+    KernelName,
+    MethodName,
+    PoolingName,
+)
 from covpool.poolings import POOLINGS
 
 PUBLIC = {name: getattr(covpool, name) for name in covpool.__all__}
@@ -32,6 +40,7 @@ FUNCTIONS = {
     "eigh_generalized": lambda matrix: covpool.eigh_generalized(matrix, matrix),
     "matrix_sqrt": covpool.matrix_sqrt,
     "matrix_inv_sqrt": covpool.matrix_inv_sqrt,
+    "matrix_inv_root": lambda matrix: covpool.matrix_inv_root(matrix, 4),
     "matrix_log": covpool.matrix_log,
     "matrix_power": lambda matrix: covpool.matrix_power(matrix, 0.5),
     "MatrixFunction('sqrt')": covpool.MatrixFunction("sqrt"),
@@ -128,12 +137,12 @@ def test_a_table_names_the_nearest_row(table):
 
 
 def test_the_names_that_editors_know_are_those_of_the_tables():
-    """A row that is added to a table gets its name in `covpool.linalg.names`."""
     for kind, names in {
         MethodName: covpool.METHODS,
         PoolingName: POOLINGS,
         KernelName: covpool.KERNELS,
         FunctionName: covpool.FUNCTIONS,
+        InverseRootName: INVERSE_ROOTS,
     }.items():
         assert typing.get_args(kind) == tuple(names)
 
@@ -141,7 +150,11 @@ def test_the_names_that_editors_know_are_those_of_the_tables():
 def test_what_takes_a_name_says_which():
     """So that editors complete it, and type checkers find a typo."""
     kinds = {
-        "method": {MethodName | covpool.Method, PoolingName | covpool.Method | covpool.Pooling},
+        "method": {
+            MethodName | covpool.Method,
+            PoolingName | covpool.Method | covpool.Pooling,
+            InverseRootName | InverseRootMethod,
+        },
         "kernel": {KernelName | Kernel},
         "pooling": {PoolingName | None, PoolingName | covpool.Method | covpool.Pooling},
     }
@@ -161,7 +174,11 @@ def test_what_takes_a_name_says_which():
     assert found > 10
 
 
-def test_what_the_methods_command_shows_is_of_the_table():
-    assert method_facts.FILE.read_text(encoding="utf-8") == method_facts.as_text(), (
-        "write it anew: python -m covpool.cli.method_facts"
-    )
+def test_what_is_made_from_the_tables_is_up_to_date():
+    file = Path(__file__).parents[1] / "tools" / "tables.py"
+    spec = importlib.util.spec_from_file_location("tables", file)
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert {file.name for file in tables.texts()} == {"names.py", "methods.json"}
+    for file, text in tables.texts().items():
+        assert file.read_text(encoding="utf-8") == text, "write it anew: python tools/tables.py"

@@ -15,13 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import covpool
 from covpool.linalg.engine import cores as threads
 
-
-@pytest.fixture(autouse=True)
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads_on_time")
 
 
 @pytest.fixture(params=["OpenMP", "pool"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import quick
 from covpool.cli import main
 from covpool.train.job import warn_of_milestones
 from covpool.train.recipe import EMBEDDED, FINE_TUNING, read_recipes
@@ -269,7 +270,11 @@ def run_of(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", RUNS)
+@quick.parametrize(
+    "name",
+    RUNS,
+    keep=["imagenet-resnet101", "birds", "two-stage-classifier", "two-stage-all"],
+)
 def test_two_epochs_on_a_miniature(name, run_of, capsys):
     directory = RunDirectory(run_of(name))
     rows, recipe = directory.read_metrics(), RECIPES[name].config

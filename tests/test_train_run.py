@@ -31,7 +31,7 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(images, tmp_path_factory):
+def run(images, drawn, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
     options = [*OPTIONS, "--train.epochs", "3", "--model.schedule", "0:isqrt-cov,1:svd-pade"]
     assert main(["train", "--data.root", str(images), "--output", str(path), *options]) == 0

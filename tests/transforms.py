@@ -17,6 +17,7 @@ from torch.func import grad, jacrev, jvp, vmap
 
 import covpool
 from covpool import FUNCTIONS, KERNELS, METHODS
+from covpool.linalg.inverse_root import INVERSE_ROOTS
 from spectra import relative_error, with_spectrum
 
 COMMAND = "python tests/transforms.py"
@@ -31,6 +32,7 @@ REFUSALS = re.compile(
     r"^method '\S+' has no second derivative.*use method='exact'"
     r"|^(eigh|svd): the second derivative .* use (kernel='difference'|covpool\.matrix_power)"
     r"|^matrix_inv_sqrt: matrix singular; .*; add a multiple of the identity"
+    r"|^matrix_inv_root: the residual .* is above .*; give a ridge"
     r"|^(eigh|svd) needs float32 or float64, real or complex, got torch\.\w+; convert"
 )
 """What a refusal says: who refuses, and what to do. Any other error fails the test."""
@@ -102,7 +104,9 @@ def _public(function: str) -> tuple[Callable[..., Tensor], tuple[float, ...]]:
 
 def _group(function: str) -> str:
     name = f"matrix_{function}"
-    return name if hasattr(covpool, name) else f"matrix_function, {function}"
+    # matrix_inv_root has rows of its own.
+    named = hasattr(covpool, name) and function != "inv_root"
+    return name if named else f"matrix_function, {function}"
 
 
 def _functions() -> list[Subject]:
@@ -142,6 +146,31 @@ def _function(function: str, method: str, kind: str) -> Subject:
         call=call,
         batch=write(_matrices([1.0, 2, 3, 4], dtype)),
         tied=(call, write(ties)),
+        deficient=(of_factor, write(random(4, 2, dtype=dtype))),
+    )
+
+
+def _inverse_roots() -> list[Subject]:
+    return [_inverse_root(method, kind) for method in INVERSE_ROOTS for kind in KINDS]
+
+
+def _inverse_root(method: str, kind: str) -> Subject:
+    dtype, read, write = KINDS[kind]
+
+    def call(a: Tensor) -> Tensor:
+        matrix = read(a)
+        return write(covpool.matrix_inv_root((matrix + matrix.mH) / 2, 4, method))
+
+    def of_factor(x: Tensor) -> Tensor:
+        return write(covpool.matrix_inv_root(read(x) @ read(x).mH, 4, method))
+
+    return Subject(
+        group="matrix_inv_root",
+        name=method,
+        kind=kind,
+        call=call,
+        batch=write(_matrices([1.0, 2, 3, 4], dtype)),
+        tied=(call, write(torch.diag(torch.tensor([1, 1, 3, 3], dtype=dtype)))),
         deficient=(of_factor, write(random(4, 2, dtype=dtype))),
     )
 
@@ -262,7 +291,7 @@ def _svd(kernel: str, kind: str) -> Subject:
 
 
 TABLES = {
-    "Functions of matrices": _functions(),
+    "Functions of matrices": _functions() + _inverse_roots(),
     "Covariance pooling": _poolings(),
     "Decompositions": _decompositions(),
 }
@@ -481,16 +510,14 @@ GRAPHS = ("compile", "export")
 
 QUICK = re.compile(
     # Every function, by the exact row; every method, on one way; every kind of kernel.
-    r"matrix_.* exact real|cov_pool, N ≤ C .* real|eigh (difference|power-iteration) real"
-    r"|svd .* real"
+    r"matrix_.* exact real|cov_pool, N ≤ C .* real|(eigh|svd) (difference|power-iteration) real"
     # Iterations on the matrix itself, and what covariances of full rank have of their own.
-    r"|(matrix_sqrt|cov_pool, N > C) (exact|isqrt-cov|mpa-lyapunov|newton-schulz-minimax) real"
-    r"|cov_pool, N > C svd-topn real|(matrix_log|cov_pool, N ≤ C) exact complex"
-    r"|(eigh|svd) difference complex"
+    r"|cov_pool, N > C (exact|isqrt-cov|mpa-lyapunov|newton-schulz-minimax|svd-topn) real"
+    r"|matrix_sqrt newton-schulz-minimax real|(matrix_log|cov_pool, N ≤ C) exact complex"
+    r"|svd difference complex"
 )
 QUICK_GRAPHS = re.compile(
-    r"(matrix_sqrt|cov_pool, N ≤ C) exact real|(eigh|svd) difference real"
-    r"|cov_pool, N ≤ C svd-pi real|cov_pool, N > C isqrt-cov real"
+    r"(matrix_sqrt|cov_pool, N ≤ C) exact real|svd difference real|cov_pool, N > C isqrt-cov real"
 )
 """The rows, as group, name and kind, that stand for the others in the quick tests: in eager mode,
 and in graphs, which take seconds each."""

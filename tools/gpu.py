@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,11 +30,11 @@ from torch import Tensor  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import covpool  # noqa: E402
-from covpool.bench import step as training_step  # noqa: E402
-from covpool.bench.cases import differentiated, make_cases, solvers  # noqa: E402
 from covpool.bench.features import Shape, make_features, make_weight  # noqa: E402
-from covpool.bench.peers import open_peer  # noqa: E402
-from covpool.bench.timing import describe, time_steps  # noqa: E402
+from covpool.bench.layer_cases import differentiated, make_cases, solvers  # noqa: E402
+from covpool.bench.options import StepOptions  # noqa: E402
+from covpool.bench.peers import open_peers  # noqa: E402
+from covpool.bench.timing import Case, describe, time_cases  # noqa: E402
 from covpool.linalg.autograd.pooled import covariance_function  # noqa: E402
 from covpool.linalg.autograd.root import iterate  # noqa: E402
 from covpool.linalg.covariance import Computation, centre  # noqa: E402
@@ -65,7 +65,7 @@ class Bench:
 
     def __init__(self, device: torch.device, sizes: Any, peers: list[str]) -> None:
         self.device, self.sizes = device, sizes
-        self.peers = [open_peer(text, device) for text in peers]
+        self.peers = open_peers(peers, device)
 
     def features(self, batch: int, channels: int, positions: int) -> tuple[Tensor, Tensor]:
         shape = Shape(batch, channels, positions)
@@ -76,13 +76,13 @@ class Bench:
         made = torch.randn(batch, size, 2 * size, generator=torch.manual_seed(0), dtype=dtype)
         return (made @ made.mT / (2 * size)).to(self.device)
 
-    def beside(self, steps: dict[str, Step], contexts: dict[str, Any] | None = None) -> Any:
+    def beside(self, steps: dict[str, Step], cases: Sequence[Case] = (), *inputs: Tensor) -> Any:
         """Median milliseconds, quartiles and peak memory of each, from rounds in which they
-        alternate."""
-        contexts = dict.fromkeys(steps, torch.enable_grad) | (contexts or {})
-        peaks = {name: self._peak(step) for name, step in steps.items()}
-        timings = time_steps(
-            steps, contexts, rounds=self.sizes.rounds, warm_up=1, device=self.device
+        alternate; of steps, and of cases with their inputs."""
+        cases = [*cases, *(made(name, step) for name, step in steps.items())]
+        peaks = {case.name: self._peak(case, *inputs) for case in cases}
+        timings = time_cases(
+            cases, *inputs, rounds=self.sizes.rounds, warm_up=1, device=self.device
         )
         return {
             name: {
@@ -94,17 +94,24 @@ class Bench:
             for name, timing in timings.items()
         }
 
-    def _peak(self, step: Step) -> int | None:
+    def _peak(self, case: Case, *inputs: Tensor) -> int | None:
         if self.device.type != "cuda":
             return None
         try:
-            step()
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            step()
+            with case.context():
+                step = case.prepare(*inputs)
+                step()
+                torch.cuda.reset_peak_memory_stats(self.device)
+                before = torch.cuda.memory_allocated(self.device)
+                step()
             return torch.cuda.max_memory_allocated(self.device) - before
         except Exception:
             return None  # the timing says what it failed with
+
+
+def made(name: str, step: Step) -> Case:
+    """The case of a step that needs no inputs."""
+    return Case(name=name, prepare=lambda *inputs: step)
 
 
 def gradient_of(function: Callable[[Tensor], Tensor], x: Tensor) -> Step:
@@ -261,13 +268,8 @@ def table(bench: Bench) -> Figures:
         features, weight = bench.features(sizes.batch, sizes.channels, positions)
         for dtype in (torch.float32, torch.bfloat16):
             x = features.to(dtype)
-            steps, contexts, broken = {}, {}, {}
-            for case in make_cases(TABLE, bench.peers if dtype == torch.float32 else ()):
-                try:
-                    steps[case.name] = case.prepare(x, weight)
-                    contexts[case.name] = case.context
-                except Exception as error:
-                    broken[case.name] = {"error": describe(error)}
+            steps: dict[str, Step] = {}
+            cases = make_cases(TABLE, bench.peers if dtype == torch.float32 else ())
             if hasattr(torch.linalg, "matrix_sqrth"):
                 steps["covariance, matrix_sqrth"] = differentiated(
                     lambda x: matrix_sqrth(covpool.covariance(x.double())), "matrix", x, weight
@@ -277,7 +279,7 @@ def table(bench: Bench) -> Figures:
             for name, solver in solvers(bench.device).items():
                 steps[f"bare {name}, float64"] = partial(solver, gram)
             name = f"{sizes.batch}x{sizes.channels}x{positions} {str(dtype).removeprefix('torch.')}"
-            yield name, bench.beside(steps, contexts) | broken
+            yield name, bench.beside(steps, cases, x, weight)
 
 
 def small(bench: Bench) -> Figures:
@@ -325,19 +327,17 @@ def ways(bench: Bench) -> Figures:
 def network(bench: Bench) -> Figures:
     """A training step of a ResNet-50 in bfloat16, over that with global average pooling."""
     sizes = bench.sizes
-    parser = argparse.ArgumentParser()
-    training_step.add_options(parser)
-    options = parser.parse_args([])
-    options.device, options.batch, options.size = (
-        str(bench.device), sizes.step_batch, sizes.step_size,
-    )  # fmt: skip
-    options.methods, options.rounds, options.backbone = (
-        ",".join(TABLE),
-        sizes.rounds,
-        sizes.backbone,
+    options = StepOptions(
+        device=str(bench.device),
+        batch=sizes.step_batch,
+        size=sizes.step_size,
+        methods=TABLE,
+        rounds=sizes.rounds,
+        backbone=sizes.backbone,
+        precision="bfloat16",
     )
-    options.precision = "bfloat16"
-    yield sizes.backbone, {"rows": training_step.prepare(options)(lambda text: None)["rows"]}
+    (record,) = options.measurement().run()["shapes"]
+    yield sizes.backbone, {"rows": record["cases"]}
 
 
 PARTS: dict[str, Callable[[Bench], Figures]] = {

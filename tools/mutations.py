@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "covpool"
 OPTIONS = (
     *("-x", "--disable-plugin-autoload", "-p", "no:cacheprovider"),
+    *("-p", "xdist.plugin", "-n0"),  # the configuration has options of xdist
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
 )
 

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import covpool
 import covpool.analysis
+import covpool.nn
 from covpool.linalg.forwards.base import Forward
 from covpool.linalg.gradients.base import Gradient
 from covpool.linalg.gradients.kernels import Kernel
@@ -38,6 +40,7 @@ GROUPS = {
     "covpool.pooling": "Covariance pooling",
     "covpool.poolings": "Covariance pooling",
     "covpool.linalg.api": "Functions of symmetric matrices",
+    "covpool.linalg.inverse_root": "Functions of symmetric matrices",
     "covpool.linalg.module": "Functions of symmetric matrices",
     "covpool.linalg.functions": "Functions of symmetric matrices",
     "covpool.linalg.elementwise": "Functions of symmetric matrices",
@@ -194,7 +197,7 @@ def methods_rows() -> str:
         sections += [
             f"(method-{name})=",
             f"### {name}",
-            f"{description}.",
+            f"{description}. {row.caution}",
             f"- Made of: {', '.join(map(_link, parts))}",
             f"- Constants: {_constants(row) or 'none'}",
             f"- Functions: {', '.join(f'`{function}`' for function in row.functions)}",
@@ -328,11 +331,10 @@ def api_reference() -> str:
     return _paragraphs(sections)
 
 
-def analysis_reference() -> str:
-    """Every name of `covpool.analysis`, the functions before the classes that they return."""
-    values = {name: getattr(covpool.analysis, name) for name in covpool.analysis.__all__}
-    names = sorted(values, key=lambda name: inspect.isclass(values[name]))
-    return _paragraphs(_documented(name, covpool.analysis) for name in names)
+def package_reference(package: Any) -> str:
+    """Every name of a package below covpool, functions before the classes that they return."""
+    names = sorted(package.__all__, key=lambda name: inspect.isclass(getattr(package, name)))
+    return _paragraphs(_documented(name, package) for name in names)
 
 
 def _documented(name: str, package: Any = covpool) -> str:
@@ -351,18 +353,37 @@ def _documented(name: str, package: Any = covpool) -> str:
 
 def bench_results(folder: Path = DOCS.parent / "results" / "bench") -> str:
     """What `covpool bench --output` wrote into the folder, a section for each file."""
+    from covpool.bench.layers import Layers, peer_notes
+    from covpool.bench.tables import failures
+
     sections = []
     for path in sorted(folder.glob("*.json")):
-        from covpool.bench import report
-
         results = json.loads(path.read_text(encoding="utf-8"))
-        sections += [f"## {path.stem}", report.preamble(results)]
-        for measured in results["shapes"]:
-            for title, header, rows in report.tables(measured):
+        sections += [f"## {path.stem}", Layers.preamble(results)]
+        for record in results["shapes"]:
+            for title, header, rows in Layers.tables(record):
                 sections += [f"**{title}**", table(header, rows)]
-            sections += report.failures(measured)
-        sections += report.peer_notes(results["shapes"][-1]) if results["shapes"] else []
-    return _paragraphs(sections) or "*(No measurement is recorded in this checkout.)*"
+            sections += failures(record)
+        sections += peer_notes(results["shapes"][-1]) if results["shapes"] else []
+    return _paragraphs(sections) or UNRECORDED
+
+
+def bench_poolings(folder: Path = DOCS.parent / "results" / "poolings") -> str:
+    """What `covpool bench poolings --output` wrote into the folder, a table for each file."""
+    from covpool.bench.poolings import Poolings, overview
+    from covpool.bench.tables import failures
+
+    sections = []
+    for path in sorted(folder.glob("*.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        _, header, rows = overview(results)
+        sections += [Poolings.preamble(results), table(header, rows)]
+        for record in results["shapes"]:
+            sections += [f"{record['shape']}: {line}" for line in failures(record)]
+    return _paragraphs(sections) or UNRECORDED
+
+
+UNRECORDED = "*(No measurement is recorded in this checkout.)*"
 
 
 def layouts_table() -> str:
@@ -398,8 +419,10 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "kernels-table": kernels_table,
     "kernels-reference": kernels_reference,
     "api-reference": api_reference,
-    "analysis-reference": analysis_reference,
+    "analysis-reference": partial(package_reference, covpool.analysis),
+    "nn-reference": partial(package_reference, covpool.nn),
     "bench-results": bench_results,
+    "bench-poolings": bench_poolings,
     "layouts-table": layouts_table,
 }
 

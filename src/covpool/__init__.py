@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from covpool.linalg.functions import FUNCTIONS
     from covpool.linalg.gauge import GaugeDependence, gauge_dependence
     from covpool.linalg.gradients.kernels import KERNELS
+    from covpool.linalg.inverse_root import matrix_inv_root
     from covpool.linalg.methods import METHODS, Method
     from covpool.linalg.module import MatrixFunction
+    from covpool.linalg.rectangular import low_rank, polar, svd_function
+    from covpool.linalg.registration import kabsch, orthogonal_procrustes
     from covpool.models import create_model
     from covpool.pooling import CovPool2d, cov_pool, covariance, triu_vector
     from covpool.poolings import POOLINGS, Pool2d, Pooling
@@ -52,14 +55,20 @@ __all__ = [
     "eigvalsh",
     "fit",
     "gauge_dependence",
+    "kabsch",
     "load_model",
+    "low_rank",
     "matrix_exp",
     "matrix_function",
+    "matrix_inv_root",
     "matrix_inv_sqrt",
     "matrix_log",
     "matrix_power",
     "matrix_sqrt",
+    "orthogonal_procrustes",
+    "polar",
     "svd",
+    "svd_function",
     "svdvals",
     "triu_vector",
 ]
@@ -89,14 +98,20 @@ _HOMES = {
     "eigvalsh": "covpool.linalg.decompositions",
     "fit": "covpool.fitting",
     "gauge_dependence": "covpool.linalg.gauge",
+    "kabsch": "covpool.linalg.registration",
     "load_model": "covpool.train.prediction",
+    "low_rank": "covpool.linalg.rectangular",
     "matrix_exp": "covpool.linalg.api",
     "matrix_function": "covpool.linalg.api",
+    "matrix_inv_root": "covpool.linalg.inverse_root",
     "matrix_inv_sqrt": "covpool.linalg.api",
     "matrix_log": "covpool.linalg.api",
     "matrix_power": "covpool.linalg.api",
     "matrix_sqrt": "covpool.linalg.api",
+    "orthogonal_procrustes": "covpool.linalg.registration",
+    "polar": "covpool.linalg.rectangular",
     "svd": "covpool.linalg.decompositions",
+    "svd_function": "covpool.linalg.rectangular",
     "svdvals": "covpool.linalg.decompositions",
     "triu_vector": "covpool.pooling",
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from covpool._version import __version__
+from covpool.linalg.engine.quota import available_cores as available_cores
 
 if TYPE_CHECKING:
     import torch
@@ -67,13 +68,6 @@ def summary_line(environment: dict[str, Any]) -> str:
         f"{environment['threads']} threads; torch {versions['torch']}, "
         f"covpool {versions['covpool']}, Python {environment['python']}"
     )
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def cpu_model() -> str:

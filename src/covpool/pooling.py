@@ -157,7 +157,8 @@ def cov_pool(
             matrix = _covariance(features.to(formed)).to(dtype)
             pooled = iterate(symmetric_part(matrix), SQRT, row)
     else:
-        products = torch.promote_types(x.dtype, torch.float32) if compute_dtype is None else dtype
+        narrow = compute_dtype is None and not row.smooth
+        products = torch.promote_types(x.dtype, torch.float32) if narrow else dtype
         pooled = covariance_function(features, Computation(SQRT, row, dtype, products, readable))[0]
     return (pooled if unit is None else pooled * unit).to(x.dtype)
 
@@ -192,7 +193,7 @@ def cov_function(
     features, readable = checks.features("cov_function", x, check_finite)
     row = get_pairing("cov_function", function, method)
     dtype = row.dtype(x.dtype, None)
-    products = torch.promote_types(x.dtype, torch.float32)
+    products = dtype if row.smooth else torch.promote_types(x.dtype, torch.float32)
     computation = Computation(function, row, dtype, products, readable)
     result = covariance_function(features, computation)[0]
     null = function.value(torch.zeros((), dtype=dtype, device=x.device))

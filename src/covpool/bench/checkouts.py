@@ -4,10 +4,11 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -20,22 +21,12 @@ def as_published(device: torch.device) -> Iterator[None]:
     On a CPU `.cuda()` returns the tensor or module itself: the reference code calls it when it is
     imported and in every pass.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as replaced:
         warnings.simplefilter("ignore")
-        if device.type == "cuda":
-            yield
-            return
-        owners: tuple[Any, ...] = (Tensor, nn.Module)
-        own = [(owner, vars(owner)["cuda"]) for owner in owners if "cuda" in vars(owner)]
-        for owner in owners:
-            owner.cuda = _stay
-        try:
-            yield
-        finally:
-            for owner in owners:
-                del owner.cuda
-            for owner, original in own:
-                owner.cuda = original
+        if device.type == "cpu":
+            for owner in (Tensor, nn.Module):
+                replaced.enter_context(mock.patch.object(owner, "cuda", _stay))
+        yield
 
 
 def _stay(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -55,13 +46,9 @@ def load_module(file: Path, device: torch.device) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is not a Python module")
     module = importlib.util.module_from_spec(spec)
-    writes_bytecode = sys.dont_write_bytecode
-    sys.dont_write_bytecode = True
-    try:
-        with as_published(device), _mpmath_precision():
-            spec.loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = writes_bytecode
+    no_bytecode = mock.patch.object(sys, "dont_write_bytecode", True)
+    with no_bytecode, as_published(device), _mpmath_precision():
+        spec.loader.exec_module(module)
     return module
 
 

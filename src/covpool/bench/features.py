@@ -3,13 +3,12 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-SPECTRA = ("geometric", "random")
-Spectrum = Literal["geometric", "random"]
+from covpool.pooling import triu_vector
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Shape:
 def make_features(
     shape: Shape,
     *,
-    spectrum: Spectrum = "geometric",
+    spectrum: str = "geometric",
     condition: float = 1e4,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -101,23 +100,14 @@ def make_weight(
     return (0.5 * (draw + draw.mT)).to(device, dtype)
 
 
-def triangle_index(channels: int, device: torch.device) -> Tensor:
-    """Positions of the upper triangle in a flattened matrix, row by row."""
-    row, column = torch.triu_indices(channels, channels, device=device)
-    return row * channels + column
-
-
 def triangle_weight(weight: Tensor) -> Tensor:
     """The weight on the upper triangle alone, (B, C(C+1)/2), that makes the same loss."""
-    doubled = 2 * weight - torch.diag_embed(weight.diagonal(dim1=-2, dim2=-1))
-    index = triangle_index(weight.shape[-1], weight.device)
-    return doubled.flatten(-2).index_select(-1, index)
+    return triu_vector(2 * weight - torch.diag_embed(weight.diagonal(dim1=-2, dim2=-1)))
 
 
 def matrix_of_triangle(vector: Tensor, channels: int) -> Tensor:
     """The symmetric matrices (B, C, C) of upper triangles (B, C(C+1)/2)."""
-    index = triangle_index(channels, vector.device)
-    matrix = vector.new_zeros(len(vector), channels * channels)
-    matrix[:, index] = vector
-    matrix = matrix.reshape(-1, channels, channels)
-    return matrix + matrix.triu(1).mT
+    row, column = torch.triu_indices(channels, channels, device=vector.device)
+    matrix = vector.new_zeros(len(vector), channels, channels)
+    matrix[:, row, column] = matrix[:, column, row] = vector
+    return matrix

@@ -1,8 +1,7 @@
 """Which of the project's goals for speed, accuracy and memory a measurement meets.
 
 Reads what `covpool bench` and `covpool bench step` wrote. The goals hold for float32 features at
-default accuracy, batch 16, 256 channels; on a GPU, batch 256. Exit status 1 where one is missed or
-could not be judged.
+default accuracy, batch 16, 256 channels; on a GPU, batch 256.
 """
 
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ FLOOR = 1.4
 MEMORY = 2
 """Peak memory of a peer over ours, at least."""
 
-FORWARD_ERROR, GRADIENT_ERROR = 1e-6, 1e-5
+ERRORS = {"forward": 1e-6, "gradient": 1e-5}
 STEP_OVER_GAP = {"cpu": 1.05, "cuda": 1.10}
 PEER_STEP_OVER_OURS = 20
 """The paper's layer in the step on a GPU: its time over ours, at least."""
@@ -32,84 +31,82 @@ PEER_STEP_OVER_OURS = 20
 
 @dataclass(frozen=True)
 class Judgement:
-    """A goal and what was found: `found` is None where the measurement lacks it."""
+    """A goal and what was found, which is None where the measurement lacks it."""
 
     goal: str
     found: float | None
-    met: bool
+    bound: float
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        if self.found is None:
+            return False
+        return self.found >= self.bound if self.at_least else self.found <= self.bound
 
     def __str__(self) -> str:
         value = "not measured" if self.found is None else f"{self.found:.3g}"
-        return f"{'met' if self.met else 'MISSED':7} {self.goal}: {value}"
-
-
-def at_least(goal: str, found: float | None, bound: float) -> Judgement:
-    return Judgement(f"{goal} ≥ {bound:g}", found, found is not None and found >= bound)
-
-
-def at_most(goal: str, found: float | None, bound: float) -> Judgement:
-    return Judgement(f"{goal} ≤ {bound:g}", found, found is not None and found <= bound)
+        goal = f"{self.goal} {'≥' if self.at_least else '≤'} {self.bound:g}"
+        return f"{'met' if self.met else 'MISSED':7} {goal}: {value}"
 
 
 def judge(results: dict[str, Any]) -> Iterator[Judgement]:
-    if "rows" in results:
-        yield from judge_steps(results)
-    for measured in results.get("shapes", []):
-        if "floor" in measured:
-            yield from judge_times(measured)
-            yield from judge_errors(measured)
-        yield from judge_memory(measured)
+    # The rows of steps stood at the top once.
+    for record in results.get("shapes", [{"cases": results.get("rows", [])}]):
+        yield from _of_layers(record) if "pairs" in record else _of_steps(record, results)
 
 
-def plain(name: str) -> str:
-    return name.removesuffix(" (triangle)")
+def _of_layers(record: dict[str, Any]) -> Iterator[Judgement]:
+    shape = record["shape"]
+    if "floor" in record:
+        if record["channels"] == CHANNELS:
+            yield from _times(record)
+        yield from _errors(record)
+    for pair in record["pairs"]:
+        if pair["memory"] is not None:
+            goal = f"{shape}: memory of {pair['peer']} over our {pair['method']}"
+            yield Judgement(goal, pair["memory"], MEMORY, at_least=True)
 
 
-def judge_times(measured: dict[str, Any]) -> Iterator[Judgement]:
-    shape, positions = measured["shape"], measured["positions"]
-    if measured["channels"] != CHANNELS:
-        return
-    found = {(plain(p["method"]), plain(p["peer"])): p["time"] for p in measured["pairs"]}
-    for pair, bounds in TIME.items():
-        if positions in bounds:
-            goal = f"{shape}: time of {pair[1]} over our {pair[0]}"
-            yield at_least(goal, found.get(pair), bounds[positions])
-    over = [floor["ratios"]["exact"] for floor in measured["floor"].values()]
-    yield at_most(f"{shape}: exact over the lowest floor", max(over, default=None), FLOOR)
+def _times(record: dict[str, Any]) -> Iterator[Judgement]:
+    names = ("method", "peer")
+    found = {
+        tuple(pair[name].removesuffix(" (triangle)") for name in names): pair["time"]
+        for pair in record["pairs"]
+    }
+    for (ours, peer), bounds in TIME.items():
+        if bound := bounds.get(record["positions"]):
+            goal = f"{record['shape']}: time of {peer} over our {ours}"
+            yield Judgement(goal, found.get((ours, peer)), bound, at_least=True)
+    over = [floor["ratios"]["exact"] for floor in record["floor"].values()]
+    goal = f"{record['shape']}: exact over the lowest floor"
+    yield Judgement(goal, max(over, default=None), FLOOR)
 
 
-def judge_errors(measured: dict[str, Any]) -> Iterator[Judgement]:
-    largest = 1e6 if measured["positions"] <= measured["channels"] else 1e5
-    for row in measured["cases"]:
-        if row["kind"] != "covpool" or row["method"] != "exact":
+def _errors(record: dict[str, Any]) -> Iterator[Judgement]:
+    largest = 1e6 if record["positions"] <= record["channels"] else 1e5
+    for row in record["cases"]:
+        if (row["kind"], row["method"]) != ("covpool", "exact"):
             continue
         for entry in row["accuracy"]:
             if entry["condition"] <= largest:
-                at = f"{measured['shape']}: {row['name']} at cond {entry['condition']:.0e},"
-                for part, bound in (("forward", FORWARD_ERROR), ("gradient", GRADIENT_ERROR)):
+                at = f"{record['shape']}: {row['name']} at cond {entry['condition']:.0e},"
+                for part, bound in ERRORS.items():
                     value = entry.get(part)
                     number = value if isinstance(value, float) else None
-                    yield at_most(f"{at} {part} error", number, bound)
+                    yield Judgement(f"{at} {part} error", number, bound)
 
 
-def judge_memory(measured: dict[str, Any]) -> Iterator[Judgement]:
-    for pair in measured["pairs"]:
-        if pair["memory"] is not None:
-            goal = f"{measured['shape']}: memory of {pair['peer']} over our {pair['method']}"
-            yield at_least(goal, pair["memory"], MEMORY)
-
-
-def judge_steps(results: dict[str, Any]) -> Iterator[Judgement]:
-    settings = results["settings"]
+def _of_steps(record: dict[str, Any], results: dict[str, Any]) -> Iterator[Judgement]:
+    settings, rows = results["settings"], {row["name"]: row for row in record["cases"]}
     device = settings["device"].partition(":")[0]
-    at = f"{settings['backbone']}, batch {settings['batch']}, {device}:"
-    rows = {row["name"]: row for row in results["rows"]}
     for name, row in rows.items():
+        if "over_gap" not in row:
+            continue
+        at = f"{settings['backbone']}, batch {settings['batch']}, {device}: step with {name}"
         if "/" not in name and name != "gap":
-            goal = f"{at} step with {name} over gap's"
-            yield at_most(goal, row["over_gap"], STEP_OVER_GAP[device])
-    ours = rows.get("exact", {}).get("median")
-    for name, row in rows.items():
+            yield Judgement(f"{at} over gap's", row["over_gap"], STEP_OVER_GAP[device])
         if device == "cuda" and name.startswith("DifferentiableSVD/"):
+            ours = rows.get("exact", {}).get("median")
             ratio = row["median"] / ours if row["median"] and ours else None
-            yield at_least(f"{at} step with {name} over exact's", ratio, PEER_STEP_OVER_OURS)
+            yield Judgement(f"{at} over exact's", ratio, PEER_STEP_OVER_OURS, at_least=True)

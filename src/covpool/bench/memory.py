@@ -12,23 +12,19 @@ On CUDA, by torch's allocator: the largest allocation during the step over that 
 that a peer moves to the CPU is not in it.
 """
 
-import contextlib
 import gc
-import json
+import multiprocessing
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+from unittest import mock
 
 import torch
 
-import covpool
-from covpool.bench.cases import Case
-from covpool.bench.features import Shape
-from covpool.bench.settings import Settings
-from covpool.bench.timing import describe, fixed_threads
+from covpool.bench.options import Options
+from covpool.bench.timing import Case, Report, Step, describe, fixed_threads
 
 Memory = dict[str, int | str]
 """Bytes by the case's name, or what it failed with."""
@@ -45,100 +41,77 @@ RESOLUTION = 1 << 20
 """Peaks below this many bytes are not told apart."""
 
 
-def peak_memory(
-    settings: Settings,
-    shape: Shape,
-    cases: Sequence[Case],
-    report: Callable[[str], None] = lambda text: None,
-) -> Memory:
-    """The peak memory of each case's step, in bytes."""
-    if settings.torch_device.type == "cuda":
-        return {case.name: _on_cuda(settings, shape, case) for case in cases}
-    names = [case.name for case in cases]
+def peak_memory(measurement: Any, shape: str, cases: Sequence[Case], report: Report) -> Memory:
+    """The peak memory of each case's step at that shape of the measurement, in bytes."""
+    if torch.device(measurement.options.device).type == "cuda":
+        return {case.name: growth(measurement, shape, case) for case in cases}
     found: Memory = {}
-    while left := [name for name in names if name not in found]:
-        before = len(found)
-        _run_worker(settings, shape, left, found, report)
-        if len(found) == before:
-            found |= dict.fromkeys(left, "the process that measures memory did not start")
+    while left := [case.name for case in cases if case.name not in found]:
+        _in_a_process(measurement.options, shape, left, found, report)
     return found
 
 
-def _run_worker(
-    settings: Settings,
-    shape: Shape,
-    names: Sequence[str],
-    found: Memory,
-    report: Callable[[str], None],
+def _in_a_process(
+    options: Options, shape: str, names: Sequence[str], found: Memory, report: Report
 ) -> None:
     """Measures in a new process until all is done or it dies; then the case in hand has failed."""
-    source = str(Path(covpool.__file__).parents[1])
-    path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-    process = subprocess.Popen(
-        [sys.executable, "-m", __name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | ALLOCATOR | {"PYTHONPATH": path},
-    )
+    context = multiprocessing.get_context("spawn")
+    answers, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(theirs, options, shape, names), daemon=True)
+    with mock.patch.dict(os.environ, ALLOCATOR):
+        process.start()
+    theirs.close()
     try:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            json.dump(
-                {"settings": settings.to_dict(), "shape": str(shape), "names": list(names)},
-                process.stdin,
-            )
-            process.stdin.close()
-        current = None
-        for line in process.stdout:
-            message = json.loads(line)
-            current = message["case"]
-            if "peak" in message:
-                found[current] = message["peak"]
-                current = None
-            else:
-                report(f"memory of {current}")
-        status = process.wait()
-        if current is not None:
-            found[current] = f"the process that measured it ended with status {status}"
+        for name in names:
+            report(f"memory of {name}")
+            try:
+                found[name] = answers.recv()
+            except EOFError:
+                process.join()
+                found[name] = f"the process that measured it ended with status {process.exitcode}"
+                return
     finally:
         process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        process.join()
 
 
-def _on_cuda(settings: Settings, shape: Shape, case: Case) -> int | str:
-    device = settings.torch_device
+def _work(answers: Connection, options: Options, shape: str, names: Sequence[str]) -> None:
+    os.dup2(2, 1)  # what a peer prints, or LAPACK by itself below Python, is no result
+    measurement = options.measurement()
+    cases = {case.name: case for case in measurement.cases}
+    with fixed_threads(options.threads):
+        for name in names:
+            answers.send(growth(measurement, shape, cases[name]))
+
+
+def growth(measurement: Any, shape: str, case: Case) -> int | str:
+    """The growth of this process's memory during the case's step, or what that failed with."""
+    device = torch.device(measurement.options.device)
     try:
         with case.context():
-            case.prepare(*settings.inputs(replace(shape, batch=1)))()
-            step = case.prepare(*settings.inputs(shape))
+            case.prepare(*measurement.inputs(shape, batch=1))()
+            step = case.prepare(*measurement.inputs(shape))
             gc.collect()
-            torch.cuda.synchronize(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            step()
-            torch.cuda.synchronize(device)
-            return torch.cuda.max_memory_allocated(device) - before
+            return _on_cuda(step, device) if device.type == "cuda" else _on_cpu(step)
     except Exception as error:
         return describe(error)
 
 
-def _on_cpu(settings: Settings, shape: Shape, case: Case) -> int | str:
-    try:
-        with case.context():
-            case.prepare(*settings.inputs(replace(shape, batch=1)))()
-            step = case.prepare(*settings.inputs(shape))
-            gc.collect()
-            ballast, before = _fill_to_peak()
-            result = step()
-            peak = _largest_resident()
-            del result, ballast
-            return peak - before
-    except Exception as error:
-        return describe(error)
+def _on_cuda(step: Step, device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _on_cpu(step: Step) -> int:
+    ballast, before = _fill_to_peak()
+    result = step()
+    peak = _largest_resident()
+    del result, ballast
+    return peak - before
 
 
 def _largest_resident() -> int:
@@ -156,23 +129,3 @@ def _fill_to_peak() -> tuple[list[bytearray], int]:
     while _largest_resident() <= start:
         ballast.append(bytearray(b"\1") * CHUNK)
     return ballast, _largest_resident()
-
-
-def _worker() -> None:
-    """Reads what to measure on standard input; writes a line of JSON before and after each."""
-    job = json.load(sys.stdin)
-    settings = Settings.from_dict(job["settings"])
-    shape = Shape.parse(job["shape"])
-    # What a peer prints, or LAPACK by itself below Python, does not get between the answers.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    cases = {case.name: case for case in settings.cases(settings.open_peers())}
-    with fixed_threads(settings.threads):
-        for name in job["names"]:
-            print(json.dumps({"case": name}), file=answers, flush=True)
-            peak = _on_cpu(settings, shape, cases[name])
-            print(json.dumps({"case": name, "peak": peak}), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    _worker()

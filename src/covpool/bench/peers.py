@@ -9,7 +9,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ Root = Callable[[Tensor], Tensor]
 Source = Callable[[str], ModuleType]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PeerRow:
     """One of a peer's layers.
 
@@ -48,7 +48,7 @@ class PeerRow:
     note: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Peer:
     """A project, and its layers.
 
@@ -90,12 +90,15 @@ class OpenPeer:
         return root
 
 
-_REPRESENTATION = "src/representation"
+_MPNCOV = "src/representation/MPNCOV.py"
+_TORCH_UTILS = "torch_utils.py"
+_SO_VIT_MPN = "So-ViT/src/normalization/MPN.py"
+_SO_VIT_COVARIANCE = "So-ViT/src/representation/covariance.py"
+_SPD_LEARN = "spd_learn.functional"
 
 
-def _iccv_layer(name: str, source: Source, **options: Any) -> Root:
-    module = source(f"{_REPRESENTATION}/{name}.py")
-    return getattr(module, name)(**options)
+def _layer(name: str, source: Source, **options: Any) -> Root:
+    return getattr(source(f"src/representation/{name}.py"), name)(**options)
 
 
 def _newton_schulz(file: str, source: Source) -> Root:
@@ -104,132 +107,125 @@ def _newton_schulz(file: str, source: Source) -> Root:
 
 
 def _newton_schulz_triangle(file: str, source: Source) -> Root:
-    module = source(file)
-    return lambda x: module.TriuvecLayer(module.SqrtmLayer(module.CovpoolLayer(x), 5))
+    root, gather = _newton_schulz(file, source), _triuvec(file, source)
+    return lambda x: gather(root(x))
 
 
 def _triuvec(file: str, source: Source) -> Root:
     return source(file).TriuvecLayer
 
 
-_TORCH_UTILS = "torch_utils.py"
-_SO_VIT = "So-ViT/src"
-
-
 def _lyapunov(approximant: str, source: Source) -> Root:
     module = source(_TORCH_UTILS)
     # MPA_Lya calls this name; its comment says to exchange it for the Taylor polynomial.
     module.matrix_pade_approximant = getattr(module, approximant)  # pyright: ignore
-    covariance = source(f"{_SO_VIT}/representation/covariance.py").Covariance()
+    covariance = source(_SO_VIT_COVARIANCE).Covariance()
     return lambda x: module.MPA_Lya.apply(covariance(x))
 
 
 def _spd_learn(source: Source) -> Root:
-    functional = source("spd_learn.functional")
+    functional = source(_SPD_LEARN)
     return lambda x: functional.matrix_sqrt.apply(functional.covariance(x.flatten(2)))
 
 
 def _spd_learn_triangle(source: Source) -> Root:
-    return partial(source("spd_learn.functional").sym_to_upper, preserve_norm=False)
+    return partial(source(_SPD_LEARN).sym_to_upper, preserve_norm=False)
 
 
-def _iccv_row(name: str, method: str, **options: Any) -> PeerRow:
-    return PeerRow(
-        name=name,
-        build=lambda source: _iccv_layer(name, source, **options),
-        counterparts=(method, "exact"),
-        note="float64 throughout; the layer gives the upper triangle alone",
+def _differentiable_svd() -> Iterator[PeerRow]:
+    methods = {
+        "SVD_Original": "svd",
+        "SVD_TopN": "svd-topn",
+        "SVD_Trunc": "svd-trunc",
+        "SVD_PI": "svd-pi",
+        "SVD_Newton": "svd-newton",
+        "SVD_Taylor": "svd-taylor",
+        "SVD_Pade": "svd-pade",
+    }
+    for name, method in methods.items():
+        options = {"iterNum": 10} if name == "SVD_Newton" else {}
+        note = "float64 throughout; the layer gives the upper triangle alone"
+        yield PeerRow(name, partial(_layer, name, **options), (method, "exact"), note=note)
+    yield PeerRow(
+        "MPNCOV",
+        partial(_newton_schulz_triangle, _MPNCOV),
+        ("isqrt-cov", "exact"),
+        note="float64 throughout; 5 iterations; its class cannot be constructed (NameError), so "
+        "its functions are called; triangle, as in its forward",
     )
 
 
-_MPNCOV = f"{_REPRESENTATION}/MPNCOV.py"
-_SO_VIT_MPN = f"{_SO_VIT}/normalization/MPN.py"
+def _fast_differentiable() -> Iterator[PeerRow]:
+    note, triangle = "in the features' dtype", partial(_triuvec, _SO_VIT_MPN)
+    pade = partial(_lyapunov, "matrix_pade_approximant")
+    yield PeerRow("MPA_Lya", pade, ("mpa-lyapunov", "exact"), triangle, note)
+    taylor = partial(_lyapunov, "matrix_taylor_polynomial")
+    overwrites = f"{note}; its polynomial overwrites the identity that its gradient reads"
+    yield PeerRow("MTP_Lya", taylor, ("mtp-lyapunov", "exact"), triangle, overwrites)
+    newton_schulz = partial(_newton_schulz, _SO_VIT_MPN)
+    yield PeerRow("NS", newton_schulz, ("isqrt-cov", "exact"), triangle, f"{note}; 5 iterations")
+
 
 PEERS: Mapping[str, Peer] = MappingProxyType(
     {
         peer.name: peer
         for peer in (
             Peer(
-                name="DifferentiableSVD",
-                home="https://github.com/KingJamesSong/DifferentiableSVD",
-                files=(_MPNCOV, f"{_REPRESENTATION}/SVD_Pade.py"),
-                rows=(
-                    _iccv_row("SVD_Original", "svd"),
-                    _iccv_row("SVD_TopN", "svd-topn"),
-                    _iccv_row("SVD_Trunc", "svd-trunc"),
-                    _iccv_row("SVD_PI", "svd-pi"),
-                    _iccv_row("SVD_Newton", "svd-newton", iterNum=10),
-                    _iccv_row("SVD_Taylor", "svd-taylor"),
-                    _iccv_row("SVD_Pade", "svd-pade"),
-                    PeerRow(
-                        name="MPNCOV",
-                        build=partial(_newton_schulz_triangle, _MPNCOV),
-                        counterparts=("isqrt-cov", "exact"),
-                        note="float64 throughout; 5 iterations; its class cannot be constructed "
-                        "(NameError), so its functions are called; triangle, as in its forward",
-                    ),
-                ),
+                "DifferentiableSVD",
+                "https://github.com/KingJamesSong/DifferentiableSVD",
+                tuple(_differentiable_svd()),
+                files=(_MPNCOV, "src/representation/SVD_Pade.py"),
             ),
             Peer(
-                name="fast-MPN-COV",
-                home="https://github.com/jiangtaoxie/fast-MPN-COV",
+                "fast-MPN-COV",
+                "https://github.com/jiangtaoxie/fast-MPN-COV",
+                (
+                    PeerRow(
+                        "iSQRT-COV",
+                        partial(_newton_schulz, _MPNCOV),
+                        ("isqrt-cov", "exact"),
+                        partial(_triuvec, _MPNCOV),
+                        "in the features' dtype; 5 iterations",
+                    ),
+                ),
                 files=(_MPNCOV,),
-                rows=(
-                    PeerRow(
-                        name="iSQRT-COV",
-                        build=partial(_newton_schulz, _MPNCOV),
-                        triangle=partial(_triuvec, _MPNCOV),
-                        counterparts=("isqrt-cov", "exact"),
-                        note="in the features' dtype; 5 iterations",
-                    ),
-                ),
             ),
             Peer(
-                name="FastDifferentiableMatSqrt",
-                home="https://github.com/KingJamesSong/FastDifferentiableMatSqrt",
-                files=(_TORCH_UTILS, _SO_VIT_MPN, f"{_SO_VIT}/representation/covariance.py"),
-                rows=(
-                    PeerRow(
-                        name="MPA_Lya",
-                        build=partial(_lyapunov, "matrix_pade_approximant"),
-                        triangle=partial(_triuvec, _SO_VIT_MPN),
-                        counterparts=("mpa-lyapunov", "exact"),
-                        note="in the features' dtype",
-                    ),
-                    PeerRow(
-                        name="MTP_Lya",
-                        build=partial(_lyapunov, "matrix_taylor_polynomial"),
-                        triangle=partial(_triuvec, _SO_VIT_MPN),
-                        counterparts=("mtp-lyapunov", "exact"),
-                        note="in the features' dtype; its polynomial overwrites the identity that "
-                        "its gradient reads",
-                    ),
-                    PeerRow(
-                        name="NS",
-                        build=partial(_newton_schulz, _SO_VIT_MPN),
-                        triangle=partial(_triuvec, _SO_VIT_MPN),
-                        counterparts=("isqrt-cov", "exact"),
-                        note="in the features' dtype; 5 iterations",
-                    ),
-                ),
+                "FastDifferentiableMatSqrt",
+                "https://github.com/KingJamesSong/FastDifferentiableMatSqrt",
+                tuple(_fast_differentiable()),
+                files=(_TORCH_UTILS, _SO_VIT_MPN, _SO_VIT_COVARIANCE),
             ),
             Peer(
-                name="spd-learn",
-                home="https://pypi.org/project/spd-learn",
+                "spd-learn",
+                "https://pypi.org/project/spd-learn",
+                (
+                    PeerRow(
+                        "matrix_sqrt",
+                        _spd_learn,
+                        ("exact",),
+                        _spd_learn_triangle,
+                        "in the features' dtype; its own covariance",
+                    ),
+                ),
                 package="spd_learn",
-                rows=(
-                    PeerRow(
-                        name="matrix_sqrt",
-                        build=_spd_learn,
-                        triangle=_spd_learn_triangle,
-                        counterparts=("exact",),
-                        note="in the features' dtype; its own covariance",
-                    ),
-                ),
             ),
         )
     }
 )
+
+
+def open_peers(texts: Sequence[str], device: torch.device) -> list[OpenPeer]:
+    """The peers that the texts say, each as by `open_peer`.
+
+    Raises:
+        ValueError: one is not there, or is given twice.
+    """
+    opened = [open_peer(text, device) for text in texts]
+    names = [one.peer.name for one in opened]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"--peer {min(twice)} is given twice; give one checkout of it")
+    return opened
 
 
 def open_peer(text: str, device: torch.device) -> OpenPeer:
@@ -246,26 +242,23 @@ def open_peer(text: str, device: torch.device) -> OpenPeer:
             raise ValueError(
                 f"--peer {text}: {name} is an installed package; give --peer {name}, without a path"
             )
-        return _open_package(peer, peer.package, device)
+        if importlib.util.find_spec(peer.package) is None:
+            raise ValueError(
+                f"--peer {name}: {peer.package} is not installed here; pip install {name}"
+            )
+        return OpenPeer(peer, importlib.import_module, importlib.metadata.version(name), device)
     folder = Path(os.path.expanduser(path))
-    remedy = f"git clone {peer.home} and give --peer {name}=ITS_FOLDER"
-    if not path:
-        raise ValueError(f"--peer {text}: {name} is read from your clone of it; {remedy}")
-    if not folder.is_dir():
-        raise ValueError(f"--peer {text}: no directory {folder}; {remedy}")
     missing = [file for file in peer.files if not (folder / file).is_file()]
-    if missing:
-        raise ValueError(
-            f"--peer {text}: no {missing[0]} in it, so not a clone of {name}; {remedy}"
+    if not path:
+        wrong = f"{name} is read from your clone of it"
+    elif not folder.is_dir():
+        wrong = f"no directory {folder}"
+    elif missing:
+        wrong = f"no {missing[0]} in it, so not a clone of {name}"
+    else:
+        return OpenPeer(
+            peer, lambda file: load_module(folder / file, device), commit_of(folder), device
         )
-    return OpenPeer(
-        peer, lambda file: load_module(folder / file, device), commit_of(folder), device
+    raise ValueError(
+        f"--peer {text}: {wrong}; git clone {peer.home} and give --peer {name}=ITS_FOLDER"
     )
-
-
-def _open_package(peer: Peer, package: str, device: torch.device) -> OpenPeer:
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(
-            f"--peer {peer.name}: {package} is not installed here; pip install {peer.name}"
-        )
-    return OpenPeer(peer, importlib.import_module, importlib.metadata.version(peer.name), device)

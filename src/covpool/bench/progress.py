@@ -13,8 +13,7 @@ class Progress:
     """
 
     def __init__(self, seconds: float = 20) -> None:
-        self.seconds = seconds
-        self.last = time.monotonic()
+        self.seconds, self.last = seconds, time.monotonic()
         self.terminal = sys.stderr.isatty()
 
     def __enter__(self) -> Self:
@@ -34,4 +33,4 @@ class Progress:
     def clear(self) -> None:
         """Empty the line, for other output."""
         if self.terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self("")

@@ -1,14 +1,5 @@
-"""Kill runs at random moments, resume them, and compare how they end with a run left alone.
+"""Kill runs at random moments, resume them, and compare how they end with a run left alone."""
 
-Each trial is `covpool train` on the embedded typefaces in a directory of its own. Its processes,
-the loaders' included, get SIGKILL at a random moment of the training, up to three times in a row,
-and each time the run goes on by the same command with `--resume auto`. In the end its weights,
-momenta and metrics (but for times) are compared bit by bit with those of an uninterrupted run.
-Kills count that left steps to take. Exit status 1 if any end differs. The same command goes on
-where it stopped.
-"""
-
-import argparse
 import json
 import os
 import random
@@ -17,13 +8,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from covpool.bench.campaign import Report, write_results
-from covpool.machine import describe_environment
+from covpool.bench import tables
+from covpool.bench.measurement import Measurement, Record, Results
+from covpool.bench.options import ResumeOptions
+from covpool.bench.tables import Table, column
+from covpool.bench.timing import Report
 from covpool.train.checkpoint import find_checkpoint
 from covpool.train.progress import EPOCH_HEADER
 
@@ -122,107 +117,81 @@ def checkpoint_step(directory: Path) -> int | None:
     return found[0]["global_step"] if found else None
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """How often what is killed."""
-    parser.add_argument("--kills", type=int, default=10, help="of each number of processes (10)")
-    parser.add_argument("--processes", default="1,2", help="numbers of processes (default: 1,2)")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes each (default: 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+class Resume(Measurement[ResumeOptions]):
+    """A record for each trial: a run that is killed, resumed, and compared."""
+
+    def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
+        with tempfile.TemporaryDirectory() as folder:
+            for world in self.options.processes:
+                trials = [trial for trial in done.values() if trial["processes"] == world]
+                yield from trials
+                if kills_of(trials) < self.options.kills:
+                    yield from self._trials(world, trials, Path(folder), report)
+
+    def _trials(
+        self, world: int, trials: list[Record], folder: Path, report: Report
+    ) -> Iterator[Record]:
+        """More of them, until there are as many kills as asked for."""
+        own, log = self.options, folder / f"{world}.log"
+        command = (*RUN, "--data.workers", str(own.workers), "--train.devices", str(world))
+        report(f"{world} processes: left alone")
+        whole = Run(folder / f"{world}-alone", command, log)
+        if not whole.wait_for_training():
+            raise RuntimeError(f"the run did not begin to train:\n{log.read_text()}")
+        began = time.monotonic()
+        whole.wait()
+        seconds = time.monotonic() - began
+        reference = result(folder / f"{world}-alone")
+        while (kills := kills_of(trials)) < own.kills:
+            name = f"{world} processes, trial {len(trials) + 1}"
+            moments = random.Random(f"{own.seed} {world} {len(trials)}")
+            directory = folder / name
+            trial: Record = {"shape": name, "processes": world, "kills": []}
+            trial |= {
+                "seconds_uninterrupted": round(seconds, 2),
+                "steps": reference["last.ckpt step"],
+            }
+            for _ in range(min(moments.randint(1, 3), own.kills - kills)):
+                report(f"{name}, {kills} of {own.kills} kills: killing")
+                attempt = Run(directory, command, log)
+                attempt.wait_for_training()
+                delay = moments.uniform(0, 0.8 * seconds)
+                if not attempt.kill_after(delay):
+                    break
+                left = sorted(file.name for file in directory.glob("*partial*"))
+                step = checkpoint_step(directory)
+                kill = {"seconds": round(delay, 3), "goes_on_from_step": step, "left": left}
+                trial["kills"].append(kill)
+            report(f"{name}, {kills} of {own.kills} kills: resuming")
+            Run(directory, command, log).wait()
+            trial["differences"] = differences(result(directory), reference)
+            trials.append(trial)
+            yield trial
+
+    @staticmethod
+    def tables(record: Record) -> Iterator[Table]:
+        columns = {
+            "killed after s": column("seconds", "{:.1f}"),
+            "goes on from step": column("goes_on_from_step", f"{{}} of {record['steps']}"),
+        }
+        end = ", ".join(record["differences"]) or "none"
+        yield tables.table(f"{record['shape']}; differences: {end}", columns, record["kills"])
+
+    def finish(self, results: Results, output: Path | None) -> tuple[Sequence[str], int]:
+        lines, failed = [], False
+        for world in self.options.processes:
+            trials = [trial for trial in results["shapes"] if trial["processes"] == world]
+            kills, same = kills_of(trials), kills_of(trials, same=True)
+            failed |= same < kills
+            lines.append(f"{world} processes: {same} of {kills} kills end bit-identically")
+        return lines, int(failed)
 
 
-def prepare(options: argparse.Namespace) -> dict[str, Any]:
-    """The results so far, those of an earlier call in `options.output` included.
-
-    Raises:
-        ValueError, OSError: it had other options, or cannot be read.
-    """
-    results: dict[str, Any] = {
-        "environment": describe_environment(1, "cpu"),
-        "options": list(RUN),
-        "workers": options.workers,
-        "seed": options.seed,
-    }
-    return {**results, "processes": read_earlier(options.output, results)}
-
-
-def measure(options: argparse.Namespace, results: dict[str, Any], report: Report) -> int:
-    """Go on from these results until there are as many kills as asked for; the exit status."""
-    with tempfile.TemporaryDirectory() as folder:
-        for world in map(int, options.processes.split(",")):
-            _kill_and_resume(world, options, results, Path(folder), report)
-    failed = False
-    for world, outcome in results["processes"].items():
-        same = count(outcome, same=True)
-        failed |= same < outcome["kills"]
-        print(f"{world} processes: {same} of {outcome['kills']} kills end bit-identically")
-    return int(failed)
-
-
-def _kill_and_resume(
-    world: int, options: argparse.Namespace, results: dict[str, Any], folder: Path, report: Report
-) -> None:
-    command = (*RUN, "--data.workers", str(options.workers), "--train.devices", str(world))
-    log, directory = folder / f"{world}.log", folder / f"{world}-alone"
-    report(f"{world} processes: left alone")
-    whole = Run(directory, command, log)
-    if not whole.wait_for_training():
-        raise RuntimeError(f"the run did not begin to train:\n{log.read_text()}")
-    began = time.monotonic()
-    whole.wait()
-    seconds = time.monotonic() - began
-    reference = result(directory)
-    outcome = results["processes"].setdefault(str(world), {"trials": []})
-    outcome |= {"seconds_uninterrupted": round(seconds, 2), "steps": checkpoint_step(directory)}
-    while (kills := count(outcome)) < options.kills:
-        number = len(outcome["trials"])
-        moments = random.Random(f"{options.seed} {world} {number}")
-        directory = folder / f"{world}-{number}"
-        trial: dict[str, Any] = {"kills": []}
-        for _ in range(min(moments.randint(1, 3), options.kills - kills)):
-            report(f"{world} processes, {kills} of {options.kills} kills: killing")
-            attempt = Run(directory, command, log)
-            attempt.wait_for_training()
-            delay = moments.uniform(0, 0.8 * seconds)
-            if not attempt.kill_after(delay):
-                break
-            step = checkpoint_step(directory)
-            left = sorted(file.name for file in directory.glob("*partial*"))
-            trial["kills"].append(
-                {"seconds": round(delay, 3), "goes_on_from_step": step, "left": left}
-            )
-        report(f"{world} processes, {kills} of {options.kills} kills: resuming")
-        Run(directory, command, log).wait()
-        trial["differences"] = differences(result(directory), reference)
-        outcome["trials"].append(trial)
-        outcome["kills"] = count(outcome)
-        write_results(results, options.output)
-    outcome["kills"] = kills
-
-
-def count(outcome: dict[str, Any], *, same: bool = False) -> int:
+def kills_of(trials: Sequence[Record], *, same: bool = False) -> int:
     """Kills that left steps to take; with `same`, of trials that ended without differences."""
     return sum(
-        (kill["goes_on_from_step"] or 0) < outcome["steps"]
-        for trial in outcome["trials"]
+        (kill["goes_on_from_step"] or 0) < trial["steps"]
+        for trial in trials
         for kill in trial["kills"]
         if not (same and trial["differences"])
     )
-
-
-def read_earlier(output: Path, results: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier call has found, by number of processes.
-
-    Raises:
-        ValueError: it had other options.
-    """
-    if not output.is_file():
-        return {}
-    earlier = json.loads(output.read_text(encoding="utf-8"))
-    for key in ("options", "workers", "seed"):
-        if earlier[key] != results[key]:
-            raise ValueError(
-                f"{output} has {key} {earlier[key]!r}, not {results[key]!r}; choose another "
-                "--output"
-            )
-    return earlier["processes"]

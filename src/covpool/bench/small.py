@@ -1,29 +1,25 @@
-"""matrix_sqrt of small matrices, forward and backward, beside what else computes it.
+"""matrix_sqrt of small matrices, forward and backward, beside what else computes it."""
 
-Peers that are installed take part: torch's own `matrix_sqrth`, `torch.linalg.eigh` with autograd,
-spd-learn, pyRiemann with torch tensors, and geoopt. The function of 30 lines is what anyone would
-write: an eigendecomposition, and the exact gradient by divided differences, without any check. On a
-CPU it is the processor's time that is measured, on a GPU the clock's.
-"""
-
-import argparse
 import importlib
 import importlib.util
+import re
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from covpool.bench.timing import time_steps
+from covpool.bench import tables
+from covpool.bench.measurement import Record, TimedMeasurement, ratio
+from covpool.bench.options import DTYPES, SmallOptions
+from covpool.bench.tables import NAME, RATIO, Table, column
+from covpool.bench.timing import Case, Report, Step
 from covpool.linalg.api import matrix_sqrt
-from covpool.machine import describe_environment
+from covpool.linalg.tables import choose
 
 Root = Callable[[Tensor], Tensor]
-SHAPES = "1x3,64x3,10000x3,1x22,64x22,64x64,8x128"
 OURS = ("covpool", "covpool, unchecked")
 
 
@@ -73,78 +69,59 @@ def roots() -> dict[str, Root]:
     return found
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shapes", default=SHAPES, help=f"BATCHxN (default: {SHAPES})")
-    parser.add_argument("--dtype", choices=("float64", "float32"), default="float64")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="(default: 1)")
-    parser.add_argument("--rounds", type=int, default=15, help="(default: 15)")
+class Small(TimedMeasurement[SmallOptions]):
+    """Roots of batches of small matrices."""
 
+    def __init__(self, options: SmallOptions) -> None:
+        super().__init__(options)
+        if torch.device(options.device).type == "cpu":
+            self.clock = time.process_time  # of which other programs take nothing
 
-def measure(options: argparse.Namespace, report: Callable[[str], None]) -> dict[str, Any]:
-    """Times of every root at every shape.
+    def check(self, options: SmallOptions) -> SmallOptions:
+        for shape in options.shapes:
+            _size(shape)
+        choose("dtype", options.dtype, dict.fromkeys(DTYPES))
+        return super().check(options)
 
-    Raises:
-        ValueError: a shape that is none.
-    """
-    shapes = [_shape(text) for text in options.shapes.split(",")]
-    if options.threads < 1 or options.rounds < 1:
-        raise ValueError(
-            f"threads and rounds must be at least 1, got {options.threads} and {options.rounds}"
-        )
-    device, found = torch.device(options.device), roots()
-    before = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    try:
-        measured: dict[str, Any] = {}
-        for batch, size in shapes:
-            generator = torch.Generator().manual_seed(0)
-            factor = torch.randn(batch, size, 2 * size + 2, generator=generator).double()
-            matrix = (factor @ factor.mT / (2 * size + 2)).to(device, getattr(torch, options.dtype))
-            steps = {name: partial(_step, root, matrix) for name, root in found.items()}
-            times = time_steps(
-                steps,
-                dict.fromkeys(steps, nullcontext),
-                rounds=options.rounds,
-                device=device,
-                report=report,
-                # Of the processor's time other programs take nothing.
-                clock=time.process_time if device.type == "cpu" else time.perf_counter,
+    @cached_property
+    def cases(self) -> list[Case]:
+        return [
+            Case(
+                name=name, kind="covpool" if name in OURS else "peer", prepare=partial(_step, root)
             )
-            measured[f"{batch}x{size}"] = {
-                name: {"median": each.median, "error": each.error} for name, each in times.items()
-            }
-    finally:
-        torch.set_num_threads(before)
-    environment = describe_environment(options.threads, options.device)
-    return {"environment": environment, "dtype": options.dtype, "shapes": measured}
+            for name, root in roots().items()
+        ]
+
+    def inputs(self, shape: str, batch: int | None = None) -> tuple[Tensor, ...]:
+        (count, size), own = _size(shape), self.options
+        generator = torch.Generator().manual_seed(own.seed)
+        factor = torch.randn(batch or count, size, 2 * size + 2, generator=generator).double()
+        matrix = factor @ factor.mT / (2 * size + 2)
+        return (matrix.to(own.device, getattr(torch, own.dtype)),)
+
+    def measure(self, shape: str, report: Report) -> Record:
+        rows = self.rows(shape, report)
+        for row in rows:
+            row["over_ours"] = ratio(row["median"], rows[0]["median"])
+        return {"shape": shape, "cases": rows}
+
+    @staticmethod
+    def tables(record: Record) -> Iterator[Table]:
+        columns = {"root": NAME, **tables.TIMES, "over ours": column("over_ours", RATIO)}
+        title = f"{record['shape']}: forward + backward"
+        yield tables.table(title, columns, record["cases"])
 
 
-def _step(root: Root, matrix: Tensor) -> Tensor:
-    leaf = matrix.detach().requires_grad_()
-    return torch.autograd.grad(root(leaf).sum(), leaf)[0]
+def _step(root: Root, matrix: Tensor) -> Step:
+    def step() -> Tensor:
+        leaf = matrix.detach().requires_grad_()
+        return torch.autograd.grad(root(leaf).sum(), leaf)[0]
+
+    return step
 
 
-def _shape(text: str) -> tuple[int, int]:
-    batch, _, size = text.partition("x")
-    if not (batch.isdecimal() and size.isdecimal() and int(batch) and int(size)):
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d*[1-9]\d*)x(\d*[1-9]\d*)", text)
+    if found is None:
         raise ValueError(f"shapes are BATCHxN with whole numbers from 1 on, got {text!r}")
-    return int(batch), int(size)
-
-
-def tables(results: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    names = list(next(iter(results["shapes"].values())))
-    rows = [
-        [shape, *(f"{1e3 * each[n]['median']:.3f}" if each[n]["median"] else "-" for n in names)]
-        for shape, each in results["shapes"].items()
-    ]
-    return [(f"forward + backward, ms, {results['dtype']}", ["batch x n", *names], rows)]
-
-
-def failures(results: dict[str, Any]) -> list[str]:
-    return [
-        f"{name} at {shape}: {found['error']}"
-        for shape, each in results["shapes"].items()
-        for name, found in each.items()
-        if found["error"]
-    ]
+    return int(found[1]), int(found[2])

@@ -1,21 +1,20 @@
-"""Images a second of the input pipeline, of the training step, and of both; which is the limit.
-
-The loader alone is read without a network, for each number of workers; the step alone is trained on
-batches that are held in memory, by the same Lightning loop; both together are the training itself,
-with the number of workers that read fastest. On a GPU the copy to the device counts in the step.
-"""
+"""Images a second of the input pipeline, of the training step, and of both; which is the limit."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, Dataset
 
-from covpool.machine import describe_environment
+from covpool.bench.measurement import Measurement, Record, Results
+from covpool.bench.options import ThroughputOptions
+from covpool.bench.timing import Report
 from covpool.train.job import Job
 from covpool.train.loaders import ImageDataModule
 from covpool.train.trainer import make_trainer, quiet_lightning
@@ -25,27 +24,27 @@ class Enough(Exception):
     """As many steps as were to be timed have been taken."""
 
 
-class Timer(Callback):
+class Watch(Callback):
     """Seconds that `steps` steps take, after `warm_up` others."""
 
-    def __init__(self, warm_up: int, steps: int, tell: Any) -> None:
-        self.warm_up, self.steps, self.tell = warm_up, steps, tell
-        self.seconds = float("nan")
-        self.began = 0.0
+    def __init__(self, warm_up: int, steps: int, report: Report) -> None:
+        self.warm_up, self.all, self.report = warm_up, warm_up + steps, report
+        self.began = self.seconds = float("nan")
+
+    def taken(self, step: int) -> None:
+        """That many steps have been taken; raises `Enough` after the last."""
+        self.report(f"step {step} of {self.all}")
+        if step in (self.warm_up, self.all):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds, self.began = time.perf_counter() - self.began, time.perf_counter()
+        if step == self.all:
+            raise Enough
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        self.tell(step, self.warm_up + self.steps)
-        if step in (self.warm_up, self.warm_up + self.steps):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            now = time.perf_counter()
-            if step > self.warm_up:
-                self.seconds = now - self.began
-                raise Enough
-            self.began = now
+        self.taken(trainer.global_step)
 
 
 class Held(Dataset[Any]):
@@ -64,28 +63,11 @@ class Held(Dataset[Any]):
 class HeldImages(ImageDataModule):
     """The run's loaders, with training batches that need no reading."""
 
-    def __init__(self, job: Job, batches: list[Any]) -> None:
-        super().__init__(job.splits, job.config)
-        self.batches = batches
-
     def train_dataloader(self) -> DataLoader:
-        held = Held(self.batches, len(super().train_dataloader()))
+        loader = super().train_dataloader()
+        few = list(islice(endless(loader), 4 * self.config.train.accumulate))
         pin = torch.cuda.is_available()
-        return DataLoader(held, batch_size=None, pin_memory=pin)
-
-
-def read_images(job: Job, workers: int, warm_up: int, steps: int, tell: Any) -> float:
-    """Seconds that the loader takes for so many steps' images."""
-    config = with_options(job, epochs=1, workers=workers).config
-    batches = endless(ImageDataModule(job.splits, config).loader_of(lambda: 0))
-    began = 0.0
-    for step in range(warm_up + steps):
-        if step == warm_up:
-            began = time.perf_counter()
-        for _ in range(config.train.accumulate):
-            next(batches)
-        tell(step + 1, warm_up + steps)
-    return time.perf_counter() - began
+        return DataLoader(Held(few, len(loader)), batch_size=None, pin_memory=pin)
 
 
 def endless(loader: DataLoader) -> Iterator[Any]:
@@ -93,71 +75,79 @@ def endless(loader: DataLoader) -> Iterator[Any]:
         yield from loader
 
 
-def train_steps(job: Job, data: ImageDataModule, warm_up: int, steps: int, tell: Any) -> float:
-    """Seconds that so many steps of the training take."""
-    module = job.module()
-    if job.config.train.compile:
-        module.compile_backbone()
-    timer = Timer(warm_up, steps, tell)
-    with quiet_lightning():
-        trainer = make_trainer(job.config, [timer])
-        trainer.limit_val_batches = 0
-        with suppress(Enough):
-            trainer.fit(module, datamodule=data)
-    return timer.seconds
-
-
-def with_options(job: Job, *, epochs: int, workers: int) -> Job:
-    """The job with another length and number of loader processes."""
-    config = replace(
-        job.config,
-        data=replace(job.config.data, workers=workers),
-        train=replace(job.config.train, epochs=epochs),
-    )
-    return replace(job, config=config)
-
-
-def measure(
-    job: Job, workers: Sequence[int], warm_up: int, steps: int, report: Callable[[str], None]
-) -> dict[str, Any]:
-    """Images a second, and which is the limit.
+class Throughput(Measurement[ThroughputOptions]):
+    """The loader alone for each number of workers, the step alone, and both.
 
     Args:
+        options: of the measurement.
         job: the training, in one process.
-        workers: numbers of loader processes to try.
-        warm_up: steps that are not timed.
-        steps: those that are.
-        report: told what goes on.
     """
-    config, size = job.config, len(job.splits.train)
-    batch = min(config.data.batch_size, size)
-    epochs = -(-(warm_up + steps) // (size // batch)) + 1
-    device = "cuda" if config.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
-    def tell(what: str) -> Any:
-        return lambda done, of: report(f"{what}: step {done} of {of}")
+    def __init__(self, options: ThroughputOptions, job: Job) -> None:
+        super().__init__(options)
+        self.job, size = job, len(job.splits.train)
+        self.batch = min(job.config.data.batch_size, size)
+        self.epochs = -(-(options.warm_up + options.steps) // (size // self.batch)) + 1
 
-    def rate(seconds: float) -> float:
-        return steps * batch / seconds
+    def check(self, options: ThroughputOptions) -> ThroughputOptions:
+        if min(options.warm_up, options.steps) < 1 or min(options.workers, default=-1) < 0:
+            raise ValueError(
+                f"--warm_up and --steps must be at least 1 and --workers at least 0, got "
+                f"{options.warm_up}, {options.steps} and {options.workers}"
+            )
+        return options
 
-    loader = {
-        number: rate(read_images(job, number, warm_up, steps, tell(f"loader, {number} workers")))
-        for number in workers
-    }
-    best = max(loader, key=lambda number: loader[number])
-    job = with_options(job, epochs=epochs, workers=best)
-    source = endless(ImageDataModule(job.splits, job.config).loader_of(lambda: 0))
-    held = HeldImages(job, [next(source) for _ in range(4 * config.train.accumulate)])
-    step = rate(train_steps(job, held, warm_up, steps, tell("step alone")))
-    images = ImageDataModule(job.splits, job.config)
-    both = rate(train_steps(job, images, warm_up, steps, tell("both")))
-    return {
-        "environment": describe_environment(torch.get_num_threads(), device),
-        "config": config.to_dict(),
-        "steps": steps,
-        "images_per_step": batch,
-        "loader": {str(number): found for number, found in loader.items()},
-        "step": step,
-        "both": {"workers": best, "images_per_second": both},
-        "limit": "loader" if loader[best] < step else "step",
-    }
+    def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
+        rates = {}
+        for workers in self.options.workers:
+            record = self._timed(self._read, ImageDataModule, workers, "loader alone", report)
+            rates[workers] = record["images_per_second"]
+            yield record
+        best = max(rates, key=lambda workers: rates[workers])
+        yield self._timed(self._train, HeldImages, best, "step alone", report)
+        yield self._timed(self._train, ImageDataModule, best, "both", report)
+
+    def _timed(
+        self,
+        work: Callable[[Job, ImageDataModule, Watch], None],
+        images: type[ImageDataModule],
+        workers: int,
+        what: str,
+        report: Report,
+    ) -> Record:
+        own = self.options
+        config = replace(
+            self.job.config,
+            data=replace(self.job.config.data, workers=workers),
+            train=replace(self.job.config.train, epochs=self.epochs),
+        )
+        job = replace(self.job, config=config)
+        watch = Watch(own.warm_up, own.steps, lambda text: report(f"{what}: {text}"))
+        with suppress(Enough):
+            work(job, images(job.splits, config), watch)
+        rate = own.steps * self.batch / watch.seconds
+        return {"shape": f"{what}, {workers} workers", "what": what, "images_per_second": rate}
+
+    @staticmethod
+    def _read(job: Job, images: ImageDataModule, watch: Watch) -> None:
+        """Read images without a network, as many for a step as it takes."""
+        each = job.config.train.accumulate
+        for number, _ in enumerate(endless(images.loader_of(lambda: 0)), 1):
+            if number % each == 0:
+                watch.taken(number // each)
+
+    @staticmethod
+    def _train(job: Job, images: ImageDataModule, watch: Watch) -> None:
+        module = job.module()
+        if job.config.train.compile:
+            module.compile_backbone()
+        with quiet_lightning():
+            trainer = make_trainer(job.config, [watch])
+            trainer.limit_val_batches = 0
+            trainer.fit(module, datamodule=images)
+
+    def finish(self, results: Results, output: Path | None) -> tuple[Sequence[str], int]:
+        rates = {record["shape"]: record["images_per_second"] for record in results["shapes"]}
+        lines = [f"{name:26} {rate:10.1f} images/s" for name, rate in rates.items()]
+        *loader, step, _ = rates.values()
+        return [*lines, f"the limit is the {'loader' if max(loader) < step else 'step'}"], 0

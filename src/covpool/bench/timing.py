@@ -1,21 +1,45 @@
-"""Times of steps that alternate in one process, so that a change of the machine's pace hits all."""
+"""Times of cases that alternate in one process, so that a change of the machine's pace hits all."""
 
 import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-Context = Callable[[], AbstractContextManager[None]]
+Step = Callable[[], Any]
+Report = Callable[[str], None]
 
 LEAST_TURN = 0.05
-"""Seconds that a turn takes at least: below it, a first call after another case would show most."""
+"""Seconds that a turn takes at least: shorter turns show how slow a first call after others is."""
 
 MOST_CALLS = 50
+
+
+def silent(text: str) -> None:
+    """A report to nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One row of a measurement.
+
+    Attributes:
+        name: unique among the cases.
+        kind: whose it is; "floor" is the least work.
+        prepare: from the measurement's inputs to a step, which is then repeated.
+        facts: what stands in its row beside the figures.
+        context: what `prepare` and the steps are to run in; entered outside the clock.
+    """
+
+    name: str
+    kind: Literal["covpool", "peer", "floor"] = "covpool"
+    prepare: Callable[..., Step]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    context: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass
@@ -58,77 +82,71 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def time_steps(
-    steps: Mapping[str, Callable[[], Any]],
-    contexts: Mapping[str, Context],
-    *,
+def time_cases(
+    cases: Sequence[Case],
+    *inputs: Any,
     rounds: int,
     warm_up: int = 2,
     device: torch.device,
-    report: Callable[[str], None] = lambda text: None,
+    report: Report = silent,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Each step's times over the rounds, after a warm-up; one that fails is left out from then on.
+    """Each case's times over the rounds, after a warm-up; one that fails is left out from then on.
 
     A step that is quicker than `LEAST_TURN` is repeated in its turn, and its time is the mean.
 
     Args:
-        steps: by name.
-        contexts: what the step of that name runs in, entered outside the clock.
+        cases: what takes turns.
+        *inputs: what they prepare their steps from.
         rounds: every step has one turn in each.
         warm_up: untimed calls of each step before the first round.
         device: where there is something to wait for.
         report: told what goes on.
         clock: what tells the seconds.
     """
-    timings = {name: Timing() for name in steps}
+    timings = {case.name: Timing() for case in cases}
+    contexts = {case.name: case.context for case in cases}
+    steps: dict[str, Step] = {}
 
-    def run(name: str, calls: int) -> float | None:
+    def synchronise() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def taken(name: str) -> float:
+        """Seconds of one of the turn's calls, waiting for the device before and after them."""
+        calls = timings[name].calls
+        synchronise()
+        start = clock()
+        for _ in range(calls):
+            steps[name]()
+        synchronise()
+        return (clock() - start) / calls
+
+    @contextmanager
+    def left_out_by_an_error(name: str) -> Iterator[None]:
         try:
-            return timed(steps[name], contexts[name], device, calls, clock)
+            with contexts[name]():
+                yield
         except Exception as error:
             timings[name].error = describe(error)
-            return None
 
-    for name, timing in timings.items():
-        report(f"warming up {name}")
-        for _ in range(warm_up):
-            seconds = run(name, 1)
-            if seconds is None:
-                break
-            timing.calls = max(1, min(MOST_CALLS, round(LEAST_TURN / seconds)))
+    for case in cases:
+        report(f"warming up {case.name}")
+        timing = timings[case.name]
+        with left_out_by_an_error(case.name):
+            steps[case.name] = case.prepare(*inputs)
+            seconds = [taken(case.name) for _ in range(warm_up)]
+            if seconds:
+                timing.calls = max(1, min(MOST_CALLS, round(LEAST_TURN / seconds[-1])))
     with _collecting_between_rounds() as collect:
         for number in range(rounds):
             collect()
             for name in turn(list(timings), number):
                 if timings[name].error is None:
                     report(f"round {number + 1} of {rounds}: {name}")
-                    seconds = run(name, timings[name].calls)
-                    if seconds is not None:
-                        timings[name].seconds.append(seconds)
+                    with left_out_by_an_error(name):
+                        timings[name].seconds.append(taken(name))
     return timings
-
-
-def timed(
-    step: Callable[[], Any],
-    context: Context,
-    device: torch.device,
-    calls: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Seconds of one of so many calls, waiting for the device before the first and at the end."""
-    with context():
-        _synchronise(device)
-        start = clock()
-        for _ in range(calls):
-            step()
-        _synchronise(device)
-        return (clock() - start) / calls
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @contextmanager

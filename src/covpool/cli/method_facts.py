@@ -1,7 +1,7 @@
 """All about each pooling in words, from METHODS and POOLINGS.
 
-`python -m covpool.cli.method_facts` writes them into the file that `covpool methods` shows: the
-table's rows hold the functions that compute, for which PyTorch is loaded, and that takes seconds.
+`tools/tables.py` writes them into the file that `covpool methods` shows: the table's rows hold the
+functions that compute, for which PyTorch is loaded, and that takes seconds.
 """
 
 import json
@@ -33,15 +33,17 @@ def _of(name: str) -> dict[str, str]:
 
 
 def _of_method(method: Method, constants: str) -> dict[str, str]:
+    exact = method.exact_gradient or method.differentiates_steps
     return {
         "name": method.name,
         "description": method.description,
         "paper": method.paper_name or "-",
         "forward": method.forward.title,
         "gradient": method.gradient.title,
-        "exact": "yes" if method.exact_gradient else "no: not that of its forward pass",
+        "exact": "yes" if exact else "no: not that of its forward pass",
         "constants": constants,
         "functions": ", ".join(method.functions),
+        "caution": method.caution or "-",
         "source": method.reference,
     }
 
@@ -64,7 +66,3 @@ def _of_pooling(row: Pooling, constants: str) -> dict[str, str]:
         "caution": row.caution or "-",
         "source": row.paper,
     }
-
-
-if __name__ == "__main__":
-    FILE.write_text(as_text(), encoding="utf-8")

@@ -6,13 +6,14 @@ hold the words against the tables, and the tables themselves refuse other names.
 """
 
 import argparse
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from covpool.bench.options import MEASUREMENTS, add_options
 from covpool.cli import ArgumentParser, UserError
-from covpool.cli.parsing import RunParser, add_allow_external
-from covpool.machine import available_cores
+from covpool.cli.parsing import RunParser, add_allow_external, nearest
 from covpool.train.same_options import RESUME_KEYS
 
 RESUMABLE = tuple(".".join(key) for key in RESUME_KEYS)
@@ -39,7 +40,6 @@ EVALUATED = (
 DEFAULT_METHODS = "gap,isqrt-cov,svd-pade,exact"
 DEFAULT_POOLINGS = "isqrt-cov,covariance,log-e,bcnn,gem"
 PROBED_RATES, PROBED_DECAYS = "0.03,0.1,0.3", "1e-4,5e-3"
-DEFAULT_SHAPES = "16x256x49,16x256x196,16x256x784"
 SEEDS = 5
 
 
@@ -452,103 +452,79 @@ def completion_parser() -> ArgumentParser:
 
 
 class BenchParser(ArgumentParser):
-    """Options of `covpool bench` alone; each longer measurement, named first, has its own."""
+    """Options of `covpool bench` alone, and those of the measurement that is named first."""
 
     def read(self, arguments: Sequence[str]) -> Any:
-        """The arguments by name; as they are where a measurement is named, which reads them."""
-        if arguments and not arguments[0].startswith("-"):
-            return list(arguments)
-        return self.parse_args(arguments)
+        """The arguments by name, and which measurement they are for."""
+        if not arguments or arguments[0].startswith("-"):
+            return self.parse_args(arguments)
+        name, *rest = arguments
+        known = {
+            **dict.fromkeys(MEASUREMENTS, measurement_parser),
+            "throughput": lambda name: throughput_parser(),
+            "goals": lambda name: goals_parser(),
+        }
+        if name not in known:
+            raise UserError(
+                f"unknown measurement {name!r}; choose from {', '.join(known)}, or none for the "
+                f"layers alone{nearest(name, known)}"
+            )
+        return known[name](name).read(rest)
 
 
 def bench_parser() -> ArgumentParser:
     """Options of `covpool bench`."""
-    parser = BenchParser(
-        prog="covpool bench",
-        description="Time, peak memory and errors of each method's forward and backward pass, "
-        "with peers beside them and the floor: the eigendecomposition and the matrix products "
-        "that cannot be done without.",
-        epilog="covpool bench NAME measures more: growth: time over the batch and over the size of "
-        "the matrix, plotted; step: the share of the pooling in a training step; small: "
-        "matrix_sqrt of small matrices beside its peers; resume: runs killed at random, resumed, "
-        "compared; throughput: the loader against the training step; goals: which of the project's "
-        "goals results meet",
-    )
-    parser.add_argument(
-        "--shapes",
-        type=comma_separated,
-        default=comma_separated(DEFAULT_SHAPES),
-        help=f"BATCHxCHANNELSxPOSITIONS, … (default: {DEFAULT_SHAPES})",
-    )
-    add_bench_options(parser)
+    others = [f"{name}: {each.about()}" for name, each in MEASUREMENTS.items() if name != "layers"]
+    parser = measurement_parser("layers", kind=BenchParser)
+    parser.prog = "covpool bench"
+    parser.epilog = f"covpool bench NAME measures more: {'; '.join(others)}; goals: {GOALS}"
     parser.add_argument("--only", choices=("time", "memory"), help="measure nothing else")
-    parser.add_argument("--output", type=Path, help="JSON file for all that was measured")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with what --output holds already"
-    )
     return parser
 
 
-def add_bench_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that become `Settings`; longer measurements share them."""
-    parser.add_argument(
-        "--methods", type=comma_separated, help="ours, of covpool methods (default: all)"
+def measurement_parser(name: str, kind: type[ArgumentParser] = ArgumentParser) -> ArgumentParser:
+    """Options of one measurement."""
+    options = MEASUREMENTS[name]
+    parser = kind(
+        prog=f"covpool bench {name}",
+        description=inspect.getdoc(options),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--peer",
-        action="append",
-        default=[],
-        dest="peers",
-        metavar="NAME[=CHECKOUT]",
-        help="another project to measure beside ours, from your own clone of it (or installed: "
-        "spd-learn); can be given again; DifferentiableSVD, fast-MPN-COV, "
-        "FastDifferentiableMatSqrt, spd-learn",
-    )
-    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each (default: 9)")
-    parser.add_argument("--warm-up", type=int, default=2, help="untimed ones before (default: 2)")
-    parser.add_argument(
-        "--threads", type=int, default=available_cores(), help="of the CPU (default: all cores)"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument(
-        "--dtype",
-        default="float32",
-        help="of the features: float32, float64 (default: float32)",
-    )
-    parser.add_argument(
-        "--compute-dtype", help="of our methods, as for cov_pool (default: its default accuracy)"
-    )
-    parser.add_argument(
-        "--spectrum", default="geometric", help="geometric or random (default: geometric)"
-    )
-    parser.add_argument(
-        "--condition", type=float, default=1e4, help="cond(X) of what is timed (default: 1e4)"
-    )
-    parser.add_argument(
-        "--accuracy-conditions",
-        type=_numbers,
-        default=(1e4, 1e5, 1e6),
-        help="cond(X) at each of which errors are measured (default: 1e4,1e5,1e6)",
-    )
-    parser.add_argument(
-        "--vector", action="store_true", help="gather the upper triangle on all sides"
-    )
-    switch = argparse.BooleanOptionalAction
-    parser.add_argument("--memory", action=switch, default=True, help="measure the peak memory")
-    parser.add_argument("--floor", action=switch, default=True, help="measure the least work")
-    parser.add_argument("--seed", type=int, default=0, help="of the features (default: 0)")
+    parser.set_defaults(measurement=name, resume=False, only=None)
+    add_options(parser, options)
+    parser.add_argument("--output", type=Path, help="JSON file for all that was measured")
+    if "shapes" in options.free and not options.continues:
+        parser.add_argument(
+            "--resume", action="store_true", help="go on with what --output holds already"
+        )
+    return parser
 
 
-def comma_separated(text: str) -> tuple[str, ...]:
-    """A list with commas between, without repetitions."""
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+def throughput_parser() -> RunParser:
+    """Options of `covpool bench throughput`, and those of a run."""
+    options = MEASUREMENTS["throughput"]
+    about = f"{inspect.getdoc(options)}\n\nFurther options as in covpool train."
+    parser = RunParser("bench throughput", about)
+    parser.add_recipe()
+    add_options(parser, options)
+    parser.add_argument("--output", type=Path | None, help="JSON file")
+    return parser
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in comma_separated(text))
-    except ValueError as error:
-        raise UserError(f"{text!r} must be numbers with commas between, such as 1e4,1e6") from error
+GOALS = "which of the project's goals results meet"
+
+
+def goals_parser() -> ArgumentParser:
+    """Options of `covpool bench goals`."""
+    parser = ArgumentParser(
+        prog="covpool bench goals",
+        description=f"Tell {GOALS}: those for speed, accuracy and memory, for float32 features at "
+        "default accuracy, batch 16, 256 channels; on a GPU, batch 256. Exit status 1 where one "
+        "is missed or could not be judged.",
+    )
+    parser.add_argument("results", type=Path, nargs="+", help="files that covpool bench wrote")
+    parser.set_defaults(measurement="goals")
+    return parser
 
 
 PARSERS: Mapping[str, Callable[[], ArgumentParser | RunParser]] = {

@@ -71,7 +71,14 @@ NO_EFFECT = {
     "data": ("random_erasing", "mixup", "cutmix", "views", "augment_options"),
     "model": ("schedule", "hybrid", "method", "hidden_features", "gap_reduction"),
     "optim": (
-        *("decay_norm_and_bias", "layer_decay", "clip_norm", "weight_average", "options"),
+        *(
+            "nesterov",
+            "decay_norm_and_bias",
+            "layer_decay",
+            "clip_norm",
+            "weight_average",
+            "options",
+        ),
         "decay_options",
     ),
     "train": ("precision", "accumulate", "loggers", "probes", "compile", "channels_last"),

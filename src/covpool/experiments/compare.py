@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from covpool.experiments.inference import Spread, differences
-from covpool.experiments.results import RunSet, median_or_none
-from covpool.experiments.sheet import Sheet, Table
+from covpool.experiments.inference import Spread, differences, median_or_none
+from covpool.experiments.results import RunSet
+from covpool.experiments.sheet import Sheet, Table, notes
 
 HEADER = ("method", "runs", "Final top-1 %", "Best top-1 %", "s/epoch", "Final − first, 95% CI")
 
@@ -39,7 +39,6 @@ def make_sheet(runs: RunSet, jobs: int) -> Sheet:
         share = "/".join(map(str, counts.values()))
         texts.append((arm.label, share, *spreads.values(), time, gaps["final"]))
     config, some = runs.config, next(iter(runs.runs.values()))
-    split = config.data.evaluated_split
     return Sheet(
         name="comparison",
         title=f"Pooling methods compared: {config.model.backbone}, {config.train.epochs} epochs",
@@ -54,13 +53,12 @@ def make_sheet(runs: RunSet, jobs: int) -> Sheet:
                 for key, run in runs.runs.items()
             ],
         },
-        notes=[
-            f"Mean ± standard deviation over seeds {', '.join(map(str, runs.seeds))}, {split}. "
-            f"Final is the last epoch; Best the highest of all epochs on the {split} itself, so it "
-            "flatters. s/epoch is the median over epochs of training without evaluation, "
-            f"{jobs} run(s) at a time with {some.config.train.threads} thread(s) each. The "
-            "difference is paired by seed against the first method, with its 95% interval by "
-            "Student's t."
-        ],
+        notes=notes(
+            "comparison",
+            seeds=runs.seeds,
+            split=config.data.evaluated_split,
+            jobs=jobs,
+            threads=some.config.train.threads,
+        ),
         problems=runs.problems(runs.arms),
     )

@@ -11,7 +11,7 @@ from covpool.analysis import approximation_error, gradient_bounds
 from covpool.analysis.conditioning import EPS
 from covpool.experiments.arms import METHODS_OF_PAPER
 from covpool.experiments.paper import paper_tables, printed_name
-from covpool.experiments.sheet import Sheet, Table
+from covpool.experiments.sheet import Sheet, Table, notes
 from covpool.linalg.gradients.kernels import Kernel, Pade, Taylor
 
 PADE_DIGITS = (15, 20, 30)
@@ -75,18 +75,7 @@ def table3() -> Sheet:
         paper_scale=True,
         tables=[Table(columns=["λj/λi", *map(str, ratios)], rows=rows)],
         data={"rows": data},
-        notes=[
-            "The error is |K − 1/(λi − λj)| at λi = 1. Of the formula it is computed in rational "
-            "arithmetic, and that is what is judged beside the paper: its cells at small ratios "
-            "(9e-19) are below half a unit in the last place of float64 at 1, which no kernel that "
-            "is computed in float64 can be under. The rows in float64 say what a layer gets. "
-            "The last row is the error of the float64 number nearest to 1/(λi − λj): no kernel in "
-            "float64 can have less.",
-            "coefficients is P/Q with the frozen coefficients, as the paper evaluates it: in "
-            "float64 its error near 1 is rounding, which is what the paper's last cells show. "
-            "closed-form is what svd-pade uses: 1/(1 − x) is its own Padé approximant, so the "
-            "formula has no error at all, and in float64 it gives the nearest number.",
-        ],
+        notes=notes("table3"),
     )
 
 
@@ -163,18 +152,7 @@ def table6() -> Sheet:
             ),
         ],
         data={"rows": data, "pade_bound_by_digits": by_digits},
-        notes=[
-            f"Eigenvalues below EPS = {EPS:.2e} count as EPS; under float32 it is that type's own. "
-            "A bound is a fact of the method's definition, so it is to match, not to be low.",
-            "The Padé row's bound belongs to the precision of its coefficients. 1/(1 − x) is its "
-            "own Padé approximant, so the 50 equations for Q are singular, and |Σp/Σq|, which is "
-            "infinite in exact arithmetic, is one over the rounding error of the arithmetic that "
-            "solved them: about 10^digits, as the second table shows. The paper's 6.00e36 is that "
-            "of 20 digits, whose coefficients this package holds frozen.",
-            "In this package pairs of eigenvalues that are zero to rounding enter no gradient, so "
-            "that what triggers the bounds at EPS is not met; analysis.gradient_magnitudes says "
-            "what is.",
-        ],
+        notes=notes("table6", eps=f"{EPS:.2e}"),
     )
 
 

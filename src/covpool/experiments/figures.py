@@ -10,7 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from covpool.experiments.arms import Arm
 from covpool.experiments.inference import Spread, geometric_mean, mean_by_place
 from covpool.experiments.outcome import Outcome
-from covpool.experiments.results import METRICS, RunSet
+from covpool.experiments.paper import METRICS
+from covpool.experiments.results import RunSet
 
 MARKERS = "osv^D<>Xp"
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Self
 
 BySeed = Mapping[int, float]
@@ -36,6 +36,12 @@ def mean_by_place(
     return {place: mean(own) for place, own in sorted(values.items())}
 
 
+def median_or_none(values: Iterable[float]) -> float | None:
+    """The median; None without values."""
+    known = list(values)
+    return median(known) if known else None
+
+
 def geometric_mean(values: Iterable[float]) -> float:
     """exp of the mean logarithm; NaN without values."""
     logs = [math.log(value) if value > 0 else -math.inf for value in values]
@@ -63,6 +69,14 @@ class Spread:
         deviation = stdev(own)
         half = _quantile(len(own)) * deviation / math.sqrt(len(own))
         return cls(values=values, mean=mean, deviation=deviation, low=mean - half, high=mean + half)
+
+    @property
+    def sign(self) -> int | None:
+        """1 or -1 where the interval lies above or below zero, 0 where it holds it; None where
+        there is none."""
+        if self.low is None or self.high is None:
+            return None
+        return (self.low > 0) - (self.high < 0)
 
     def text(self, none: str = "–") -> str:
         """Mean ± deviation, as far as they are known."""

@@ -1,7 +1,7 @@
 """Which of the paper's observations the runs show, by rule, from differences paired by seed."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import stdev
@@ -15,9 +15,12 @@ from covpool.experiments.inference import (
     mean_over,
 )
 from covpool.experiments.results import CONDITION_NUMBERS, PAPERS_WAY, Results, RunSet
-from covpool.experiments.sheet import Sheet, Table
+from covpool.experiments.sheet import Sheet, Table, notes
 
 Verdict = Literal["shown", "not shown", "the opposite", "not measured"]
+
+VERDICTS: Mapping[int, Verdict] = {1: "shown", 0: "not shown", -1: "the opposite"}
+"""By the sign of the interval."""
 
 VARIANTS = tuple(name for name in METHODS_OF_PAPER if name not in ("exact", NEWTON_SCHULZ))
 """The paper's methods that decompose, each of which it trains by both protocols."""
@@ -40,33 +43,35 @@ class Claim:
     decides: bool = True
 
     @cached_property
-    def interval(self) -> tuple[float | None, float | None, float | None]:
+    def spread(self) -> Spread:
         """Mean and 95% interval by Student's t; None where there are too few seeds, or a quantity
         is infinite."""
         finite = all(map(math.isfinite, self.pairs.values()))
-        spread = Spread.of(self.pairs if finite else {})
-        return spread.mean, spread.low, spread.high
+        return Spread.of(self.pairs if finite else {})
+
+    @property
+    def interval(self) -> tuple[float | None, float | None, float | None]:
+        """The mean and the ends of its interval."""
+        return self.spread.mean, self.spread.low, self.spread.high
 
     @property
     def verdict(self) -> Verdict:
         """shown: the interval is above zero; the opposite: below; one seed shows nothing."""
-        mean, low, high = self.interval
-        if mean is None:
+        if self.spread.mean is None:
             return "not measured"
-        if low is None or high is None or low <= 0 <= high:
-            return "not shown"
-        return "shown" if low > 0 else "the opposite"
+        return VERDICTS[self.spread.sign or 0]
+
+    def told(self) -> str:
+        """The numbers."""
+        if self.spread.mean is None:
+            return "not measured"
+        mean, *ends = (self._number(value) for value in self.interval if value is not None)
+        interval = f" [{', '.join(ends)}]" if ends else ""
+        return f"{mean}{interval}, {len(self.pairs)} seed{'s' * (len(self.pairs) > 1)}"
 
     def describe(self) -> str:
         """The claim with its numbers."""
-        mean, low, high = self.interval
-        if mean is None:
-            return f"{self.text}: not measured"
-        shown = self._number(mean)
-        if low is not None and high is not None:
-            shown += f" [{self._number(low)}, {self._number(high)}]"
-        seeds = len(self.pairs)
-        return f"{self.text}: {shown}, {seeds} seed{'s' * (seeds > 1)}"
+        return f"{self.text}: {self.told()}"
 
     def _number(self, value: float) -> str:
         if not self.factor:
@@ -250,13 +255,5 @@ def observations(results: Results) -> Sheet:
         paper_scale=bool(results) and all(runs.paper_scale for runs in results.values()),
         tables=tables,
         data={"settings": data},
-        notes=[
-            "What these runs show is of their images, network and length, and no more.",
-            "Differences are paired by seed, with their 95% interval by Student's t; of condition "
-            "numbers and smoothness they are of logarithms and told as factors. shown: the "
-            "interval lies on the paper's side; the opposite: on the other side; not shown: it "
-            "holds zero, one seed alone was run, or the parts of an observation disagree. Errors "
-            "are of the last epoch, in points of percent. Intervals are each for itself, not "
-            "corrected for their number.",
-        ],
+        notes=notes("observations"),
     )

@@ -9,8 +9,8 @@ from typing import Any
 
 from covpool.analysis.records import plain
 from covpool.experiments.arms import TRUNK, Arm
-from covpool.experiments.inference import BySeed, geometric_mean
-from covpool.experiments.results import PAPERS_WAY, RunSet, median_of, median_or_none
+from covpool.experiments.inference import BySeed, geometric_mean, median_or_none
+from covpool.experiments.results import PAPERS_WAY, RunSet, median_of
 from covpool.experiments.study import Rates, Study, rate_of
 from covpool.train.run_directory import Row, replace_text
 from covpool.train.sampling import steps_and_batch

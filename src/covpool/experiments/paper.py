@@ -1,10 +1,12 @@
 """The figures that the paper prints, as text to stand beside ours."""
 
 import json
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from typing import Any
 
+from covpool.experiments.inference import BySeed, Spread, differences
 from covpool.linalg.methods import METHODS
 
 SOURCE = (
@@ -29,11 +31,40 @@ DATA = ("imagenet", "birds", "dogs", "cars")
 """The paper's data sets, as `data.name` calls them."""
 
 
+METRICS = ("test_top1", "test_top5")
+"""What its tables have of a training, as a run's rows call it."""
+
+
 @cache
 def paper_tables() -> dict[str, Any]:
     """All cells of the paper's six tables, as printed."""
     file = resources.files("covpool.experiments") / "paper_tables.json"
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+TABLE_1 = {"svd": "MPN-COV (SVD)", "isqrt-cov": "iSQRT-COV (Newton-Schulz)"}
+"""The methods of the paper's Table 1, and their names in it."""
+
+
+def beside_table1(
+    errors: Callable[[str, str], BySeed], text: Callable[[str, BySeed], str]
+) -> list[list[str]]:
+    """The cells of the paper's Table 1, each with ours beside it, and a row of their difference.
+
+    Args:
+        errors: ours in percent by seed, of a method and a metric.
+        text: how those of a method are told.
+    """
+    printed = paper_tables()["table1_resnet50_imagenet_error"]
+    rows: list[list[str]] = [[], [], []]
+    for place, metric in enumerate(METRICS):
+        theirs = [printed[name][place] for name in TABLE_1.values()]
+        ours = [errors(method, metric) for method in TABLE_1]
+        for row, cell, method, own in zip(rows, theirs, TABLE_1, ours, strict=False):
+            row += [f"{cell:.2f}", text(method, own)]
+        gap = Spread.of(differences(*ours)).interval_text()
+        rows[-1] += [f"{theirs[0] - theirs[1]:+.2f}", gap]
+    return rows
 
 
 def accuracies(name: str | None) -> tuple[str, ...] | None:

@@ -1,7 +1,6 @@
 """What the runs of an experiment came to, read from their directories."""
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,6 +8,7 @@ from functools import cached_property
 from covpool.analysis.records import QUANTILES
 from covpool.experiments.arms import Arm
 from covpool.experiments.inference import BySeed, Spread, geometric_mean
+from covpool.experiments.paper import METRICS
 from covpool.experiments.runs import Runs
 from covpool.train.analysis_rows import read_analysis
 from covpool.train.config import RunConfig
@@ -16,8 +16,6 @@ from covpool.train.run_directory import Row, RunDirectory
 
 SMALL = "typefaces-steps"
 """The recipe that stands in where the images given are none of the paper's."""
-
-METRICS = ("test_top1", "test_top5")
 
 CONDITION_NUMBERS = (
     (
@@ -190,9 +188,3 @@ def of_recipe(results: Results, recipe: str) -> RunSet | None:
 def median_of(row: Row, way: str, figure: str) -> float:
     """The median over the samples of a figure of the conditioning probe."""
     return float(row[way][figure]["quantiles"][QUANTILES.index(0.5)])
-
-
-def median_or_none(values: Iterable[float]) -> float | None:
-    """The median; None without values."""
-    known = list(values)
-    return statistics.median(known) if known else None

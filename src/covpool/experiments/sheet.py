@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
@@ -94,6 +95,23 @@ class Sheet:
             save_svg(self.figure, folder / f"{self.name}.svg")
         for word, figure in self.more_figures.items():
             save_svg(figure, folder / f"{self.name}-{word}.svg")
+
+
+def notes(name: str, **about: object) -> list[str]:
+    """The notes of notes.md.jinja under that name, a paragraph each.
+
+    Args:
+        name: of a macro there, a sheet's name mostly.
+        about: what that is given.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    macro = getattr(environment.get_template("notes.md.jinja").module, name)
+    return [" ".join(text.split()) for text in macro(**about).split("\n\n") if text.strip()]
 
 
 def save_svg(figure: Figure, path: Path) -> None:

@@ -94,18 +94,12 @@ def rates_table(outcome: Outcome) -> Table:
     return Table(heading="Rates", columns=columns, rows=rows)
 
 
-def rate_warnings(outcome: Outcome) -> list[str]:
-    """What a sceptic has to know of the choice of rates."""
+def doubtful_rates(outcome: Outcome) -> tuple[list[str], bool]:
+    """Arms whose rate is at the edge of what was tried, and whether not all were tried with the
+    same rates."""
     chosen = _chosen(outcome)
-    warnings = []
-    if edges := [label for label, own in chosen.items() if _at_edge(own)]:
-        warnings.append(
-            f"**The rate of {', '.join(edges)} is at the edge of what was tried:** another one "
-            "beyond it may be better, and differences to these arms may be differences of rates."
-        )
-    if len({frozenset(_tried(own)) for own in chosen.values()}) > 1:
-        warnings.append("**Not all arms were tried with the same rates**; see the table of rates.")
-    return warnings
+    at_edge = [label for label, own in chosen.items() if _at_edge(own)]
+    return at_edge, len({frozenset(_tried(own)) for own in chosen.values()}) > 1
 
 
 def _chosen(outcome: Outcome) -> dict[str, Mapping[str, Any]]:

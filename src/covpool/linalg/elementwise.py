@@ -3,12 +3,15 @@
 import warnings
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from covpool.linalg.functions import FUNCTIONS, Domain, ScalarFunction
+from covpool.linalg.functions.odd import ODD_FUNCTIONS
 from covpool.linalg.quadrature import mean
+from covpool.linalg.spectrum import rank_tolerance
 from covpool.linalg.tables import choose, table
 from covpool.linalg.transforms import inner_forward_mode
 
@@ -55,13 +58,16 @@ class Elementwise(ScalarFunction):
             raise TypeError(f"Elementwise needs a function of a tensor, got {f!r}")
         if not torch.compiler.is_compiling():
             _prepare_forward_mode()
-        self._f = f
+        self.f = self._f = f
         self.name = getattr(f, "__name__", type(f).__name__) if name is None else name
         self.domain = domain if isinstance(domain, Domain) else choose("domain", domain, DOMAINS)
 
     @torch.no_grad()
     def value(self, x: Tensor) -> Tensor:
-        result = self._f(x)
+        return self._elementwise(self._f(x), x)
+
+    def _elementwise(self, result: Any, x: Tensor) -> Tensor:
+        """What f has given for x, or a ValueError that says why it is no function of elements."""
         if not isinstance(result, Tensor) or (result.shape, result.dtype) != (x.shape, x.dtype):
             got = (
                 f"{tuple(result.shape)} of {result.dtype}"
@@ -96,6 +102,39 @@ class Elementwise(ScalarFunction):
         return _better(slope - first, error, x - y, mean(self.second_derivative, x, y, power=1))[0]
 
 
+class OddElementwise(Elementwise):
+    """A torch function of σ ≥ 0 as an odd one: f(σ), and −f(−σ) below zero, where f is not called.
+
+    Where f(0) is not 0 or f′(0) is not finite, it is 0 at zero, where the derivative then counts as
+    0, and singular values that are zero to rounding are taken for it.
+    """
+
+    def __init__(self, f: Callable[[Tensor], Tensor], name: str | None = None) -> None:
+        super().__init__(f, name)
+        self._f = self._extended
+
+    def _extended(self, x: Tensor) -> Tensor:
+        below = x < 0
+        value = self._elementwise(self.f(torch.where(below, -x, x)), x)
+        return torch.where(below, -value, value)
+
+    def _goes_through_zero(self, like: Tensor) -> Tensor:
+        zero = torch.zeros((), dtype=like.dtype, device=like.device)
+        return (super().value(zero) == 0) & super().derivative(zero).isfinite()
+
+    def clip(self, eigenvalues: Tensor, size: int) -> Tensor:
+        threshold = rank_tolerance(size, eigenvalues.dtype) * eigenvalues.amax(-1, keepdim=True)
+        rounding = (eigenvalues <= threshold) & ~self._goes_through_zero(eigenvalues)
+        return eigenvalues.masked_fill(rounding, 0)
+
+    def value(self, x: Tensor) -> Tensor:
+        # A zero that is left by `clip` has the value 0 either way.
+        return super().value(x).masked_fill(x == 0, 0)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return torch.where((x == 0) & ~self._goes_through_zero(x), 0, super().derivative(x))
+
+
 @cache
 def _prepare_forward_mode() -> None:
     """Load what torch loads at the first `jvp`, without its warning of a deprecation of its own."""
@@ -113,6 +152,27 @@ def get_function(function: str | Callable[[Tensor], Tensor] | ScalarFunction) ->
     if isinstance(function, ScalarFunction):
         return function
     return Elementwise(function) if callable(function) else choose("function", function, FUNCTIONS)
+
+
+def get_odd_function(
+    function: str | Callable[[Tensor], Tensor] | Elementwise,
+) -> ScalarFunction:
+    """The row of `ODD_FUNCTIONS` of that name, or a torch function as an odd one.
+
+    Raises:
+        TypeError: another kind of object.
+        ValueError: no such name; the message names the nearest.
+    """
+    if isinstance(function, Elementwise):
+        return OddElementwise(function.f, function.name)
+    if isinstance(function, str):
+        return choose("function", function, ODD_FUNCTIONS)
+    if not callable(function):
+        raise TypeError(
+            f"svd_function needs a name ({', '.join(ODD_FUNCTIONS)}) or a torch function that "
+            f"works elementwise, got {function!r}"
+        )
+    return OddElementwise(function)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from covpool.linalg.forwards.approximants import MatrixPade, MatrixTaylor
 from covpool.linalg.forwards.base import Eigendecomposition, Forward, Iteration
 from covpool.linalg.forwards.coupled import MinimaxNewtonSchulz, NewtonSchulz
+from covpool.linalg.forwards.halley import Halley
 from covpool.linalg.forwards.top_n import TopN
 from covpool.linalg.functions import FUNCTIONS, ScalarFunction
 from covpool.linalg.gradients.base import DividedDifferences, Gradient, Pairwise
@@ -38,6 +39,7 @@ class Method:
         gradient: the gradient rule, with its constants.
         description: one line.
         reference: the source.
+        caution: what a reader must know: deviations, and what is not known.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Method:
     gradient: Gradient
     description: str
     reference: str
+    caution: str = ""
 
     def __post_init__(self) -> None:
         if not self.forward.differentiated_by(self.gradient):
@@ -60,6 +63,17 @@ class Method:
     def exact_gradient(self) -> bool:
         """Whether the gradient is the derivative of the forward pass, so that it has one too."""
         return self.gradient.exact
+
+    @property
+    def unrolled(self) -> Iteration | None:
+        """The iteration whose steps the gradient rule differentiates, or None."""
+        return self.gradient if isinstance(self.gradient, Iteration) else None
+
+    @property
+    def differentiates_steps(self) -> bool:
+        """Whether those are the steps of its forward pass, so that it has every derivative where
+        it works on the matrix itself."""
+        return self.unrolled is not None and self.unrolled == self.forward
 
     @property
     def iteration(self) -> Iteration | None:
@@ -153,6 +167,13 @@ _NEWTON_SCHULZ = NewtonSchulz(iterations=5)
 _MATRIX_TAYLOR = MatrixTaylor()
 _MATRIX_PADE = MatrixPade()
 _MINIMAX = MinimaxNewtonSchulz()
+_HALLEY = Halley()
+_HALLEY_IDENTITY = Halley(start="identity")
+_HALLEY_SVD = "Gu, Qiao, Li, Li: Halley-SVD, NeurIPS 2025"
+_HALLEY_UNKNOWN = (
+    "Start, normalisation and number of steps of the published Halley-SVD are not known to us: "
+    "this is Halley's iteration on Σ over its trace, 5 steps, from "
+)
 
 METHODS: Mapping[str, Method] = table(
     {
@@ -279,6 +300,46 @@ METHODS: Mapping[str, Method] = table(
                 "below ‖A‖/condition",
                 reference="Amsel, Persson, Musco, Gower: The Polar Express: optimal matrix sign "
                 "methods and their application to the Muon algorithm, 2025",
+            ),
+            Method(
+                name="halley",
+                paper_name=None,
+                forward=_HALLEY,
+                gradient=_HALLEY,
+                description="Halley's iteration and its own gradient; the root is too small at "
+                "small eigenvalues",
+                reference=_HALLEY_SVD,
+                caution=_HALLEY_UNKNOWN + "Σ itself, differentiated through its steps.",
+            ),
+            Method(
+                name="halley-identity",
+                paper_name=None,
+                forward=_HALLEY_IDENTITY,
+                gradient=_HALLEY_IDENTITY,
+                description="Halley's iteration from the identity and its own gradient; the root "
+                "is too large at small eigenvalues",
+                reference=_HALLEY_SVD,
+                caution=_HALLEY_UNKNOWN + "the identity, differentiated through its steps.",
+            ),
+            Method(
+                name="halley-lyapunov",
+                paper_name=None,
+                forward=_HALLEY,
+                gradient=Lyapunov(forward=_HALLEY),
+                description="Halley's iteration, gradient of an exact root; both approximate at "
+                "small eigenvalues",
+                reference=_HALLEY_SVD,
+                caution=_HALLEY_UNKNOWN + "Σ itself, with another gradient than the paper's.",
+            ),
+            Method(
+                name="halley-identity-lyapunov",
+                paper_name=None,
+                forward=_HALLEY_IDENTITY,
+                gradient=Lyapunov(forward=_HALLEY_IDENTITY),
+                description="Halley's iteration from the identity, gradient of an exact root; both "
+                "approximate at small eigenvalues",
+                reference=_HALLEY_SVD,
+                caution=_HALLEY_UNKNOWN + "the identity, with another gradient than the paper's.",
             ),
         )
     },

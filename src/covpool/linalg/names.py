@@ -1,7 +1,7 @@
 """The names in the tables as types, by which editors complete them and type checkers find a typo.
 
-Type checkers read no table, so the names stand here once more; a test holds them against the
-tables. Nothing here imports PyTorch.
+Type checkers read no table, so the names stand here once more: `python tools/tables.py` writes this
+file. Nothing here imports PyTorch.
 """
 
 from typing import Literal
@@ -20,6 +20,10 @@ MethodName = Literal[
     "mtp-lyapunov",
     "mpa-lyapunov",
     "newton-schulz-minimax",
+    "halley",
+    "halley-identity",
+    "halley-lyapunov",
+    "halley-identity-lyapunov",
 ]
 """The keys of `METHODS`."""
 
@@ -38,8 +42,6 @@ PoolingName = Literal[
     "power-learned",
     "log-e",
     "chebyshev-log",
-    "halley",
-    "halley-identity",
     "pow-tmlr",
     "scalepow-emlr",
     "maxexp",
@@ -67,7 +69,20 @@ PoolingName = Literal[
 ]
 """The keys of `POOLINGS`, which `create_model` takes."""
 
-KernelName = Literal["difference", "truncated", "taylor", "pade", "power-iteration", "lorentzian"]
+InverseRootName = Literal[
+    "exact",
+    "coupled-newton",
+]
+"""The keys of `INVERSE_ROOTS`, the methods of `matrix_inv_root`."""
+
+KernelName = Literal[
+    "difference",
+    "truncated",
+    "taylor",
+    "pade",
+    "power-iteration",
+    "lorentzian",
+]
 """The keys of `KERNELS`."""
 
 FunctionName = Literal[

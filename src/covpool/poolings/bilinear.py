@@ -140,10 +140,20 @@ class Factorised(PoolingModule):
 
     def forward(self, x: Tensor) -> Tensor:
         features = x.flatten(2)
-        squares = (self.quadratic @ features).square().mean(-1)
-        terms = squares.unflatten(1, (self.out_features, self.factors))
+        terms = self._squares(features).unflatten(1, (self.out_features, self.factors))
         kept = torch.rand_like(terms) < self.keep if self.training else self.keep
         return self.linear(features.mean(-1)) + (terms * kept).sum(-1)
+
+    def _squares(self, features: Tensor) -> Tensor:
+        """The mean over positions of (fᵀx)² for each f: directly, or as the inner product of ffᵀ
+        and the second moment, which is one product for the whole batch, where pairs of channels are
+        fewer than channels times positions."""
+        channels, positions = features.shape[1:]
+        if channels + 1 > 2 * positions:
+            return (self.quadratic @ features).square().mean(-1)
+        moment = triu_vector(second_moment(features), isometric=True)
+        outer = triu_vector(self.quadratic[:, :, None] * self.quadratic[:, None], isometric=True)
+        return moment @ outer.mT
 
 
 def _check_outputs(outputs: int) -> None:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from covpool.linalg.api import matrix_function
-from covpool.linalg.forwards.halley import Halley
 from covpool.linalg.functions import LOG, POWER, ScalarFunction
 from covpool.linalg.methods import METHODS, Method, get_method
 from covpool.pooling import cov_function, cov_pool, covariance
@@ -49,25 +48,6 @@ class Root(nn.Module):
         if self.minus_identity:
             root = root - torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
         return root / self.scale
-
-
-class HalleyRoot(nn.Module):
-    """√Σ by Halley's iteration, differentiated through its steps."""
-
-    def __init__(self, *, iterations: int = 5, start: str = "matrix") -> None:
-        super().__init__()
-        halley = Halley(iterations=iterations, start=start)
-        self.method = Method(
-            name="halley",
-            paper_name=None,
-            forward=halley,
-            gradient=halley,
-            description="Halley's iteration and its own gradient",
-            reference=_HALLEY,
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        return cov_pool(features, self.method)
 
 
 class Power(nn.Module):
@@ -190,11 +170,6 @@ def bound_power(exponent: float, like: Tensor) -> ScalarFunction:
     return POWER.bind(torch.tensor(exponent, dtype=torch.float64, device=like.device))
 
 
-_HALLEY = "Gu, Qiao, Li, Li: Halley-SVD, NeurIPS 2025"
-_HALLEY_UNKNOWN = (
-    "Start, normalisation and number of steps of the published Halley-SVD are not known to us: "
-    "this is Halley's iteration on Σ over its trace, 5 steps, "
-)
 _MPN_COV = (
     "Li, Xie, Wang, Zuo: Is second-order information helpful for large-scale visual recognition? "
     "ICCV 2017"
@@ -223,6 +198,7 @@ def root_of(method: Method) -> Pooling:
         normalisation="√Σ",
         paper=method.reference,
         description=method.description,
+        caution=method.caution,
     )
 
 
@@ -274,25 +250,6 @@ SPECTRAL: tuple[Pooling, ...] = (
         description="the logarithm by a polynomial of degree 8, of Σ over its mean eigenvalue",
         caution="Eigenvalues beyond [0.05, 3.5] of their mean are extrapolated: with fewer "
         "positions than channels those are the rule, not 1 % as the paper says.",
-    ),
-    matrix_pooling(
-        "halley",
-        HalleyRoot,
-        normalisation="√Σ by Halley's iteration from Σ",
-        paper=_HALLEY,
-        description="the root by Halley's iteration, differentiated through its steps; too small "
-        "at small eigenvalues",
-        caution=_HALLEY_UNKNOWN + "from Σ itself.",
-    ),
-    matrix_pooling(
-        "halley-identity",
-        HalleyRoot,
-        constants={"start": "identity"},
-        normalisation="√Σ by Halley's iteration from I",
-        paper=_HALLEY,
-        description="the root by Halley's iteration from the identity; too large at small "
-        "eigenvalues",
-        caution=_HALLEY_UNKNOWN + "from the identity.",
     ),
     matrix_pooling(
         "pow-tmlr",

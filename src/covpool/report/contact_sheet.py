@@ -4,12 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from covpool.report.template import fill
-from covpool.text import shortened
 
 GENERATOR = "covpool predict"
-
-NAME_LENGTH = 60
-"""As much of a class's or a file's name is shown; the whole of a file's shows where one points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +23,6 @@ class Shown:
     picture: str | None
     likeliest: Sequence[tuple[str, float]] = ()
     error: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The file's, without its folders."""
-        return shortened(self.path.rpartition("/")[2], NAME_LENGTH)
 
 
 def render_sheet(images: Iterable[Shown], *, model: str) -> str:
@@ -55,6 +46,6 @@ def render_sheet(images: Iterable[Shown], *, model: str) -> str:
         generator=GENERATOR,
         model=model,
         total=sum(map(len, classes.values())),
-        classes=[(shortened(name, NAME_LENGTH), classes[name]) for name in sorted(classes)],
+        classes=sorted(classes.items()),
         failed=failed,
     )

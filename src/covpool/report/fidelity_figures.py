@@ -1,11 +1,10 @@
 """The figure of how far each method's gradient was from the exact one, along training."""
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import chain
 
-from matplotlib.axes import Axes
+from markupsafe import Markup
 
 from covpool.report.figures import (
     ALONE,
@@ -14,30 +13,24 @@ from covpool.report.figures import (
     PageFigure,
     Styles,
     logarithmic,
-    names,
-    number,
+    mark_switches,
     over_epochs,
     panel,
-    power_of_ten,
+    plot,
 )
 from covpool.report.groups import MethodRow, Setting
+from covpool.report.numbers import number
 from covpool.report.series import (
-    NO_PROBE,
-    Points,
     Record,
     failures,
-    mark_switches,
+    median,
     median_by_epoch,
-    plot,
-    probe_rows,
+    probed,
     quantile,
     switch_epochs,
 )
 from covpool.report.tables import PageTable
 from covpool.text import shortened
-
-LEAST, MIDDLE, MOST = 0, 3, -1
-"""Places of the least, median and largest sample in a record's distribution."""
 
 ROUNDING = 1e-9
 """A relative distance of gradients below which a method counts as exact."""
@@ -48,61 +41,8 @@ LEAST_DISTANCE = 1e-16
 APART = 4
 """Up to so many trained methods have a panel and a column each; more are taken together."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """The fidelity records of runs that were trained alike.
-
-    Attributes:
-        label: what was trained.
-        rows: the setting's rows that are in it.
-        records: of all its runs and seeds.
-    """
-
-    label: str
-    rows: Sequence[MethodRow]
-    records: Sequence[Record]
-
-    @property
-    def methods(self) -> list[str]:
-        """Those that were measured."""
-        return list(dict.fromkeys(method for each in self.records for method in each["methods"]))
-
-    def by_epoch(self, method: str) -> Points:
-        """The median over measurements of the median sample's relative distance."""
-        return median_by_epoch(self.records, lambda r: _figure(r, method, "relative_distance"))
-
-    def over_all(self, method: str, figure: str, place: int = MIDDLE) -> float:
-        """The median of a quantile over all measurements."""
-        values = [_figure(each, method, figure, place) for each in self.records]
-        known = [value for value in values if not math.isnan(value)]
-        return statistics.median(known) if known else math.nan
-
-
-def _figure(record: Record, method: str, figure: str, place: int = MIDDLE) -> float:
-    return quantile(record["methods"].get(method, {}).get(figure), place)
-
-
-def _trained(setting: Setting) -> list[Trained]:
-    found = []
-    for row in setting.rows:
-        records = [
-            each
-            for run in row.runs
-            for each in probe_rows(run, "fidelity")
-            if isinstance(each.get("methods"), Mapping)
-        ]
-        if records:
-            found.append(Trained(label=row.label, rows=[row], records=records))
-    if len(found) <= APART:
-        return found
-    return [
-        Trained(
-            label=f"any of {len(found)} methods",
-            rows=[row for each in found for row in each.rows],
-            records=[record for each in found for record in each.records],
-        )
-    ]
+Trained = tuple[str, Sequence[MethodRow], Sequence[Record]]
+"""What was trained, the setting's rows that are in it, and the records of all its runs."""
 
 
 def real_fidelity(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
@@ -110,124 +50,103 @@ def real_fidelity(setting: Setting, styles: Styles, name: str) -> PageFigure | M
     heading = "Gradient fidelity on the covariances of these runs"
     trained = _trained(setting)
     if not trained:
-        return Missing(title=heading, why=NO_PROBE.format(probe="fidelity"))
-    methods = list(dict.fromkeys(method for each in trained for method in each.methods))
+        return Missing.of_probe(heading, "fidelity")
+    records = [record for _, _, own in trained for record in own]
+    distances = {
+        method: [
+            median_by_epoch(own, lambda r, m=method: _figure(r, m, "relative_distance"))
+            for _, _, own in trained
+        ]
+        for method in dict.fromkeys(method for record in records for method in record["methods"])
+    }
     exact = [
         method
-        for method in methods
-        if all(
-            max(each.by_epoch(method).values(), default=0.0) < ROUNDING
-            and not math.isnan(each.over_all(method, "relative_distance"))
-            for each in trained
-        )
+        for method, found in distances.items()
+        if all(points and max(points.values()) < ROUNDING for points in found)
     ]
-    drawn = [method for method in methods if method not in exact]
-    lost = sum(
-        int(figures.get("relative_distance", {}).get("not_a_number") or 0)
-        for each in trained
-        for record in each.records
-        for figures in record["methods"].values()
-    )
-
-    def draw(axes: Axes, own: Trained, limits: tuple[float, float]) -> None:
-        for method in drawn:
-            points = own.by_epoch(method)
-            shown = {epoch: max(value, LEAST_DISTANCE) for epoch, value in points.items()}
-            plot(axes, shown, **styles.of(method).line())
-        logarithmic(axes, "y", limits)
-        axes.set_ylim(*limits)
-        mark_switches(axes, switch_epochs(own.rows))
-        over_epochs(axes, shortened(f"relative distance, trained with {own.label}", 52))
-
-    values = [
-        max(value, LEAST_DISTANCE)
-        for each in trained
-        for method in drawn
-        for value in each.by_epoch(method).values()
-        if math.isfinite(value)
-    ] or [LEAST_DISTANCE, 1.0]
-    limits = (min(values) / 2, max(values) * 2)
-    size = ALONE if len(trained) == 1 else WIDE
-    samples = sorted({int(record.get("samples", 0)) for each in trained for record in each.records})
-    count = f"{samples[0]} to {samples[-1]}" if len(samples) > 1 else str(samples[0])
+    drawn = {
+        method: [{e: max(value, LEAST_DISTANCE) for e, value in p.items()} for p in found]
+        for method, found in distances.items()
+        if method not in exact
+    }
+    values = [v for found in drawn.values() for p in found for v in p.values() if math.isfinite(v)]
+    limits = (min(values) / 2, max(values) * 2) if values else (LEAST_DISTANCE, 1.0)
+    panels: list[Markup] = []
+    for place, (label, rows, _) in enumerate(trained if drawn else ()):
+        size = ALONE if len(trained) == 1 else WIDE
+        about = f"{heading}: trained with {label}"
+        with panel(panels, f"{name}-{place}", about, size=size) as axes:
+            for method, found in drawn.items():
+                plot(axes, found[place], **styles.line(method))
+            logarithmic(axes, "y", limits)
+            axes.set_ylim(*limits)
+            mark_switches(axes, switch_epochs(rows))
+            over_epochs(axes, shortened(f"relative distance, trained with {label}", 52))
+    samples = sorted({int(record.get("samples", 0)) for record in records})
+    figures = [each.get("relative_distance", {}) for r in records for each in r["methods"].values()]
     return PageFigure(
         name=name,
         title=heading,
-        panels=[
-            panel(
-                f"{name}-{place}",
-                f"{heading}: trained with {each.label}",
-                lambda axes, own=each: draw(axes, own, limits),
-                size=size,
-            )
-            for place, each in enumerate(trained)
-        ]
-        if drawn
-        else (),
+        panels=panels,
         legend=styles.legend(name, drawn),
-        table=_fidelity_table(trained, drawn),
-        seen=[
-            "On features that the pooling layer met in training, with the gradient that the loss "
-            "sent back to it: how far the gradient that each method would have passed on to the "
-            "features is from the exact one, as a share of its length (1 = 100%). Lines: the "
-            f"median of {count} images of a batch, and of the measurements in an epoch, over "
-            "seeds.",
-            *(
-                [f"Not drawn, as within {power_of_ten(ROUNDING)} throughout: {names(exact, 13)}."]
-                if exact
-                else []
-            ),
-            *([f"{lost} gradients that are not finite are left out."] if lost else []),
-            *failures(setting, "fidelity"),
-        ],
-        not_shown=[
-            "The gradient that arrives is that of the method trained; training with another one "
-            "would have led elsewhere.",
-            "Methods that iterate, and svd-topn, compute another root too: theirs may be the right "
-            "gradient of what they compute.",
-            "A gradient further from the exact one does not mean a worse training.",
-        ],
+        table=_table(trained, [*drawn]),
+        about={
+            "samples": " to ".join(map(str, dict.fromkeys((samples[0], samples[-1])))),
+            "exact": exact,
+            "rounding": ROUNDING,
+            "lost": sum(int(figure.get("not_a_number") or 0) for figure in figures),
+            "failures": failures(setting, "fidelity"),
+        },
     )
 
 
-def _fidelity_table(trained: Sequence[Trained], drawn: Sequence[str]) -> PageTable | None:
-    if not drawn:
+def _trained(setting: Setting) -> list[Trained]:
+    measured = probed(setting, "fidelity")
+    known = {
+        row: [record for record in chain(*runs) if isinstance(record.get("methods"), Mapping)]
+        for row, runs in measured.items()
+    }
+    found: list[Trained] = [(row.label, [row], own) for row, own in known.items() if own]
+    if len(found) <= APART:
+        return found
+    rows = [row for _, own, _ in found for row in own]
+    return [(f"any of {len(found)} methods", rows, [*chain(*(own for _, _, own in found))])]
+
+
+def _figure(record: Record, method: str, figure: str, share: float = 0.5) -> float:
+    return quantile(record["methods"].get(method, {}).get(figure), share)
+
+
+def _table(trained: Sequence[Trained], methods: Sequence[str]) -> PageTable | None:
+    if not methods:
         return None
     columns = [
-        f"trained with {each.label}: {text}" if len(trained) > 1 else text
-        for each in trained
+        f"trained with {label}: {text}" if len(trained) > 1 else text
+        for label, _, _ in trained
         for text in ("distance, %", "angle")
     ]
     rows = [
-        ((method, ""), [cell for each in trained for cell in _cells(each, method)])
-        for method in drawn
+        (method, *(cell for _, _, records in trained for cell in _cells(records, method)))
+        for method in methods
     ]
-    return PageTable(
-        kind="numbers",
-        columns=["gradient of", *columns],
-        rows=rows,
-        captions=[
-            "Relative distance from the exact gradient, and angle to it, of the median image; in "
-            "brackets the least and the most distant image of a batch. Medians over all "
-            "measurements."
-        ],
+    return PageTable(kind="gradients", columns=["gradient of", *columns], rows=rows)
+
+
+def _cells(records: Sequence[Record], method: str) -> tuple[str, str]:
+    """Medians over the measurements, of the distance with its least and most distant image."""
+    middle, least, most = (
+        100 * median(_figure(record, method, "relative_distance", share) for record in records)
+        for share in (0.5, 0.0, 1.0)
     )
-
-
-def _cells(own: Trained, method: str) -> tuple[str, str]:
-    distances = [
-        100 * own.over_all(method, "relative_distance", place) for place in (MIDDLE, LEAST, MOST)
-    ]
-    if math.isnan(distances[0]):
+    if math.isnan(middle):
         return "–", "–"
-    middle, least, most = (_percent(value) for value in distances)
-    return f"{middle} ({least} to {most})", f"{_percent(own.over_all(method, 'angle'))}°"
+    angle = median(_figure(record, method, "angle") for record in records)
+    distance = f"{_percent(middle)} ({_percent(least)} to {_percent(most)})"
+    return distance, f"{_percent(angle)}°"
 
 
 def _percent(value: float) -> str:
     """Two digits."""
-    if not math.isfinite(value):
-        return number(value)
-    if value and not 1e-3 <= value < 1e5:
+    if not math.isfinite(value) or (value and not 1e-3 <= value < 1e5):
         return number(value)
     return f"{value:.2g}" if value < 100 else f"{value:.0f}"

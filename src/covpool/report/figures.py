@@ -1,18 +1,21 @@
 """What all figures of the report share: panels, the styles of methods, axes, legends."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from covpool.linalg.methods import METHODS
 from covpool.poolings import POOLINGS
+from covpool.report.groups import MethodRow
+from covpool.report.numbers import power_of_ten
+from covpool.report.series import Points
 from covpool.report.svg import SERIES, colour, drawing, inline
 from covpool.report.tables import PageTable
 from covpool.text import printable, shortened
@@ -22,13 +25,11 @@ ALONE, WIDE, SMALL = (4.8, 3.1), (4.3, 2.9), (2.3, 1.9)
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "<", ">", "*", "h", "d", "8")
 
-KERNELS = tuple(row.name for row in METHODS.values() if row.gradient.pair_kernel is not None)
-"""The methods whose gradient has a kernel K, which one figure draws together."""
+THIN: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.45, "marker": None}
+"""How a line is drawn that is not a mean or a median, over the method's own look."""
 
 AXIS = 26
 """How many characters fit beside an axis."""
-
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,7 @@ class PageFigure:
         title: what it is of.
         panels: its drawings, side by side where there is room.
         legend: sample and text of each series.
-        seen: what it shows, a sentence or more each.
-        not_shown: what must not be read from it.
+        about: what its caption tells; see captions.html.jinja.
         small: whether the panels are many and small.
         table: its figures in numbers.
     """
@@ -50,8 +50,7 @@ class PageFigure:
     title: str
     panels: Sequence[Markup]
     legend: Sequence[tuple[Markup, str]] = ()
-    seen: Sequence[str] = ()
-    not_shown: Sequence[str] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
     small: bool = False
     table: PageTable | None = None
 
@@ -63,25 +62,11 @@ class Missing:
     title: str
     why: str
 
-
-@dataclass
-class Style:
-    """How a method is drawn."""
-
-    color: str
-    marker: str
-    dashes: Any = "-"
-
-    def line(self, *, hybrid: bool = False) -> dict[str, Any]:
-        """Arguments of `Axes.plot`; a hybrid's line is dashed and its markers are hollow."""
-        face = colour("surface") if hybrid else self.color
-        dashes = (0, (4, 2)) if hybrid else self.dashes
-        return {
-            "color": self.color,
-            "marker": self.marker,
-            "markerfacecolor": face,
-            "linestyle": dashes,
-        }
+    @classmethod
+    def of_probe(cls, title: str, probe: str) -> Self:
+        """A figure of a probe that measured nothing."""
+        why = f"The runs were trained without the {probe} probe; --train.probes [{probe}] "
+        return cls(title=title, why=f"{why}switches it on.")
 
 
 @dataclass
@@ -96,23 +81,34 @@ class Styles:
     places: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        names = dict.fromkeys([*self.methods, *KERNELS, *POOLINGS])
+        names = dict.fromkeys([*self.methods, *POOLINGS])
         self.places = {name: place for place, name in enumerate(names)}
 
-    def of(self, method: str) -> Style:
-        """The style of a method, known or not."""
-        place = self.places.setdefault(method, len(self.places))
-        return Style(
-            color=colour(f"series-{place % SERIES}"),
-            marker=MARKERS[place % len(MARKERS)],
-            dashes="-" if place < SERIES else (0, (7, 1.5, 1, 1.5)),
-        )
+    def line(self, row: MethodRow | str) -> dict[str, Any]:
+        """Arguments of `Axes.plot` for a row of runs, or for a method, known or not.
 
-    def legend(self, figure: str, methods: Iterable[str]) -> list[tuple[Markup, str]]:
-        """A short line as in the figure of that name for each method, and the method's name."""
+        A hybrid's line is dashed and its markers are hollow.
+        """
+        method, hybrid = (row, False) if isinstance(row, str) else (row.method, row.hybrid)
+        place = self.places.setdefault(method, len(self.places))
+        color = colour(f"series-{place % SERIES}")
+        dashes = "-" if place < SERIES else (0, (7, 1.5, 1, 1.5))
+        return {
+            "color": color,
+            "marker": MARKERS[place % len(MARKERS)],
+            "markerfacecolor": colour("surface") if hybrid else color,
+            "linestyle": (0, (4, 2)) if hybrid else dashes,
+        }
+
+    def mark(self, row: MethodRow | str) -> dict[str, Any]:
+        """Arguments of `Axes.plot` for a single value of it."""
+        return {**self.line(row), "linestyle": "none", "markersize": 7}
+
+    def legend(self, figure: str, rows: Iterable[MethodRow | str]) -> list[tuple[Markup, str]]:
+        """A short line as in the figure of that name for each row or method, and its name."""
         return [
-            (sample(f"{figure}-key{place}", **self.of(method).line()), method)
-            for place, method in enumerate(methods)
+            (sample(f"{figure}-key{i}", **self.line(row)), getattr(row, "label", str(row)))
+            for i, row in enumerate(rows)
         ]
 
 
@@ -135,18 +131,34 @@ def _sample(look: tuple[tuple[str, Any], ...]) -> str:
         return str(inline(figure, _SAMPLE, ""))
 
 
+@contextmanager
 def panel(
-    name: str,
-    label: str,
-    draw: Callable[[Axes], object],
-    *,
-    size: tuple[float, float] = WIDE,
-) -> Markup:
-    """One drawing, filled by `draw`."""
+    panels: list[Markup], name: str, label: str, *, size: tuple[float, float] = WIDE
+) -> Iterator[Axes]:
+    """Axes to draw on; the drawing is the next one of the panels.
+
+    Args:
+        panels: those before it.
+        name: of the drawing, unique in the page.
+        label: what assistive technology reads.
+        size: in inches.
+    """
     with drawing():
         figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots())
-        return inline(figure, name, label)
+        yield figure.subplots()
+        panels.append(inline(figure, name, label))
+
+
+def plot(axes: Axes, points: Points, **look: Any) -> None:
+    """Points in the order of their places."""
+    places = sorted(points)
+    axes.plot(places, [points[place] for place in places], **look)
+
+
+def mark_switches(axes: Axes, switches: Iterable[float]) -> None:
+    """A dotted line where the method switches."""
+    for place in switches:
+        axes.axvline(place, color=colour("ink"), linestyle=":", linewidth=1.2, zorder=1)
 
 
 def title(axes: Axes, text: str, *, x: str = "") -> None:
@@ -169,22 +181,6 @@ def rows_beside(axes: Axes, labels: Sequence[str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def ring(size: float) -> dict[str, Any]:
-    """How a figure that stands beside ours is drawn, the paper's or a bound: arguments of
-    `Axes.plot`."""
-    thin = {"mfc": "none", "mew": 0.9, "linestyle": "none"}
-    return {"color": colour("ink"), "marker": "o", "ms": size, **thin}
-
-
-def mark_bound(axes: Axes, bound: float, place: float, look: Mapping[str, Any]) -> None:
-    """A mark at a bound; a triangle at the edge, whatever the axis shows, where it is infinite."""
-    if math.isinf(bound):
-        at = axes.get_yaxis_transform()
-        axes.plot([0.97], [place], transform=at, clip_on=False, **{**look, "marker": ">"})
-    else:
-        axes.plot([bound], [place], **look)
-
-
 def logarithmic(axes: Axes, which: str, values: Iterable[float]) -> None:
     """Log scale of the axis "x" or "y", with ticks that name few round numbers.
 
@@ -204,34 +200,3 @@ def logarithmic(axes: Axes, which: str, values: Iterable[float]) -> None:
         axis.set_major_locator(LogLocator(numticks=7))
         axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
     axis.set_minor_locator(NullLocator())
-
-
-def power_of_ten(value: float) -> str:
-    """10⁻³ for 0.001; nothing for what is none."""
-    if not 0 < value < math.inf:
-        return ""
-    exponent = math.log10(value)
-    if abs(exponent - round(exponent)) > 1e-6:
-        return ""
-    return f"10{str(round(exponent)).translate(_SUPERSCRIPTS)}"
-
-
-def number(value: float) -> str:
-    """A figure for people: 4.55·10¹⁷, 86.9, ∞."""
-    if math.isinf(value):
-        return "∞"
-    if math.isnan(value):
-        return "–"
-    if value and not 1e-3 <= abs(value) < 1e5:
-        digits, exponent = f"{value:.2e}".split("e")
-        return f"{digits}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
-    return f"{value:.3g}"
-
-
-def names(values: Iterable[str], most: int = 7) -> str:
-    """a, b and c; of more than so many, the first and how many others there are."""
-    found = list(values)
-    if len(found) > most:
-        found = [*found[: most - 1], f"{len(found) - most + 1} others"]
-    *first, last = found
-    return f"{', '.join(first)} and {last}" if first else last

@@ -1,12 +1,11 @@
 """Runs grouped into what may be compared, with means, deviations and paired differences."""
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from covpool.experiments import paper
-from covpool.experiments.inference import Spread, differences
+from covpool.experiments.inference import Spread, differences, median_or_none
 from covpool.linalg.methods import METHODS
 from covpool.report.sources import Run
 from covpool.train.same_options import shared_options
@@ -15,28 +14,18 @@ METHOD_KEYS = (("model", "schedule"), ("model", "hybrid"), ("model", "constants"
 """Options that tell a table's rows apart, beside method and seed; all others must be equal within
 a table."""
 
-MEASURES = ("final", "best")
-SCORES = ("test_top1", "test_top5")
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class MethodRow:
     """The runs of one method, or of one schedule of methods, in one setting.
 
     Attributes:
         label: for people; unique in the setting.
         runs: all of them, seed by seed.
-        spreads: by measure ("final", "best") and score, of the finished runs.
-        differences: by measure, of top-1, paired by seed against the setting's baseline; None for
-            the baseline itself.
-        seconds: the median training time of an epoch, or None where it is not known.
     """
 
     label: str
     runs: Sequence[Run]
-    spreads: Mapping[tuple[str, str], Spread]
-    differences: Mapping[str, Spread] | None
-    seconds: float | None
 
     @property
     def method(self) -> str:
@@ -59,6 +48,16 @@ class MethodRow:
         """The runs that enter the means."""
         return [run for run in self.runs if run.finished]
 
+    def spread(self, measure: str = "final", score: str = paper.METRICS[0]) -> Spread:
+        """A score of the last epoch, or of the best one, in percent, of the finished runs."""
+        return Spread.of({run.seed: 100 * run.summary[measure][score] for run in self.finished})
+
+    @property
+    def seconds(self) -> float | None:
+        """The median training time of an epoch, or None where it is not known."""
+        epochs = (epoch for run in self.finished for epoch in run.history)
+        return median_or_none(float(each["seconds"]) for each in epochs if "seconds" in each)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -68,15 +67,25 @@ class Setting:
         title: data, network and epochs.
         options: what distinguishes it from the report's other settings, option by option.
         rows: one for each method.
-        baseline: the label of the row that differences are to.
+        base: the row that differences are to.
         duplicates: runs left out because another has the same method and seed.
     """
 
     title: str
     options: Sequence[tuple[str, Any]]
     rows: Sequence[MethodRow]
-    baseline: str
+    base: MethodRow
     duplicates: Sequence[Run]
+
+    @property
+    def baseline(self) -> str:
+        """The label of the row that differences are to."""
+        return self.base.label
+
+    def difference(self, row: MethodRow) -> Spread:
+        """Final top-1 of a row, paired by seed against the baseline; empty for the baseline."""
+        base = {} if row is self.base else self.base.spread().values
+        return Spread.of(differences(row.spread().values, base))
 
     @property
     def runs(self) -> list[Run]:
@@ -167,53 +176,17 @@ def label_of(run: Run) -> str:
 
 def _setting(runs: list[Run], baseline: str | None, different: Sequence[str]) -> Setting:
     by_label, duplicates = _by_label(runs)
-    first = baseline if baseline in by_label else next(iter(by_label))
-    base = _values(by_label[first].values())
+    rows = {
+        label: MethodRow(label=label, runs=[seeds[seed] for seed in sorted(seeds)])
+        for label, seeds in by_label.items()
+    }
     about = runs[0].summary
     epochs = runs[0].config["train"].get("epochs", about.get("epochs_planned", "?"))
     shared = _shared(runs[0])
     return Setting(
         title=f"{about['data']}, {about['backbone']}, {epochs} epochs",
         options=[(name, shared.get(name)) for name in different],
-        rows=[
-            _row(label, [*seeds.values()], None if label == first else base)
-            for label, seeds in by_label.items()
-        ],
-        baseline=first,
+        rows=[*rows.values()],
+        base=rows.get(baseline or "", next(iter(rows.values()))),
         duplicates=duplicates,
-    )
-
-
-Values = dict[tuple[str, str], dict[int, float]]
-
-
-def _values(runs: Iterable[Run]) -> Values:
-    """By measure and score, percent by seed, of the finished runs."""
-    finished = [run for run in runs if run.finished]
-    return {
-        (measure, score): {run.seed: 100 * run.summary[measure][score] for run in finished}
-        for measure in MEASURES
-        for score in SCORES
-    }
-
-
-def _row(label: str, runs: list[Run], base: Values | None) -> MethodRow:
-    values = _values(runs)
-    gaps = None
-    if base is not None:
-        top1 = ((measure, SCORES[0]) for measure in MEASURES)
-        gaps = {place[0]: Spread.of(differences(values[place], base[place])) for place in top1}
-    times = [
-        float(epoch["seconds"])
-        for run in runs
-        if run.finished
-        for epoch in run.history
-        if "seconds" in epoch
-    ]
-    return MethodRow(
-        label=label,
-        runs=sorted(runs, key=lambda run: run.seed),
-        spreads={name: Spread.of(own) for name, own in values.items()},
-        differences=gaps,
-        seconds=statistics.median(times) if times else None,
     )

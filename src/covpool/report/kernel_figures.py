@@ -1,10 +1,12 @@
 """The figure of how large the gradient kernels K were along training, and could have been."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from matplotlib.axes import Axes
+from markupsafe import Markup
 
 from covpool.analysis import gradient_bounds
 from covpool.report.figures import (
@@ -13,17 +15,16 @@ from covpool.report.figures import (
     PageFigure,
     Styles,
     logarithmic,
-    mark_bound,
-    number,
     over_epochs,
     panel,
-    ring,
+    plot,
     rows_beside,
     sample,
     title,
 )
 from covpool.report.groups import Setting
-from covpool.report.series import NO_PROBE, Points, Record, as_float, plot, probe_rows
+from covpool.report.series import Points, Record, as_float, probed
+from covpool.report.svg import colour
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,155 +33,119 @@ class Sizes:
 
     Attributes:
         largest: by epoch, the largest finite |K|.
+        most: that of all epochs.
         limit: the largest bound on the covariances measured.
-        bound: in general, the paper's Table 6.
-        histogram: share of the pairs by the lower edge of log10 |K|.
-        pairs: how many entered the gradient.
-        ties: how many of them were tied.
+        bound: in general, the paper's Table 6; NaN where K has none.
+        shares: of the pairs, by the lower edge of log10 |K|.
+        ties: how many pairs were tied.
         nonfinite: entries of K that are not finite.
     """
 
     largest: Points
+    most: float
     limit: float
     bound: float
-    histogram: Points
-    pairs: int
+    shares: Points
     ties: int
     nonfinite: int
 
     @classmethod
-    def of(cls, method: str, records: Sequence[tuple[int, Record]]) -> "Sizes":
-        """From the records of the method, each with its epoch."""
-        bounds = {row.method: row.bound for row in gradient_bounds()}
-        counts: dict[int, int] = {}
+    def of(cls, records: Sequence[tuple[int, Record]], bound: float | None) -> "Sizes":
+        """From the records of a method, each with its epoch."""
         largest: Points = {}
+        counts: Counter[int] = Counter()
         for epoch, each in records:
-            finite = [
-                value
-                for value in map(as_float, each["largest"].get("quantiles") or ())
-                if math.isfinite(value)
-            ]
-            if finite:
-                largest[epoch] = max(max(finite), largest.get(epoch, -math.inf))
+            for value in map(as_float, each["largest"].get("quantiles") or ()):
+                if math.isfinite(value):
+                    largest[epoch] = max(value, largest.get(epoch, value))
             edges = each.get("log10_edges") or ()
-            for edge, count in zip(edges, each.get("histogram") or (), strict=False):
-                counts[edge] = counts.get(edge, 0) + int(count)
-        pairs = sum(counts.values())
-        limits = [value for _, r in records if not math.isnan(value := as_float(r.get("bound")))]
-        bound = bounds.get(method)
+            counts.update(dict(zip(edges, map(int, each.get("histogram") or ()), strict=False)))
+        limits = [as_float(each.get("bound")) for _, each in records]
         return cls(
             largest=largest,
-            limit=max(limits, default=math.nan),
+            most=max(largest.values(), default=math.nan),
+            limit=max((value for value in limits if not math.isnan(value)), default=math.nan),
             bound=math.nan if bound is None else bound,
-            histogram={edge: count / pairs for edge, count in counts.items() if count},
-            pairs=pairs,
+            shares={edge: count / counts.total() for edge, count in counts.items() if count},
             ties=sum(int(each.get("ties") or 0) for _, each in records),
             nonfinite=sum(int(each.get("nonfinite") or 0) for _, each in records),
         )
 
     @property
-    def most(self) -> float:
-        """The largest finite |K| of all epochs."""
-        return max(self.largest.values(), default=math.nan)
+    def bounded(self) -> bool:
+        """Whether the method has a kernel with a bound, which may be infinite."""
+        return not math.isnan(self.bound)
+
+    @property
+    def limited(self) -> bool:
+        """Whether the covariances measured have a smaller bound than that."""
+        return math.isfinite(self.limit) and self.limit < self.bound
 
 
 def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
     """The sizes of each kernel on the covariances met in training, against their bounds."""
     heading = "The largest |K| met in training, and its bound"
+    rows = [row for runs in probed(setting, "conditioning").values() for run in runs for row in run]
+    if not rows:
+        return Missing.of_probe(heading, "conditioning")
     records: dict[str, list[tuple[int, Record]]] = {}
-    for run in setting.runs:
-        for row in probe_rows(run, "conditioning"):
-            for method, sizes in (row.get("kernels") or {}).items():
-                if sizes.get("largest"):
-                    records.setdefault(method, []).append((int(row["epoch"]), sizes))
+    for row in rows:
+        for method, sizes in (row.get("kernels") or {}).items():
+            if sizes.get("largest"):
+                records.setdefault(method, []).append((int(row["epoch"]), sizes))
     if not records:
-        probed = any(probe_rows(run, "conditioning") for run in setting.runs)
-        why = "None of the methods measured has a kernel K." if probed else NO_PROBE
-        return Missing(title=heading, why=why.format(probe="conditioning"))
-    measured = {method: Sizes.of(method, own) for method, own in records.items()}
+        return Missing(title=heading, why="None of the methods measured has a kernel K.")
+    bounds = {row.method: row.bound for row in gradient_bounds()}
+    measured = {method: Sizes.of(own, bounds.get(method)) for method, own in records.items()}
+    panels: list[Markup] = []
 
-    def along(axes: Axes) -> None:
+    with panel(panels, f"{name}-largest", heading) as axes:
         for method, sizes in measured.items():
-            plot(axes, sizes.largest, **styles.of(method).line())
+            plot(axes, sizes.largest, **styles.line(method))
         logarithmic(axes, "y", [value for s in measured.values() for value in s.largest.values()])
         over_epochs(axes, "largest |K| of the epoch")
 
-    def shares(axes: Axes) -> None:
-        for method, sizes in measured.items():
-            look = {**styles.of(method).line(), "marker": None}
-            bins = sorted(sizes.histogram)
-            places = range(bins[0], bins[-1] + 2)
-            heights = [sizes.histogram.get(place, 0.0) for place in places]
-            axes.step([10.0**place for place in places], heights, where="post", **look)
-        least = min(share for s in measured.values() for share in s.histogram.values())
-        logarithmic(axes, "y", [least, 1.0])
-        axes.set_ylim(least / 2, 2)
-        logarithmic(axes, "x", [10.0**p for s in measured.values() for p in s.histogram] + [1.0])
-        title(axes, "share of pairs by |K|", x="|K|")
+    if all(sizes.shares for sizes in measured.values()):
+        with panel(panels, f"{name}-histogram", "Histogram of |K|") as axes:
+            for method, sizes in measured.items():
+                edges = range(min(sizes.shares), max(sizes.shares) + 2)
+                heights = [sizes.shares.get(edge, 0.0) for edge in edges]
+                look = styles.line(method) | {"marker": None}
+                axes.step([10.0**edge for edge in edges], heights, where="post", **look)
+            least = min(share for sizes in measured.values() for share in sizes.shares.values())
+            logarithmic(axes, "y", [least, 1.0])
+            axes.set_ylim(least / 2, 2)
+            logarithmic(axes, "x", [10.0**p for s in measured.values() for p in s.shares] + [1.0])
+            title(axes, "share of pairs by |K|", x="|K|")
 
-    panels = [panel(f"{name}-largest", heading, along, size=WIDE)]
-    if all(sizes.histogram for sizes in measured.values()):
-        panels.append(panel(f"{name}-histogram", "Histogram of |K|", shares, size=WIDE))
+    ring: dict[str, Any] = {"color": colour("ink"), "marker": "o", "linestyle": "none"}
+    ring |= {"markerfacecolor": "none", "markeredgewidth": 0.9}
     size = (WIDE[0], 0.9 + 0.36 * len(measured))
-    bounds = panel(
-        f"{name}-bound",
-        "|K| met against its bound",
-        lambda axes: _draw_bounds(axes, measured, styles),
-        size=size,
-    )
-    ties = sum(sizes.ties for sizes in measured.values())
-    nonfinite = sum(sizes.nonfinite for sizes in measured.values())
+    with panel(panels, f"{name}-bound", "|K| met against its bound", size=size) as axes:
+        seen = [value for s in measured.values() for value in (s.most, s.bound)]
+        positive = [value for value in seen if 0 < value < math.inf] or [1.0]
+        limits = (min(positive) / 30, max(positive) * 1e3)
+        axes.set(xscale="log", xlim=limits)
+        for place, (method, sizes) in enumerate(measured.items()):
+            axes.plot([sizes.most], [place], **styles.mark(method))
+            if math.isinf(sizes.bound):  # at the edge, whatever the axis shows
+                at = axes.get_yaxis_transform()
+                axes.plot([0.97], [place], transform=at, clip_on=False, **{**ring, "marker": ">"})
+            else:
+                axes.plot([sizes.bound], [place], **ring, ms=9)
+        logarithmic(axes, "x", limits)
+        rows_beside(axes, [*measured])
+        title(axes, "largest |K| met, and its bound")
+
+    key = "bound (the paper’s Table 6), a triangle where there is none"
     return PageFigure(
         name=name,
         title=heading,
-        panels=[*panels, bounds],
-        legend=[
-            *styles.legend(name, measured),
-            (
-                sample(f"{name}-key-bound", **ring(8)),
-                "bound (the paper’s Table 6), a triangle where there is none",
-            ),
-        ],
-        seen=[
-            "The entries of K ≈ 1/(λᵢ − λⱼ) on the covariances measured, of all seeds and of all "
-            "runs that measured them: the largest finite one of each epoch; how the pairs of "
-            "eigenvalues are distributed over its size; and the largest of all, beside the bound "
-            "that the method has where eigenvalues below EPS count as EPS. Where lines coincide, "
-            "the last hides the others.",
-            "; ".join(_size_text(method, sizes) for method, sizes in measured.items()) + ".",
-            f"{ties or 'No'} pairs of tied eigenvalues were met, {nonfinite or 'no'} entries that "
-            "are not finite.",
-        ],
-        not_shown=[
-            "K reaches the gradient multiplied by the difference of the eigenvalues' roots, which "
-            "is small where K is large: a large K alone is no large gradient.",
-            "Steps between measurements are not seen.",
-        ],
+        panels=panels,
+        legend=[*styles.legend(name, measured), (sample(f"{name}-bound-key", **ring, ms=8), key)],
+        about={
+            "measured": measured,
+            "ties": sum(sizes.ties for sizes in measured.values()),
+            "nonfinite": sum(sizes.nonfinite for sizes in measured.values()),
+        },
     )
-
-
-def _draw_bounds(axes: Axes, measured: Mapping[str, Sizes], styles: Styles) -> None:
-    seen = []
-    for place, (method, sizes) in enumerate(measured.items()):
-        style = styles.of(method)
-        axes.plot([sizes.most], [place], style.marker, color=style.color, ms=7)
-        seen.append(sizes.most)
-        if not math.isnan(sizes.bound):
-            mark_bound(axes, sizes.bound, place, ring(9))
-            seen.append(sizes.bound)
-    positive = [value for value in seen if 0 < value < math.inf] or [1.0]
-    low, high = min(positive) / 30, max(positive) * 1e3
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    logarithmic(axes, "x", [low, high])
-    rows_beside(axes, [*measured])
-    title(axes, "largest |K| met, and its bound")
-
-
-def _size_text(method: str, sizes: Sizes) -> str:
-    text = f"{method}: largest {number(sizes.most)}"
-    if not math.isnan(sizes.bound):
-        text += f", bound {number(sizes.bound)}"
-        if math.isfinite(sizes.limit) and sizes.limit < sizes.bound:
-            text += f" ({number(sizes.limit)} on these covariances)"
-    return text

@@ -30,15 +30,13 @@ def _read(file: Path) -> list[PageTable]:
                 columns=("observation of the paper", "here", "from"),
                 rows=[
                     (
-                        (f"({each['number']}) {each['statement']}", ""),
-                        (
-                            str(each["verdict"]),
-                            ("; ".join(c["described"] for c in each["claims"] if c["decides"]),),
-                        ),
+                        f"({each['number']}) {each['statement']}",
+                        str(each["verdict"]),
+                        "; ".join(c["described"] for c in each["claims"] if c["decides"]),
                     )
                     for each in found
                 ],
-                captions=[str(note) for note in content["notes"]],
+                about={"notes": [str(note) for note in content["notes"]]},
             )
             for recipe, found in content["settings"].items()
         ]
@@ -47,10 +45,3 @@ def _read(file: Path) -> list[PageTable]:
             f"{file} is not what covpool reproduce writes ({error!r}); the same covpool reproduce "
             "again writes it anew, without training what has finished"
         ) from error
-
-
-def headline(table: PageTable) -> str:
-    """How many of the observations are seen."""
-    verdicts = [str(cells[0]) for _, cells in table.rows]
-    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
-    return f"Of the paper's {len(verdicts)} observations: {counts}."

@@ -1,38 +1,37 @@
 """Figures of what probes measured along training: smoothness and conditioning."""
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import chain
 
-from matplotlib.axes import Axes
+from markupsafe import Markup
 
 from covpool.experiments.inference import mean_by_place
 from covpool.experiments.paper import paper_tables
 from covpool.report.figures import (
     ALONE,
+    THIN,
     Missing,
     PageFigure,
     Styles,
     logarithmic,
-    number,
+    mark_switches,
     over_epochs,
     panel,
+    plot,
 )
 from covpool.report.groups import Setting
 from covpool.report.series import (
-    NO_PROBE,
     Points,
+    Record,
     as_float,
     failures,
-    legend,
-    mark_switches,
+    median,
     median_by_epoch,
-    plot,
-    probe_rows,
+    probed,
     quantile,
     switch_epochs,
+    switches,
 )
 
 BANDS = 3
@@ -42,88 +41,46 @@ BANDS = 3
 def smoothness(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
     """Effective β-smoothness along training, as the paper's first figure."""
     heading = "Effective β-smoothness along training"
-    measured = {
-        row.label: [own for run in row.runs if (own := probe_rows(run, "smoothness"))]
-        for row in setting.rows
+    measured = probed(setting, "smoothness")
+    if not measured:
+        return Missing.of_probe(heading, "smoothness")
+    values = {
+        row: [{r["step"]: as_float(r.get("smoothness")) for r in records} for records in runs]
+        for row, runs in measured.items()
     }
-    rows = [row for row in setting.rows if measured[row.label]]
-    if not rows:
-        return Missing(title=heading, why=NO_PROBE.format(probe="smoothness"))
-
-    hybrid = any(row.hybrid for row in rows)
-    switch = ", a dotted line where the method is switched" if hybrid else ""
-
-    def draw(axes: Axes) -> None:
-        seen = []
-        switches = set()
-        for row in rows:
-            look = styles.of(row.method).line(hybrid=row.hybrid)
-            series = []
-            for records in measured[row.label]:
-                points = {r["step"]: as_float(r.get("smoothness")) for r in records}
-                thin = {"linewidth": 0.6, "alpha": 0.45, "marker": None}
-                plot(axes, points, **{**look, **thin})
-                seen += points.values()
-                switches |= {
-                    after["step"]
-                    for before, after in pairwise(records)
-                    if before.get("method") != after.get("method")
-                }
-                series.append(_median_over_epoch_at_step(records))
-            plot(axes, mean_by_place(series), **look, linewidth=1.9)
-        logarithmic(axes, "y", seen)
-        mark_switches(axes, switches)
+    panels: list[Markup] = []
+    with panel(panels, f"{name}-beta", heading, size=ALONE) as axes:
+        for row, runs in measured.items():
+            for points in values[row]:
+                plot(axes, points, **styles.line(row) | THIN)
+            medians = mean_by_place(map(_epoch_medians, runs))
+            plot(axes, medians, **styles.line(row), linewidth=1.9)
+        logarithmic(axes, "y", [v for runs in values.values() for p in runs for v in p.values()])
+        mark_switches(axes, switches(chain(*measured.values()), "step"))
         over_epochs(axes, "β (low is smooth)", x="training step")
-
-    medians = {
-        row.label: statistics.median(
-            [
-                value
-                for records in measured[row.label]
-                for r in records
-                if math.isfinite(value := as_float(r.get("smoothness")))
-            ]
-            or [math.nan]
-        )
-        for row in rows
-    }
     return PageFigure(
         name=name,
         title=heading,
-        panels=[panel(f"{name}-beta", heading, draw, size=ALONE)],
-        legend=legend(rows, styles, name),
-        seen=[
-            "The largest change of the loss's gradient along a step down it, relative to the "
-            "length of the step. Thin: each measurement; bold: medians of each epoch, averaged "
-            f"over seeds{switch}.",
-            "Median over all measurements: "
-            + "; ".join(f"{label} {number(value)}" for label, value in medians.items())
-            + ".",
-            *failures(setting, "smoothness"),
-        ],
-        not_shown=[
-            "It is a property of the whole network on one batch along one line, not of the pooling "
-            "alone, and has the unit of 1/step length: compare methods in one setting, not "
-            "settings.",
-        ],
+        panels=panels,
+        legend=styles.legend(name, measured),
+        about={
+            "switched": any(row.hybrid for row in measured),
+            "medians": {
+                row.label: median(v for points in runs for v in points.values() if math.isfinite(v))
+                for row, runs in values.items()
+            },
+            "failures": failures(setting, "smoothness"),
+        },
     )
 
 
-def _median_over_epoch_at_step(records: Sequence[Mapping[str, Any]]) -> Points:
-    """The epoch's median, at the epoch's middle measurement."""
-    by_epoch: dict[int, list[tuple[int, float]]] = {}
-    for row in records:
-        value = as_float(row.get("smoothness"))
-        if math.isfinite(value):
-            by_epoch.setdefault(int(row["epoch"]), []).append((row["step"], value))
-    return {
-        own[len(own) // 2][0]: statistics.median(value for _, value in own)
-        for own in by_epoch.values()
-    }
+def _epoch_medians(records: Sequence[Record]) -> Points:
+    """The median of each epoch, at the step of its middle measurement."""
+    known = [r for r in records if math.isfinite(as_float(r.get("smoothness")))]
+    medians = median_by_epoch(known, lambda record: as_float(record["smoothness"]))
+    steps = {epoch: [r["step"] for r in known if r["epoch"] == epoch] for epoch in medians}
+    return {steps[epoch][len(steps[epoch]) // 2]: value for epoch, value in medians.items()}
 
-
-QUANTILE = {"low": 1, "median": 3, "high": 5}
-"""Places of the 5% quantile, the median and the 95% quantile in a record's distribution."""
 
 FIGURES = (
     (
@@ -141,96 +98,54 @@ FIGURES = (
 def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
     """Condition number, effective rank and smallest gap by epoch, as the paper's second table."""
     heading = "Conditioning by epoch"
-    measured = {
-        row.label: [each for run in row.runs for each in probe_rows(run, "conditioning")]
-        for row in setting.rows
-    }
-    rows = [row for row in setting.rows if measured[row.label]]
-    if not rows:
-        return Missing(title=heading, why=NO_PROBE.format(probe="conditioning"))
-
-    banded = len(rows) <= BANDS
-
-    def draw(axes: Axes, way: str, figure: str, text: str) -> None:
-        seen: list[float] = []
-        for row in rows:
-            look = styles.of(row.method).line(hybrid=row.hybrid)
-            low, middle, high = (
-                median_by_epoch(measured[row.label], lambda r, q=q: _quantile(r, way, figure, q))
-                for q in QUANTILE.values()
-            )
-            places = [epoch for epoch in middle if math.isfinite(high.get(epoch, math.nan))]
-            plot(axes, middle, **look)
-            if banded:
-                axes.fill_between(
-                    places,
-                    [low[p] for p in places],
-                    [high[p] for p in places],
-                    color=look["color"],
-                    alpha=0.12,
-                    linewidth=0,
-                )
-                seen += low.values()
-            else:
-                thin = {"linewidth": 0.8, "alpha": 0.6, "marker": None}
-                plot(axes, {p: high[p] for p in places}, **{**look, **thin})
-                seen += middle.values()
-            seen += high.values()
-        if figure != "effective_rank":
-            logarithmic(axes, "y", seen)
-        mark_switches(axes, switch_epochs(rows))
-        over_epochs(axes, text)
-
-    panels = []
+    measured = {row: [*chain(*runs)] for row, runs in probed(setting, "conditioning").items()}
+    if not measured:
+        return Missing.of_probe(heading, "conditioning")
+    banded = len(measured) <= BANDS
+    panels: list[Markup] = []
     for way, figure, text in FIGURES:
-        present = any(
-            math.isfinite(_quantile(r, way, figure, QUANTILE["median"]))
-            for own in measured.values()
-            for r in own
+        low, middle, high = (
+            {row: median_by_epoch(own, _quantile(way, figure, q)) for row, own in measured.items()}
+            for q in (0.05, 0.5, 0.95)
         )
-        if present:
-            panels.append(
-                panel(
-                    f"{name}-{figure}",
-                    f"{heading}: {text}",
-                    lambda axes, a=way, b=figure, c=text: draw(axes, a, b, c),
+        if not any(math.isfinite(v) for points in middle.values() for v in points.values()):
+            continue
+        with panel(panels, f"{name}-{figure}", f"{heading}: {text}") as axes:
+            for row in measured:
+                look = styles.line(row)
+                upper = {e: v for e, v in high[row].items() if e in middle[row] and v < math.inf}
+                plot(axes, middle[row], **look)
+                if banded:
+                    lower = [low[row][epoch] for epoch in upper]
+                    band = {"color": look["color"], "alpha": 0.12, "linewidth": 0}
+                    axes.fill_between([*upper], lower, [*upper.values()], **band)
+                else:
+                    plot(axes, upper, **look | THIN)
+            if figure != "effective_rank":
+                drawn = (low if banded else middle, high)
+                logarithmic(
+                    axes, "y", [v for d in drawn for points in d.values() for v in points.values()]
                 )
-            )
+            mark_switches(axes, switch_epochs(measured))
+            over_epochs(axes, text)
     if not panels:
         return Missing(title=heading, why="The records of the conditioning probe hold no figures.")
-    first = measured[rows[0].label][0]
-    spread = "bands: from the 5% to the 95% quantile" if banded else "thin: the 95% quantile"
+    papers = paper_tables()["table2_condition_number_mpncov"]
+    first = next(iter(measured.values()))[0]
     return PageFigure(
         name=name,
         title=heading,
         panels=panels,
-        legend=legend(rows, styles, name),
-        seen=[
-            "The covariances that the pooling layer met in training batches "
-            f"({first.get('channels', '?')} channels, {first.get('positions', '?')} positions). "
-            f"Lines with marks: the median sample; {spread}.",
-            *([] if setting.own_images else [_papers_condition_numbers()]),
-            *failures(setting, "conditioning"),
-        ],
-        not_shown=[
-            "With fewer positions than channels the covariance is singular, and the floored figure "
-            "is the largest eigenvalue over the floor: it says nothing of the features, whose own "
-            "condition number is that of the range.",
-        ],
+        legend=styles.legend(name, measured),
+        about={
+            "channels": first.get("channels", "?"),
+            "positions": first.get("positions", "?"),
+            "banded": banded,
+            "papers": {} if setting.own_images else papers,
+            "failures": failures(setting, "conditioning"),
+        },
     )
 
 
-def _papers_condition_numbers() -> str:
-    printed = paper_tables()["table2_condition_number_mpncov"]
-    cells = ", ".join(
-        f"{number(value)} in epoch {epoch.removeprefix('epoch')}"
-        for epoch, value in printed.items()
-    )
-    return (
-        "The paper's Table 2, of another network on ImageNet, prints for the floored figure "
-        f"{cells}."
-    )
-
-
-def _quantile(row: Mapping[str, Any], way: str, figure: str, place: int) -> float:
-    return quantile(row.get(way, {}).get(figure), place)
+def _quantile(way: str, figure: str, share: float) -> Callable[[Record], float]:
+    return lambda record: quantile(record.get(way, {}).get(figure), share)

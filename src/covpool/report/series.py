@@ -1,4 +1,4 @@
-"""What the figures of runs share: records of probes, points by epoch, marks of switches."""
+"""What the figures of runs are drawn from: the records of probes, and points by epoch."""
 
 import math
 import statistics
@@ -6,69 +6,56 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from matplotlib.axes import Axes
-
-from covpool.report.figures import Styles, sample
+from covpool.analysis.records import QUANTILES
 from covpool.report.groups import MethodRow, Setting
-from covpool.report.sources import Run
-from covpool.report.svg import colour
 
 Points = dict[int, float]
 """Values by epoch or by step."""
 
-
-def legend(rows: Iterable[MethodRow], styles: Styles, name: str) -> list[tuple[Any, str]]:
-    """A sample for each row."""
-    return [
-        (sample(f"{name}-key{i}", **styles.of(row.method).line(hybrid=row.hybrid)), row.label)
-        for i, row in enumerate(rows)
-    ]
-
-
-def plot(axes: Axes, points: Points, **style: Any) -> None:
-    """Points in the order of their places."""
-    places = sorted(points)
-    axes.plot(places, [points[place] for place in places], **style)
-
-
-def mark_switches(axes: Axes, switches: Iterable[float]) -> None:
-    """A dotted line where the method switches."""
-    for place in sorted(set(switches)):
-        axes.axvline(place, color=colour("ink"), linestyle=":", linewidth=1.2, zorder=1)
-
-
-def switch_epochs(rows: Iterable[MethodRow]) -> list[float]:
-    found = set()
-    for run in (run for row in rows for run in row.runs):
-        for before, after in pairwise(run.history):
-            if before["method"] != after["method"]:
-                found.add(after["epoch"] - 0.5)
-    return sorted(found)
-
-
 Record = Mapping[str, Any]
 
 
-def probe_rows(run: Run, probe: str) -> list[Record]:
-    """The run's records of a probe that hold figures."""
+def probed(setting: Setting, probe: str) -> dict[MethodRow, list[list[Record]]]:
+    """By row, the records of a probe that hold figures, of each run that has any."""
+    found = {}
+    for row in setting.rows:
+        runs = [_records(run.analysis, probe) for run in row.runs]
+        if any(runs):
+            found[row] = [records for records in runs if records]
+    return found
+
+
+def _records(analysis: Iterable[Record], probe: str) -> list[Record]:
     return [
-        row
-        for row in run.analysis
-        if row.get("probe") == probe and "error" not in row and isinstance(row.get("step"), int)
+        record
+        for record in analysis
+        if record.get("probe") == probe
+        and "error" not in record
+        and isinstance(record.get("step"), int)
     ]
 
 
 def failures(setting: Setting, probe: str) -> list[str]:
-    """Says of measurements that failed, where any did."""
-    texts = [
-        str(row["error"])
-        for run in setting.runs
-        for row in run.analysis
-        if row.get("probe") == probe and "error" in row
-    ]
-    if not texts:
-        return []
-    return [f"{len(texts)} measurements failed and are left out; the first: {texts[0]}"]
+    """Why measurements of a probe failed, of each that did."""
+    records = (record for run in setting.runs for record in run.analysis)
+    return [str(r["error"]) for r in records if r.get("probe") == probe and "error" in r]
+
+
+def switches(series: Iterable[Iterable[Record]], place: str = "epoch") -> list[int]:
+    """The places, each once, of the records whose method is another one than before."""
+    return sorted(
+        {
+            after[place]
+            for records in series
+            for before, after in pairwise(records)
+            if before.get("method") != after.get("method")
+        }
+    )
+
+
+def switch_epochs(rows: Iterable[MethodRow]) -> list[float]:
+    """Where an axis of epochs is to show that the method was switched: between two of them."""
+    return [epoch - 0.5 for epoch in switches(run.history for row in rows for run in row.runs)]
 
 
 def as_float(value: Any) -> float:
@@ -79,22 +66,23 @@ def as_float(value: Any) -> float:
         return math.nan
 
 
-def median_by_epoch(rows: Iterable[Record], figure: Callable[[Record], float]) -> Points:
-    """By epoch the median of a figure over the records that have it."""
-    by_epoch: dict[int, list[float]] = {}
-    for row in rows:
-        value = figure(row)
-        if not math.isnan(value):
-            by_epoch.setdefault(int(row["epoch"]), []).append(value)
-    return {epoch: statistics.median(own) for epoch, own in sorted(by_epoch.items())}
-
-
-NO_PROBE = (
-    "The runs were trained without the {probe} probe; --train.probes [{probe}] switches it on."
-)
-
-
-def quantile(distribution: object, place: int) -> float:
+def quantile(distribution: object, share: float) -> float:
     """A quantile of a record's distribution; NaN where there is none."""
     quantiles = (distribution.get("quantiles") or ()) if isinstance(distribution, Mapping) else ()
-    return as_float(quantiles[place]) if -len(quantiles) <= place < len(quantiles) else math.nan
+    place = QUANTILES.index(share)
+    return as_float(quantiles[place]) if place < len(quantiles) else math.nan
+
+
+def median(values: Iterable[float]) -> float:
+    """The median of the values that are numbers; NaN where none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else math.nan
+
+
+def median_by_epoch(records: Iterable[Record], figure: Callable[[Record], float]) -> Points:
+    """By epoch the median of a figure over the records that have it."""
+    by_epoch: dict[int, list[float]] = {}
+    for record in records:
+        by_epoch.setdefault(int(record["epoch"]), []).append(figure(record))
+    medians = {epoch: median(values) for epoch, values in sorted(by_epoch.items())}
+    return {epoch: value for epoch, value in medians.items() if not math.isnan(value)}

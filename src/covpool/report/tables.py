@@ -1,37 +1,32 @@
 """The tables of a page: accuracies, and the paper's beside ours."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from covpool.experiments import paper
-from covpool.experiments.inference import Spread, differences
-from covpool.report.groups import SCORES, MethodRow, Setting
-
-Cell = str | tuple[str, ...]
-"""Text; in parts, a line may break between them."""
+from covpool.experiments.inference import BySeed, Spread
+from covpool.experiments.sheet import Table
+from covpool.report.groups import Setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageTable:
+class PageTable(Table):
     """A table of the page.
 
     Attributes:
-        columns: the header; the first is that of the rows' names.
-        rows: each a name, in large and in small, and the other cells.
-        captions: what the cells are, a paragraph each.
-        heading: of the table.
+        kind: a class of the style sheet, and which caption of captions.html.jinja it has.
+        small: by the name of a row, what stands beside that in small.
         lead: what is to be known before it.
-        kind: a class of the style sheet.
         groups: headers above those of the other columns, and how many columns each has.
+        about: what its caption tells.
     """
 
-    columns: Sequence[str]
-    rows: Sequence[tuple[tuple[str, str], Sequence[Cell]]]
-    captions: Sequence[str]
-    heading: str = ""
+    kind: str
+    small: Mapping[str, str | None] = field(default_factory=dict)
     lead: str = ""
-    kind: str = ""
     groups: Sequence[tuple[str, int]] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def labels(self) -> Sequence[str]:
@@ -54,53 +49,42 @@ def tables_of(setting: Setting) -> list[PageTable]:
 
 def accuracy_table(setting: Setting) -> PageTable:
     """The accuracies of each method, and differences to the baseline."""
-    several = len(setting.seeds) > 1
-    interval = (
-        ", with the 95% interval by Student's t" if several else "; one seed gives no interval"
-    )
+    rows = [
+        (
+            row.label,
+            f"{len(row.finished)} of {len(row.runs)}",
+            row.spread().text(),
+            row.spread("best").text(),
+            row.spread(score="test_top5").text(),
+            "baseline" if row is setting.base else _interval(setting.difference(row)),
+            "–" if row.seconds is None else f"{row.seconds:.2f}",
+        )
+        for row in setting.rows
+    ]
     return PageTable(
         heading="Accuracy",
+        kind="accuracy",
         columns=(
             *("method", "finished", "Final top-1 %", "Best top-1 %", "Final top-5 %"),
             *(f"Final, difference to {setting.baseline}", "s / epoch"),
         ),
-        rows=[
-            (
-                (row.label, row.paper_name or ""),
-                (
-                    f"{len(row.finished)} of {len(row.runs)}",
-                    row.spreads["final", "test_top1"].text(),
-                    row.spreads["best", "test_top1"].text(),
-                    row.spreads["final", "test_top5"].text(),
-                    interval_parts(row.differences["final"]) if row.differences else ("baseline",),
-                    "–" if row.seconds is None else f"{row.seconds:.2f}",
-                ),
-            )
-            for row in setting.rows
-        ],
-        captions=[
-            "Mean ± standard deviation over the seeds of finished runs, on the "
-            f"{setting.split}. Final is the last epoch; Best is the epoch of the highest top-1 on "
-            f"the {setting.split} itself, so it flatters. Differences are in percentage points, "
-            f"paired by seed{interval}. Seconds are the median over epochs of training without "
-            "evaluation."
-        ],
+        rows=rows,
+        small={row.label: row.paper_name for row in setting.rows},
+        about={"split": setting.split, "seeds": len(setting.seeds)},
     )
 
 
-def interval_parts(spread: Spread) -> tuple[str, ...]:
-    """The mean and, with enough seeds, its interval."""
-    return tuple(spread.interval_text().replace("-", "−").split(" ", 1))
+def _interval(spread: Spread) -> str:
+    return spread.interval_text().replace("-", "−")
 
 
 def paper_table(setting: Setting) -> PageTable:
     """The paper's cells of the methods that the setting has, and ours, standalone and hybrid."""
     final: dict[tuple[str, bool], str] = {}
     for row in setting.rows:
-        final.setdefault((row.method, row.hybrid), row.spreads["final", "test_top1"].text())
+        final.setdefault((row.method, row.hybrid), row.spread().text())
     cells = {name: paper.accuracies(paper.printed_name(name)) for name, _ in final}
     elsewhere = "" if setting.papers_data else ", on other data sets"
-    order = "Compare the order of the methods and the size of the differences, not the figures. "
     return PageTable(
         heading="The same methods in the paper",
         kind="paper",
@@ -110,57 +94,35 @@ def paper_table(setting: Setting) -> PageTable:
             (f"the paper{elsewhere}: top-1 %", len(paper.COLUMNS)),
         ),
         rows=[
-            ((name, ""), (*(final.get((name, hybrid), "–") for hybrid in (False, True)), *own))
+            (name, *(final.get((name, hybrid), "–") for hybrid in (False, True)), *own)
             for name, own in cells.items()
             if own
         ],
-        captions=[
-            "The paper’s cells are from its Tables 4 (100 minus the printed top-1 error) and 5 "
-            "(Final / Best), each measured on the data set named above it, with networks trained "
-            f"at that size; ours are on {setting.title}. {'' if setting.papers_data else order}"
-            f"{paper.SOURCE}."
-        ],
+        about={"title": setting.title, "papers_data": setting.papers_data, "source": paper.SOURCE},
     )
-
-
-TABLE_1 = (("svd", "MPN-COV (SVD)"), ("isqrt-cov", "iSQRT-COV (Newton-Schulz)"))
-"""The methods of the paper's Table 1, and their names in it."""
 
 
 def table1(setting: Setting) -> PageTable:
     """Errors of accurate SVD and of Newton-Schulz, standalone, the paper's beside ours; no rows
     where the setting has not both."""
-    printed = paper.paper_tables()["table1_resnet50_imagenet_error"]
     found = {row.label: row for row in setting.rows if row.finished}
-    rows: list[tuple[tuple[str, str], list[Cell]]] = []
-    if all(method in found for method, _ in TABLE_1):
-        rows = [*((names, []) for names in TABLE_1), (("difference", ""), [])]
-        for place, score in enumerate(SCORES):
-            papers = [printed[name][place] for _, name in TABLE_1]
-            ours = [_errors(found[method], score) for method, _ in TABLE_1]
-            for (_, cells), cell, own in zip(rows, papers, ours, strict=False):
-                cells += [f"{cell:.2f}", Spread.of(own).text()]
-            gap = Spread.of({0: papers[0] - papers[1]}), Spread.of(differences(*ours))
-            rows[-1][1].extend(map(interval_parts, gap))
-    interval = ", with its 95% interval" if len(setting.seeds) > 1 else ""
-    same = setting.papers_data == "imagenet"
-    sign = "" if same else " Compare the sign of the difference, not its size."
+
+    def errors(method: str, score: str) -> BySeed:
+        return {s: 100 - value for s, value in found[method].spread(score=score).values.items()}
+
+    both = found.keys() >= paper.TABLE_1.keys()
+    cells = paper.beside_table1(errors, lambda method, own: Spread.of(own).text()) if both else []
+    names = (*paper.TABLE_1, "difference")
+    beside = (f"{w}: {t} error %" for t in ("top-1", "top-5") for w in ("paper", "here"))
     return PageTable(
         heading="The paper’s Table 1: accurate SVD against Newton-Schulz",
-        columns=(
-            "method",
-            *(f"{w}: {t} error %" for t in ("top-1", "top-5") for w in ("paper", "here")),
-        ),
-        rows=rows,
-        captions=[
-            f"The paper’s cells are of ResNet-50 on ImageNet; ours of the last epoch on "
-            f"{setting.title}, mean ± standard deviation over seeds. The last row is the "
-            f"difference, ours paired by seed{interval}: above zero, Newton-Schulz has the smaller "
-            f"error.{sign}"
-        ],
+        kind="table1",
+        columns=("method", *beside),
+        rows=[(name, *own) for name, own in zip(names, cells, strict=False)],
+        small=paper.TABLE_1,
+        about={
+            "title": setting.title,
+            "seeds": len(setting.seeds),
+            "same": setting.papers_data == "imagenet",
+        },
     )
-
-
-def _errors(row: MethodRow, score: str) -> dict[int, float]:
-    values = row.spreads["final", score].values
-    return {seed: 100 - value for seed, value in values.items()}

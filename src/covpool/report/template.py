@@ -1,14 +1,27 @@
 """The pages' templates, in which whatever comes from others is text."""
 
+from functools import partial
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
 import covpool
-from covpool.text import printable_lines
+from covpool.report.numbers import names, number, power_of_ten
+from covpool.text import printable_lines, shortened
 
 _FOLDER = Path(__file__).parent
+
+NAME_LENGTH = 60
+"""As much of a class's or a file's name is shown."""
+
+FILTERS = {
+    "listed": names,
+    "number": number,
+    "power_of_ten": power_of_ten,
+    "name": partial(shortened, most=NAME_LENGTH),
+}
+"""How the templates write names and figures."""
 
 
 def fill(template: str, **values: object) -> str:
@@ -21,6 +34,7 @@ def fill(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= FILTERS
     style = Markup((_FOLDER / "style.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(
         version=covpool.__version__, style=style, **values

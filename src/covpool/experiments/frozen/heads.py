@@ -199,7 +199,6 @@ def train_head(examples: Examples, head: Head, config: RunConfig, stop: Stop) ->
         head.groups(config),
         momentum=optim.momentum,
         weight_decay=optim.weight_decay,
-        nesterov=optim.nesterov,
     )
     course = learning_rate_course(optim, epochs=config.train.epochs, steps_per_epoch=steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, course)
@@ -235,68 +234,60 @@ def train_linear(examples: Examples, configs: Sequence[RunConfig], stop: Stop) -
     `Head` without pooling and hidden layer, to rounding.
 
     Args:
-        examples: vectors, measured and standardised here once for all.
+        examples: vectors, which are standardised in their place.
         configs: which may differ in seed, rate and decay of the weights alone.
         stop: as above.
     """
     features = examples.array.shape[1]
     standardise = Standardise(features)
     standardise.measure(examples.rows(examples.sample))
-    at_once = max(1, BUDGET // (4 * 4 * features * examples.classes))
+    for first in range(0, len(examples.array), EVALUATED_AT_ONCE):
+        part = examples.array[first : first + EVALUATED_AT_ONCE]
+        part[:] = standardise(torch.from_numpy(part)).numpy()
+    at_once = max(1, BUDGET // (3 * 4 * features * examples.classes))
     results = []
     for first in range(0, len(configs), at_once):
-        results += _train_chunk(examples, standardise, configs[first : first + at_once], stop)
+        results += _train_chunk(examples, configs[first : first + at_once], stop)
     return results
 
 
-def _train_chunk(
-    examples: Examples, standardise: Standardise, configs: Sequence[RunConfig], stop: Stop
-) -> list[Result]:
-    first, steps = configs[0], steps_of(examples, configs[0])
-    optim, epochs, heads = first.optim, first.train.epochs, len(configs)
+@torch.no_grad()
+def _train_chunk(examples: Examples, configs: Sequence[RunConfig], stop: Stop) -> list[Result]:
+    first, steps, heads = configs[0], steps_of(examples, configs[0]), len(configs)
+    optim, epochs, classes = first.optim, first.train.epochs, examples.classes
     course = learning_rate_course(optim, epochs=epochs, steps_per_epoch=steps)
     layers = [_classifier(examples, config) for config in configs]
-    weights = torch.stack([layer.weight.detach().T for layer in layers])  # (h, D, K)
-    biases = torch.stack([layer.bias.detach() for layer in layers])[:, None]  # (h, 1, K)
-    parameters = [weights, biases]
-    momenta = [torch.zeros_like(parameter) for parameter in parameters]
-    multiplier = optim.classifier_multiplier
+    weights = torch.stack([layer.weight.T for layer in layers])  # (h, D, K)
+    biases = torch.stack([layer.bias for layer in layers])[:, None]  # (h, 1, K)
+    momenta = [torch.zeros_like(parameter) for parameter in (weights, biases)]
+    multiplier, smoothing = optim.classifier_multiplier, optim.label_smoothing
     rates = _column([config.optim.learning_rate * multiplier for config in configs])
     decays = _column([config.optim.weight_decay for config in configs])
     results = [Result() for _ in configs]
-
-    def logits_of(rows: Tensor) -> tuple[Tensor, Tensor]:
-        vectors = standardise(examples.rows(rows))
-        return vectors, torch.baddbmm(biases, vectors.expand(heads, -1, -1), weights)
-
     for epoch in range(epochs):
         stop()
         began, sums = time.perf_counter(), _Sums(heads)
         batches = zip(*(examples.epoch(config, epoch) for config in configs), strict=True)
         for step, batch in enumerate(batches, epoch * steps):
             rows, labels = (torch.stack(parts) for parts in zip(*batch, strict=True))
-            vectors, logits = logits_of(rows)  # (h, B, D), (h, B, K)
-            # The gradient of the mean cross-entropy by the logits.
-            smoothing = optim.label_smoothing
-            error = logits.softmax(-1).sub_(smoothing / examples.classes)
-            error.scatter_add_(
-                2, labels[..., None], error.new_full((), smoothing - 1).expand(*labels.shape, 1)
-            )
-            error /= labels.shape[1]
-            gradients = [vectors.mT @ error, error.sum(1, keepdim=True)]
-            for parameter, momentum, gradient in zip(parameters, momenta, gradients, strict=True):
-                gradient.addcmul_(parameter, decays)
-                momentum.mul_(optim.momentum).add_(gradient)
-                if optim.nesterov:
-                    moved = gradient.add_(momentum, alpha=optim.momentum)
-                else:
-                    moved = momentum
-                parameter.addcmul_(moved, rates, value=-course(step))
+            vectors = examples.rows(rows)  # (h, B, D)
+            logits = torch.baddbmm(biases, vectors, weights)  # (h, B, K)
             sums.add(logits, labels)
+            # The gradient of the mean cross-entropy by the logits, to which weights and biases
+            # add theirs in the momenta: v ← μv + g + λw, w ← w − ηv, as torch.optim.SGD.
+            error = logits.softmax(-1).sub_(smoothing / classes)
+            ones = error.new_full((*labels.shape, 1), smoothing - 1)
+            error.scatter_add_(2, labels[..., None], ones).div_(labels.shape[1])
+            momenta[0].baddbmm_(vectors.mT, error, beta=optim.momentum)
+            momenta[1].mul_(optim.momentum).add_(error.sum(1, keepdim=True))
+            for parameter, momentum in zip((weights, biases), momenta, strict=True):
+                momentum.addcmul_(parameter, decays)
+                parameter.addcmul_(momentum, rates, value=-course(step))
         trained = (time.perf_counter() - began) / heads
         found = _Sums(heads)
         for rows, labels in _evaluated(examples):
-            found.add(logits_of(rows[None])[1], labels.expand(heads, -1))
+            logits = examples.rows(rows).expand(heads, -1, -1) @ weights
+            found.add(logits + biases, labels.expand(heads, -1))
         seconds = (trained, (time.perf_counter() - began) / heads - trained)
         for place, (config, result) in enumerate(zip(configs, results, strict=True)):
             result.reason = result.reason or sums.problem(place, epoch)

@@ -62,7 +62,7 @@ def _by_lyapunov(function: ScalarFunction, method: Method) -> bool:
     return function.solves_lyapunov and method.exact_gradient
 
 
-def _rate(function: ScalarFunction) -> ScalarFunction:
+def rate_of(function: ScalarFunction) -> ScalarFunction:
     if function.rate is None:
         raise RuntimeError(THIRD_DERIVATIVE)
     return function.rate
@@ -109,7 +109,7 @@ class Lift(Function):
                 True,
             )
         if exponent is not None and ctx.needs_input_grad[1]:
-            rate = _rate(ctx.function)
+            rate = rate_of(ctx.function)
             change = lift(anchor, exponent, eigenvalues, eigenvectors, rate, ctx.method)
             for_exponent = inner_product(gradient, change)
         return for_matrix, for_exponent, None, None, None, None
@@ -134,7 +134,7 @@ class Lift(Function):
                 False,
             )
         if speed is not None:
-            rate = _rate(ctx.function)
+            rate = rate_of(ctx.function)
             change = lift(anchor, exponent, eigenvalues, eigenvectors, rate, ctx.method)
             with nested_forward_mode():
                 change = speed[..., None, None] * change
@@ -215,7 +215,7 @@ class Derivative(Function):
                 for_anchor = -(product + product.mH) + _last(anchor, eigenvalues)
         if exponent is not None and ctx.needs_input_grad[2]:
             _refuse_unless_exact(ctx.method)
-            rate = _rate(ctx.function)
+            rate = rate_of(ctx.function)
             change = derive(direction, anchor, exponent, *spectrum, rate, ctx.method, ctx.adjoint)
             for_exponent = inner_product(cotangent, change)
         return for_direction, for_anchor, for_exponent, None, None, None, None, None
@@ -245,7 +245,7 @@ class Derivative(Function):
             parts.append(derive(symmetric_part(turn), anchor, exponent, *rest))
         if speed is not None:
             _refuse_unless_exact(ctx.method)
-            rate = _rate(ctx.function)
+            rate = rate_of(ctx.function)
             along = derive(
                 direction,
                 anchor,

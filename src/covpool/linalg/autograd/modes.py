@@ -1,12 +1,15 @@
 """What every autograd function here needs of torch: both modes, vmap, compile, full precision."""
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from covpool.linalg.engine.back_off import BACK_OFF
+from covpool.linalg.engine.cores import alone_if_small
 from covpool.linalg.precision import full_precision
 from covpool.linalg.spectrum import name_samples
 from covpool.linalg.transforms import (
@@ -84,7 +87,10 @@ def in_both_modes(function: type[Function]) -> Callable[..., Any]:
 
 def _in_full_precision(function: Callable[..., Any], tensor: Tensor, *inputs: Any) -> Any:
     if tensor.is_cpu and not torch.is_autocast_enabled("cpu"):
-        return function(*inputs)  # there is nothing to switch off, and a context takes its time
+        # There is nothing to switch off, and a context takes its time.
+        if torch.compiler.is_compiling() or perf_counter() >= BACK_OFF.until:
+            return function(*inputs)
+        return alone_if_small(function, tensor, *inputs)
     with full_precision(tensor):
         return function(*inputs)
 

@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.autograd.modes import in_both_modes, save
-from covpool.linalg.forwards.base import RootIteration
 from covpool.linalg.functions import ScalarFunction
-from covpool.linalg.gradients.lyapunov import Lyapunov
+from covpool.linalg.gradients.lyapunov import ApproximateRoot, Lyapunov
 from covpool.linalg.methods import Method
 from covpool.linalg.spectrum import name_samples, symmetric_part
 from covpool.linalg.transforms import nested_forward_mode, unreadable
@@ -25,7 +24,7 @@ def iterate_each(matrix: Tensor, functions: Sequence[ScalarFunction], method: Me
     """The same for each of them, the root and its inverse, by one iteration."""
     forward: Any = method.iteration
     inverses = [function.inverse_of is not None for function in functions]
-    if forward.through_steps:
+    if method.differentiates_steps:
         root, reciprocal = forward.iterate(matrix, any(inverses))
     else:
         root, _, *reciprocals = _iterative_root(
@@ -36,14 +35,14 @@ def iterate_each(matrix: Tensor, functions: Sequence[ScalarFunction], method: Me
 
 
 class IterativeRoot(Function):
-    """(A, iteration, rule, name, inverse) → F, √‖A‖ (not differentiable) and, if asked, Z = F⁻¹.
+    """(A, iteration, rule, name, inverse) → F, √s (not differentiable) and, if asked, Z = F⁻¹.
 
     The Lyapunov equation F dF + dF F = dA gives dF, and dZ = −Z dF Z.
     """
 
     @staticmethod
     def forward(
-        matrix: Tensor, iteration: RootIteration, rule: Lyapunov, name: str, inverse: bool
+        matrix: Tensor, iteration: ApproximateRoot, rule: Lyapunov, name: str, inverse: bool
     ) -> tuple[Tensor, ...]:
         return iteration.roots(matrix, inverse)
 
@@ -82,7 +81,7 @@ def _solution(gradient: Tensor, root: Tensor, scale: Tensor, rule: Lyapunov, nam
 
 
 class LyapunovSolution(Function):
-    """(G, F, √‖A‖, rule, name) → P with F P + P F = G; 0 where A is zero.
+    """(G, F, √s, rule, name) → P with F P + P F = G; 0 where A is zero.
 
     With the cotangent H and Q the solution for H, G receives Q and F receives −(QP + PQ). That is
     the second derivative where F is the exact root; elsewhere it is refused.

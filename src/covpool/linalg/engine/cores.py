@@ -29,12 +29,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
+from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+
+from covpool.linalg.engine.back_off import BACK_OFF, Stopwatch, is_small
+from covpool.linalg.engine.quota import available_cores
 
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -54,15 +59,20 @@ if hasattr(os, "register_at_fork"):  # threads do not survive a fork, a lock tha
     os.register_at_fork(after_in_child=_begin_anew)
 
 
-def spread(task: Callable[[slice], None], parts: Iterable[slice]) -> None:
-    """Call `task(part)` for each part, on `torch.get_num_threads()` threads at once.
+def usable_threads() -> int:
+    """torch's threads, or as many as the machine has cores for this process, if that is less."""
+    return min(torch.get_num_threads(), available_cores())
+
+
+def spread(task: Callable[[slice], None], parts: Iterable[slice], *, small: bool = False) -> None:
+    """Call `task(part)` for each part, on `usable_threads()` threads at once.
 
     In it torch, OpenMP and MKL use one thread, nothing is recorded for autograd, autocast is off,
     and inference mode is the caller's; the threads' settings are put back afterwards. The first
     exception is raised when all threads have ended, and so are signals' handlers called. Where the
     threads are OpenMP's, the caller's is one of them. A single part, and everything under a mode of
     the caller's thread that has to see the operations, is computed by the caller, with all its
-    threads.
+    threads. Small work is done by one thread for a while where the last team for it was late.
     """
     parts = list(parts)
     lock = threading.Lock()
@@ -75,18 +85,37 @@ def spread(task: Callable[[slice], None], parts: Iterable[slice]) -> None:
     inference = torch.is_inference_mode_enabled()
 
     @torch.autocast("cpu", enabled=False)
-    def work() -> None:
+    def take_part() -> None:
         # Inference mode first: setting it sets the recording of gradients too, in both modes.
         with torch.inference_mode(inference), torch.no_grad(), _no_forward_mode():
             while (part := take()) is not None:
                 task(part)
 
     if len(parts) == 1 or torch.get_num_threads() == 1 or _watched():
-        work()
-    elif _forked or (team := _openmp()) is None:
-        _on_pool(work)
+        take_part()
+        return
+    team = _openmp() if usable_threads() == torch.get_num_threads() and not _forked else None
+    team = team or _on_pool
+    if not small:
+        team(take_part)
+    elif perf_counter() < BACK_OFF.until:
+        team(take_part, alone=True)
     else:
-        team(work)
+        stopwatch = Stopwatch()
+        team(partial(stopwatch.timed, take_part))
+        BACK_OFF.heed(stopwatch.late())
+
+
+def alone_if_small(function: Callable[..., Any], tensor: Tensor, *inputs: Any) -> Any:
+    """`function(*inputs)`, by one thread where it is small work, on `tensor`, on a busy machine.
+
+    Operations of torch have teams of threads too. Where these are not OpenMP's, nothing is done.
+    """
+    if _forked or not is_small(tensor) or (team := _openmp()) is None:
+        return function(*inputs)
+    results: list[Any] = []
+    team(lambda: results.append(function(*inputs)), alone=True)
+    return results[0]
 
 
 def _no_forward_mode() -> Any:
@@ -146,7 +175,14 @@ class _OpenMPTeam:
         self._set_num_threads = set_num_threads
         self._set_num_threads_of_mkl = set_num_threads_of_mkl
 
-    def __call__(self, task: Callable[[], None]) -> None:
+    def __call__(self, task: Callable[[], None], *, alone: bool = False) -> None:
+        if alone:
+            threads = torch.get_num_threads()
+            try:
+                self._single_threaded(task)
+            finally:
+                self._set_num_threads(threads)
+            return
         failures: list[BaseException] = []
 
         def body(_: Any) -> None:
@@ -164,10 +200,11 @@ class _OpenMPTeam:
     def _single_threaded(self, task: Callable[[], None]) -> None:
         # A thread's first question is when torch sets its counts, which would undo ours.
         torch.get_num_threads()
-        # Of this region alone: OpenMP's count belongs to the implicit task (OpenMP 5.0, 2.5.3).
+        # Of a parallel region alone: OpenMP's count is the implicit task's (OpenMP 5.0, 2.5.3).
         self._set_num_threads(1)
         if self._set_num_threads_of_mkl is None:
-            return task()
+            task()
+            return
         before = self._set_num_threads_of_mkl(1)
         try:
             task()
@@ -207,8 +244,8 @@ def _openmp() -> _OpenMPTeam | None:
     return team if set(counts) == {1} else None
 
 
-def _on_pool(task: Callable[[], None]) -> None:
-    threads = torch.get_num_threads()
+def _on_pool(task: Callable[[], None], *, alone: bool = False) -> None:
+    threads = usable_threads()
     # Under the lock, lest another caller with another count shut the pool down in between.
     with _lock:
         if threads not in _pools:
@@ -216,7 +253,7 @@ def _on_pool(task: Callable[[], None]) -> None:
                 outgrown.shutdown(wait=False)
             _pools.clear()
             _pools[threads] = _single_threaded_workers(threads)
-        pending = [_pools[threads].submit(task) for _ in range(threads)]
+        pending = [_pools[threads].submit(task) for _ in range(1 if alone else threads)]
     try:
         failures = [error for each in pending if (error := each.exception()) is not None]
     except BaseException:  # Ctrl-C, while waiting

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg import checks
-from covpool.linalg.engine.cores import spread
+from covpool.linalg.engine.back_off import is_small
+from covpool.linalg.engine.cores import spread, usable_threads
 from covpool.linalg.engine.shares import SampleError, shares
 from covpool.linalg.engine.small import CLOSED_ELEMENTS, CLOSED_SIZE
 from covpool.linalg.precision import on_cpu
@@ -194,7 +195,7 @@ class Factorisation:
         """The solver's factors, NaN where it raised, and whether it nowhere has."""
         batch, rows, columns = matrices.shape
         large = matrices.numel() * min(rows, columns) >= PARALLEL_WORK
-        threads = min(torch.get_num_threads(), batch) if large and on_cpu(matrices) else 1
+        threads = min(usable_threads(), batch) if large and on_cpu(matrices) else 1
         if threads == 1:
             try:
                 return self.solve(matrices), True
@@ -213,7 +214,7 @@ class Factorisation:
                     factor.fill_(torch.nan)
 
         # One call for each thread: between calls they wait for Python's lock.
-        spread(solve, shares(batch, -(-batch // threads)))
+        spread(solve, shares(batch, -(-batch // threads)), small=is_small(matrices))
         return factors, not raised
 
     def _retry(self, matrix: Tensor) -> Factors | None:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from covpool.linalg.engine.cores import spread
+from covpool.linalg.engine.back_off import is_small
+from covpool.linalg.engine.cores import spread, usable_threads
 
 SHARE_BYTES = 2**22
 """Size of the largest tensor of a share: 4 MiB. With twice as much, 16 samples of 256 × 784 took as
@@ -81,7 +82,7 @@ def by_shares(
     batch_shape = tensors[0].shape[: tensors[0].ndim - sample_dims]
     batch = batch_shape.numel()
     flat = [x.detach().reshape(batch, *x.shape[len(batch_shape) :]) for x in tensors]
-    threads = min(torch.get_num_threads(), batch)
+    threads = min(usable_threads(), batch)
     largest = max(tensor[0].numel() for tensor in flat)
     sample_bytes = largest * (dtype or flat[0].dtype).itemsize
     share = max(1, min(-(-batch // (2 * threads)), SHARE_BYTES // sample_bytes))
@@ -109,7 +110,7 @@ def by_shares(
         for output, result in zip(flat_outputs, results, strict=True):
             output[part] = result
 
-    spread(compute, shares(batch, share))
+    spread(compute, shares(batch, share), small=all(map(is_small, flat)))
     if refused:
         error = refused[0][0]
         samples = sorted(index for _, indices in refused for index in indices)

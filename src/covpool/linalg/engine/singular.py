@@ -10,6 +10,7 @@ from torch import Tensor
 
 from covpool.linalg.engine.factorisation import Factorisation, with_jitter
 from covpool.linalg.engine.shares import empty_column_major
+from covpool.linalg.engine.small import small_svd
 
 SingularFactors = tuple[Tensor, Tensor, Tensor]
 
@@ -96,5 +97,6 @@ SINGULAR_VALUE_DECOMPOSITION = Factorisation(
         "a symmetric eigendecomposition": _by_eigh,
         "jitter on the diagonal": lambda matrix: with_jitter(SINGULAR_VALUE_DECOMPOSITION, matrix),
     },
+    closed=small_svd,
     advice="look for entries of very different size",
 )

@@ -1,4 +1,4 @@
-"""Eigendecompositions of 1 × 1, 2 × 2 and 3 × 3 matrices by closed forms, the batch at a time.
+"""Decompositions of matrices of up to 3 × 3 by closed forms, the batch at a time.
 
 A solver is called for one matrix after the other; these are a hundred or so operations on the whole
 batch. Eigenvalues are right to rounding relative to the matrix's norm and eigenvectors are
@@ -9,6 +9,10 @@ digits at a tie. Of the three eigenvalues it gives the largest or the smallest a
 further from the other two. That one is a simple root, so that its eigenvector is well conditioned
 too: a column of the adjugate of A − λI. A reflection that has it as a column takes the matrix to
 that eigenvalue and a 2 × 2 block, and one rotation diagonalises the block, whatever its gap.
+
+A singular value decomposition takes the largest singular value alone from AᴴA: in the others half
+of the digits would be lost. The vectors v and Av of that one are the first columns of two
+reflections, which take A to σ and a smaller block, whose largest singular value is the next.
 
 Shapes: the two dimensions of the matrix come first here, (n, n, *).
 
@@ -44,6 +48,70 @@ def small_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     # largest eigenvalue, of which the rounding can exceed what counts as rank.
     values = real_part((vectors.conj() * _product(entries, vectors)).sum(0)).cummax(0).values
     return (values * scale).movedim(0, -1), vectors.movedim((0, 1), (-2, -1))
+
+
+def small_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U (*, m, k), S (*, k), descending, and Vᴴ (*, k, n) of any matrices, k = min(m, n).
+
+    m and n are at most `CLOSED_SIZE`. Matrices that are not finite give NaN.
+    """
+    if matrix.shape[-2] < matrix.shape[-1]:
+        v, s, uh = small_svd(matrix.mH)
+        return uh.mH, s, v.mH
+    block = planar(matrix).movedim((-2, -1), (0, 1))
+    tiny = torch.finfo(matrix.dtype).tiny
+    scale = block.abs().amax((0, 1)).clamp_min(tiny)
+    block = block / scale
+    values: list[Tensor] = []
+    phases: list[Tensor] = []
+    left = right = None
+    while True:
+        columns = block.shape[1]
+        if columns > 1:
+            # Of a block far below the first one squares must not vanish.
+            unit = block / block.abs().amax((0, 1)).clamp_min(tiny)
+            gram = _product(unit.conj().movedim(0, 1), unit)
+            vector = _OF_SIZE[columns](gram)[1][:, -1]
+            # Of a zero block the first unit vector, as on the left: U Vᴴ is the identity then.
+            zero = gram.abs().amax((0, 1)) == 0
+            turn = _reflection(torch.where(zero, _first_unit(vector), vector))
+            right = _beside(right, turn)
+            block = _product(block, turn)
+        if block.shape[0] > 1:
+            image = block[:, 0]
+            largest = image.abs().amax(0).clamp_min(tiny)
+            image = image / largest
+            size = image.abs().square().sum(0).sqrt()
+            zero = size == 0
+            image = image / size.masked_fill(zero, 1)
+            turn = _reflection(torch.where(zero, _first_unit(image), image))
+            left = _beside(left, turn)
+            block = _product(turn, block)
+        phase = torch.sgn(block[0, 0])
+        phases.append(phase.masked_fill(block[0, 0] == 0, 1))
+        values.append(block[0, 0].abs())
+        if columns == 1:
+            break
+        block = block[1:, 1:]
+    count = len(values)
+    phase = torch.stack(phases)
+    u = phase.unsqueeze(0) if left is None else left[:, :count] * phase
+    v = torch.ones_like(phase).unsqueeze(0) if right is None else right
+    s = torch.stack(values).cummin(0).values * scale
+    return u.movedim((0, 1), (-2, -1)), s.movedim(0, -1), v.conj().movedim((0, 1), (-1, -2))
+
+
+def _first_unit(like: Tensor) -> Tensor:
+    """The first unit vector (n, *)."""
+    return torch.cat([torch.ones_like(like[:1]), torch.zeros_like(like[1:])])
+
+
+def _beside(basis: Tensor | None, turn: Tensor) -> Tensor:
+    """The basis with its last columns turned among themselves."""
+    if basis is None:
+        return turn
+    done = basis.shape[1] - turn.shape[0]
+    return torch.cat([basis[:, :done], _product(basis[:, done:], turn)], 1)
 
 
 def _one(entries: Tensor) -> tuple[Tensor, Tensor]:

@@ -85,9 +85,6 @@ class Iteration(Forward):
     """Channels up to which `cov_pool` works on the matrix on a CPU too, where a decomposition
     takes longer: measured for N = 2C and batches of 1 to 256 on 2 cores. 0: never."""
 
-    through_steps: ClassVar[bool]
-    """Whether autograd differentiates its steps, `iterate`; else the rule does, from `roots`."""
-
     def differentiated_by(self, gradient: Gradient) -> bool:
         return gradient == self
 
@@ -112,14 +109,16 @@ class Eigendecomposition(Forward):
 class RootIteration(Iteration):
     """F = √s · r(A/s), s = ‖A‖ in the Frobenius norm, for a scalar function r on [0, 1]."""
 
-    through_steps: ClassVar[bool] = False
-
     accurate: ClassVar[bool]
     """See `ApproximateRoot`."""
 
     @abstractmethod
     def least_root(self, dtype: torch.dtype) -> float:
         """See `ApproximateRoot`."""
+
+    def norm(self, eigenvalues: Tensor) -> Tensor:
+        """s of (*, m) eigenvalues: (*, 1)."""
+        return frobenius_norm(eigenvalues, (-1,))
 
     @abstractmethod
     def scalar_root(self, x: Tensor) -> Tensor:
@@ -139,7 +138,7 @@ class RootIteration(Iteration):
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
         if eigenvalues.shape[-1] == 0:
             return eigenvalues
-        norm = frobenius_norm(eigenvalues, (-1,))
+        norm = self.norm(eigenvalues)
         divisor = torch.where(norm == 0, 1, norm)
         if function.inverse_of is not None:
             result = self.scalar_inverse(eigenvalues / divisor) * divisor.rsqrt()

@@ -1,6 +1,7 @@
 """Coupled iterations for the square root and its inverse, with Newton's or minimax polynomials."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -50,6 +51,24 @@ def iterate_coupled(
     return y, z if inverse else None
 
 
+def shift_above_zero(x: Tensor, harmless: float) -> Tensor:
+    """The multiple (*, 1, 1) of I that keeps an iteration from growing at negative eigenvalues.
+
+    Where a Cholesky factorisation of x (*, n, n), of norm 1, finds eigenvalues below −`harmless`
+    (rounding errors of half-precision or float32 input), the smallest rung of a ladder of shifts
+    that lifts them; above the ladder, NaN.
+    """
+    refuse_onnx("Cholesky factorisation")
+    rungs = max(1, math.ceil(math.log(0.1 / harmless, 8)))
+    ladder = [0.0, *(harmless * 8**k for k in range(rungs + 1))]
+    shifts = torch.tensor(ladder, dtype=real_dtype(x.dtype), device=x.device)
+    identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    lifted = x[..., None, :, :] + (shifts + harmless)[:, None, None] * identity
+    failed = torch.linalg.cholesky_ex(lifted).info != 0
+    lowest = torch.where(failed, torch.inf, shifts).amin(-1)
+    return torch.where(lowest.isfinite(), lowest, torch.nan)[..., None, None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MinimaxNewtonSchulz(RootIteration):
     """The coupled Newton-Schulz iteration with minimax polynomials in place of (3I − Z Y)/2.
@@ -88,7 +107,7 @@ class MinimaxNewtonSchulz(RootIteration):
     The inverse root is Z/√‖A‖: 1/√λ to about 1e-11 at κ(A) = 1e6 (gradient 2e-11), at most
     9.7e4/√‖A‖, which is what zero gives where singular matrices are not refused.
 
-    Eigenvalues that rounding has made negative: see `_shift`.
+    Eigenvalues that rounding has made negative: see `shift_above_zero`.
     """
 
     condition: float = 1e8
@@ -133,49 +152,22 @@ class MinimaxNewtonSchulz(RootIteration):
     def normalised_roots(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:
         steps = sign_steps(self.least_root(x.dtype), x.dtype)
         identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        y = x + self._shift(x, steps)[..., None, None] * identity
-        return iterate_coupled(y, steps, inverse)
-
-    @staticmethod
-    def _shift(x: Tensor, steps: Sequence[tuple[float, float, float]]) -> Tensor:
-        """The multiple of I that keeps the iteration from growing at negative eigenvalues.
-
-        A polynomial step multiplies −ε as it multiplies ε, and below zero nothing bounds it. The
-        slope at 0 of all steps together is Π a, so −0.05/(Π a)² and above is harmless. Where a
-        Cholesky factorisation finds lower ones (rounding errors of float32 input), the smallest
-        rung of a ladder of shifts that lifts them is added; above the ladder, NaN.
-        """
-        refuse_onnx("Cholesky factorisation")
+        # A polynomial step multiplies −ε as it multiplies ε, and below zero nothing bounds it. The
+        # slope at 0 of all steps together is Π a, so −0.05/(Π a)² and above is harmless.
         harmless = 0.05 / math.prod([step[0] for step in steps]) ** 2
-        rungs = max(1, math.ceil(math.log(0.1 / harmless, 8)))
-        ladder = [0.0, *(harmless * 8**k for k in range(rungs + 1))]
-        shifts = torch.tensor(ladder, dtype=real_dtype(x.dtype), device=x.device)
-        identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        lifted = x[..., None, :, :] + (shifts + harmless)[:, None, None] * identity
-        failed = torch.linalg.cholesky_ex(lifted).info != 0
-        lowest = torch.where(failed, torch.inf, shifts).amin(-1)
-        return torch.where(lowest.isfinite(), lowest, torch.nan)
+        y = x + shift_above_zero(x, harmless) * identity
+        return iterate_coupled(y, steps, inverse)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewtonSchulz(Iteration, Gradient):
-    """The coupled Newton-Schulz iteration for the square root and its inverse, and its gradient.
+class UnrolledIteration(Iteration, Gradient):
+    """A coupled iteration for the root of A = Σ/tr(Σ) and its inverse, and its steps' derivative.
 
-    With A = Σ/tr(Σ), Y₀ = A, Z₀ = I: T = (3I − Z Y)/2, Y ← Y T, Z ← T Z; the root is √tr(Σ) · Y
-    (Li, Xie, Wang, Gao, "Towards faster training of global covariance pooling networks by
-    iterative matrix square root normalization", CVPR 2018), the inverse root Z/√tr(Σ).
-
-    It approximates: eigenvalues far below the trace have not converged. After 5 iterations an
-    eigenvalue of 1e-2 of the trace gives 0.659 of its root, one of 1e-4 gives 0.0758; after 10
-    iterations 1 − 3e-11 and 0.529. The inverse root has the same relative errors.
-
-    Y and Z are polynomials of A, so on the spectrum the iteration is a scalar recursion f, and its
+    Y and Z are functions of A, so on the spectrum the iteration is a scalar recursion f, and its
     gradient is f's divided difference, for which there is a recursion too: a few operations on n²
     numbers for each step, where the gradient in matrix products takes several of n³. The zero
     matrix gives zero, with zero gradient.
     """
-
-    functions: ClassVar[frozenset[str] | None] = frozenset({SQRT.name, INV_SQRT.name})
 
     iterations: int = 5
     """Steps of the iteration; iSQRT-COV takes 5, SVD-Newton the gradient of 10."""
@@ -183,22 +175,21 @@ class NewtonSchulz(Iteration, Gradient):
     least_dtype: ClassVar[torch.dtype] = torch.float32
     smooth: ClassVar[bool] = True
 
-    through_steps: ClassVar[bool] = True
-    iterated_channels: ClassVar[int] = 24
-    """0.75 to 0.95 of the decomposition's time at 8 to 24 channels, 0.8 to 1.3 at 48."""
-
     def __post_init__(self) -> None:
         require_integer("iterations", self.iterations, 1)
-
-    @property
-    def title(self) -> str:
-        return "Newton-Schulz"
 
     def steps(self, dtype: torch.dtype) -> int:
         return self.iterations
 
-    def product_steps(self, dtype: torch.dtype) -> tuple[Steps, float] | None:
-        return [NEWTON_SCHULZ_STEP] * self.iterations, 0.0
+    @abstractmethod
+    def normalised(
+        self, a: Tensor, inverse: bool, multiply: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The root of a matrix of trace 1 and, if asked, its inverse."""
+
+    @abstractmethod
+    def divided_difference(self, function: ScalarFunction, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f(x) and f[xᵢ, xⱼ] of x (*, m) with trace 1, to rounding, at ties too."""
 
     def iterate(self, matrix: Tensor, inverse: bool) -> tuple[Tensor, Tensor | None]:
         """F and, if asked, F⁻¹ in matrix products, differentiable by autograd: (*, n, n) each."""
@@ -213,10 +204,56 @@ class NewtonSchulz(Iteration, Gradient):
         norm = (trace * scale).sqrt()
         return torch.where(zero, 0, norm * y), None if z is None else torch.where(zero, 0, z / norm)
 
+    def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
+        normalised, trace, zero = self._normalise(eigenvalues)
+        value, divided_difference = self.divided_difference(function, normalised)
+        slope = divided_difference.diagonal(dim1=-2, dim2=-1)
+        scale = torch.where(zero, 0, trace.rsqrt())
+        if function.inverse_of is not None:
+            # The range alone is where a decomposing forward pass puts a value, but the iteration's
+            # own is (3/2)^iterations at zero, and this is its derivative.
+            scale = scale / trace
+            by_trace = -(0.5 * value + slope * normalised) * scale
+        else:
+            by_trace = (0.5 * value - slope * normalised) * scale
+        return Loewner(divided_difference.mul_(scale[..., None]), by_trace)
+
+    @staticmethod
+    def _normalise(eigenvalues: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        trace = eigenvalues.sum(-1, keepdim=True)
+        zero = trace <= 0
+        trace = torch.where(zero, 1, trace)
+        return eigenvalues / trace, trace, zero
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewtonSchulz(UnrolledIteration):
+    """The coupled Newton-Schulz iteration for the square root and its inverse, and its gradient.
+
+    With A = Σ/tr(Σ), Y₀ = A, Z₀ = I: T = (3I − Z Y)/2, Y ← Y T, Z ← T Z; the root is √tr(Σ) · Y
+    (Li, Xie, Wang, Gao, "Towards faster training of global covariance pooling networks by
+    iterative matrix square root normalization", CVPR 2018), the inverse root Z/√tr(Σ).
+
+    It approximates: eigenvalues far below the trace have not converged. After 5 iterations an
+    eigenvalue of 1e-2 of the trace gives 0.659 of its root, one of 1e-4 gives 0.0758; after 10
+    iterations 1 − 3e-11 and 0.529. The inverse root has the same relative errors. The zero matrix
+    gives zero, with zero gradient.
+    """
+
+    functions: ClassVar[frozenset[str] | None] = frozenset({SQRT.name, INV_SQRT.name})
+    iterated_channels: ClassVar[int] = 24
+    """0.75 to 0.95 of the decomposition's time at 8 to 24 channels, 0.8 to 1.3 at 48."""
+
+    @property
+    def title(self) -> str:
+        return "Newton-Schulz"
+
+    def product_steps(self, dtype: torch.dtype) -> tuple[Steps, float] | None:
+        return [NEWTON_SCHULZ_STEP] * self.iterations, 0.0
+
     def normalised(
         self, a: Tensor, inverse: bool, multiply: Callable[[Tensor, Tensor], Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """The root of a matrix of trace 1 and, if asked, its inverse."""
         return iterate_coupled(a, [NEWTON_SCHULZ_STEP] * self.iterations, inverse, multiply)
 
     def values(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Tensor:
@@ -230,22 +267,8 @@ class NewtonSchulz(Iteration, Gradient):
             return torch.where(zero, 0, trace.rsqrt() * z)
         return torch.where(zero, 0, trace.sqrt() * normalised * z)
 
-    def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
-        normalised, trace, zero = self._normalise(eigenvalues)
-        value, divided_difference = self._divided_difference(function, normalised)
-        slope = divided_difference.diagonal(dim1=-2, dim2=-1)
-        scale = torch.where(zero, 0, trace.rsqrt())
-        if function.inverse_of is not None:
-            # The range alone is where a decomposing forward pass puts a value, but the iteration's
-            # own is (3/2)^iterations at zero, and this is its derivative.
-            scale = scale / trace
-            by_trace = -(0.5 * value + slope * normalised) * scale
-        else:
-            by_trace = (0.5 * value - slope * normalised) * scale
-        return Loewner(divided_difference.mul_(scale[..., None]), by_trace)
-
-    def _divided_difference(self, function: ScalarFunction, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f(x) and f[xᵢ, xⱼ] of x (*, m) with trace 1, to rounding: nothing cancels, ties or not.
+    def divided_difference(self, function: ScalarFunction, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See the base class.
 
         s = x z² becomes s t², whose divided difference is S times tᵢtⱼ − (sᵢtᵢ + sⱼtⱼ)/2; that of
         z t is Z tⱼ − zᵢS/2. As f = x z has the square x s, f[xᵢ, xⱼ] = (sᵢ + xⱼS)/(fᵢ + fⱼ).
@@ -271,10 +294,3 @@ class NewtonSchulz(Iteration, Gradient):
         quotient = of_s.mul_(x[..., None, :]).add_(s[..., :, None])
         quotient.div_(total.masked_fill_(both_zero, 1))
         return f, torch.where(both_zero, z[..., :, None], quotient)
-
-    @staticmethod
-    def _normalise(eigenvalues: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        trace = eigenvalues.sum(-1, keepdim=True)
-        zero = trace <= 0
-        trace = torch.where(zero, 1, trace)
-        return eigenvalues / trace, trace, zero

@@ -42,6 +42,7 @@ from covpool.linalg.tables import table
 __all__ = [
     "EXP",
     "FUNCTIONS",
+    "INV_ROOT",
     "INV_SQRT",
     "LOG",
     "ON_COVARIANCES",

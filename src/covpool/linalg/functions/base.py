@@ -117,6 +117,10 @@ class ScalarFunction(ABC):
         larger, smaller = torch.maximum(row, column), torch.minimum(row, column)
         return self.divided_difference(larger, smaller)
 
+    def mirrored_loewner(self, x: Tensor) -> Tensor:
+        """f[xᵢ, −xⱼ] for all pairs of x ≥ 0, of odd functions: (*, m) → (*, m, m)."""
+        return self.divided_difference(x.unsqueeze(-1), -x.unsqueeze(-2))
+
     def confluent_difference(self, x: Tensor, y: Tensor) -> Tensor:
         """f[x, x, y] = (f′(x) − f[x, y]) / (x − y) for x and y in any order; f″(x)/2 at a tie."""
         if self.is_rate:
@@ -207,9 +211,12 @@ class OnTheRange(ScalarFunction):
 
     def loewner(self, x: Tensor) -> Tensor:
         row, column = x.unsqueeze(-1), x.unsqueeze(-2)
-        larger, smaller = torch.maximum(row, column), torch.minimum(row, column)
-        zero, larger = guarded(larger)
-        exact = self.divided_difference(larger, smaller)
+        return self.difference_on_range(torch.maximum(row, column), torch.minimum(row, column))
+
+    def difference_on_range(self, a: Tensor, b: Tensor) -> Tensor:
+        """f[a, b] for a ≥ b ≥ 0."""
+        zero, a = guarded(a)
+        exact = self.divided_difference(a, b)
         return torch.where(zero, self.divided_difference_at_zero(exact), exact)
 
 

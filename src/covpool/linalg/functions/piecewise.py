@@ -1,4 +1,4 @@
-"""Functions of two linear pieces: the absolute value, the sign, clamps."""
+"""Functions of linear pieces: the absolute value, the sign, clamps, thresholds."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from covpool.linalg.functions.differences import guarded
 
 
 class _PiecewiseLinear(ScalarFunction):
-    """A function of two linear pieces, of which values and differences take a rounding or two.
+    """A function of linear pieces, of which values and differences take a rounding or two.
 
     Where the pieces meet the first derivative is that of the class, and the second counts as 0.
     """
@@ -98,10 +98,10 @@ class _Sign(_PiecewiseLinear):
         return result @ result, projector()
 
 
-class _ClampMinRateRate(WithParameter, _PiecewiseLinear):
-    """0, the second derivative of max(λ, bound) by the bound where no λ is on it."""
+class _NoRate(WithParameter, _PiecewiseLinear):
+    """0: how a jump, or a function of one slope, changes with the bound where no λ is on it."""
 
-    name = "clamp_min · rate²"
+    name = "zero rate"
     parameter = "bound"
     is_rate = True
 
@@ -111,11 +111,11 @@ class _ClampMinRateRate(WithParameter, _PiecewiseLinear):
     slope = value
 
 
-class _ClampMinRate(_ClampMinRateRate):
+class _ClampMinRate(_NoRate):
     """1 for λ up to the bound, 0 above: the derivative of max(λ, bound) by the bound."""
 
     name = "clamp_min · rate"
-    rate = _ClampMinRateRate()
+    rate = _NoRate()
 
     def value(self, x: Tensor) -> Tensor:
         return (x <= self.beside(x)).to(x.dtype)
@@ -135,7 +135,79 @@ class _ClampMin(WithParameter, _PiecewiseLinear):
         return (x > self.beside(x)).to(x.dtype)
 
 
+class _Identity(_PiecewiseLinear):
+    name = "identity"
+    smooth_at_zero = True
+
+    def value(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+    def slope(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x)
+
+
+class _ClipRate(_NoRate):
+    """±1 from the bound on, 0 between: the derivative of the clipped λ by the bound."""
+
+    name = "clip · rate"
+    rate = _NoRate()
+
+    def value(self, x: Tensor) -> Tensor:
+        return torch.where(x.abs() >= self.beside(x), x.sign(), 0)
+
+
+class _Clip(WithParameter, _PiecewiseLinear):
+    """λ between −bound and bound, else the nearer of them. At the bound the derivative is 0."""
+
+    name = "clip"
+    parameter = "bound"
+    smooth_at_zero = True
+    rate = _ClipRate()
+
+    def value(self, x: Tensor) -> Tensor:
+        bound = self.beside(x)
+        return torch.maximum(torch.minimum(x, bound), -bound)
+
+    def slope(self, x: Tensor) -> Tensor:
+        return (x.abs() < self.beside(x)).to(x.dtype)
+
+
+class _SoftThresholdRate(_ClipRate):
+    """∓1 beyond the threshold, 0 up to it."""
+
+    name = "soft_threshold · rate"
+    parameter = "threshold"
+
+    def value(self, x: Tensor) -> Tensor:
+        return torch.where(x.abs() > self.beside(x), -x.sign(), 0)
+
+
+class _SoftThreshold(_Clip):
+    """λ − clip(λ), whose differences are exact where those of its own values would cancel."""
+
+    name = "soft_threshold"
+    parameter = "threshold"
+    rate = _SoftThresholdRate()
+
+    def value(self, x: Tensor) -> Tensor:
+        return x - super().value(x)
+
+    def slope(self, x: Tensor) -> Tensor:
+        return (x.abs() > self.beside(x)).to(x.dtype)
+
+    def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
+        clip = CLIP.bind(self._parameter)
+        return torch.where(a == b, self.slope(a), 1 - clip.divided_difference(a, b))
+
+    def confluent_difference(self, x: Tensor, y: Tensor) -> Tensor:
+        return -CLIP.bind(self._parameter).confluent_difference(x, y)
+
+
 ABS = _Abs()
 POSITIVE_PART = _PositivePart()
 SIGN = _Sign()
 CLAMP_MIN = _ClampMin()
+IDENTITY = _Identity()
+NO_RATE = _NoRate()
+CLIP = _Clip()
+SOFT_THRESHOLD = _SoftThreshold()

@@ -15,7 +15,7 @@ from torch import Tensor
 from covpool.linalg.functions import INV_SQRT, SQRT, ScalarFunction
 from covpool.linalg.gradients.base import Gradient, Loewner
 from covpool.linalg.sign import sign_quotient, sign_steps
-from covpool.linalg.spectrum import frobenius_norm, symmetric_part
+from covpool.linalg.spectrum import symmetric_part
 
 CUSHION = 1024
 """How many roundings per row the largest eigenvalue is kept below 1 by, a sixteenth at most. Of 126
@@ -77,10 +77,17 @@ def null_factor(signs: Tensor) -> Tensor:
 
 
 class ApproximateRoot(Protocol):
-    """What the rule needs of a root F = √‖A‖ · r(A/‖A‖), r a scalar function on [0, 1]."""
+    """What the rule needs of a root F = √s · r(A/s), r a scalar function on [0, 1].
+
+    s is a norm of A ≥ 0 that no eigenvalue exceeds: the Frobenius norm, or the trace.
+    """
 
     accurate: ClassVar[bool]
     """Whether r is the square root to rounding, so that the Lyapunov equation differentiates it."""
+
+    def norm(self, eigenvalues: Tensor) -> Tensor:
+        """s of (*, m) eigenvalues: (*, 1)."""
+        ...
 
     def least_root(self, dtype: torch.dtype) -> float:
         """The least r that the Lyapunov equation has to resolve when computing in `dtype`."""
@@ -92,6 +99,10 @@ class ApproximateRoot(Protocol):
 
     def scalar_inverse(self, x: Tensor) -> Tensor:
         """1/r(x), elementwise."""
+        ...
+
+    def roots(self, matrix: Tensor, inverse: bool) -> tuple[Tensor, ...]:
+        """F (*, n, n), √s (*, 1, 1) and, if asked, F⁻¹, of matrices; without a gradient."""
         ...
 
 
@@ -118,7 +129,7 @@ class Lyapunov(Gradient):
         return self.forward
 
     def solve(self, right: Tensor, root: Tensor, scale: Tensor) -> Tensor:
-        """P of symmetric G and F, by matrix products; 0 where the scale √‖A‖ is."""
+        """P of symmetric G and F, by matrix products; 0 where the scale √s is."""
         zero = scale == 0
         least = self.forward.least_root(root.dtype)
         singular = self.forward.accurate
@@ -126,7 +137,7 @@ class Lyapunov(Gradient):
         return torch.where(zero, 0, solution)
 
     def loewner(self, function: ScalarFunction, eigenvalues: Tensor, size: int) -> Loewner:
-        norm = frobenius_norm(eigenvalues, (-1,))
+        norm = self.forward.norm(eigenvalues)
         divisor = torch.where(norm == 0, 1, norm)
         roots = self.forward.scalar_root(eigenvalues / divisor)
         least = self.forward.least_root(eigenvalues.dtype)

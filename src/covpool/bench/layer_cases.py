@@ -1,10 +1,12 @@
-"""What is measured: our methods, the peers' layers, and the floor, each as one step to repeat."""
+"""The layers that are measured: our methods, the peers' layers, and the floor, as cases.
+
+Each prepares its step from features (B, C, H, W) and the weight of the loss (B, C, C). The step
+does forward and backward once and returns the root and the features' gradient (the floor: the last
+products of either).
+"""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,42 +14,13 @@ from torch import Tensor
 from covpool.bench.checkouts import as_published
 from covpool.bench.features import triangle_weight
 from covpool.bench.peers import OpenPeer, Output, PeerRow, Root
+from covpool.bench.timing import Case, Step
 from covpool.linalg.covariance import centre, works_on_gram
 from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.methods import METHODS
 from covpool.pooling import cov_pool, triu_vector
 
-Step = Callable[[], tuple[Tensor, ...]]
 Solver = Callable[[Tensor], tuple[Tensor, ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One row of the table.
-
-    Attributes:
-        name: unique among the cases.
-        kind: whose it is.
-        prepare: from features (B, C, H, W) and the weight of the loss (B, C, C) to a step, which
-            does forward and backward once and returns the root and the features' gradient (the
-            floor: the last products of either).
-        output: what the step computes.
-        method: our method's name, or the peer's row's.
-        peer: the peer's name.
-        counterparts: of a peer's row, our methods that it is compared with.
-        note: what to know when reading its row.
-        context: what the steps are to run in; entered outside the clock.
-    """
-
-    name: str
-    kind: Literal["covpool", "peer", "floor"]
-    prepare: Callable[[Tensor, Tensor], Step]
-    output: Output = "matrix"
-    method: str
-    peer: str | None = None
-    counterparts: tuple[str, ...] = ()
-    note: str = ""
-    context: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def with_output(name: str, output: Output) -> str:
@@ -78,10 +51,8 @@ def own_case(method: str, output: Output, compute_dtype: torch.dtype | None = No
 
     return Case(
         name=with_output(method, output),
-        kind="covpool",
         prepare=partial(differentiated, pool, output),
-        output=output,
-        method=method,
+        facts={"method": method, "output": output, "note": ""},
     )
 
 
@@ -102,11 +73,13 @@ def peer_case(opened: OpenPeer, row: PeerRow, vector: bool) -> Case:
         name=f"{opened.peer.name}/{with_output(row.name, output)}",
         kind="peer",
         prepare=prepare,
-        output=output,
-        method=row.name,
-        peer=opened.peer.name,
-        counterparts=row.counterparts,
-        note=row.note,
+        facts={
+            "method": row.name,
+            "peer": opened.peer.name,
+            "output": output,
+            "counterparts": [with_output(method, output) for method in row.counterparts],
+            "note": row.note,
+        },
         context=partial(as_published, opened.device),
     )
 
@@ -124,11 +97,11 @@ def make_cases(
     alone, the methods that it is compared with are measured with the triangle too.
     """
     theirs = [peer_case(opened, row, vector) for opened in peers for row in opened.peer.rows]
-    ours = [own_case(m, "triangle" if vector else "matrix", compute_dtype) for m in methods]
-    if not vector:
-        wanted = {m for case in theirs if case.output == "triangle" for m in case.counterparts}
-        ours += [own_case(m, "triangle", compute_dtype) for m in methods if m in wanted]
-    return ours + theirs
+    compared = {name for case in theirs for name in case.facts["counterparts"]}
+    plain: Output = "triangle" if vector else "matrix"
+    ours = [own_case(method, plain, compute_dtype) for method in methods]
+    gathered = [own_case(method, "triangle", compute_dtype) for method in methods]
+    return [*ours, *(case for case in gathered if not vector and case.name in compared), *theirs]
 
 
 def floor_cases(dtypes: Iterable[torch.dtype], device: torch.device) -> list[Case]:
@@ -139,11 +112,10 @@ def floor_cases(dtypes: Iterable[torch.dtype], device: torch.device) -> list[Cas
     """
     return [
         Case(
-            name=f"floor: {name}, products in {str(dtype).removeprefix('torch.')}",
+            name=f"floor: {name}, products in {(note := str(dtype).removeprefix('torch.'))}",
             kind="floor",
             prepare=partial(_floor, solver, dtype),
-            method=name,
-            note=str(dtype).removeprefix("torch."),
+            facts={"method": name, "output": "matrix", "note": note},
         )
         for dtype in dict.fromkeys(dtypes)
         for name, solver in solvers(device).items()

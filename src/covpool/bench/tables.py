@@ -1,0 +1,54 @@
+"""Records as tables for people."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+Columns = Mapping[str, Callable[[Row], str]]
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+"""Title, header and rows."""
+
+
+def table(title: str, columns: Columns, rows: Iterable[Row]) -> Table:
+    """A column for each function, and a line for each row; "failed" stands once in a line."""
+    shown = []
+    for row in rows:
+        cells = [show(row) for show in columns.values()]
+        if row.get("error"):
+            cells[1:] = ["failed", *["-"] * (len(cells) - 2)]
+        shown.append(cells)
+    return title, list(columns), shown
+
+
+def column(name: str, form: str = "{}", scale: float = 1) -> Callable[[Row], str]:
+    """What shows that figure of a row, times the scale; "-" where it is missing."""
+
+    def show(row: Row) -> str:
+        value = row.get(name)
+        return "-" if value is None else form.format(value if scale == 1 else scale * value)
+
+    return show
+
+
+def quartiles(row: Row) -> str:
+    low, high = row["lower_quartile"], row["upper_quartile"]
+    return "-" if low is None else f"{1e3 * low:.4g} to {1e3 * high:.4g}"
+
+
+NAME = column("name")
+TIMES: Columns = {"ms": column("median", "{:.4g}", 1e3), "quartiles": quartiles}
+MEMORY: Columns = {"peak MiB": column("memory", "{:.1f}", 1 / (1 << 20))}
+RATIO = "{:.3g}"
+
+
+def failures(record: Row) -> Iterator[str]:
+    """A line for whatever could not be measured at a shape."""
+    for row in record.get("cases", ()):
+        if row["error"]:
+            yield f"{row['name']} failed: {row['error']}"
+        if row.get("memory_error"):
+            yield f"{row['name']}: peak memory not measured: {row['memory_error']}"
+        for entry in row.get("accuracy", ()):
+            if "error" in entry:
+                at = f"errors at cond {entry['condition']:.0e}"
+                yield f"{row['name']}: {at} not measured: {entry['error']}"

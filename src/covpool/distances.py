@@ -1,0 +1,572 @@
+"""Distances and divergences of covariances and density matrices, differentiable where they are 0.
+
+`import covpool.distances` needs PyTorch alone. `DISTANCES` lists the metrics, each with its square:
+`DISTANCES["stein"]` and `stein` are the same function. Matrices are (*, n, n), symmetric or complex
+Hermitian, of any floating-point dtype and computed in float64; the batches of two broadcast.
+Results are real, in the dtype of the input.
+
+Values. Where two matrices are close, the textbook formulas subtract numbers of order one. Here
+their difference A − B enters, which subtracts exactly, so a square has a relative error of about
+κ(A) · 1e-15 however small it is: 1e-16 between matrices that are 1e-8 apart is right to its digits.
+
+Derivatives. Squares, divergences and entropies are smooth at A = B, ties included: gradients and
+second derivatives are right there, reverse and forward mode, to rounding errors in proportion to
+the matrices. A distance that is not squared has a kink at 0, where its derivative counts as 0.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from covpool.linalg import checks
+from covpool.linalg.evaluate import evaluate
+from covpool.linalg.functions import ABS, ENTROPY, LOG, SQRT, ScalarFunction
+from covpool.linalg.precision import full_precision
+from covpool.linalg.spectrum import (
+    name_samples,
+    of_kind,
+    rank_tolerance,
+    real_dtype,
+    real_part,
+    symmetric_part,
+)
+from covpool.linalg.tables import table
+from covpool.linalg.transforms import unreadable
+from covpool.pooling import cov_pool
+
+__all__ = [
+    "DISTANCES",
+    "Distance",
+    "affine_invariant",
+    "bures_wasserstein",
+    "fidelity",
+    "frechet",
+    "frechet_from_samples",
+    "log_euclidean",
+    "relative_entropy",
+    "stein",
+    "von_neumann_entropy",
+]
+
+NEAR = 1 / 16
+"""How far A⁻¹B may be from the identity, to be taken as close: the formulas for close matrices lose
+the digits of the condition number, the others those of the distance."""
+
+Domain = Literal["λ ≥ 0", "λ > 0"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """A metric d of positive (semi-)definite matrices; called with two, it computes d or d².
+
+    Attributes:
+        name: its key in `DISTANCES`.
+        formula: d², in words of the docs.
+        domain: the eigenvalues for which it is finite; others are refused.
+        square: (A, B) → d² of Hermitian float64 matrices of one shape.
+        reference: the source.
+    """
+
+    name: str
+    formula: str
+    domain: Domain
+    square: Callable[[Tensor, Tensor], Tensor]
+    reference: str
+
+    def __call__(
+        self, first: Tensor, second: Tensor, *, squared: bool = False, check: bool = True
+    ) -> Tensor:
+        """d(A, B), or its square, which is smooth at A = B.
+
+        Args:
+            first, second: (*, n, n), A and B; see the module.
+            squared: whether the square is returned.
+            check: whether to refuse matrices that are not finite, symmetric and of the domain, by
+                index. Off, and inside torch.compile and torch.func transforms, singular matrices
+                give NaN, infinities or the value on their range.
+
+        Returns:
+            (*), real.
+
+        Raises:
+            TypeError: not a tensor.
+            ValueError: not square, of different size, and, with `check`, what it refuses.
+        """
+        a, b, dtype = _pair(self.name, first, second, (self.domain, self.domain), check)
+        with full_precision(a):
+            value = self.square(a, b)
+            if check and not unreadable(value) and not value.detach().isfinite().all():
+                raise ValueError(
+                    f"{self.name}: no finite value{name_samples(~value.isfinite())}; the "
+                    "eigenvalues of A⁻¹B range further than float64 resolves: add a multiple of "
+                    "the identity to both"
+                )
+            return (value if squared else _root(value)).to(dtype)
+
+
+def _pair(
+    name: str, first: Tensor, second: Tensor, domains: tuple[Domain, Domain], check: bool
+) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Both in float64 with one batch shape, and the real dtype of the result."""
+    for which, matrix in (("first", first), ("second", second)):
+        _check_shape(f"{name}: {which} matrix", matrix)
+    if first.shape[-1] != second.shape[-1]:
+        raise ValueError(
+            f"{name} needs matrices of one size, got shapes {tuple(first.shape)} and "
+            f"{tuple(second.shape)}"
+        )
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    a = _single(f"{name}: first matrix", first, domains[0], check)
+    b = _single(f"{name}: second matrix", second, domains[1], check)
+    try:
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: batch shapes {tuple(first.shape[:-2])} and {tuple(second.shape[:-2])} do not "
+            "broadcast"
+        ) from None
+    wide = torch.promote_types(a.dtype, b.dtype)
+    return a.to(wide).expand(shape), b.to(wide).expand(shape), real_dtype(dtype)
+
+
+def _check_shape(name: str, matrix: Tensor) -> None:
+    checks.square(name, matrix, complex_too=True)
+    if matrix.shape[-1] == 0:
+        raise ValueError(f"{name} needs a size of 1 or more, got shape {tuple(matrix.shape)}")
+
+
+def _single(name: str, matrix: Tensor, domain: Domain, check: bool) -> Tensor:
+    """The Hermitian part in float64; matrices that are not of the domain are refused."""
+    values = matrix.detach()
+    if check and matrix.numel() and not unreadable(values):
+        checks.entries(name, values, checks.exactly_symmetric(values))
+        wide = symmetric_part(values.to(of_kind(torch.float64, values.dtype)))
+        checks.positive_semidefinite_matrix(name, wide, values.dtype, None)
+        if domain == "λ > 0":
+            _refuse_singular(name, wide)
+    return symmetric_part(matrix.to(of_kind(torch.float64, matrix.dtype)))
+
+
+def _refuse_singular(name: str, matrix: Tensor) -> None:
+    largest = matrix.abs().amax((-2, -1), keepdim=True)
+    normalised = matrix / torch.where(largest > 0, largest, 1)
+    least = rank_tolerance(matrix.shape[-1], matrix.dtype)
+    bad = torch.linalg.cholesky_ex(normalised - least * _identity(matrix)).info != 0
+    if bad.any():
+        raise ValueError(
+            f"{name} singular{name_samples(bad)}, where the distance is infinite; add a multiple "
+            "of the identity, or take bures_wasserstein, which is finite there"
+        )
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    return real_part(matrix.diagonal(dim1=-2, dim2=-1)).sum(-1)
+
+
+def _squares(values: Tensor) -> Tensor:
+    """|x|² of each."""
+    return real_part(values * values.conj())
+
+
+def _norm_squared(matrix: Tensor) -> Tensor:
+    return _squares(matrix).sum((-2, -1))
+
+
+def _root(square: Tensor) -> Tensor:
+    """√x with derivative 0 at 0, and 0 for what rounding has made negative."""
+    positive = square > 0
+    root = torch.where(positive, square, 1).sqrt()
+    # This way round so that NaN stays NaN.
+    return torch.where(positive | square.isnan(), root * torch.where(positive, 1, square), 0)
+
+
+def _lifted(function: ScalarFunction, matrix: Tensor) -> Tensor:
+    (found,) = evaluate(
+        *("distances", (function,), matrix, (None,), "exact", None),
+        check=False,
+        return_info=False,
+    )
+    return found
+
+
+def _nuclear_norm(matrix: Tensor) -> Tensor:
+    """Σσ of (*, m, n) with derivatives of second order, at ties too: tr|[[0, M], [Mᴴ, 0]]|/2.
+
+    Singular values that are zero to rounding have derivative 0.
+    """
+    rows, columns = matrix.shape[-2:]
+    upper = torch.nn.functional.pad(matrix, (rows, 0, 0, columns))
+    return _trace(_lifted(ABS, upper + upper.mH)) / 2
+
+
+def _valued(smooth: Tensor, accurate: Tensor) -> Tensor:
+    """The accurate value, detached, with the derivatives of the other."""
+    return accurate.detach() + (smooth - smooth.detach())
+
+
+def _bures_wasserstein(a: Tensor, b: Tensor) -> Tensor:
+    """tr A + tr B − 2 ‖√A √B‖_*, and as squares: ‖√A − √B U‖² with the best unitary U.
+
+    With √A √B = W diag(h) Yᴴ, A = V diag(a) Vᴴ and Δ = B − A, that is for close matrices
+
+        Σᵢⱼ |(Vᴴ Δ √A W)ᵢⱼ|² / (aᵢ + hⱼ)²,
+
+    as D = √B U − √A solves √A Dᴴ + D (√B U)ᴴ = Δ.
+    """
+    p, q = _lifted(SQRT, a), _lifted(SQRT, b)
+    product = p @ q
+    smooth = _trace(a) + _trace(b) - 2 * _nuclear_norm(product)
+    with torch.no_grad():
+        a, p, q = a.detach(), p.detach(), q.detach()
+        w, h, yh = torch.linalg.svd(product.detach(), full_matrices=False)
+        apart = _norm_squared(p - q @ (w @ yh).mH)
+        values, vectors = torch.linalg.eigh(a)
+        delta = b.detach() - a
+        sums = values[..., :, None].clamp_min(0) + h[..., None, :]
+        parts = (vectors.mH @ delta @ p @ w) / torch.where(sums > 0, sums, 1)
+        near = torch.linalg.matrix_norm(delta) <= NEAR * values[..., 0]
+        accurate = torch.where(near, _norm_squared(parts), apart)
+    return _valued(smooth, accurate)
+
+
+class _Mixed(NamedTuple):
+    """A = V diag(a) Vᴴ and B = W diag(b) Wᴴ: a (*, n, 1), b (*, 1, n), V, W and Vᴴ (A − B) W.
+
+    As (Vᴴ (f(A) − f(B)) W)ᵢⱼ = f[aᵢ, bⱼ] (Vᴴ (A − B) W)ᵢⱼ, a difference of functions comes from
+    that of the matrices, however small.
+    """
+
+    a: Tensor
+    b: Tensor
+    left: Tensor
+    right: Tensor
+    difference: Tensor
+
+
+def _mixed(first: Tensor, second: Tensor, function: ScalarFunction) -> _Mixed:
+    a, v = torch.linalg.eigh(first)
+    b, w = torch.linalg.eigh(second)
+    a, b = (function.clip(x, x.shape[-1]) for x in (a, b))
+    return _Mixed(a[..., :, None], b[..., None, :], v, w, v.mH @ (first - second) @ w)
+
+
+def _log_euclidean(a: Tensor, b: Tensor) -> Tensor:
+    difference = _lifted(LOG, a) - _lifted(LOG, b)
+    with torch.no_grad():
+        mixed = _mixed(a.detach(), b.detach(), LOG)
+        larger, smaller = torch.maximum(mixed.a, mixed.b), torch.minimum(mixed.a, mixed.b)
+        zero = larger == 0
+        slopes = LOG.divided_difference(torch.where(zero, 1, larger), smaller)
+        accurate = mixed.left @ (slopes * mixed.difference) @ mixed.right.mH
+    return _norm_squared(_valued(difference, accurate))
+
+
+def _whitened(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """L⁻¹ B L⁻ᴴ and L⁻¹ (B − A) L⁻ᴴ with A = L Lᴴ."""
+    factor = torch.linalg.cholesky_ex(a)[0]
+
+    def congruence(matrix: Tensor) -> Tensor:
+        half = torch.linalg.solve_triangular(factor, matrix, upper=False)
+        return symmetric_part(torch.linalg.solve_triangular(factor, half.mH, upper=False))
+
+    return congruence(b), congruence(b - a)
+
+
+def _affine_invariant(a: Tensor, b: Tensor) -> Tensor:
+    """‖log(L⁻¹ B L⁻ᴴ)‖²; of close matrices log1p of the eigenvalues of L⁻¹ (B − A) L⁻ᴴ."""
+    whitened, change = _whitened(a, b)
+    logarithm = _lifted(LOG, whitened)
+    with torch.no_grad():
+        spectrum = torch.linalg.eigvalsh(whitened.detach())
+        lost = (LOG.clip(spectrum, spectrum.shape[-1]) == 0).any(-1)[..., None, None]
+        values, vectors = torch.linalg.eigh(change.detach())
+        close = (vectors * torch.log1p(values.clamp_min(-0.5))[..., None, :]) @ vectors.mH
+        near = _within(values)[..., None, None]
+        accurate = torch.where(near, close, logarithm.detach())
+        accurate = torch.where(lost, torch.nan, accurate)
+    return _norm_squared(_valued(logarithm, accurate))
+
+
+def _within(values: Tensor) -> Tensor:
+    return (values.abs() < NEAR).all(-1)
+
+
+def _log_determinant(matrix: Tensor) -> Tensor:
+    factor = torch.linalg.cholesky_ex(matrix)[0]
+    return 2 * real_part(factor.diagonal(dim1=-2, dim2=-1)).log().sum(-1)
+
+
+def _stein(a: Tensor, b: Tensor) -> Tensor:
+    """log det (A + B)/2 − ½ log det A B; of close ones ½ Σ log(1 + μ²/4(1 + μ)), μ as above."""
+    mean = _log_determinant((a + b) / 2)
+    smooth = mean - (_log_determinant(a) + _log_determinant(b)) / 2
+    with torch.no_grad():
+        _, change = _whitened(a.detach(), b.detach())
+        values = torch.linalg.eigvalsh(change)
+        near, values = _within(values), values.clamp_min(-0.5)
+        close = torch.log1p(values.square() / (4 * (1 + values))).sum(-1) / 2
+        accurate = torch.where(near, close, smooth.detach())
+    return _valued(smooth, accurate)
+
+
+bures_wasserstein = Distance(
+    name="bures-wasserstein",
+    formula="tr A + tr B − 2 tr (A^(1/2) B A^(1/2))^(1/2)",
+    domain="λ ≥ 0",
+    square=_bures_wasserstein,
+    reference="Bhatia, Jain, Lim: On the Bures-Wasserstein distance between positive definite "
+    "matrices, Expositiones Mathematicae 37, 2019",
+)
+
+log_euclidean = Distance(
+    name="log-euclidean",
+    formula="‖log A − log B‖²",
+    domain="λ > 0",
+    square=_log_euclidean,
+    reference="Arsigny, Fillard, Pennec, Ayache: Log-Euclidean metrics for fast and simple "
+    "calculus on diffusion tensors, Magnetic Resonance in Medicine 56, 2006",
+)
+
+affine_invariant = Distance(
+    name="affine-invariant",
+    formula="‖log(A^(−1/2) B A^(−1/2))‖²",
+    domain="λ > 0",
+    square=_affine_invariant,
+    reference="Pennec, Fillard, Ayache: A Riemannian framework for tensor computing, "
+    "International Journal of Computer Vision 66, 2006",
+)
+
+stein = Distance(
+    name="stein",
+    formula="log det (A + B)/2 − ½ log det A B",
+    domain="λ > 0",
+    square=_stein,
+    reference="Sra: Positive definite matrices and the S-divergence, Proceedings of the AMS 144, "
+    "2016",
+)
+
+DISTANCES: Mapping[str, Distance] = table(
+    {row.name: row for row in (bures_wasserstein, log_euclidean, affine_invariant, stein)},
+    kind="distance",
+)
+
+
+def von_neumann_entropy(matrix: Tensor, *, check: bool = True) -> Tensor:
+    """−tr A log A of positive semi-definite matrices, with 0 log 0 = 0: (*, n, n) → (*).
+
+    That is the von Neumann entropy where the trace is one; others are not normalised. At deficient
+    rank the derivative is that along changes that keep the rank.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: not square and, with `check`, not finite, symmetric or positive semi-definite.
+    """
+    name = "von_neumann_entropy"
+    _check_shape(name, matrix)
+    with full_precision(matrix):
+        found = _trace(_lifted(ENTROPY, _single(name, matrix, "λ ≥ 0", check)))
+        return found.to(real_dtype(matrix.dtype))
+
+
+def relative_entropy(first: Tensor, second: Tensor, *, check: bool = True) -> Tensor:
+    """Quantum relative entropy D(A‖B) = tr A (log A − log B) − tr A + tr B: not symmetric, ≥ 0.
+
+    The last two terms cancel for density matrices, whose trace is one; with them it is positive and
+    smooth at A = B for other matrices too, and known as the von Neumann divergence.
+
+    Rank deficiency: 0 log 0 = 0, so A may be singular. Where A has a part outside the range of B
+    (more than n · finfo(float64).eps of its trace), D is inf, and the gradient that of the part
+    within. Derivatives are those along changes that keep the rank.
+
+    Args:
+        first, second: (*, n, n), A and B, positive semi-definite; see the module.
+        check: as for `Distance`.
+
+    Returns:
+        (*), real.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: as `Distance`.
+    """
+    a, b, dtype = _pair("relative_entropy", first, second, ("λ ≥ 0", "λ ≥ 0"), check)
+    with full_precision(a):
+        crossed = real_part(a * _lifted(LOG, b).conj()).sum((-2, -1))
+        smooth = -_trace(_lifted(ENTROPY, a)) - crossed - _trace(a) + _trace(b)
+        with torch.no_grad():
+            rho, sigma = a.detach(), b.detach()
+            values, vectors = torch.linalg.eigh(sigma)
+            shares = real_part(vectors.conj() * (rho @ vectors)).sum(-2)
+            null = LOG.clip(values, values.shape[-1]) == 0
+            tolerance = rank_tolerance(values.shape[-1], rho.dtype)
+            outside = torch.where(null, shares, 0).sum(-1) > tolerance * _trace(rho)
+            # Where f = λ log λ, it is Σ f[aᵢ, bⱼ, bⱼ] |(Vᴴ (A − B) W)ᵢⱼ|², and no term is negative.
+            mixed = _mixed(rho, sigma, LOG)
+            y = torch.where(mixed.b > 0, mixed.b, 1)
+            x = torch.where(mixed.a > 0, mixed.a, y)
+            curvature = torch.where(mixed.a > 0, -ENTROPY.confluent_difference(y, x), 1 / y)
+            parts = torch.where(mixed.b > 0, curvature, 0) * _squares(mixed.difference)
+            beyond = torch.where(outside, math.inf, 0.0).to(values.dtype)
+        return (_valued(smooth, parts.sum((-2, -1))) + beyond).to(dtype)
+
+
+def fidelity(first: Tensor, second: Tensor, *, check: bool = True) -> Tensor:
+    """F(A, B) = (tr (A^(1/2) B A^(1/2))^(1/2))², for density matrices from 0 to 1.
+
+    Its square root is also called fidelity. Near 1, the distance is in 1 − √F, which is half of
+    `bures_wasserstein` squared for matrices of trace one, without cancellation. At deficient rank
+    it is finite, its derivative along changes that keep the rank.
+
+    Args:
+        first, second: (*, n, n), positive semi-definite; see the module.
+        check: as for `Distance`.
+
+    Returns:
+        (*), real.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: as `Distance`.
+    """
+    a, b, dtype = _pair("fidelity", first, second, ("λ ≥ 0", "λ ≥ 0"), check)
+    with full_precision(a):
+        return _nuclear_norm(_lifted(SQRT, a) @ _lifted(SQRT, b)).square().to(dtype)
+
+
+def frechet(
+    first_mean: Tensor,
+    first_covariance: Tensor,
+    second_mean: Tensor,
+    second_covariance: Tensor,
+    *,
+    squared: bool = False,
+    check: bool = True,
+) -> Tensor:
+    """The Fréchet distance of Gaussians, √(‖μ₁ − μ₂‖² + `bures_wasserstein`(Σ₁, Σ₂)²).
+
+    The 2-Wasserstein distance of the two; its square is the FID of the features of images.
+
+    Args:
+        first_mean, second_mean: (*, n).
+        first_covariance, second_covariance: (*, n, n), positive semi-definite.
+        squared, check: as for `Distance`.
+
+    Returns:
+        (*), real.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: means that are not real or complex floating-point vectors of the covariances'
+            size, and as `Distance`.
+
+    Source: Dowson, Landau, "The Fréchet distance between multivariate normal distributions",
+    Journal of Multivariate Analysis 12, 1982.
+    """
+    for which, mean, covariance in (
+        ("first", first_mean, first_covariance),
+        ("second", second_mean, second_covariance),
+    ):
+        checks.floating(f"frechet: {which} mean", mean, complex_too=True)
+        checks.tensor(f"frechet: {which} covariance", covariance)
+        if mean.ndim < 1 or mean.shape[-1:] != covariance.shape[-1:]:
+            raise ValueError(
+                f"frechet: {which} mean of shape {tuple(mean.shape)} does not go with a covariance "
+                f"of shape {tuple(covariance.shape)}; needs (*, n) and (*, n, n)"
+            )
+        if check and not unreadable(mean):
+            checks.finite(f"frechet: {which} mean", mean, sample_dims=1)
+    name = "frechet"
+    a, b, dtype = _pair(name, first_covariance, second_covariance, ("λ ≥ 0", "λ ≥ 0"), check)
+    for mean in (first_mean, second_mean):
+        dtype = torch.promote_types(dtype, real_dtype(mean.dtype))
+    with full_precision(a):
+        wide = of_kind(torch.float64, torch.promote_types(first_mean.dtype, second_mean.dtype))
+        apart = _squares(first_mean.to(wide) - second_mean.to(wide)).sum(-1)
+        value = apart + _bures_wasserstein(a, b)
+        return (value if squared else _root(value)).to(dtype)
+
+
+def frechet_from_samples(
+    first: Tensor,
+    second: Tensor,
+    *,
+    correction: int = 1,
+    squared: bool = False,
+    check: bool = True,
+) -> Tensor:
+    """The Fréchet distance of two sets of features, by singular values of the samples themselves.
+
+    With X and Y the centred samples over √(N − correction), tr (Σ₁^(1/2) Σ₂ Σ₁^(1/2))^(1/2) is
+    the sum of the singular values of X Yᴴ: no product of covariances is formed, whose rounding
+    loses half of the digits, and N < n samples are no special case.
+
+    Args:
+        first, second: (*, N, n) and (*, M, n), one sample in a row; N and M may differ.
+        correction: N − correction divides the sum of squares: 1 as in numpy.cov, or 0.
+        squared: as for `Distance`; the square is the FID.
+        check: whether to refuse features that are not finite.
+
+    Returns:
+        (*), real, in the dtype of the input.
+
+    Derivatives of second order are right, at A = B and where N ≤ n too; where N > n, those of the
+    covariance's root are along changes that keep its rank.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: not floating point, no two dimensions, another n, no more samples than
+            `correction` and, with `check`, features that are not finite, by index.
+    """
+    name = "frechet_from_samples"
+    for which, x in (("first", first), ("second", second)):
+        checks.floating(f"{name}: {which} features", x, complex_too=True)
+        if x.ndim < 2 or x.shape[-2] <= correction:
+            raise ValueError(
+                f"{name} needs features (*, N, n) of more than {correction} samples, got shape "
+                f"{tuple(x.shape)}"
+            )
+        if check and not unreadable(x):
+            checks.finite(f"{name}: {which} features", x, sample_dims=2)
+    if first.shape[-1] != second.shape[-1]:
+        raise ValueError(
+            f"{name} needs features of one size, got shapes {tuple(first.shape)} and "
+            f"{tuple(second.shape)}"
+        )
+    given = torch.promote_types(first.dtype, second.dtype)
+    wide = of_kind(torch.float64, given)
+    with full_precision(first):
+        (mean, factor), (other_mean, other) = (
+            _moments(x.to(wide), correction) for x in (first, second)
+        )
+        apart = _squares(mean - other_mean).sum(-1)
+        product = factor.mH @ other
+        smooth = _norm_squared(factor) + _norm_squared(other) - 2 * _nuclear_norm(product)
+        with torch.no_grad():
+            # With as many columns, a unitary matrix takes one nearest to the other.
+            count = max(product.shape[-2:])
+            left, right = (
+                torch.nn.functional.pad(f.detach(), (0, count - f.shape[-1]))
+                for f in (factor, other)
+            )
+            w, _, yh = torch.linalg.svd(left.mH @ right)
+            accurate = _norm_squared(left - right @ (w @ yh).mH)
+        value = apart + _valued(smooth, accurate)
+        return (value if squared else _root(value)).to(real_dtype(given))
+
+
+def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
+    """The mean (*, n), and F (*, n, k) with F Fᴴ the covariance, k = min(N, n)."""
+    count, size = x.shape[-2:]
+    mean = x.mean(-2)
+    if count <= size:
+        return mean, (x - mean[..., None, :]).mT * (count - correction) ** -0.5
+    root = cov_pool(x.mT, check_finite=False)
+    return mean, root * (count / (count - correction)) ** 0.5
