@@ -115,7 +115,7 @@ PROBED: Mapping[str, Mapping[str, Any]] = {
     "data": {"augment": "flip"},
     "model": {"reduced_channels": 64},
     "optim": {"learning_rate": 0.1, "weight_decay": 5e-3, "trained": "classifier"},
-    "train": {"epochs": 15},
+    "train": {"epochs": 10},
 }
 """What a probe has by default in place of a run's own defaults."""
 
