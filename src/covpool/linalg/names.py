@@ -102,3 +102,15 @@ FunctionName = Literal[
     "tanh",
 ]
 """The keys of `FUNCTIONS`."""
+
+OddFunctionName = Literal[
+    "polar",
+    "soft_threshold",
+    "hard_threshold",
+    "clip",
+    "power",
+    "pinv",
+    "tanh",
+    "identity",
+]
+"""The keys of `ODD_FUNCTIONS`, which `svd_function` takes."""
