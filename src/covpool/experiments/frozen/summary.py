@@ -7,82 +7,72 @@ from matplotlib.figure import Figure
 from covpool.experiments.arms import Arm
 from covpool.experiments.frozen.features import stage_name
 from covpool.experiments.frozen.heads import LENGTH
-from covpool.experiments.frozen.plan import MATCHED, Frozen
+from covpool.experiments.frozen.plan import MATCHED, REDUCED, Frozen
 from covpool.experiments.inference import Spread, differences, holm, p_value
+from covpool.experiments.observations import Claim
 from covpool.experiments.outcome import Outcome
-from covpool.experiments.sheet import Sheet, Table
-from covpool.experiments.study_tables import accuracy_table, rate_warnings, seeds_table
+from covpool.experiments.sheet import Sheet, Table, notes
+from covpool.experiments.study_tables import accuracy_table, doubtful_rates, seeds_table
 
 
 def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
-    """The summary: questions of each reference, accuracies, rates, costs, a forest of
-    differences."""
-    study, runs = outcome.study, outcome.runs
-    asked = [
-        (arm, reference)
-        for reference in study.references
-        for arm in outcome.groups
-        if arm not in study.references and outcome.final(arm) and outcome.final(reference)
-    ]
-    pairs = [differences(outcome.final(arm), outcome.final(other)) for arm, other in asked]
-    adjusted = holm([p_value([*own.values()]) for own in pairs])
-    rows, claims = [], []
-    for (arm, reference), own, p in zip(asked, pairs, adjusted, strict=True):
-        spread = Spread.of(own)
-        question = f"is {outcome.groups[arm]} above {reference.label}?"
-        verdict = _verdict(spread)
-        told = "–" if p is None else f"{p:.2g}"
-        rows.append((question, verdict, spread.interval_text(), told))
-        claims.append(
-            {
-                "question": question,
-                "verdict": verdict,
-                "pairs": own,
-                "difference": spread.mean,
-                "low": spread.low,
-                "high": spread.high,
-                "p_by_holm": p,
-            }
+    """The summary: is each pooling above the references, accuracies, trials, costs, and a forest of
+    the differences."""
+    study, runs, names = outcome.study, outcome.runs, outcome.groups
+    references = list(dict.fromkeys(outcome.representative(arm) or arm for arm in study.references))
+    claims = [
+        Claim(
+            text=f"{names[arm]} − {names[other]}",
+            pairs=differences(outcome.final(arm), outcome.final(other)),
         )
-    header = ("question", "here", "difference of Final [95%]", "p, by Holm of all questions")
+        for other in references
+        for arm in names
+        if arm not in references and other in names
+    ]
+    adjusted = holm([p_value([*claim.pairs.values()]) for claim in claims])
+    rows = [
+        (claim.text, claim.verdict, claim.told(), "–" if p is None else f"{p:.2g}")
+        for claim, p in zip(claims, adjusted, strict=True)
+    ]
+    header = ("difference", "above zero", "of Final [95%]", "p, by Holm of all of these")
     tables = [
-        Table(heading="Questions", columns=header, rows=rows),
+        Table(heading="Differences", columns=header, rows=rows),
         accuracy_table(outcome),
         trials_table(outcome),
         cost_table(outcome),
         seeds_table(outcome),
     ]
-    same = [name for name in outcome.groups.values() if " / " in name]
-    lead = list(rate_warnings(outcome))
-    if same:
-        lead.append(
-            f"**The same runs: {'; '.join(same)}.** They differ in their gradient alone, which "
-            "nothing before the classifier takes here."
-        )
+    trials = {len(outcome.rates[arm.label]["trials"]) for arm in outcome.arms}
     return Sheet(
         name="summary",
         title=study.title,
         scale=runs.about,
-        lead=lead,
+        lead=notes(
+            "probe_reservations",
+            at_edge=doubtful_rates(outcome)[0],
+            same=[name for name in names.values() if " / " in name],
+        ),
         tables=[table for table in tables if table.rows],
         data={
             "study": study.name,
             "rates": outcome.rates,
-            "the_same": list(outcome.groups.values()),
-            "claims": claims,
+            "the_same": list(names.values()),
+            "claims": [
+                {**claim.to_dict(), "p_by_holm": p}
+                for claim, p in zip(claims, adjusted, strict=True)
+            ],
         },
-        notes=notes(outcome, frozen, len(claims)),
+        notes=notes(
+            "probe",
+            stage=stage_name(frozen.features.stage),
+            shared=frozen.reduction is not None,
+            length=f"{LENGTH:g}",
+            trials=" or ".join(map(str, sorted(trials))),
+            questions=len(claims),
+        ),
         problems=runs.problems(runs.arms),
-        figure=forest(outcome, study.references[0]),
+        figure=forest(outcome, references[0]),
     )
-
-
-def _verdict(spread: Spread) -> str:
-    if spread.low is None or spread.high is None:
-        return "not measured" if spread.mean is None else "one seed says nothing"
-    if spread.low > 0:
-        return "yes"
-    return "no, below" if spread.high < 0 else "not shown"
 
 
 def trials_table(outcome: Outcome) -> Table:
@@ -147,35 +137,7 @@ def forest(outcome: Outcome, reference: Arm) -> Figure:
     return figure
 
 
-def notes(outcome: Outcome, frozen: Frozen, questions: int) -> Sequence[str]:
-    """What has to be known beside the tables."""
-    trials = {len(outcome.rates[arm.label]["trials"]) for arm in outcome.arms}
-    reduction = (
-        "All poolings but gap and gap-matched take the maps after one channel reduction, learned "
-        "once from the training images with a classifier of mean and covariance, then held fixed: "
-        "its choice is not in the intervals."
-        if frozen.reduction is not None
-        else "Each pooling learns its channel reduction, where it has one, with its head."
-    )
-    return [
-        f"Heads on the features of a frozen backbone ({stage_name(frozen.features.stage)}); top-1 "
-        "accuracy on the test split in percent: Final of the last epoch; Best of the best epoch on "
-        "the test split itself, so it flatters.",
-        f"{reduction} Vectors are centred and divided by one number, so that their root mean "
-        f"square length is {LENGTH:g}: a pooling's scale decides nothing here.",
-        f"Rate and weight decay of each were chosen by {' or '.join(map(str, sorted(trials)))} "
-        "trials on held-out training images; the test split was not used for it.",
-        "`gap` averages the backbone's features, `gap-matched` has a hidden layer and as many "
-        "parameters as the head of a covariance, `gap-reduced` averages the reduced maps.",
-        "Differences are paired by seed (initial weights, order and mirror images), with their 95% "
-        "interval by Student's t; an interval is of the seeds alone. One that holds zero does not "
-        f"show that two are equal. p is adjusted for the {questions} questions.",
-        "A pooling that is best on frozen features need not be best where the backbone is trained "
-        "with it.",
-    ]
-
-
 def reference_arms(arms: Sequence[Arm]) -> tuple[Arm, ...]:
     """What every pooling is compared with: the matched average, and the best known covariance."""
     root = Arm("isqrt-cov")
-    return (MATCHED, Arm("gap", reduced=True), *([root] if root in arms else []))
+    return (MATCHED, REDUCED, *([root] if root in arms else []))
