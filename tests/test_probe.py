@@ -460,7 +460,7 @@ def test_the_default_poolings_are_in_the_table():
 
 @pytest.mark.slow
 def test_every_pooling_goes_through(job, tmp_path):
-    config = replace(job.config, model=replace(job.config.model, reduced_channels=8))
+    config = replace(job.config, model=replace(job.config.model, reduced_channels=32))
     job = replace(job, config=config)
     frozen = frozen_of(job, tmp_path / "f")
     made = trials(config, chosen_arms("all"), [0.03], [1e-3], tmp_path / "o", threads=1)
@@ -476,13 +476,13 @@ def test_several_stages_in_one_pass_are_those_of_cut_networks(images, weights):
         model = replace(
             config.model, backbone_options={}, feature_stage=stage, reduced_channels="auto"
         )
-        data = replace(config.data, image_size=32)
+        data = replace(config.data, image_size=64)
         optim = replace(config.optim, trained="all")
         return replace(config, model=model, data=data, optim=optim)
 
     whole = prepare(options(None))
     together = Extractor(whole, [2, None])
-    x = torch.randn(2, 1, 32, 32)
+    x = torch.randn(2, 1, 64, 64)
     last, stage = together(x)[1], together(x)[0]
     cut = prepare(options(2))
     cut.model.backbone.load_state_dict(whole.model.backbone.state_dict(), strict=False)
