@@ -37,21 +37,21 @@ from typing import Literal
 def names() -> str:
     """The text of `linalg/names.py`."""
     others = dict.fromkeys("MethodName" if name in METHODS else repr(name) for name in POOLINGS)
-    odd = map(repr, ODD_FUNCTIONS)
-    return HEAD + "".join(
-        (
-            _type("MethodName", "`METHODS`", map(repr, METHODS)),
-            _type("PoolingName", "`POOLINGS`, which `create_model` takes", others),
-            _type(
-                "InverseRootName",
-                "`INVERSE_ROOTS`, the methods of `matrix_inv_root`",
-                map(repr, INVERSE_ROOTS),
-            ),
-            _type("KernelName", "`KERNELS`", map(repr, KERNELS)),
-            _type("FunctionName", "`FUNCTIONS`", map(repr, FUNCTIONS)),
-            _type("OddFunctionName", "`ODD_FUNCTIONS`, which `svd_function` takes", odd),
-        )
-    )
+    tables: dict[str, tuple[str, Iterable[str]]] = {
+        "MethodName": ("`METHODS`", map(repr, METHODS)),
+        "PoolingName": ("`POOLINGS`, which `create_model` takes", others),
+        "InverseRootName": (
+            "`INVERSE_ROOTS`, the methods of `matrix_inv_root`",
+            map(repr, INVERSE_ROOTS),
+        ),
+        "KernelName": ("`KERNELS`", map(repr, KERNELS)),
+        "FunctionName": ("`FUNCTIONS`", map(repr, FUNCTIONS)),
+        "OddFunctionName": (
+            "`ODD_FUNCTIONS`, which `svd_function` takes",
+            map(repr, ODD_FUNCTIONS),
+        ),
+    }
+    return HEAD + "".join(_type(name, *row) for name, row in tables.items())
 
 
 def _type(name: str, table: str, entries: Iterable[str]) -> str:

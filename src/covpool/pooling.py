@@ -135,6 +135,8 @@ def cov_pool(
     dtype = row.dtype(x.dtype, compute_dtype)
     if features.shape[-1] == 1 and not torch.compiler.is_compiling():
         warnings.warn(f"cov_pool gives zeros: {ONE_POSITION}", UserWarning, stacklevel=2)
+    narrow = compute_dtype is None and not row.smooth
+    products = torch.promote_types(x.dtype, torch.float32) if narrow else dtype
     iteration = row.iteration
     if iteration is not None and works_on_gram(features):
         iteration = None
@@ -157,8 +159,6 @@ def cov_pool(
             matrix = _covariance(features.to(formed)).to(dtype)
             pooled = iterate(symmetric_part(matrix), SQRT, row)
     else:
-        narrow = compute_dtype is None and not row.forward.smooth
-        products = torch.promote_types(x.dtype, torch.float32) if narrow else dtype
         pooled = covariance_function(features, Computation(SQRT, row, dtype, products, readable))[0]
     return (pooled if unit is None else pooled * unit).to(x.dtype)
 
