@@ -310,6 +310,11 @@ def test_row_constants_are_the_papers(name):
         "mpa-lyapunov": {"degree": 5},
         "newton-schulz-minimax": {"condition": 1e8},
         "svd-lorentz": {"epsilon": 1e-6},
+        **{n: {"iterations": 5, "start": "matrix"} for n in ("halley", "halley-lyapunov")},
+        **{
+            n: {"iterations": 5, "start": "identity"}
+            for n in ("halley-identity", "halley-identity-lyapunov")
+        },
     }
     row = METHODS[name]
     assert row.constants == paper.get(name, {})
@@ -318,6 +323,6 @@ def test_row_constants_are_the_papers(name):
     assert row.reference
     assert row.replace(**row.constants) == row
     for constant, value in row.constants.items():
-        if constant != "evaluation":
+        if constant not in ("evaluation", "start"):
             other = type(value)(value / 2)
-            assert row.replace(**{constant: other}).constants == {constant: other}
+            assert row.replace(**{constant: other}).constants == {**row.constants, constant: other}

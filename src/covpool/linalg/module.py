@@ -162,7 +162,7 @@ class MatrixFunction(nn.Module):
             What stands in for the method, if it is another one.
 
         Raises:
-            NoProductForm: another function than the root and its inverse, or one with a floor.
+            ValueError: another function than the root and its inverse, or one with a floor.
         """
         if self.function not in ("sqrt", "inv_sqrt") or self.floor is not None:
             floored = "" if self.floor is None else " with a floor"

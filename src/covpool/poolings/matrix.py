@@ -33,7 +33,7 @@ class Normalisation(nn.Module):
             What stands in for a decomposition; None: there was none.
 
         Raises:
-            NoProductForm: there is no such form; the message says what has one.
+            ValueError: there is no such form; the message says what has one.
         """
         self.products = dtype
         return SUBSTITUTE
