@@ -39,6 +39,7 @@ EXECUTED = [
         "python",
         "problems",
         "tensor-networks",
+        "rectangular",
         "numerics",
         "inverse-roots",
         "distances",

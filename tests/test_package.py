@@ -18,7 +18,8 @@ HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "jso
 GROUND = ("_version", "lazy", "text", "machine", "head")
 # Each package may import those before it; `data` stands beside the layers.
 ORDER = (
-    *("linalg", "pooling", "nn", "poolings", "distances", "models", "analysis"),
+    *("linalg", "pooling", "nn", "poolings", "distances", "exporting"),
+    *("models", "analysis"),
     *("train", "experiments", "report", "fitting", "publish", "bench", "cli"),
 )
 
@@ -85,6 +86,12 @@ LINALG = (
 """Each part of linalg/ may import those before it, and modules of its own that do not import it."""
 
 
+def is_within(module: str, package: str) -> bool:
+    """Of `bench`, "covpool.bench.poolings" is; "covpool.poolings" is not."""
+    within = f"covpool.{package}".rstrip(".")
+    return module == within or module.startswith(f"{within}.")
+
+
 def modules_of(package: str) -> dict[str, set[str]]:
     """Below covpool.PACKAGE: each module, and those that it names, in annotations too.
 
@@ -99,7 +106,7 @@ def modules_of(package: str) -> dict[str, set[str]]:
     for name, path in paths.items():
         names = set()
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("covpool"):
+            if isinstance(node, ast.ImportFrom) and is_within(node.module or "", package):
                 inside = node.module.removeprefix("covpool").removeprefix(f".{package}").lstrip(".")
                 names |= {f"{inside}.{alias.name}".lstrip(".") for alias in node.names} & set(paths)
                 names |= {inside} & set(paths)

@@ -20,6 +20,7 @@ import covpool
 import covpool.distances as distances
 from covpool import FUNCTIONS, KERNELS, METHODS
 from covpool.distances import DISTANCES
+from covpool.linalg.functions.odd import ODD_FUNCTIONS
 from covpool.linalg.inverse_root import INVERSE_ROOTS
 from spectra import relative_error, with_spectrum
 
@@ -268,6 +269,75 @@ def _sizes(vectors: Tensor) -> Tensor:
     return (vectors * vectors.conj()).real.square().sum(-2)
 
 
+THRESHOLDS = dict.fromkeys(("hard_threshold", "clip"), 2.0)
+ODD_PARAMETERS = THRESHOLDS | {"soft_threshold": 0.5, "power": 1.5, "pinv": 0.1}
+
+
+def _of_any_shape() -> list[Subject]:
+    """Functions of 4 × 3 matrices; polar's both factors, and registration of half of the rows."""
+    calls: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
+        ("svd_function", name): partial(
+            covpool.svd_function, function=name, parameter=ODD_PARAMETERS.get(name)
+        )
+        for name in ODD_FUNCTIONS
+    }
+    calls["svd_function", "torch.atan"] = partial(covpool.svd_function, function=torch.atan)
+    calls["polar", "exact"] = lambda a: torch.cat(covpool.polar(a), -2)
+    calls["low_rank", "exact"] = partial(covpool.low_rank, rank=2)
+    calls["orthogonal_procrustes", "exact"] = _turned
+    calls["kabsch", "exact"] = _moved
+    return [_rectangular(*row, call, kind) for row, call in calls.items() for kind in KINDS]
+
+
+def _beside(a: Tensor) -> Tensor:
+    """Four points in rows, to which those of A are brought."""
+    return torch.eye(4, 3).to(a)
+
+
+def _times(points: Tensor, matrix: Tensor) -> Tensor:
+    """Their product, which autocast leaves alone."""
+    return (points.unsqueeze(-1) * matrix.unsqueeze(-3)).sum(-2)
+
+
+def _turned(a: Tensor) -> Tensor:
+    """A R, which is unique at deficient rank too."""
+    return _times(a, covpool.orthogonal_procrustes(a, _beside(a)).R)
+
+
+def _moved(a: Tensor) -> Tensor:
+    found = covpool.kabsch(a, _beside(a), scale=True)
+    moved = found.scale[..., None, None] * _times(a, found.rotation.mT)
+    return moved + found.translation[..., None, :]
+
+
+def _rectangular(group: str, name: str, function: Callable[[Tensor], Tensor], kind: str) -> Subject:
+    dtype, read, write = KINDS[kind]
+    mixing = random(2, 3, seed=1, dtype=dtype)
+
+    def call(a: Tensor) -> Tensor:
+        return write(function(read(a)))
+
+    def of_factor(x: Tensor) -> Tensor:
+        return write(function(read(x) @ mixing))
+
+    return Subject(
+        group=group,
+        name=name,
+        kind=kind,
+        call=call,
+        batch=write(_tall(dtype)),
+        tied=(call, write(_two_pairs(dtype)[:, :3])),
+        deficient=(of_factor, write(random(4, 2, dtype=dtype))),
+    )
+
+
+def _tall(dtype: torch.dtype) -> Tensor:
+    """Two matrices of 4 × 3 with the singular values 3, 1.4 and 0.7."""
+    left = torch.linalg.qr(random(2, 4, 3, dtype=dtype)).Q
+    right = torch.linalg.qr(random(2, 3, 3, seed=1, dtype=dtype)).Q
+    return (left * torch.tensor([3, 1.4, 0.7], dtype=dtype)) @ right.mH
+
+
 def _two_pairs(dtype: torch.dtype) -> Tensor:
     return torch.diag(torch.tensor([3, 3, 1, 1], dtype=dtype))
 
@@ -337,6 +407,7 @@ TABLES = {
     "Covariance pooling": _poolings(),
     "Distances": _distances(),
     "Decompositions": _decompositions(),
+    "Functions of matrices of any shape": _of_any_shape(),
 }
 SUBJECTS = [subject for subjects in TABLES.values() for subject in subjects]
 
@@ -512,6 +583,8 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 
 def measure(subject: Subject, check: str) -> str:
     """YES, OWN, REVERSE, REFUSED or NONE, see docs/transforms.md; what is wrong raises."""
+    if subject.kind == "complex" and subject.group == "kabsch":  # rotations are real
+        return NONE
     try:
         return CHECKS[check](subject)
     except (RuntimeError, ValueError) as error:
@@ -554,6 +627,7 @@ GRAPHS = ("compile", "export")
 QUICK = re.compile(
     # Every function, by the exact row; every method, on one way; every kind of kernel.
     r"matrix_.* exact real|cov_pool, N ≤ C .* real|(eigh|svd) (difference|power-iteration) real"
+    r"|svd_function (polar|torch\.atan) real|(polar|low_rank|kabsch) exact real"
     # Iterations on the matrix itself, and what covariances of full rank have of their own.
     r"|cov_pool, N > C (exact|isqrt-cov|mpa-lyapunov|newton-schulz-minimax|svd-topn) real"
     r"|matrix_sqrt newton-schulz-minimax real|(matrix_log|cov_pool, N ≤ C) exact complex"
@@ -561,6 +635,7 @@ QUICK = re.compile(
 )
 QUICK_GRAPHS = re.compile(
     r"(matrix_sqrt|cov_pool, N ≤ C) exact real|svd difference real|cov_pool, N > C isqrt-cov real"
+    r"|svd_function torch\.atan real"
 )
 """The rows, as group, name and kind, that stand for the others in the quick tests: in eager mode,
 and in graphs, which take seconds each."""
@@ -579,7 +654,7 @@ def in_every_run(subject: Subject, check: str) -> bool:
     """
     function = subject.group.startswith("matrix_") and subject.group != "matrix_sqrt"
     others = function or subject.kind == "complex"
-    exact = subject.name in ("exact", "difference")
+    exact = subject.name in ("exact", "difference", "polar", "torch.atan")
     return not (check in GRAPHS and others and not exact)
 
 

@@ -45,12 +45,15 @@ GROUPS = {
     "covpool.linalg.module": "Functions of symmetric matrices",
     "covpool.linalg.functions": "Functions of symmetric matrices",
     "covpool.linalg.elementwise": "Functions of symmetric matrices",
+    "covpool.linalg.rectangular": "Functions of matrices of any shape",
+    "covpool.linalg.registration": "Functions of matrices of any shape",
     "covpool.linalg.decompositions": "Decompositions",
     "covpool.linalg.gauge": "Decompositions",
     "covpool.linalg.methods": "Methods",
     "covpool.linalg.gradients.kernels": "Kernels",
     "covpool.linalg.diagnostics": "Diagnostics",
     "covpool.models": "Models",
+    "covpool.exporting": "Models",
     "covpool.train.prediction": "Models",
     "covpool.fitting": "Training",
 }
@@ -246,9 +249,18 @@ def poolings_table() -> str:
     for name, row in _other_poolings():
         length, parameters = row.count(256)
         words = (row.representation, row.normalisation, row.regulariser)
-        rows.append((f"[`{name}`](#pooling-{name})", *words, f"{length:,}", f"{parameters:,}"))
+        numbers = f"{length:,}", f"{parameters:,}"
+        rows.append((f"[`{name}`](#pooling-{name})", *words, *numbers, _exportable(row)))
     axes = ("representation", "normalisation", "regulariser")
-    return table(("name", *axes, "vector", "parameters"), rows)
+    return table(("name", *axes, "vector", "parameters", "in ONNX"), rows)
+
+
+def _exportable(row: covpool.Pooling) -> str:
+    try:
+        covpool.exportable(covpool.Pool2d(256, row))
+    except ValueError:  # refused
+        return "no"
+    return "yes"
 
 
 def poolings_rows() -> str:
