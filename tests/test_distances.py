@@ -140,7 +140,7 @@ COMMUTING = {
 """The same of matrices with the eigenvectors in common."""
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@parametrize("name", PAIRS, keep=["stein", "fidelity"])
 def test_of_commuting_matrices_value_and_derivatives_are_the_closed_form(name):
     basis = torch.linalg.qr(torch.randn(4, 4, generator=torch.manual_seed(0)).double()).Q
     x = torch.tensor([0.5, 0.5, 1.5, 2.0], dtype=torch.float64)
@@ -195,7 +195,7 @@ METRIC = {
 """Each vanishes as Σ g(λᵢ, λⱼ) |Δᵢⱼ|² in the eigenbasis: the Riemannian metric."""
 
 
-@pytest.mark.parametrize("way", ["jacrev jacrev", "jacfwd jacrev", "jacfwd jacfwd"])
+@parametrize("way", ["jacrev jacrev", "jacfwd jacrev", "jacfwd jacfwd"], keep=["jacfwd jacrev"])
 @pytest.mark.parametrize("name", SMOOTH)
 def test_the_hessian_at_coincidence_is_the_metric(name, way):
     x = np.array([1.0, 1.0, 3.0])
@@ -300,7 +300,7 @@ def test_lower_precisions_are_computed_in_float64(name, dtype):
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@parametrize("dtype", DTYPES, keep=[torch.float64])
 def test_von_neumann_entropy(dtype):
     state = definite(9, dtype=dtype)
     state = (state / state.diagonal().sum()).requires_grad_()

@@ -463,7 +463,7 @@ def frechet(
     squared: bool = False,
     check: bool = True,
 ) -> Tensor:
-    """The Fréchet distance of Gaussians, √(‖μ₁ − μ₂‖² + `bures_wasserstein`(Σ₁, Σ₂)²).
+    """The Fréchet distance of Gaussians, √(‖μ₁ − μ₂‖² + d²) with d of `bures_wasserstein`.
 
     The 2-Wasserstein distance of the two; its square is the FID of the features of images.
 
