@@ -442,6 +442,13 @@ REFUSED = {
         ValueError,
         "'tanh' has no parameter, got 1.0",
     ),
+    "a negative threshold": (
+        lambda: covpool.svd_function(
+            torch.eye(2).expand(2, 2, 2), "soft_threshold", parameter=torch.tensor([1.0, -0.5])
+        ),
+        ValueError,
+        r"'soft_threshold' must not be negative, got -0.5 in 1 of 2 samples: \[1\]; clamp it",
+    ),
     "NaN": (
         lambda: covpool.svd_function(torch.stack([torch.eye(2), torch.eye(2) * torch.nan]), "tanh"),
         torch.linalg.LinAlgError,
