@@ -18,7 +18,7 @@ from covpool.linalg.functions.odd import HARD_THRESHOLD, PINV, POLAR
 from covpool.linalg.methods import METHODS
 from covpool.linalg.names import OddFunctionName
 from covpool.linalg.precision import full_precision
-from covpool.linalg.spectrum import rank_tolerance, real_dtype, symmetric_part
+from covpool.linalg.spectrum import name_samples, rank_tolerance, real_dtype, symmetric_part
 from covpool.linalg.transforms import unreadable
 
 
@@ -95,7 +95,7 @@ def svd_function(
             - hard_threshold (`bound`), σ above the bound, else 0, see `low_rank`;
             - clip (`bound` ≥ 0), min(σ, bound): the projection on the ball of the spectral norm; at
               the bound the derivative counts as 0;
-            - power (`exponent` p), σ^p; p = 1/2 is the signed root of Σ-pooled features;
+            - power (`exponent` p), σ^p;
             - pinv (`bound`, by default 0), 1/σ above the bound, else 0. U f(S) Vᴴ would be the
               adjoint of the pseudo-inverse. As nobody expects that of the name, of this one the
               result is V f(S) Uᴴ, (*, n, m), that of `torch.linalg.pinv(A, atol=bound)`;
@@ -103,7 +103,8 @@ def svd_function(
         parameter: of those that have one, named in brackets: a number, or a tensor that broadcasts
             to the batch shape (*), which may need a gradient; that of a jump's place is 0.
         compute_dtype: None: float64 for all input; `torch.float32` as for `matrix_sqrt`.
-        check: whether to refuse matrices that are not finite; off, they give NaN.
+        check: whether to refuse matrices that are not finite; off, they give NaN. Also thresholds
+            and bounds below zero, for which the result has no meaning.
 
     Returns:
         (*, m, n), of pinv (*, n, m), in the input's dtype.
@@ -155,6 +156,13 @@ def svd_function(
         powers = powers.expand(A.shape[:-2])
         if check and not unreadable(powers):
             checks.finite(f"svd_function: {chosen.parameter}", powers, sample_dims=0)
+            negative = powers < 0
+            if chosen.parameter != "exponent" and negative.any():
+                raise ValueError(
+                    f"svd_function: the {chosen.parameter} of {chosen.name!r} must not be "
+                    f"negative, got {powers[negative].flatten()[0].item():g}"
+                    f"{name_samples(negative)}; clamp it"
+                )
     if A.numel() == 0:
         # Of no entries, but they depend on the parameter: its gradient is zero, not missing.
         found = matrix.clone() if powers is None else matrix * powers[..., None, None]
