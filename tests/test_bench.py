@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from covpool.bench.progress import Progress
 from made_up_peer import SMALL, made_up_case
 
 CPU = torch.device("cpu")
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def test_shape_is_read_and_written():
@@ -308,3 +310,16 @@ def test_progress_on_a_terminal_is_one_line(capsys, monkeypatch):
     assert "\n" not in shown
     assert shown.endswith("\r\x1b[K")
     assert shown.index("half way") < shown.index("there")
+
+
+@pytest.mark.parametrize("folder", ["bench", "growth", "memory"])
+def test_results_that_are_recorded_are_shown(folder):
+    files = sorted((RESULTS / folder).glob("*.json"))
+    assert files
+    for file in files:
+        results = measurement.read_results(file)
+        assert results["environment"]["cpu"] in Layers.preamble(results)
+        for record in results["shapes"]:
+            for title, header, rows in Layers.tables(record):
+                assert title.startswith(record["shape"])
+                assert {len(row) for row in rows} == {len(header)}

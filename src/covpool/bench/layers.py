@@ -217,6 +217,6 @@ def peer_notes(record: Record) -> list[str]:
     """What differs between the peers' rows, a line for each such note."""
     names: dict[str, list[str]] = {}
     for row in record["cases"]:
-        if row["kind"] == "peer" and row["note"]:
+        if row["kind"] == "peer" and row.get("note"):
             names.setdefault(row["note"], []).append(row["name"])
     return [f"{', '.join(found)}: {note}" for note, found in names.items()]

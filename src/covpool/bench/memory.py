@@ -17,7 +17,9 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -125,6 +127,9 @@ def _largest_resident() -> int:
 def _fill_to_peak() -> tuple[list[bytearray], int]:
     """Memory that brings the resident size to its peak, to be kept; and that peak in bytes."""
     ballast: list[bytearray] = []
+    with suppress(OSError):
+        # Linux forgets the earlier peak, which would otherwise be filled again for every case.
+        Path("/proc/self/clear_refs").write_text("5")
     start = _largest_resident()
     while _largest_resident() <= start:
         ballast.append(bytearray(b"\1") * CHUNK)

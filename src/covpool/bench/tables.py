@@ -31,8 +31,8 @@ def column(name: str, form: str = "{}", scale: float = 1) -> Callable[[Row], str
 
 
 def quartiles(row: Row) -> str:
-    low, high = row["lower_quartile"], row["upper_quartile"]
-    return "-" if low is None else f"{1e3 * low:.4g} to {1e3 * high:.4g}"
+    low, high = row.get("lower_quartile"), row.get("upper_quartile")
+    return "-" if low is None or high is None else f"{1e3 * low:.4g} to {1e3 * high:.4g}"
 
 
 NAME = column("name")
