@@ -138,7 +138,8 @@ import covpool  # noqa: E402
 import covpool.analysis as analysis  # noqa: E402
 from covpool.cli import main  # noqa: E402
 from covpool.experiments.arms import Arm, read_arm  # noqa: E402
-from covpool.publish.export import SUBSTITUTE, in_products  # noqa: E402
+from covpool.linalg.products import SUBSTITUTE  # noqa: E402
+from covpool.publish.export import in_products  # noqa: E402
 from covpool.report.page import render  # noqa: E402
 from covpool.report.sources import find_runs  # noqa: E402
 from made_up_runs import make_run  # noqa: E402

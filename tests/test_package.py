@@ -18,7 +18,8 @@ HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "jso
 GROUND = ("_version", "lazy", "text", "machine", "head")
 # Each package may import those before it; `data` stands beside the layers.
 ORDER = (
-    *("linalg", "pooling", "nn", "poolings", "distances", "models", "analysis"),
+    *("linalg", "pooling", "nn", "poolings", "distances", "exporting"),
+    *("models", "analysis"),
     *("train", "experiments", "report", "fitting", "publish", "bench", "cli"),
 )
 

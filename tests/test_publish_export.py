@@ -19,11 +19,10 @@ from covpool import METHODS
 from covpool.cli import main
 from covpool.cli.export import FEWEST_SAME
 from covpool.data import Preprocessing, load_image
-from covpool.linalg.products import root_in_products
+from covpool.linalg.products import SUBSTITUTE, root_in_products
 from covpool.models import create_model
 from covpool.publish.export import (
     FORMATS,
-    SUBSTITUTE,
     deviation,
     export_model,
     in_products,
@@ -121,8 +120,8 @@ def test_files_agree_with_the_network(run, exported, images):
         (logits,) = session.run(["logits"], {"images": batch[:size].numpy()})
         np.testing.assert_allclose(logits, reference[:size], rtol=0, atol=1e-6)
     assert rows["model.onnx"]["opset"] == 18
-    assert "newton-schulz-minimax" in rows["model.onnx"]["root"]
-    assert "svd-pade" in rows["model.pt2"]["root"]
+    assert "newton-schulz-minimax" in rows["model.onnx"]["pooling"]
+    assert "svd-pade" in rows["model.pt2"]["pooling"]
 
 
 def test_onnx_uses_standard_operators_alone(exported):
@@ -202,6 +201,30 @@ def test_onnx_of_other_poolings(method, width, dtype, tmp_path):
     )
     assert row["max_logit"] <= (1e-6 if dtype == "float64" else 1e-4) * row["logit_scale"] + 1e-7
     assert row["dtype"] == {"isqrt-cov": "float32", "gap": "as in PyTorch", "exact": dtype}[method]
+
+
+def test_words_of_a_pooling_that_is_no_root(tmp_path):
+    """It has a form in products, and neither "root by" nor "pooling by" says what it is."""
+    sample = Sample(images=torch.randn(3, 1, 16, 16), source="noise")
+    trained = untrained("maxexp", 8)
+    (row,) = export_model(trained, tmp_path / "new", [FORMATS["onnx"]], sample, title="noise")
+    assert (row["pooling"], row["dtype"]) == ("maxexp, in matrix products", "float64")
+    assert row["max_logit"] <= 1e-5 * row["logit_scale"]
+    card = (tmp_path / "new" / "README.md").read_text()
+    assert "| format | pooling | its dtype |" in card
+    assert "| maxexp, in matrix products | float64 |" in card
+
+
+def test_a_pooling_without_a_form_is_refused_for_onnx(tmp_path):
+    sample = Sample(images=torch.randn(2, 1, 16, 16), source="noise")
+    message = (
+        "with pooling 'log-e' cannot be written as onnx: layer 'pool.pooling.normalisation' "
+        r"\(Logarithm\) has no form in matrix products, for the logarithm; chebyshev-log, .* has "
+        "one; leave"
+    )
+    with pytest.raises(ValueError, match=message):
+        export_model(untrained("log-e", 8), tmp_path / "new", [FORMATS["onnx"]], sample, title="x")
+    assert list(tmp_path.iterdir()) == []
 
 
 MODELS = {

@@ -334,6 +334,7 @@ WHOLE = [
     {"layer_decay": 0.7},
     {"decay_norm_and_bias": False},
     {"name": "lamb"},
+    {"reduction_steps": ("nog",)},
 ]
 
 

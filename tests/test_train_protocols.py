@@ -38,6 +38,10 @@ PROTOCOLS = {
         *("--data.mixup", "0.4", "--data.cutmix", "1", "--train.accumulate", "2"),
         *("--data.random_erasing", "0.5", "--data.erasing_options.mode", "pixel"),
     ],
+    "orthogonal": [
+        *("--optim.reduction_steps", "[nog,olr]", "--train.accumulate", "2"),
+        *("--optim.learning_rate", "1.0"),
+    ],
     "classifier": ["--optim.trained", "classifier", "--model.init_from", "{source}"],
 }
 

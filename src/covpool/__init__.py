@@ -6,6 +6,7 @@ from covpool._version import __version__
 from covpool.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from covpool.exporting import exportable
     from covpool.fitting import TrainedRun, fit
     from covpool.linalg.api import (
         matrix_exp,
@@ -53,6 +54,7 @@ __all__ = [
     "eigh",
     "eigh_generalized",
     "eigvalsh",
+    "exportable",
     "fit",
     "gauge_dependence",
     "kabsch",
@@ -96,6 +98,7 @@ _HOMES = {
     "eigh": "covpool.linalg.decompositions",
     "eigh_generalized": "covpool.linalg.decompositions",
     "eigvalsh": "covpool.linalg.decompositions",
+    "exportable": "covpool.exporting",
     "fit": "covpool.fitting",
     "gauge_dependence": "covpool.linalg.gauge",
     "kabsch": "covpool.linalg.registration",

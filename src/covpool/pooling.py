@@ -17,9 +17,9 @@ from covpool.linalg.functions import SQRT, ScalarFunction
 from covpool.linalg.methods import Method, get_method, warn_of_float32
 from covpool.linalg.names import MethodName
 from covpool.linalg.precision import full_precision, on_cpu, range_unit
-from covpool.linalg.products import root_in_products
+from covpool.linalg.products import SUBSTITUTE, root_in_products
 from covpool.linalg.spectrum import real_dtype, symmetric_part
-from covpool.linalg.transforms import recorded
+from covpool.linalg.transforms import as_leaf, recorded
 
 VECTOR_LAYOUT = "triu-row-major-v1"
 """The order of `triu_vector`. Part of a checkpoint's meaning: it is recorded beside the weights."""
@@ -135,6 +135,8 @@ def cov_pool(
     dtype = row.dtype(x.dtype, compute_dtype)
     if features.shape[-1] == 1 and not torch.compiler.is_compiling():
         warnings.warn(f"cov_pool gives zeros: {ONE_POSITION}", UserWarning, stacklevel=2)
+    narrow = compute_dtype is None and not row.smooth
+    products = torch.promote_types(x.dtype, torch.float32) if narrow else dtype
     iteration = row.iteration
     if iteration is not None and works_on_gram(features):
         iteration = None
@@ -157,10 +159,24 @@ def cov_pool(
             matrix = _covariance(features.to(formed)).to(dtype)
             pooled = iterate(symmetric_part(matrix), SQRT, row)
     else:
-        narrow = compute_dtype is None and not row.smooth
-        products = torch.promote_types(x.dtype, torch.float32) if narrow else dtype
         pooled = covariance_function(features, Computation(SQRT, row, dtype, products, readable))[0]
     return (pooled if unit is None else pooled * unit).to(x.dtype)
+
+
+def cov_pool_in_products(x: Tensor, method: Method, dtype: torch.dtype | None = None) -> Tensor:
+    """`cov_pool` by a method that consists of matrix products, in these alone, as graphs have it.
+
+    Args:
+        x: as for `cov_pool`, real.
+        method: one whose forward algorithm has `product_steps`.
+        dtype: of the products; None: the method's.
+    """
+    dtype = method.dtype(x.dtype, dtype)
+    steps = method.forward.product_steps(dtype)
+    assert steps is not None
+    features, _ = checks.features("cov_pool", x, check_finite=False)
+    with full_precision(features):
+        return root_in_products(features.to(dtype), *steps).to(x.dtype)
 
 
 def cov_function(
@@ -193,7 +209,7 @@ def cov_function(
     features, readable = checks.features("cov_function", x, check_finite)
     row = get_pairing("cov_function", function, method)
     dtype = row.dtype(x.dtype, None)
-    products = dtype if row.smooth else torch.promote_types(x.dtype, torch.float32)
+    products = dtype if row.forward.smooth else torch.promote_types(x.dtype, torch.float32)
     computation = Computation(function, row, dtype, products, readable)
     result = covariance_function(features, computation)[0]
     null = function.value(torch.zeros((), dtype=dtype, device=x.device))
@@ -268,7 +284,7 @@ def _batched_as(pooled: Tensor, x: Tensor) -> Tensor:
 
 
 # What decides by shapes and values is one call in a graph of torch.fx.
-for _function in (_as_batch, _batched_as, cov_pool, triu_vector):
+for _function in (_as_batch, _batched_as, cov_pool, cov_pool_in_products, triu_vector):
     torch.fx.wrap(_function)
 
 
@@ -319,6 +335,7 @@ class CovPool2d(nn.Module):
         self.vectorize = vectorize
         self.compute_dtype = compute_dtype
         self.check_finite = check_finite
+        self.products = False
         self.channels = reduced_channels or in_channels
         self.reduction = channel_reduction(in_channels, reduced_channels)
 
@@ -337,13 +354,33 @@ class CovPool2d(nn.Module):
         size = self.channels
         return size * (size + 1) // 2 if self.vectorize else size * size
 
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        """Compute by matrix products alone from now on, see `covpool.exportable`.
+
+        Returns:
+            What stands in for the method, if it is another one.
+        """
+        self.products = True
+        if self._method.forward.product_steps(dtype) is None:
+            self.method, self.compute_dtype = SUBSTITUTE, dtype
+            return SUBSTITUTE
+        if self._method.name == SUBSTITUTE:
+            self.compute_dtype = dtype
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
-        pooled = cov_pool(
-            self.reduction(_as_batch(x, self.in_channels)),
-            self._method,
-            compute_dtype=self.compute_dtype,
-            check_finite=self.check_finite,
-        )
+        if (leaf := as_leaf(self, x)) is not None:
+            return leaf
+        features = self.reduction(_as_batch(x, self.in_channels))
+        if self.products:
+            pooled = cov_pool_in_products(features, self._method, self.compute_dtype)
+        else:
+            pooled = cov_pool(
+                features,
+                self._method,
+                compute_dtype=self.compute_dtype,
+                check_finite=self.check_finite,
+            )
         return _batched_as(triu_vector(pooled) if self.vectorize else pooled, x)
 
     def extra_repr(self) -> str:

@@ -60,15 +60,15 @@ def run(given: argparse.Namespace) -> int:
         )
     for row in rows:
         say(
-            f"{row['file']}: pooling by {row['root']}; on {row['images']} images ({row['source']}) "
+            f"{row['file']}: pooling {row['pooling']}; on {row['images']} images ({row['source']}) "
             f"logits change by up to {row['max_logit']:.1e} (of {row['logit_scale']:.3g}), "
             f"probabilities by {row['max_probability']:.1e}, top-1 is the same for "
             f"{row['top1_agreement']:.2%}"
         )
         if row["top1_agreement"] < FEWEST_SAME:
             say(
-                f"covpool: warning: {row['file']} is not the network that was trained: method "
-                f"{row['method']!r} has another root than the file; fine-tune with isqrt-cov or "
+                f"covpool: warning: {row['file']} is not the network that was trained: pooling "
+                f"{row['method']!r} has another result than the file; fine-tune with isqrt-cov or "
                 "exact before exporting, or use the other formats",
                 error=True,
             )

@@ -11,6 +11,9 @@ from covpool.linalg.evaluate import evaluate, get_pairing
 from covpool.linalg.functions import FUNCTIONS, Floored, ScalarFunction
 from covpool.linalg.methods import Method
 from covpool.linalg.names import FunctionName, MethodName
+from covpool.linalg.products import SUBSTITUTE, NoProductForm, roots_in_products
+from covpool.linalg.spectrum import symmetric_part
+from covpool.linalg.transforms import as_leaf
 
 
 @torch.fx.wrap  # one call in a graph of torch.fx, as it decides by shapes and values
@@ -28,6 +31,17 @@ def _evaluated(
     return evaluate(
         caller, (chosen,), matrix, (parameter,), method, compute_dtype, check, False, floor
     )[0]
+
+
+@torch.fx.wrap
+def _in_products(matrix: Tensor, method: Method, dtype: torch.dtype, root: bool) -> Tensor:
+    """√A or A^(−1/2) in matrix products. The entries of A have the precision in which it is given,
+    and so the steps are those for that."""
+    steps = method.forward.product_steps(matrix.dtype)
+    assert steps is not None
+    wide = symmetric_part(matrix.to(torch.promote_types(matrix.dtype, dtype)))
+    found = roots_in_products(wide, *steps)
+    return found[0 if root else 1].to(matrix.dtype)
 
 
 def _shape(value: Tensor | float) -> torch.Size:
@@ -115,6 +129,7 @@ class MatrixFunction(nn.Module):
         self.method = method
         self.compute_dtype = compute_dtype
         self.check = check
+        self.products: torch.dtype | None = None
 
     def _keep(self, name: str, value: Tensor | float | None) -> None:
         """As an attribute: a buffer of tensors that are not learnt."""
@@ -140,7 +155,32 @@ class MatrixFunction(nn.Module):
             function = Floored(function)
         self._method = get_pairing("MatrixFunction", function, method)
 
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        """Compute by matrix products alone from now on, see `covpool.exportable`.
+
+        Returns:
+            What stands in for the method, if it is another one.
+
+        Raises:
+            NoProductForm: another function than the root and its inverse, or one with a floor.
+        """
+        if self.function not in ("sqrt", "inv_sqrt") or self.floor is not None:
+            floored = "" if self.floor is None else " with a floor"
+            raise NoProductForm(
+                f"the function {self.function!r}{floored} of a matrix; 'sqrt' and 'inv_sqrt' have "
+                "one"
+            )
+        kept = self._method.forward.product_steps(dtype) is not None
+        if not kept:
+            self.method = SUBSTITUTE
+        self.products = dtype
+        return None if kept else SUBSTITUTE
+
     def forward(self, matrix: Tensor) -> Tensor:
+        if (leaf := as_leaf(self, matrix)) is not None:
+            return leaf
+        if self.products is not None:
+            return _in_products(matrix, self._method, self.products, self.function == "sqrt")
         parameter = None if self._parameter is None else getattr(self, self._parameter)
         return _evaluated(
             self._function,

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._functorch.eager_transforms import jvp_increment_nesting
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
@@ -72,12 +72,25 @@ def refuse_onnx(what: str) -> None:
         raise RuntimeError(
             f"covpool: ONNX has no {what}; what can be exported is cov_pool and CovPool2d with "
             "method 'newton-schulz-minimax', which is the root of 'exact' to rounding, or "
-            "'isqrt-cov': assign it to the layer's method"
+            "'isqrt-cov': covpool.exportable(network) is a copy with it in its layers"
         )
 
 
 def _in_onnx_export() -> bool:
     return torch.onnx.is_in_onnx_export()
+
+
+def as_leaf(module: nn.Module, *inputs: Any) -> Any:
+    """One call of the module in the graph of torch.fx that is being traced.
+
+    None where nothing is traced, or the module itself is what is traced.
+    """
+    if not isinstance(inputs[0], torch.fx.Proxy):
+        return None
+    tracer: Any = inputs[0].tracer
+    if tracer.root is module:
+        return None
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), inputs, {})
 
 
 def transformed(tensor: Tensor) -> bool:

@@ -1,15 +1,16 @@
 """The log-Cholesky normalisation."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from covpool.linalg.products import NoProductForm
 from covpool.linalg.transforms import refuse_onnx
 from covpool.pooling import covariance
 from covpool.poolings.base import Pooling, require
-from covpool.poolings.matrix import matrix_pooling
+from covpool.poolings.matrix import Normalisation, matrix_pooling
 
 
-class LogCholesky(nn.Module):
+class LogCholesky(Normalisation):
     """tril(L, −1) + tril(L, −1)ᵀ + 2 diag(log Lᵢᵢ), L the Cholesky factor of Σ + εI.
 
     In float64. NaN where ε is lost beside Σ (a trace above about 1e9), so that there is no factor.
@@ -19,6 +20,9 @@ class LogCholesky(nn.Module):
         super().__init__()
         require(epsilon > 0, "epsilon", "positive", epsilon)
         self.epsilon = epsilon
+
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        raise NoProductForm("the Cholesky factorisation; pow-tmlr has one")
 
     def forward(self, features: Tensor) -> Tensor:
         refuse_onnx("Cholesky factorisation")

@@ -1,7 +1,7 @@
 """Scalar functions of the published normalisations, which the linear algebra lifts to matrices."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import mul
 
@@ -58,6 +58,24 @@ def _heat_diffusion(x: Tensor, time: float) -> Tensor:
 
 def chebyshev_log(degree: int, low: float, high: float, weight: float) -> ScalarFunction:
     """The Chebyshev series of log on [low, high], at weight · λ + 1 − weight."""
+    coefficients, slope, shift = _log_series(degree, low, high, weight)
+    series = partial(_chebyshev, coefficients=coefficients, slope=slope, shift=shift)
+    return Elementwise(series, "Chebyshev logarithm", "nonnegative")
+
+
+def chebyshev_of_matrix(
+    matrix: Tensor, degree: int, low: float, high: float, weight: float
+) -> Tensor:
+    """The same of symmetric matrices (*, n, n), in matrix products."""
+    coefficients, slope, shift = _log_series(degree, low, high, weight)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return _clenshaw(slope * matrix + shift * identity, coefficients, identity, torch.matmul)
+
+
+def _log_series(
+    degree: int, low: float, high: float, weight: float
+) -> tuple[list[float], float, float]:
+    """Coefficients cₖ of Σ cₖ Tₖ(slope · λ + shift), slope and shift."""
     centre, half = (high + low) / 2, (high - low) / 2
     nodes = [(k + 0.5) * math.pi / (degree + 1) for k in range(degree + 1)]
     logs = [math.log(centre + half * math.cos(node)) for node in nodes]
@@ -67,15 +85,18 @@ def chebyshev_log(degree: int, low: float, high: float, weight: float) -> Scalar
         * sum(map(mul, logs, (math.cos(order * n) for n in nodes)))
         for order in range(degree + 1)
     ]
-    shift = (1 - weight - centre) / half
-    series = partial(_chebyshev, coefficients=coefficients, slope=weight / half, shift=shift)
-    return Elementwise(series, "Chebyshev logarithm", "nonnegative")
+    return coefficients, weight / half, (1 - weight - centre) / half
 
 
 def _chebyshev(x: Tensor, coefficients: Sequence[float], slope: float, shift: float) -> Tensor:
-    """Σ cₖ Tₖ(slope · x + shift), by Clenshaw's recurrence."""
-    t = slope * x + shift
+    return _clenshaw(slope * x + shift, coefficients, torch.ones_like(x), mul)
+
+
+def _clenshaw(
+    t: Tensor, coefficients: Sequence[float], one: Tensor, multiply: Callable[..., Tensor]
+) -> Tensor:
+    """Σ cₖ Tₖ(t), by Clenshaw's recurrence."""
     last, before = torch.zeros_like(t), torch.zeros_like(t)
     for coefficient in reversed(coefficients[1:]):
-        last, before = 2 * t * last - before + coefficient, last
-    return t * last - before + coefficients[0]
+        last, before = 2 * multiply(t, last) - before + coefficient * one, last
+    return multiply(t, last) - before + coefficients[0] * one

@@ -1,7 +1,5 @@
 """`Pool2d`: a row of `POOLINGS` as a layer."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +8,7 @@ from covpool.linalg.checks import require_integer
 from covpool.linalg.methods import Method
 from covpool.linalg.names import PoolingName
 from covpool.linalg.precision import full_precision
+from covpool.linalg.transforms import as_leaf
 from covpool.pooling import ONE_POSITION, channel_reduction
 from covpool.poolings.base import Pooling
 from covpool.poolings.table import get_pooling
@@ -75,8 +74,9 @@ class Pool2d(nn.Module):
         return self.pooling.out_features
 
     def forward(self, x: Tensor, token: Tensor | None = None) -> Tensor:
-        if isinstance(x, torch.fx.Proxy):
-            return _as_leaf(self, x, *([] if token is None else [token]))
+        leaf = as_leaf(self, x, *([] if token is None else [token]))
+        if leaf is not None:
+            return leaf
         self._check(x, token)
         features = self.reduction(x)
         dtype = torch.promote_types(features.dtype, torch.float32)
@@ -108,9 +108,3 @@ class Pool2d(nn.Module):
     def extra_repr(self) -> str:
         constants = "".join(f", {name}={value}" for name, value in self.row.chosen.items())
         return f"pooling={self.row.name!r}{constants}, out_features={self.out_features}"
-
-
-def _as_leaf(module: nn.Module, *inputs: Any) -> Any:
-    """One call of the module in the graph of torch.fx that is being traced."""
-    tracer = inputs[0].tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), inputs, {})

@@ -5,12 +5,51 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from covpool.linalg.methods import METHODS, Method, get_method
+from covpool.linalg.names import MethodName
+from covpool.linalg.products import SUBSTITUTE
 from covpool.linalg.tables import choose
-from covpool.pooling import triu_vector
+from covpool.pooling import cov_pool, cov_pool_in_products, covariance, triu_vector
 from covpool.poolings.base import NONE, Pooling, PoolingModule
 from covpool.poolings.representations import REPRESENTATIONS, size
+
+
+class Normalisation(nn.Module):
+    """A module from features (B, C, N) to a symmetric matrix of their covariance.
+
+    Attributes:
+        products: the dtype of the matrix products that stand in for decompositions; None: none do.
+    """
+
+    products: torch.dtype | None = None
+
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        """Compute by matrix products alone from now on, see `covpool.exportable`.
+
+        Returns:
+            What stands in for a decomposition; None: there was none.
+
+        Raises:
+            NoProductForm: there is no such form; the message says what has one.
+        """
+        self.products = dtype
+        return SUBSTITUTE
+
+    def root(self, features: Tensor, method: MethodName | Method = "exact") -> Tensor:
+        """√Σ by the method, or by what stands in for it."""
+        if self.products is None:
+            return cov_pool(features, method)
+        row = get_method(method)
+        if row.forward.product_steps(self.products) is None:
+            return cov_pool_in_products(features, METHODS[SUBSTITUTE], self.products)
+        return cov_pool_in_products(features, row)
+
+    def wide(self, features: Tensor) -> Tensor:
+        """Σ in the dtype of the products."""
+        return covariance(features.to(self.products))
 
 
 class MatrixPool(PoolingModule):

@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor, nn
 
+from covpool.linalg.products import NoProductForm, largest_eigenvalue
 from covpool.linalg.spectrum import symmetric_part
 from covpool.pooling import cov_function, cov_pool, covariance
 from covpool.poolings.base import Pooling, power, quotient, require
-from covpool.poolings.matrix import matrix_pooling
+from covpool.poolings.matrix import Normalisation, matrix_pooling
 from covpool.poolings.representations import eigenvalues
-from covpool.poolings.spectral import bound_power
+from covpool.poolings.spectral import bound_power, roots_alone
 
 
-class _Scaled(nn.Module):
+class _Scaled(Normalisation):
     """Σ^α over a number; α = 1 changes the scale alone."""
 
     def __init__(self, *, exponent: float = 1.0) -> None:
@@ -19,11 +20,17 @@ class _Scaled(nn.Module):
         require(0 < exponent <= 1, "exponent", "in (0, 1]", exponent)
         self.exponent = exponent
 
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        if self.exponent != 1:
+            return roots_alone(super(), self.exponent, dtype)
+        super().in_matrix_products(dtype)
+        return "products"
+
     def powered(self, features: Tensor) -> Tensor:
         if self.exponent == 1:
             return covariance(features)
         if self.exponent == 0.5:
-            return cov_pool(features)
+            return self.root(features)
         return cov_function(features, bound_power(self.exponent, features))
 
 
@@ -31,8 +38,12 @@ class LargestEigenvalue(_Scaled):
     """Σ^α/λ₁^α."""
 
     def forward(self, features: Tensor) -> Tensor:
-        largest = power(eigenvalues(features)[..., -1:, None], self.exponent)
-        return quotient(self.powered(features), largest.to(features.dtype))
+        if self.products is None:
+            largest = eigenvalues(features)[..., -1:, None]
+        else:
+            largest = largest_eigenvalue(self.wide(features))
+        divisor = power(largest, self.exponent).to(features.dtype)
+        return quotient(self.powered(features), divisor)
 
 
 class Frobenius(_Scaled):
@@ -73,8 +84,11 @@ class RankOneUpdate(nn.Module):
         return matrix - self.epsilon * symmetric_part(matrix @ direction @ direction.mT)
 
 
-class ScalingEigenBranch(nn.Module):
+class ScalingEigenBranch(Normalisation):
     """(1 + ‖√Σ exp(−Σ)‖) √Σ, by the Frobenius norm."""
+
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        raise NoProductForm("e^(−Σ); isqrt-cov and exact, of which it is a multiple, have one")
 
     def forward(self, features: Tensor) -> Tensor:
         found = eigenvalues(features)

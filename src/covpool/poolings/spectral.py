@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +10,18 @@ from torch import Tensor, nn
 from covpool.linalg.api import matrix_function
 from covpool.linalg.functions import LOG, POWER, ScalarFunction
 from covpool.linalg.methods import METHODS, Method, get_method
-from covpool.pooling import cov_function, cov_pool, covariance
+from covpool.linalg.products import NoProductForm
+from covpool.linalg.spectrum import symmetric_part
+from covpool.pooling import cov_function, covariance
 from covpool.poolings.base import Pooling, require
-from covpool.poolings.functions import Shifted, chebyshev_log, heat_diffusion, max_exp
-from covpool.poolings.matrix import matrix_pooling
+from covpool.poolings.functions import (
+    Shifted,
+    chebyshev_log,
+    chebyshev_of_matrix,
+    heat_diffusion,
+    max_exp,
+)
+from covpool.poolings.matrix import Normalisation, matrix_pooling
 from covpool.poolings.representations import trace
 
 
@@ -23,7 +32,7 @@ class Plain(nn.Module):
         return covariance(features)
 
 
-class Root(nn.Module):
+class Root(Normalisation):
     """√Σ by a method, over a constant: 1/scale · (√Σ − shift · I).
 
     Args:
@@ -43,14 +52,18 @@ class Root(nn.Module):
         self.method = get_method(method)
         self.scale, self.minus_identity = scale, minus_identity
 
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        found = super().in_matrix_products(dtype)
+        return found if self.method.forward.product_steps(dtype) is None else None
+
     def forward(self, features: Tensor) -> Tensor:
-        root = cov_pool(features, self.method)
+        root = self.root(features, self.method)
         if self.minus_identity:
             root = root - torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
         return root / self.scale
 
 
-class Power(nn.Module):
+class Power(Normalisation):
     """Σ^α for a constant α in (0, 1]."""
 
     def __init__(self, *, exponent: float = 0.5) -> None:
@@ -58,11 +71,16 @@ class Power(nn.Module):
         require(0 < exponent <= 1, "exponent", "in (0, 1]", exponent)
         self.exponent = exponent
 
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        return roots_alone(super(), self.exponent, dtype)
+
     def forward(self, features: Tensor) -> Tensor:
+        if self.products is not None:
+            return self.root(features)
         return cov_function(features, bound_power(self.exponent, features))
 
 
-class LearnedPower(nn.Module):
+class LearnedPower(Normalisation):
     """Σ^α for a learned α in (0, 1), the logistic function of the parameter.
 
     Where N − 1 < C it is Xc K^(α − 1) Xcᵀ / N of the Gram matrix K = XcᵀXc / N.
@@ -78,6 +96,11 @@ class LearnedPower(nn.Module):
         """The α in use."""
         return self.logit.sigmoid()
 
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        raise NoProductForm(
+            f"the learned power {self.exponent.item():.3g}; power, of the constant 0.5, has one"
+        )
+
     def forward(self, features: Tensor) -> Tensor:
         wide = features.to(torch.promote_types(features.dtype, torch.float64))
         centred = (wide - wide.mean(-1, keepdim=True)) / wide.shape[-1] ** 0.5
@@ -90,7 +113,7 @@ class LearnedPower(nn.Module):
         return result.to(features.dtype)
 
 
-class Logarithm(nn.Module):
+class Logarithm(Normalisation):
     """log(Σ + εI)."""
 
     def __init__(self, *, epsilon: float = 1e-3) -> None:
@@ -98,11 +121,14 @@ class Logarithm(nn.Module):
         require(epsilon > 0, "epsilon", "positive", epsilon)
         self.function = Shifted(LOG, epsilon)
 
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        raise NoProductForm("the logarithm; chebyshev-log, a polynomial of the covariance, has one")
+
     def forward(self, features: Tensor) -> Tensor:
         return cov_function(features, self.function)
 
 
-class OfUnitTrace(nn.Module):
+class OfUnitTrace(Normalisation):
     """f(Σ/(tr Σ + κ)) of a function of eigenvalues in [0, 1]; `function` gives it for tensors."""
 
     def __init__(self, function: Callable[[Tensor], ScalarFunction], kappa: float) -> None:
@@ -112,7 +138,13 @@ class OfUnitTrace(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         scaled = features * (trace(features) + self.kappa).rsqrt()
+        if self.products is not None:
+            return self.product_form(scaled)
         return cov_function(scaled, self.function(scaled))
+
+    def product_form(self, scaled: Tensor) -> Tensor:
+        """The same in matrix products."""
+        return self.root(scaled)
 
 
 class MaxExp(OfUnitTrace):
@@ -121,6 +153,19 @@ class MaxExp(OfUnitTrace):
     def __init__(self, *, eta: float = 20.0, kappa: float = 1e-6) -> None:
         require(eta > 1, "eta", "above 1", eta)
         super().__init__(partial(_same, max_exp(eta)), kappa)
+        self.eta = eta
+
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        if self.eta != int(self.eta):
+            raise NoProductForm(f"the power {self.eta:g}; whole numbers eta have one")
+        super().in_matrix_products(dtype)
+        return "products"
+
+    def product_form(self, scaled: Tensor) -> Tensor:
+        matrix = self.wide(scaled)
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        found = identity - torch.linalg.matrix_power(identity - matrix, int(self.eta))
+        return symmetric_part(found).to(scaled.dtype)
 
 
 class Gamma(OfUnitTrace):
@@ -129,6 +174,10 @@ class Gamma(OfUnitTrace):
     def __init__(self, *, gamma: float = 0.5, kappa: float = 1e-6) -> None:
         require(0 < gamma <= 1, "gamma", "in (0, 1]", gamma)
         super().__init__(partial(bound_power, gamma), kappa)
+        self.gamma = gamma
+
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        return roots_alone(super(), self.gamma, dtype)
 
 
 class HeatDiffusion(OfUnitTrace):
@@ -138,8 +187,11 @@ class HeatDiffusion(OfUnitTrace):
         require(time > 0, "time", "positive", time)
         super().__init__(partial(_same, heat_diffusion(time)), kappa)
 
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        raise NoProductForm("exp(−t/λ); maxexp has one")
 
-class ChebyshevLogarithm(nn.Module):
+
+class ChebyshevLogarithm(Normalisation):
     """p(w Σ/s + (1 − w) I) + log(s) I, s = tr Σ/C and p the Chebyshev series of log on [low, high].
 
     A trace below 1e-12 C counts as that.
@@ -152,18 +204,33 @@ class ChebyshevLogarithm(nn.Module):
         require(isinstance(degree, int) and degree >= 1, "degree", "at least 1", degree)
         require(0 < low < high, "low", f"between 0 and high ({high})", low)
         require(0 < weight <= 1, "weight", "in (0, 1]", weight)
-        self.function = chebyshev_log(degree, low, high, weight)
+        self.series = degree, low, high, weight
+        self.function = chebyshev_log(*self.series)
+
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        super().in_matrix_products(dtype)
+        return "products"
 
     def forward(self, features: Tensor) -> Tensor:
         channels = features.shape[-2]
         mean = (trace(features) / channels).clamp_min(1e-12)
         scaled = features * mean.rsqrt()
         identity = torch.eye(channels, dtype=features.dtype, device=features.device)
-        return cov_function(scaled, self.function) + mean.log() * identity
+        if self.products is None:
+            return cov_function(scaled, self.function) + mean.log() * identity
+        found = chebyshev_of_matrix(self.wide(scaled), *self.series)
+        return symmetric_part(found).to(features.dtype) + mean.log() * identity
 
 
 def _same(function: ScalarFunction, like: Tensor) -> ScalarFunction:
     return function
+
+
+def roots_alone(owner: Any, exponent: float, dtype: torch.dtype) -> str | None:
+    """`in_matrix_products` of a power: the base class's of `owner` where it is the root."""
+    if exponent != 0.5:
+        raise NoProductForm(f"the power {exponent:g}; 0.5, the square root, has one")
+    return owner.in_matrix_products(dtype)
 
 
 def bound_power(exponent: float, like: Tensor) -> ScalarFunction:

@@ -161,7 +161,7 @@ def _scores(metadata: Mapping[str, Any]) -> str:
 
 def _exports(exports: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        f"| `{row['file']}` | {row['format']} | {row['root']} | {row['dtype']} "
+        f"| `{row['file']}` | {row['format']} | {row['pooling']} | {row['dtype']} "
         f"| {row['max_logit']:.1e} | {row['max_probability']:.1e} | {row['top1_agreement']:.2%} |"
         for row in exports
     ]
@@ -169,7 +169,7 @@ def _exports(exports: Sequence[Mapping[str, Any]]) -> str:
     return (
         "Input `images` (batch, channels, height, width), float32, preprocessed as above; output "
         "`logits` (batch, classes); the batch may have any size.\n\n"
-        "| file | format | root by | dtype of the root | largest change of a logit | of a "
+        "| file | format | pooling | its dtype | largest change of a logit | of a "
         "probability | same top-1 |\n|---|---|---|---|---|---|---|\n"
         + "\n".join(rows)
         + f"\n\nMeasured on {first['images']} images ({markdown(first['source'])}): the file, read "

@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from covpool.exporting import compute_in_products
 from covpool.linalg.methods import METHODS
+from covpool.linalg.products import SUBSTITUTE
 from covpool.linalg.tables import choose
 from covpool.models import CovPoolModel
 from covpool.pooling import CovPool2d
@@ -33,8 +35,6 @@ from covpool.train.published import WEIGHTS, appearing, write_published
 OPSET = 18
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 REPORT = "export.json"
-SUBSTITUTE = "newton-schulz-minimax"
-"""What stands in for a method that decomposes: of the iterations, the nearest to the exact root."""
 BATCH = 16
 """Images that are run at a time; the last batch is smaller, and so tries the dynamic batch."""
 
@@ -199,7 +199,7 @@ def export_model(
         progress: told what is being done.
 
     Returns:
-        A row for each format: file, root, and how far its outputs are from the network's.
+        A row for each format: file, pooling, and how far its outputs are from the network's.
 
     Raises:
         ValueError: the network cannot be written in a format; nothing is left behind then.
@@ -228,10 +228,10 @@ def _export(
         reference = logits_of(_eager(model), sample.images)
         for row in formats:
             progress(f"writing {row.file}")
-            network = in_products(model, root_dtype) if row.products else model
             # The file keeps its example, which must not be somebody's image.
             example = torch.zeros(2, *sample.images.shape[1:])
             try:
+                network = in_products(model, root_dtype) if row.products else model
                 row.write(network, example, output / row.file)
             except Exception as error:  # exporters raise what they like
                 backbone = trained.metadata["config"]["model"]["backbone"]
@@ -249,7 +249,7 @@ def _export(
                     "file": row.file,
                     **({"opset": OPSET} if row.name == "onnx" else {}),
                     "method": model.method,
-                    **_root(row, network),
+                    **_pooling(row, model, network),
                     "source": sample.source,
                     **deviation(found, reference),
                 }
@@ -271,40 +271,39 @@ def _eager(model: nn.Module) -> Run:
 
 
 def in_products(model: CovPoolModel, root_dtype: torch.dtype = torch.float64) -> CovPoolModel:
-    """The model by a method of matrix products: a copy, whose parameters are the model's own.
-
-    A method that consists of products (`isqrt-cov`) stays as it is, and `SUBSTITUTE` takes the
-    place of every other one. That is the exact root to rounding; methods whose own is another one
-    (`svd-topn`, `mtp-lyapunov`, `mpa-lyapunov`) are off by their distance from it.
+    """The model as `covpool.exportable` makes it: a copy, whose parameters are the model's own.
 
     Args:
-        model: one of another pooling is copied as it is.
-        root_dtype: of the substitute. float32 is for runtimes without float64.
+        model: the model.
+        root_dtype: of the products. float32 is for runtimes without float64.
+
+    Raises:
+        ValueError: its pooling has no form in matrix products.
     """
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     network = copy.deepcopy(model, shared)
-    if isinstance(network.pool, CovPool2d):
-        if network.pool.method.forward.product_steps(torch.float32) is None:
-            network.method = SUBSTITUTE
-        if network.method == SUBSTITUTE:
-            network.pool.compute_dtype = root_dtype
+    compute_in_products(network, root_dtype)
     return network
 
 
-def _root(row: Format, network: CovPoolModel) -> dict[str, str]:
+def _pooling(row: Format, trained: CovPoolModel, network: CovPoolModel) -> dict[str, str]:
+    """What the file has for the pooling, and in which dtype."""
+    kept = {"pooling": f"{trained.method}, as trained", "dtype": "as in PyTorch"}
     pool = network.pool
-    if not isinstance(pool, CovPool2d):
-        return {"root": f"{network.method}, as trained", "dtype": "as in PyTorch"}
     if not row.products:
-        return {"root": f"{network.method}, as trained", "dtype": "as in PyTorch"}
-    dtype = pool.method.dtype(torch.float32, pool.compute_dtype)
-    found = pool.method.forward.product_steps(dtype)
-    assert found is not None
-    trained = ", as trained" if network.method != SUBSTITUTE else ""
-    return {
-        "root": f"{network.method}, {len(found[0])} steps{trained}",
-        "dtype": str(dtype).removeprefix("torch."),
-    }
+        return kept
+    if isinstance(pool, CovPool2d):
+        dtype = pool.method.dtype(torch.float32, pool.compute_dtype)
+        found = pool.method.forward.product_steps(dtype)
+        assert found is not None
+        same = "" if network.method == SUBSTITUTE else ", as trained"
+        words = f"{network.method}, {len(found[0])} steps{same}"
+    else:
+        dtype = getattr(getattr(pool.pooling, "normalisation", None), "products", None)
+        words = f"{network.method}, in matrix products"
+        if dtype is None:
+            return kept
+    return {"pooling": words, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def logits_of(run: Run, images: Tensor) -> Tensor:

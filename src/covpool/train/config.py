@@ -43,7 +43,7 @@ class RunConfig:
                     f"optim.milestones, and train.epochs {self.train.epochs} ends before it"
                 )
         if self.train.strategy.startswith("fsdp"):
-            for name in ("weight_average", "layer_decay", "decay_norm_and_bias"):
+            for name in ("weight_average", "layer_decay", "decay_norm_and_bias", "reduction_steps"):
                 if (value := getattr(optim, name)) != getattr(OptimConfig, name):
                     raise ValueError(
                         f"optim.{name} {str(value).lower()} needs whole weights in each process, "

@@ -33,6 +33,7 @@ from covpool.train.probes import make_probes
 from covpool.train.progress import EvaluationProgress, ProgressReport
 from covpool.train.published import read_trained
 from covpool.train.recorder import Recorder
+from covpool.train.reduction_step import make_reduction_steps
 from covpool.train.run_directory import RunDirectory, best_row
 from covpool.train.storage import StorageError
 from covpool.train.trainer import main_process, make_trainer, quiet_lightning
@@ -91,7 +92,8 @@ def train(
         if loggers:  # it refuses a process that has none
             own.append(LearningRateMonitor("step"))
         probes = make_probes(config, module, directory.path)
-        trainer = make_trainer(config, [*own, *probes, *callbacks], loggers)
+        steps = make_reduction_steps(config.optim)
+        trainer = make_trainer(config, [*steps, *own, *probes, *callbacks], loggers)
         device = trainer.strategy.root_device
         measured = reset_peak(device)
         try:

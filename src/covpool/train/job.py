@@ -34,6 +34,7 @@ from covpool.train.module import ClassificationModule
 from covpool.train.optimizer import check_optimizer, learning_rate_course, make_optimizer
 from covpool.train.probes import warn_of_unmeasured
 from covpool.train.recorder import PROGRESS, check_progress, restore_best
+from covpool.train.reduction_step import reduction_weight
 from covpool.train.run_directory import RunDirectory, put_aside
 from covpool.train.same_options import RESUME_KEYS
 from covpool.train.sampling import (
@@ -216,6 +217,8 @@ def check_training(config: RunConfig, splits: ImageSplits, model: CovPoolModel) 
     """
     steps, batch = steps_and_batch(len(splits.train), config.data.batch_size)
     make_optimizer(model, config.optim)
+    if config.optim.reduction_steps:
+        reduction_weight(model)
     learning_rate_course(config.optim, epochs=config.train.epochs, steps_per_epoch=steps)
     share = batch // (config.train.devices * config.train.nodes * config.train.accumulate)
     if make_mixup(config, len(splits.classes)) is not None and share % 2:

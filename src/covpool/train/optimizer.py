@@ -19,6 +19,7 @@ from timm.scheduler.scheduler_factory import create_scheduler_v2
 from covpool.data.keywords import keywords, made_by_timm
 from covpool.models import CovPoolModel
 from covpool.train.config import OptimConfig
+from covpool.train.reduction_step import reduction_weight
 
 UNFIT: Mapping[str, str] = {
     "adahessian": "it needs the gradient's own gradient",
@@ -100,6 +101,11 @@ def parameter_groups(model: CovPoolModel, config: OptimConfig) -> list[dict[str,
     else:
         groups = param_groups_layer_decay(model, layer_decay=config.layer_decay, **shared)
     parts = model.parameter_groups(config.learning_rate, config.classifier_multiplier)
+    if "olr" in config.reduction_steps:
+        weight = reduction_weight(model)
+        for part in parts:
+            part["params"] = [each for each in part["params"] if each is not weight]
+        parts.append({"name": "reduction", "params": [weight], "lr": config.learning_rate})
     made = []
     for number, group in enumerate(groups):
         scale = group.pop("lr_scale", 1.0)

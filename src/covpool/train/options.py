@@ -161,6 +161,10 @@ class OptimConfig:
     """Decay of an exponential moving average of the weights, which is then what is evaluated and
     kept; null: none. The decay rises to this value over the first steps."""
 
+    reduction_steps: tuple[Literal["nog", "olr"], ...] = ()
+    """How the channel reduction before the covariance is stepped: nog, along the nearest orthogonal
+    gradient; olr, by the rate that keeps it near orthogonality, where that is the smaller one."""
+
     def __post_init__(self) -> None:
         check_types("optim", self)
         rate, clip = self.learning_rate, self.clip_norm
@@ -205,6 +209,18 @@ class OptimConfig:
         )
         smoothing = self.label_smoothing
         require(0 <= smoothing < 1, "optim.label_smoothing", "in [0, 1)", smoothing)
+        steps = self.reduction_steps
+        for name, value, needed in (
+            ("trained", self.trained, "all"),
+            ("clip_norm", clip, None if "nog" in steps else clip),
+            ("name", self.name, "sgd" if "olr" in steps else self.name),
+        ):
+            require(
+                not steps or value == needed,
+                f"optim.{name}",
+                f"{needed or 'null'} with optim.reduction_steps {list(steps)}",
+                value,
+            )
         decay = self.weight_average
         require(decay is None or 0 < decay < 1, "optim.weight_average", "in (0, 1) or null", decay)
 
