@@ -114,6 +114,8 @@ def test_the_report_of_the_folder_shows_the_observations(output, tmp_path):
         assert f'<td data-label="here">{each["verdict"]}</td>' in text
         for claim in each["claims"]:
             assert (claim["described"] in text) is claim["decides"]
+    # Claims are long: their cells break lines on a narrow page too.
+    assert text.count('<td class="wide" data-label="from">') == len(found)
     for figure in ("smoothness", "conditioning", "kernels", "gradients"):
         assert f'<figure id="s1-{figure}"' in text
 
