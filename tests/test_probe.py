@@ -27,7 +27,7 @@ from inline_grid import command
 from tiny_images import make_tiny_images
 
 BASELINES = ["gap", "gap-matched", "gap-reduced", "gap-reduced-matched"]
-POOLED = ["isqrt-cov", "exact", "svd", "dropcov"]
+POOLED = ["exact", "svd", "dropcov"]
 TIMED = {"seconds", "test_seconds", "images_per_second"}
 OPTIONS = [
     *("--data.image_size", "16"),

@@ -39,7 +39,7 @@ EVALUATED = (
 
 DEFAULT_METHODS = "gap,isqrt-cov,svd-pade,exact"
 DEFAULT_POOLINGS = "isqrt-cov,covariance,log-e,bcnn,gem"
-PROBED_RATES, PROBED_DECAYS = "0.03,0.1,0.3", "1e-4,5e-3"
+PROBED_RATES, PROBED_DECAYS = "0.01,0.03,0.1", "1e-3,1e-2"
 SEEDS = 5
 
 

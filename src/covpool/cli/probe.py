@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from covpool.cli.parsing import (
     FileProgress,
     Given,
     checking_files,
+    holding,
     refuse_methods,
     users_input,
 )
@@ -47,7 +49,7 @@ from covpool.experiments.outcome import Outcome
 from covpool.experiments.results import RunSet
 from covpool.experiments.runs import Run, check_same_options, threads_of
 from covpool.experiments.sheet import Sheet, Table
-from covpool.experiments.study import RATES, TUNING, Study, write_rates
+from covpool.experiments.study import RATES, TUNING, Study, earlier_rates, write_rates
 from covpool.machine import available_cores
 from covpool.text import file_name
 from covpool.train.config import RunConfig
@@ -138,8 +140,13 @@ def _run(
 ) -> int:
     request.cache.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(request.config.train.threads or available_cores())
-    with FeatureProgress(console) as progress, users_input():
-        compute(extractor, views, files, progress.show)
+    with ExitStack() as stack:
+        for file in files:
+            stack.enter_context(holding(file.folder))
+        with FeatureProgress(console) as progress, users_input():
+            compute(extractor, views, files, progress.show)
+        for file in files:
+            _learn_reductions(request, _frozen(request, file), console)
     sheets = []
     for file in files:
         sheets.append(_probe_stage(request, file, _folder(request, file), console))
@@ -191,12 +198,11 @@ def _probe_stage(request: Request, file: FeatureFile, folder: Path, console: Con
     frozen, config = _frozen(request, file), request.config
     splits, threads = request.job.splits, threads_of(config, request.jobs)
     config = of_stage(config, file.stage)
-    _learn_reductions(request, frozen, console)
     tried = _trials(request, config, folder)
     failed = _make(tried, frozen, request, "trials of rate and decay", console, trial=True)
     with users_input():
         rates = plans.chosen(request.arms, tried, failed)
-        write_rates(folder, rates)
+        write_rates(folder, {**earlier_rates(folder), **rates})
     runs = plans.counted(config, request.arms, request.seeds, rates, folder, threads=threads)
     failures = _make([*runs.values()], frozen, request, "runs that count", console, trial=False)
     study = Study(
@@ -272,7 +278,9 @@ def _learn_reductions(request: Request, frozen: Frozen, console: Console) -> Non
             assert frozen.reduction is not None
             for trial in (True, False):
                 images = "the trials' images" if trial else "all training images"
-                status.update(f"learning the channel reduction from {images}")
+                told = f"channel reduction to {width}, from {images}"
+                status.update(f"learning the {told}")
+                console.print(told)
                 whole = frozen.examples(frozen.features.open(), trial=trial)
                 reduced_maps(frozen.features, whole, width, frozen.reduction, stopper(stop))
 

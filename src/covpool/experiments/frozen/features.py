@@ -170,7 +170,9 @@ class Extractor:
     """
 
     def __init__(self, job: Job, stages: Sequence[Stage]) -> None:
-        self.model: CovPoolModel = job.model.eval()
+        gpu = job.config.train.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        self.device = torch.device("cuda" if gpu else "cpu")
+        self.model: CovPoolModel = job.model.to(self.device).eval()
         self.stages = tuple(stages)
         self.inner = sorted(stage for stage in self.stages if stage is not None)
         if len(self.stages) == 1:
@@ -180,7 +182,10 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """The maps (B, C, H, W) of each stage."""
+        """The maps (B, C, H, W) of each stage, on the CPU."""
+        return [maps.cpu() for maps in self._maps(images.to(self.device))]
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
         if not self.inner:
             return [self.model.forward_features(images)]
         last, found = self.model.forward_intermediates(
