@@ -1,4 +1,5 @@
 import gc
+import operator
 import os
 import signal
 from collections import defaultdict
@@ -56,13 +57,19 @@ def pytest_collection_modifyitems(items):
     """
     for item in items:
         if axes := item.get_closest_marker("axes"):
-            names = {
-                mark.args[0] if isinstance(mark.args[0], str) else mark.args[0][0]
-                for mark in item.iter_markers("parametrize")
-            }
-            assert names >= set(axes.kwargs), f"{item}: {axes}"
-            number = item.callspec.indices
-            if sum(number[name] not in axes.kwargs.get(name, (0,)) for name in names) > 1:
+            numbers = {}
+            for mark in item.iter_markers("parametrize"):
+                names, values = mark.args
+                several = not isinstance(names, str)
+                found = [item.callspec.params[name] for name in (names if several else [names])]
+                numbers[names[0] if several else names] = next(
+                    number
+                    for number, value in enumerate(values)
+                    if all(map(operator.is_, found, value if several else [value]))
+                )
+            assert numbers.keys() >= axes.kwargs.keys(), f"{item}: {axes}"
+            off = [name for name in numbers if numbers[name] not in axes.kwargs.get(name, (0,))]
+            if len(off) > 1:
                 item.add_marker("slow")
 
 

@@ -319,8 +319,8 @@ FAULTS = [
     Fault("linalg/autograd/lift.py", " + cotangent @ null @ solution)", ")", "gradient"),
     Fault(
         "linalg/autograd/lift.py",
-        "(slope + slope.mH)\n",
-        "slope\n",
+        " + null @ direction @ slope\n",
+        "\n",
         "gradient functions_transforms",
     ),
     Fault(

@@ -236,7 +236,8 @@ class Derivative(Function):
             else:
                 pseudoinverse, null = pseudoinverse_and_null(eigenvalues, eigenvectors)
                 slope = -null @ change @ pseudoinverse
-                drift = change @ solution + null @ direction @ (slope + slope.mH)
+                # Π H dΠ but for what stays within the null space, which `derive` leaves out.
+                drift = change @ solution + null @ direction @ slope
                 sideways = -null @ solution @ slope.mH
                 drift = -(drift + drift.mH)
                 turn = drift if turn is None else turn + drift
