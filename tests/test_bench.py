@@ -216,6 +216,10 @@ def test_earlier_shapes_are_not_measured_again(tmp_path):
     done = Quick(more).run(earlier=earlier)
     assert measured == ["2x4x4", "2x4x9"]
     assert [entry["shape"] for entry in done["shapes"]] == measured
+    # What is there and was not asked for is not lost.
+    others = replace(SMALL, shapes=("2x4x16", "2x4x9"))
+    kept = Quick(others).run(earlier=done)
+    assert [entry["shape"] for entry in kept["shapes"]] == ["2x4x4", "2x4x9", "2x4x16"]
     other = replace(SMALL, rounds=3)
     with pytest.raises(ValueError, match="in settings, rounds was 1 and is 3; write to another"):
         Quick(other).run(earlier=earlier)

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from covpool.train.progress import EPOCH_HEADER
 from made_up_peer import make_clone
 from tiny_images import OPTIONS, make_tiny_images
 
+RESULTS = Path(__file__).parents[1] / "results"
 TINY = ("--rounds", "1", "--warm-up", "1", "--threads", "1")
 
 
@@ -63,6 +65,48 @@ def test_growth_goes_on_and_plots(bench, tmp_path):
     status, shown = bench("growth", "--batches", "1", "--sizes", "3", *options, "--seed", 1)
     assert status == 2
     assert "in settings, seed was 0 and is 1" in shown.err
+
+
+def test_results_of_older_versions_are_read(bench, tmp_path):
+    output = tmp_path / "growth.json"
+    options = ("--methods", "exact", "--channels", 4, "--positions", 4, *TINY, "--output", output)
+    bench("growth", "--batches", "1", "--sizes", "3", *options)
+    written = json.loads(output.read_text())
+    for name in ("time", "batches", "sizes", "channels", "positions", "batch"):
+        del written["settings"][name]
+    written["shapes"][0]["mark"] = "kept"
+    output.write_text(json.dumps(written))
+    assert bench("growth", "--batches", "1", "--sizes", "3", *options)[0] == 0
+    assert json.loads(output.read_text())["shapes"][0]["mark"] == "kept"
+
+    judged = bench("goals", RESULTS / "resnet-share" / "cpu.json")[1].out
+    assert "resnet50, batch 16, cpu: step with exact over gap's ≤ 1.05: " in judged
+    output.write_text((RESULTS / "resume" / "cpu.json").read_text())
+    status, shown = bench("resume", "--output", output)
+    assert status == 2
+    assert "does not hold results of format 1; write to another file" in shown.err
+
+
+@pytest.mark.parametrize("name", ["growth", "resume"])
+def test_what_goes_on_with_its_results_needs_a_file(name, bench):
+    status, shown = bench(name)
+    assert status == 2
+    assert f"bench {name} goes on with the results of --output FILE, which is missing" in shown.err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups there")
+def test_killed_runs_end_as_the_one_left_alone(bench, tmp_path):
+    output = tmp_path / "resume.json"
+    options = ("--processes", "1", "--workers", "0", "--output", output)
+    status, shown = bench("resume", "--kills", "1", *options)
+    assert status == 0, shown
+    (trial, *_) = first = json.loads(output.read_text())["shapes"]
+    assert trial["differences"] == []
+    assert "1 processes: " in shown.out
+    status, shown = bench("resume", "--kills", "1", *options)  # there are as many already
+    assert status == 0
+    assert json.loads(output.read_text())["shapes"] == first
 
 
 def test_growth_names_a_mistaken_number(bench, tmp_path):

@@ -13,6 +13,7 @@ import torch
 
 import covpool
 import covpool.analysis
+import covpool.distances
 import covpool.nn
 import quick
 from covpool.cli import COMMANDS
@@ -38,7 +39,10 @@ EXECUTED = [
         "python",
         "problems",
         "tensor-networks",
+        "rectangular",
         "numerics",
+        "inverse-roots",
+        "distances",
         "analysis",
         "adding",
         "layers",
@@ -151,7 +155,13 @@ def test_reference_has_every_name_of_a_package(package):
         assert re.search(rf":: {re.escape(package.__name__)}\.{name}$", text, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("package", [covpool, covpool.analysis, covpool.nn])
+def test_the_distances_page_has_every_name():
+    text = covpool_tables.distances_reference() + covpool_tables.distances_table()
+    for name in covpool.distances.__all__:
+        assert re.search(rf":: covpool\.distances\.{name}$|`{name.replace('_', '-')}`", text, re.M)
+
+
+@pytest.mark.parametrize("package", [covpool, covpool.analysis, covpool.distances, covpool.nn])
 def test_public_names_have_docstrings(package):
     for name in package.__all__:
         value = getattr(package, name)

@@ -269,6 +269,7 @@ DOCUMENTED = {
 }
 
 
+@pytest.mark.axes(condition=(2,))
 @pytest.mark.filterwarnings("ignore:compute_dtype=torch.float32")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("condition", DOCUMENTED)
@@ -309,6 +310,7 @@ def test_minimax_holds_at_condition_1e6_and_a_flat_spectrum():
     assert relative_error(ours[1], reference[1]) <= 1e-9
 
 
+@pytest.mark.axes
 @pytest.mark.parametrize("size", [8, 64])
 @pytest.mark.parametrize("condition", [1e2, 1e4, 1e8])
 @pytest.mark.parametrize(
@@ -361,6 +363,7 @@ def test_approximation_errors_are_as_documented(name, condition, documented):
     assert found == pytest.approx(documented, rel=0.03)
 
 
+@pytest.mark.axes
 @pytest.mark.filterwarnings("ignore:compute_dtype=torch.float32")
 @pytest.mark.parametrize("size", [2, 3, 5, 8, 16, 33, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

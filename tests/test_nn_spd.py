@@ -236,7 +236,11 @@ def test_batch_norm_in_other_dtypes():
         (lambda: BiMap(3, 2)(torch.ones(3, 4)), r"BiMap needs square matrices .*\(3, 4\)"),
         (lambda: ReEig(float("nan")), "the bound must be finite, got nan"),
         (lambda: RiemannianBatchNorm(3, steps=0), "steps must be a whole number of at least 1"),
-        (lambda: RiemannianBatchNorm(3, momentum=2), r"momentum must lie in \[0, 1\].*got 2"),
+        (
+            lambda: RiemannianBatchNorm(3, momentum=2),
+            r"momentum must be a number in \[0, 1\], got 2",
+        ),
+        (lambda: RiemannianBatchNorm(3, momentum=None), r"momentum must be .*, got None"),
         (
             lambda: RiemannianBatchNorm(3)(torch.eye(4)),
             r"RiemannianBatchNorm needs matrices \(\*, 3, 3\), got \(4, 4\)",

@@ -1,4 +1,4 @@
-"""eigh and svd on the sample inputs by which torch tests its own, called as torch calls them.
+"""eigh, svd, polar and pinv on the sample inputs by which torch tests its own, called as it does.
 
 They are drawn in a process of their own: to import torch.testing._internal freezes the global flags
 of torch.backends, on which other tests depend.
@@ -22,7 +22,7 @@ import sys, torch
 from torch.testing._internal.common_methods_invocations import op_db
 drawn = []
 for op in op_db:
-    if op.name in ("linalg.eigh", "linalg.svd"):
+    if op.name in ("linalg.eigh", "linalg.svd", "linalg.pinv", "linalg.polar"):
         for dtype in (torch.float32, torch.float64, torch.complex64, torch.complex128):
             for sample in op.sample_inputs("cpu", dtype, requires_grad=True):
                 drawn.append((op.name, sample.input.detach(), sample.args, sample.kwargs))
@@ -92,3 +92,44 @@ def test_values_and_gradients_are_torchs(name, dtype, samples, note_error):
             assert gradient.shape == matrix.shape
             error = relative_error(gradient, expected)
             assert note_error(f"{part}, {dtype}", f"OpInfo {name}", error) <= 1e4 * eps
+
+
+OF_FULL_RANK = {
+    "linalg.pinv": (
+        lambda a: (covpool.svd_function(a, "pinv"),),
+        lambda a: (torch.linalg.pinv(a),),
+    ),
+    "linalg.polar": (covpool.polar, getattr(torch.linalg, "polar", None)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", OF_FULL_RANK)
+def test_functions_of_any_shape_are_torchs_at_full_rank(name, dtype, samples, note_error):
+    chosen = [
+        matrix
+        for drawn, matrix, arguments, keywords in samples
+        if (drawn, matrix.dtype) == (name, dtype)
+        and not arguments
+        and not keywords.get("hermitian")
+    ]
+    if OF_FULL_RANK[name][1] is None:
+        pytest.skip("this torch has no linalg.polar")
+    assert len(chosen) >= 4
+    eps = torch.finfo(dtype).eps
+    for matrix in chosen:
+        found = []
+        for call in OF_FULL_RANK[name]:
+            leaf = matrix.clone().requires_grad_()
+            results = call(leaf)
+            for index, part in enumerate(results):
+                draw = torch.manual_seed(index)
+                weight = torch.randn(part.shape, dtype=part.dtype, generator=draw)
+                (gradient,) = torch.autograd.grad(part, leaf, weight, retain_graph=True)
+                found.append((part.detach(), gradient))
+        count = len(found) // 2
+        for ours, torchs in zip(found[:count], found[count:], strict=True):
+            for one, other in zip(ours, torchs, strict=True):
+                assert one.shape == other.shape
+                error = relative_error(one, other) if one.numel() else 0.0
+                assert note_error(f"values, {dtype}", f"OpInfo {name}", error) <= 1e4 * eps

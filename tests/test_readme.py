@@ -34,6 +34,8 @@ QUICKER = {
     "train photos": "--epochs 1 --data.image_size 64 --model.pretrained false",
     "train --resume": "--epochs 2",
     "compare photos": "--epochs 1 --data.image_size 64 --seeds 1",
+    "probe photos": "--model.pretrained false --model.init_from runs/first --data.image_size 64 "
+    "--epochs 1 --seeds 2 --rates 0.1 --decays 0.005 --poolings isqrt-cov --jobs 1",
     "export": "--number 8",
 }
 """What is added to the README's commands, by their first words, so that they take seconds and need
@@ -96,6 +98,8 @@ def test_commands_one_after_the_other(tmp_path):
     assert "photos/robin/1.jpg" in predicted
     (compared,) = (text for command, text in printed.items() if "compare" in command)
     assert all(f"| {method} | 1/1 |" in compared for method in ("gap", "isqrt-cov", "exact"))
+    (probed,) = (text for command, text in printed.items() if "probe" in command)
+    assert "isqrt-cov − gap-matched" in probed
     assert (tmp_path / "runs/first/report.html").exists()
     assert (tmp_path / "runs/first/export/model.onnx").exists()
 

@@ -11,7 +11,7 @@ from covpool.bench import small
 from covpool.cli import main
 from covpool.linalg import checks, evaluate, precision
 from covpool.linalg.engine import factorisation
-from covpool.linalg.engine.small import CLOSED_SIZE, small_eigh
+from covpool.linalg.engine.small import CLOSED_SIZE, small_eigh, small_svd
 
 MANY = 3000
 SPECTRA = {
@@ -195,3 +195,30 @@ def test_a_solver_that_raises_for_one_sample_leaves_the_others(monkeypatch):
     matrix[1, 0, 0] = torch.nan
     bad = covpool.matrix_sqrt(matrix, check=False).isnan().flatten(1).any(-1)
     assert bad.tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e290, 1e-290])
+@pytest.mark.parametrize("spectrum", [name for name in SPECTRA if name != "indefinite"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_closed_forms_of_any_shape_are_right_to_rounding(dtype, spectrum, scale):
+    for rows in range(1, CLOSED_SIZE + 1):
+        for columns in range(1, CLOSED_SIZE + 1):
+            count = min(rows, columns)
+            expected = sorted(SPECTRA[spectrum], reverse=True)[:count]
+            generator = torch.Generator().manual_seed(rows + 3 * columns)
+            bases = [
+                torch.linalg.qr(torch.randn(300, size, size, dtype=dtype, generator=generator))[0]
+                for size in (rows, columns)
+            ]
+            bases = [torch.cat([basis, torch.eye(basis.shape[-1])[None]]) for basis in bases]
+            values = torch.tensor(expected, dtype=torch.float64)
+            matrix = (bases[0][..., :count] * values) @ bases[1][..., :count].mH
+            u, s, vh = small_svd(matrix * scale)
+            s = s / scale
+            norm = max(expected)
+            assert (s.diff(dim=-1) <= 0).all()
+            assert (s - values).abs().max() <= 1e-14 * norm
+            assert ((u * s.unsqueeze(-2)) @ vh - matrix).abs().max() <= 1e-14 * norm
+            unit = torch.eye(count, dtype=dtype)
+            assert (u.mH @ u - unit).abs().max() <= 1e-14
+            assert (vh @ vh.mH - unit).abs().max() <= 1e-14

@@ -254,6 +254,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.axes(dtype=(1,), kernel=range(len(KERNELS)))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("values", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("kernel", KERNELS)

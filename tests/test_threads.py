@@ -94,6 +94,7 @@ CALLS = {
 }
 
 
+@pytest.mark.axes
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")

@@ -135,6 +135,7 @@ def test_every_way_to_the_hessian_of_cov_pool_agrees(name, positions):
     assert relative_error(each[1], hessian(loss)(x[1])) <= 1e-12
 
 
+@pytest.mark.axes
 @pytest.mark.parametrize("positions", [4, 9])
 @pytest.mark.parametrize(
     "way", ["jacrev jacrev", "jacfwd jacrev", "jacrev jacfwd", "jacfwd jacfwd"]

@@ -7,6 +7,7 @@ test_transforms.py compares what it measures itself.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 from torch.func import grad, jacrev, jvp, vmap
 
 import covpool
+import covpool.distances as distances
 from covpool import FUNCTIONS, KERNELS, METHODS
+from covpool.distances import DISTANCES
+from covpool.linalg.functions.odd import ODD_FUNCTIONS
 from covpool.linalg.inverse_root import INVERSE_ROOTS
 from spectra import relative_error, with_spectrum
 
@@ -33,6 +37,7 @@ REFUSALS = re.compile(
     r"|^(eigh|svd): the second derivative .* use (kernel='difference'|covpool\.matrix_power)"
     r"|^matrix_inv_sqrt: matrix singular; .*; add a multiple of the identity"
     r"|^matrix_inv_root: the residual .* is above .*; give a ridge"
+    r"|^[a-z-]+: first matrix singular, where the distance is infinite; add a multiple"
     r"|^(eigh|svd) needs float32 or float64, real or complex, got torch\.\w+; convert"
 )
 """What a refusal says: who refuses, and what to do. Any other error fails the test."""
@@ -221,9 +226,116 @@ def _decompositions() -> list[Subject]:
     ]
 
 
+def _distances() -> list[Subject]:
+    return [_distance(name, kind) for name in (*DISTANCES, *DIVERGENCES) for kind in KINDS]
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relative-entropy": distances.relative_entropy,
+    "fidelity": distances.fidelity,
+    "von-neumann-entropy": lambda a, b: distances.von_neumann_entropy(a),
+    "frechet-from-samples": partial(distances.frechet_from_samples, squared=True),
+}
+
+
+def _distance(name: str, kind: str) -> Subject:
+    """Squares, of the distance from a matrix that is fixed."""
+    dtype, read, write = KINDS[kind]
+    measure = DIVERGENCES.get(name) or partial(DISTANCES[name], squared=True)
+    other = with_spectrum(np.array([1.0, 3, 4, 7]), 5, dtype)
+
+    def call(a: Tensor) -> Tensor:
+        matrix = read(a)
+        # Beside half precision it would decide the result's.
+        fixed = other.to(matrix.dtype)
+        return measure((matrix + matrix.mH) / 2, (fixed + fixed.mH) / 2)
+
+    def of_factor(x: Tensor) -> Tensor:
+        return measure(read(x) @ read(x).mH, other)
+
+    return Subject(
+        group="distances",
+        name=name,
+        kind=kind,
+        call=call,
+        batch=write(_matrices([1.0, 2, 3, 4], dtype)),
+        tied=(call, write(torch.diag(torch.tensor([1, 1, 3, 3], dtype=dtype)))),
+        deficient=(of_factor, write(random(4, 2, dtype=dtype))),
+    )
+
+
 def _sizes(vectors: Tensor) -> Tensor:
     """|v|⁴ summed over each vector: without their signs and phases."""
     return (vectors * vectors.conj()).real.square().sum(-2)
+
+
+THRESHOLDS = dict.fromkeys(("hard_threshold", "clip"), 2.0)
+ODD_PARAMETERS = THRESHOLDS | {"soft_threshold": 0.5, "power": 1.5, "pinv": 0.1}
+
+
+def _of_any_shape() -> list[Subject]:
+    """Functions of 4 × 3 matrices; polar's both factors, and registration of half of the rows."""
+    calls: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
+        ("svd_function", name): partial(
+            covpool.svd_function, function=name, parameter=ODD_PARAMETERS.get(name)
+        )
+        for name in ODD_FUNCTIONS
+    }
+    calls["svd_function", "torch.atan"] = partial(covpool.svd_function, function=torch.atan)
+    calls["polar", "exact"] = lambda a: torch.cat(covpool.polar(a), -2)
+    calls["low_rank", "exact"] = partial(covpool.low_rank, rank=2)
+    calls["orthogonal_procrustes", "exact"] = _turned
+    calls["kabsch", "exact"] = _moved
+    return [_rectangular(*row, call, kind) for row, call in calls.items() for kind in KINDS]
+
+
+def _beside(a: Tensor) -> Tensor:
+    """Four points in rows, to which those of A are brought."""
+    return torch.eye(4, 3).to(a)
+
+
+def _times(points: Tensor, matrix: Tensor) -> Tensor:
+    """Their product, which autocast leaves alone."""
+    return (points.unsqueeze(-1) * matrix.unsqueeze(-3)).sum(-2)
+
+
+def _turned(a: Tensor) -> Tensor:
+    """A R, which is unique at deficient rank too."""
+    return _times(a, covpool.orthogonal_procrustes(a, _beside(a)).R)
+
+
+def _moved(a: Tensor) -> Tensor:
+    found = covpool.kabsch(a, _beside(a), scale=True)
+    moved = found.scale[..., None, None] * _times(a, found.rotation.mT)
+    return moved + found.translation[..., None, :]
+
+
+def _rectangular(group: str, name: str, function: Callable[[Tensor], Tensor], kind: str) -> Subject:
+    dtype, read, write = KINDS[kind]
+    mixing = random(2, 3, seed=1, dtype=dtype)
+
+    def call(a: Tensor) -> Tensor:
+        return write(function(read(a)))
+
+    def of_factor(x: Tensor) -> Tensor:
+        return write(function(read(x) @ mixing))
+
+    return Subject(
+        group=group,
+        name=name,
+        kind=kind,
+        call=call,
+        batch=write(_tall(dtype)),
+        tied=(call, write(_two_pairs(dtype)[:, :3])),
+        deficient=(of_factor, write(random(4, 2, dtype=dtype))),
+    )
+
+
+def _tall(dtype: torch.dtype) -> Tensor:
+    """Two matrices of 4 × 3 with the singular values 3, 1.4 and 0.7."""
+    left = torch.linalg.qr(random(2, 4, 3, dtype=dtype)).Q
+    right = torch.linalg.qr(random(2, 3, 3, seed=1, dtype=dtype)).Q
+    return (left * torch.tensor([3, 1.4, 0.7], dtype=dtype)) @ right.mH
 
 
 def _two_pairs(dtype: torch.dtype) -> Tensor:
@@ -293,7 +405,9 @@ def _svd(kernel: str, kind: str) -> Subject:
 TABLES = {
     "Functions of matrices": _functions() + _inverse_roots(),
     "Covariance pooling": _poolings(),
+    "Distances": _distances(),
     "Decompositions": _decompositions(),
+    "Functions of matrices of any shape": _of_any_shape(),
 }
 SUBJECTS = [subject for subjects in TABLES.values() for subject in subjects]
 
@@ -469,6 +583,8 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 
 def measure(subject: Subject, check: str) -> str:
     """YES, OWN, REVERSE, REFUSED or NONE, see docs/transforms.md; what is wrong raises."""
+    if subject.kind == "complex" and subject.group == "kabsch":  # rotations are real
+        return NONE
     try:
         return CHECKS[check](subject)
     except (RuntimeError, ValueError) as error:
@@ -511,13 +627,15 @@ GRAPHS = ("compile", "export")
 QUICK = re.compile(
     # Every function, by the exact row; every method, on one way; every kind of kernel.
     r"matrix_.* exact real|cov_pool, N ≤ C .* real|(eigh|svd) (difference|power-iteration) real"
+    r"|svd_function (polar|torch\.atan) real|(polar|low_rank|kabsch) exact real"
     # Iterations on the matrix itself, and what covariances of full rank have of their own.
     r"|cov_pool, N > C (exact|isqrt-cov|mpa-lyapunov|newton-schulz-minimax|svd-topn) real"
     r"|matrix_sqrt newton-schulz-minimax real|(matrix_log|cov_pool, N ≤ C) exact complex"
-    r"|svd difference complex"
+    r"|svd difference complex|distances bures-wasserstein real"
 )
 QUICK_GRAPHS = re.compile(
     r"(matrix_sqrt|cov_pool, N ≤ C) exact real|svd difference real|cov_pool, N > C isqrt-cov real"
+    r"|svd_function torch\.atan real"
 )
 """The rows, as group, name and kind, that stand for the others in the quick tests: in eager mode,
 and in graphs, which take seconds each."""
@@ -536,7 +654,7 @@ def in_every_run(subject: Subject, check: str) -> bool:
     """
     function = subject.group.startswith("matrix_") and subject.group != "matrix_sqrt"
     others = function or subject.kind == "complex"
-    exact = subject.name in ("exact", "difference")
+    exact = subject.name in ("exact", "difference", "polar", "torch.atan")
     return not (check in GRAPHS and others and not exact)
 
 

@@ -24,6 +24,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import covpool
 import covpool.analysis
+import covpool.distances
 import covpool.nn
 from covpool.linalg.forwards.base import Forward
 from covpool.linalg.gradients.base import Gradient
@@ -44,6 +45,8 @@ GROUPS = {
     "covpool.linalg.module": "Functions of symmetric matrices",
     "covpool.linalg.functions": "Functions of symmetric matrices",
     "covpool.linalg.elementwise": "Functions of symmetric matrices",
+    "covpool.linalg.rectangular": "Functions of matrices of any shape",
+    "covpool.linalg.registration": "Functions of matrices of any shape",
     "covpool.linalg.decompositions": "Decompositions",
     "covpool.linalg.gauge": "Decompositions",
     "covpool.linalg.methods": "Methods",
@@ -347,6 +350,39 @@ def package_reference(package: Any) -> str:
     return _paragraphs(_documented(name, package) for name in names)
 
 
+def distances_table() -> str:
+    """What `covpool.distances` has, with formula, domain and what it does at coincidence."""
+    kink = "d² smooth, d has derivative 0"
+    rows = []
+    for row in covpool.distances.DISTANCES.values():
+        singular = "finite" if row.domain == "λ ≥ 0" else "refused, by sample"
+        rows.append([f"`{row.name}`", f"d² = {row.formula}", row.domain, singular, kink])
+    rows += [
+        [
+            *("`frechet`", "d² = ‖μ₁ − μ₂‖² + `bures-wasserstein`(Σ₁, Σ₂)²"),
+            *("λ ≥ 0", "finite", kink),
+        ],
+        [
+            *("`frechet_from_samples`", "the same, by Σσ(X Yᴴ) of centred samples"),
+            *("any", "finite", kink),
+        ],
+        [
+            *("`relative_entropy`", "tr A (log A − log B) − tr A + tr B", "λ ≥ 0"),
+            *("inf where A reaches beyond the range of B", "0, smooth"),
+        ],
+        ["`fidelity`", "(tr (A^(1/2) B A^(1/2))^(1/2))²", "λ ≥ 0", "finite", "(tr A)², smooth"],
+        ["`von_neumann_entropy`", "−tr A log A", "λ ≥ 0", "0 log 0 = 0", ""],
+    ]
+    return table(("", "formula", "eigenvalues", "singular matrices", "at A = B"), rows)
+
+
+def distances_reference() -> str:
+    """Every name of `covpool.distances` but the metrics, which `Distance` documents."""
+    metrics = [name.replace("-", "_") for name in covpool.distances.DISTANCES]
+    names = [name for name in covpool.distances.__all__ if name not in metrics]
+    return _paragraphs(_documented(name, covpool.distances) for name in names)
+
+
 def _documented(name: str, package: Any = covpool) -> str:
     value = getattr(package, name)
     if inspect.isclass(value):
@@ -358,7 +394,7 @@ def _documented(name: str, package: Any = covpool) -> str:
         about = "A read-only mapping: " + ", ".join(f'``"{key}"``' for key in value) + "."
         page = name.lower()  # METHODS has the page methods.md
         about += f" See :doc:`{page}`." if (DOCS / f"{page}.md").exists() else ""
-    return _directive("py:data", f"covpool.{name}", "", about)
+    return _directive("py:data", f"{package.__name__}.{name}", "", about)
 
 
 def bench_results(folder: Path = DOCS.parent / "results" / "bench") -> str:
@@ -431,6 +467,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "api-reference": api_reference,
     "analysis-reference": partial(package_reference, covpool.analysis),
     "nn-reference": partial(package_reference, covpool.nn),
+    "distances-table": distances_table,
+    "distances-reference": distances_reference,
     "bench-results": bench_results,
     "bench-poolings": bench_poolings,
     "layouts-table": layouts_table,

@@ -21,12 +21,16 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from covpool.linalg import checks
 from covpool.linalg.evaluate import evaluate
-from covpool.linalg.functions import ABS, ENTROPY, LOG, SQRT, ScalarFunction
+from covpool.linalg.functions import ENTROPY, LOG, SQRT, ScalarFunction
+from covpool.linalg.functions.odd import POLAR
 from covpool.linalg.precision import full_precision
+from covpool.linalg.rectangular import decompose, lifted
 from covpool.linalg.spectrum import (
+    inner_product,
     name_samples,
     of_kind,
     rank_tolerance,
@@ -197,14 +201,26 @@ def _lifted(function: ScalarFunction, matrix: Tensor) -> Tensor:
     return found
 
 
-def _nuclear_norm(matrix: Tensor) -> Tensor:
-    """Σσ of (*, m, n) with derivatives of second order, at ties too: tr|[[0, M], [Mᴴ, 0]]|/2.
+class _Alignment(NamedTuple):
+    """Of F and G (*, n, k): the sum of the singular values of FᴴG = W diag(h) Yᴴ, differentiable,
 
-    Singular values that are zero to rounding have derivative 0.
+    ‖F − G U‖² with the unitary U that makes it least, W and h (*, k).
     """
-    rows, columns = matrix.shape[-2:]
-    upper = torch.nn.functional.pad(matrix, (rows, 0, 0, columns))
-    return _trace(_lifted(ABS, upper + upper.mH)) / 2
+
+    nuclear_norm: Tensor
+    apart: Tensor
+    w: Tensor
+    h: Tensor
+
+
+def _align(first: Tensor, second: Tensor) -> _Alignment:
+    product = first.mH @ second
+    triplets = decompose(product)
+    # The derivative is the polar factor, ties or not, and that of the factor adds up to zero.
+    nuclear_norm = inner_product(lifted(POLAR, None, triplets), product)
+    unitary = (triplets.u @ triplets.vh).mH
+    apart = _norm_squared(first.detach() - second.detach() @ unitary)
+    return _Alignment(nuclear_norm, apart, triplets.u, triplets.s)
 
 
 def _valued(smooth: Tensor, accurate: Tensor) -> Tensor:
@@ -222,18 +238,15 @@ def _bures_wasserstein(a: Tensor, b: Tensor) -> Tensor:
     as D = √B U − √A solves √A Dᴴ + D (√B U)ᴴ = Δ.
     """
     p, q = _lifted(SQRT, a), _lifted(SQRT, b)
-    product = p @ q
-    smooth = _trace(a) + _trace(b) - 2 * _nuclear_norm(product)
+    found = _align(p, q)
+    smooth = _trace(a) + _trace(b) - 2 * found.nuclear_norm
     with torch.no_grad():
-        a, p, q = a.detach(), p.detach(), q.detach()
-        w, h, yh = torch.linalg.svd(product.detach(), full_matrices=False)
-        apart = _norm_squared(p - q @ (w @ yh).mH)
-        values, vectors = torch.linalg.eigh(a)
-        delta = b.detach() - a
-        sums = values[..., :, None].clamp_min(0) + h[..., None, :]
-        parts = (vectors.mH @ delta @ p @ w) / torch.where(sums > 0, sums, 1)
+        values, vectors = torch.linalg.eigh(a.detach())
+        delta = b.detach() - a.detach()
+        sums = values[..., :, None].clamp_min(0) + found.h[..., None, :]
+        parts = (vectors.mH @ delta @ p.detach() @ found.w) / torch.where(sums > 0, sums, 1)
         near = torch.linalg.matrix_norm(delta) <= NEAR * values[..., 0]
-        accurate = torch.where(near, _norm_squared(parts), apart)
+        accurate = torch.where(near, _norm_squared(parts), found.apart)
     return _valued(smooth, accurate)
 
 
@@ -438,7 +451,7 @@ def fidelity(first: Tensor, second: Tensor, *, check: bool = True) -> Tensor:
     """
     a, b, dtype = _pair("fidelity", first, second, ("λ ≥ 0", "λ ≥ 0"), check)
     with full_precision(a):
-        return _nuclear_norm(_lifted(SQRT, a) @ _lifted(SQRT, b)).square().to(dtype)
+        return _align(_lifted(SQRT, a), _lifted(SQRT, b)).nuclear_norm.square().to(dtype)
 
 
 def frechet(
@@ -547,18 +560,12 @@ def frechet_from_samples(
             _moments(x.to(wide), correction) for x in (first, second)
         )
         apart = _squares(mean - other_mean).sum(-1)
-        product = factor.mH @ other
-        smooth = _norm_squared(factor) + _norm_squared(other) - 2 * _nuclear_norm(product)
-        with torch.no_grad():
-            # With as many columns, a unitary matrix takes one nearest to the other.
-            count = max(product.shape[-2:])
-            left, right = (
-                torch.nn.functional.pad(f.detach(), (0, count - f.shape[-1]))
-                for f in (factor, other)
-            )
-            w, _, yh = torch.linalg.svd(left.mH @ right)
-            accurate = _norm_squared(left - right @ (w @ yh).mH)
-        value = apart + _valued(smooth, accurate)
+        # With as many columns, a unitary matrix takes one nearest to the other.
+        count = max(factor.shape[-1], other.shape[-1])
+        factor, other = (pad(f, (0, count - f.shape[-1])) for f in (factor, other))
+        found = _align(factor, other)
+        smooth = _norm_squared(factor) + _norm_squared(other) - 2 * found.nuclear_norm
+        value = apart + _valued(smooth, found.apart)
         return (value if squared else _root(value)).to(real_dtype(given))
 
 

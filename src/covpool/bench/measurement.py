@@ -73,15 +73,15 @@ class Measurement(Generic[Chosen]):
     def run(
         self,
         report: Report = silent,
-        recorded: Callable[[Results], None] = lambda results: None,
+        recorded: Callable[[Record, Results], None] = lambda record, results: None,
         earlier: Results | None = None,
     ) -> Results:
         """Measure all that the earlier results lack.
 
         Args:
             report: told in a few words what goes on.
-            recorded: given the results so far after each record.
-            earlier: results to go on from.
+            recorded: given each record, and the results so far.
+            earlier: results to go on from, of which none is lost.
 
         Raises:
             ValueError: the earlier results are of other settings, another machine or versions.
@@ -100,17 +100,19 @@ class Measurement(Generic[Chosen]):
         }
         done = {} if earlier is None else self._records_to_keep(earlier, results)
         with fixed_threads(options.threads):
-            for record in self.records(done, report):
-                results["shapes"].append(record)
-                recorded(results)
+            for record in self.records(dict(done), report):
+                done[record["shape"]] = record
+                results["shapes"] = list(done.values())
+                recorded(record, results)
         return results
 
     def _records_to_keep(self, earlier: Results, results: Results) -> dict[str, Record]:
         # What an older version did not write was at its default; lists stand for tuples.
-        defaults = {**results, "settings": asdict(type(self.options)())}
-        current, defaults = json.loads(json.dumps([results, defaults]))
+        settings = asdict(type(self.options)()) | earlier["settings"]
+        before = {**earlier, "settings": settings}
+        before, current = json.loads(json.dumps([before, results]))
         for part, names in (("environment", SAME), ("settings", None), ("peers", None)):
-            now, was = current[part], {**defaults[part], **earlier[part]}
+            was, now = before[part], current[part]
             for name in names or sorted({*was, *now} - {*self.options.free}):
                 if was.get(name) != now.get(name):
                     raise ValueError(

@@ -213,6 +213,22 @@ class SmallOptions(TimedOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BusyOptions(TimedOptions):
+    """The forward pass beside processes that keep the cores busy, and torch's eigh of the same.
+
+    Of features BATCHxCHANNELSxPOSITIONS `cov_pool`, of matrices BATCHxN `matrix_sqrt`. The ratio of
+    both times should not grow with the number of busy processes: what grows it are threads that
+    wait for each other.
+    """
+
+    shapes: Annotated[Names, "BATCHxCHANNELSxPOSITIONS or BATCHxN, …"] = (
+        *("16x256x49", "16x256x784", "64x22"),
+    )
+    busy: Annotated[Numbers, "numbers of busy processes"] = (0, 1, 2, 4)
+    rounds: Rounds = 21
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResumeOptions(Options):
     """Runs killed at random moments, resumed, and compared with a run left alone.
 
@@ -253,7 +269,7 @@ MEASUREMENTS: Mapping[str, type[Options]] = {
     options.name(): options
     for options in (
         *(LayersOptions, GrowthOptions, PoolingsOptions, StepOptions),
-        *(SmallOptions, ResumeOptions, ThroughputOptions),
+        *(SmallOptions, BusyOptions, ResumeOptions, ThroughputOptions),
     )
 }
 """Everything that `covpool bench` measures, by name."""

@@ -54,6 +54,11 @@ COMMANDS = {
         "train a grid of pooling methods and seeds, and tabulate it",
         begins="comparing poolings",
     ),
+    "probe": Command(
+        "probe",
+        "which pooling is best on the features of a frozen backbone, in minutes",
+        begins="comparing poolings of frozen features",
+    ),
     "report": Command("report", "an HTML page of runs: tables, figures and what they show"),
     "reproduce": Command(
         "reproduce",

@@ -60,7 +60,7 @@ def measure(
     if earlier:
         say(f"{output}: going on after {len(earlier['shapes'])} shapes", error=True)
 
-    def recorded(results: dict[str, Any]) -> None:
+    def recorded(record: dict[str, Any], results: dict[str, Any]) -> None:
         nonlocal shown
         if output is not None:  # before a line that nobody may read any more
             with users_input():
@@ -68,7 +68,7 @@ def measure(
         progress.clear()
         if shown == 0:
             console.print(measurement.preamble(results))
-        shown, record = shown + 1, results["shapes"][-1]
+        shown += 1
         show(measurement.tables(record), console)
         for line in tables.failures(record):
             console.print(f"\n{line}")

@@ -38,6 +38,8 @@ EVALUATED = (
 """What may differ between training and evaluation: the images and the machine."""
 
 DEFAULT_METHODS = "gap,isqrt-cov,svd-pade,exact"
+DEFAULT_POOLINGS = "isqrt-cov,covariance,log-e,bcnn,gem"
+PROBED_RATES, PROBED_DECAYS = "0.03,0.1,0.3", "1e-4,5e-3"
 SEEDS = 5
 
 
@@ -106,6 +108,73 @@ def compare_parser() -> RunParser:
         parser, seeds={"default": 3, "help": "seeds, from train.seed on"}, jobs={}
     )
     parser.add_argument("--output", type=Path | None, help="folder (default: runs/compare-…)")
+    return parser
+
+
+PROBED: Mapping[str, Mapping[str, Any]] = {
+    "data": {"augment": "flip"},
+    "model": {"reduced_channels": 64},
+    "optim": {"learning_rate": 0.1, "weight_decay": 5e-3, "trained": "classifier"},
+    "train": {"epochs": 10},
+}
+"""What a probe has by default in place of a run's own defaults."""
+
+
+def probe_parser() -> RunParser:
+    """Options of `covpool probe`."""
+    parser = RunParser(
+        "probe",
+        "Compare poolings of the features of a frozen backbone: these are computed once, then a "
+        "head is trained behind each pooling, with the rate and the weight decay that held-out "
+        "training images choose. The same command again goes on where it stopped.",
+        examples={
+            "covpool probe photos --model.backbone resnet50 --model.pretrained true": (
+                "six poolings on a folder of class folders"
+            ),
+            "covpool probe photos … --poolings all --seeds 10 --dry-run": (
+                "what all of them would take"
+            ),
+        },
+    )
+    parser.add_base(PROBED)
+    parser.add_argument(
+        "--poolings",
+        type=str,
+        default=DEFAULT_POOLINGS,
+        help="which, with commas between, or all; averages to compare with are always among them",
+    )
+    parser.add_argument(
+        "--stages",
+        type=str | None,
+        help="stages of the backbone whose features are pooled, as 3,last (default: "
+        "model.feature_stage)",
+    )
+    parser.add_argument(
+        "--reduction",
+        type=str,
+        default="shared",
+        help="shared: all poolings take the maps after one learned reduction; own: each learns "
+        "its own with its head, which is many times slower",
+    )
+    for name, default, what in (
+        ("rates", PROBED_RATES, "learning rates"),
+        ("decays", PROBED_DECAYS, "weight decays"),
+    ):
+        text = f"{what} that each pooling is tried with, with commas between"
+        parser.add_argument(f"--{name}", type=str, default=default, help=text)
+    most = "runs at a time (default: as many as cores)"
+    add_experiment_options(
+        parser,
+        seeds={"default": SEEDS, "help": "seeds, from train.seed on"},
+        jobs={"type": int | None, "default": None, "help": most},
+    )
+    parser.add_argument(
+        "--features",
+        type=Path,
+        default=Path("runs") / "features",
+        help="folder where features are kept and looked for",
+    )
+    parser.add_argument("--output", type=Path | None, help="folder (default: runs/probe-…)")
     return parser
 
 
@@ -467,6 +536,7 @@ PARSERS: Mapping[str, Callable[[], ArgumentParser | RunParser]] = {
     "pull": pull_parser,
     "convert": convert_parser,
     "compare": compare_parser,
+    "probe": probe_parser,
     "report": report_parser,
     "reproduce": reproduce_parser,
     "study": study_parser,

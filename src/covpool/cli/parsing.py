@@ -263,6 +263,7 @@ class RunParser:
         self.allowed = allowed
         self.examples = examples or {}
         self.takes_path = False
+        self.base: RunConfig | None = None
         self.flags = {"--help", "--help-all", "--print_config"}
         self.own: list[str] = ["config", "print_config", "help"]
         self.parser.add_argument("--config", action="config", help="YAML file of options")
@@ -293,6 +294,13 @@ class RunParser:
         self.takes_path = True
         self.add_recipe()
 
+    def add_base(self, options: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add PATH, and take these options for what is not given, by group and name."""
+        from covpool.train.config import RunConfig
+
+        self.takes_path = True
+        self.base = RunConfig.from_dict(options)
+
     def add_argument(self, name: str, **options: Any) -> None:
         """Add an argument of the command itself, as in argparse."""
         if options.get("type") in (Path, Path | None):
@@ -321,10 +329,10 @@ class RunParser:
             raise SystemExit(0)
         given = self._parse(words)
         starts_anew = "recipe" in self.own and getattr(given.own, "resume", None) is None
-        if given.printed is not None and starts_anew:
+        if given.printed is not None and (starts_anew or self.base):
             with users_input():
-                recipe = chosen_recipe(given)
-            given.config(recipe and recipe.config)
+                recipe = None if self.base else chosen_recipe(given)
+            given.config(recipe.config if recipe else self.base)
         return given
 
     def expand(self, arguments: Sequence[str]) -> list[str]:
@@ -355,7 +363,9 @@ class RunParser:
 
     def _show_help(self, words: Sequence[str], everything: bool) -> None:
         recipe = None
-        if self.takes_path:
+        if self.base is not None:
+            self.set_defaults(self.base)
+        elif self.takes_path:
             try:
                 given = self._parse(words)
             except UserError:
@@ -366,7 +376,7 @@ class RunParser:
         if recipe is not None:
             self.set_defaults(recipe.config)
         say(self.help(everything=everything))
-        if self.takes_path:
+        if self.takes_path and self.base is None:
             whose = "for your own images" if recipe is None else f"those of recipe {recipe.name}"
             say(f"The defaults shown are {whose}. PATH, --model.pretrained true and --recipe NAME")
             say("have others, which --help shows beside them.")

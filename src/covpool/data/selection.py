@@ -105,7 +105,7 @@ def hold_out_test(
         _, *inner = Path(source.name(index)).relative_to(root).parts  # the first is the class's
         return os.fsencode("/".join(inner))
 
-    kept, held = _hold_out(
+    numbers = _hold_out(
         classes,
         train,
         config.test_fraction,
@@ -113,6 +113,7 @@ def hold_out_test(
         identity,
         f"testing: add images, or make train/ and test/ folders{_OR_LEAVE_OUT}",
     )
+    kept, held = (_selected(train, chosen) for chosen in numbers)
     note = (
         f"{root} has no test split: held out {len(held[1])} of {len(labels)} images, "
         f"{config.test_fraction:.0%} of each class (data.test_fraction, data.split_seed "
@@ -132,9 +133,26 @@ def hold_out_validation(
     Raises:
         DataError: a class with a single training image.
     """
-    source, labels = train
-    marks = list(source.marks(Path(os.path.expanduser(config.root or "."))))
-    kept, held = _hold_out(
+    labels = train[1]
+    kept, held = (_selected(train, chosen) for chosen in validation_numbers(classes, train, config))
+    note = (
+        f"held out {len(held[1])} of {len(labels)} training images for validation, "
+        f"{config.validation_fraction:.0%} of each class (data.validation_fraction, "
+        f"data.split_seed {config.split_seed}); the test split is left alone"
+    )
+    return kept, held, note
+
+
+def validation_numbers(
+    classes: tuple[str, ...], train: Labelled[AnySource], config: DataConfig
+) -> tuple[list[int], list[int]]:
+    """Which training images are kept, and which are held out for validation.
+
+    Raises:
+        DataError: a class with a single training image.
+    """
+    marks = list(train[0].marks(Path(os.path.expanduser(config.root or "."))))
+    return _hold_out(
         classes,
         train,
         config.validation_fraction,
@@ -142,12 +160,11 @@ def hold_out_validation(
         marks.__getitem__,
         f"validation: add training images{_OR_LEAVE_OUT}",
     )
-    note = (
-        f"held out {len(held[1])} of {len(labels)} training images for validation, "
-        f"{config.validation_fraction:.0%} of each class (data.validation_fraction, "
-        f"data.split_seed {config.split_seed}); the test split is left alone"
-    )
-    return kept, held, note
+
+
+def _selected(images: Labelled[AnySource], chosen: list[int]) -> Labelled[AnySource]:
+    source, labels = images
+    return source.select(chosen), [labels[index] for index in chosen]
 
 
 def _hold_out(
@@ -157,8 +174,9 @@ def _hold_out(
     seed: int,
     identity: Callable[[int], bytes],
     purpose: str,
-) -> tuple[Labelled[AnySource], Labelled[AnySource]]:
-    """Hold out the same share of every class, at least one image and not all.
+) -> tuple[list[int], list[int]]:
+    """Numbers of the images that are kept and of those that are held out: the same share of
+    every class, at least one image and not all.
 
     Each image's rank follows from its own identity, its class's name and the seed, so that images
     and classes which come or go leave the others where they are, except at the boundary.
@@ -182,10 +200,7 @@ def _hold_out(
         count = min(len(ranked) - 1, max(1, round(fraction * len(ranked))))
         held += sorted(ranked[:count])
         kept += sorted(ranked[count:])
-    kept_images, held_images = (
-        (source.select(chosen), [labels[index] for index in chosen]) for chosen in (kept, held)
-    )
-    return kept_images, held_images
+    return kept, held
 
 
 def drop_duplicates(

@@ -1,8 +1,11 @@
 """What runs will take, in time and on disk, from steps that are measured here."""
 
 import time
+import timeit
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,7 +70,19 @@ def estimate(
         report: called with each arm's name before it is measured.
     """
     torch.set_num_threads(runs[0].config.train.threads or torch.get_num_threads())
-    costs = _Costs(shared, job, report)
+    # Methods have no parameters and share a model. The images have been checked already.
+    jobs = {_model_of(job.config): job}
+
+    @cache
+    def cost(arm: Arm) -> _Cost:
+        report(arm.label)
+        config = arm.config(shared)
+        if _model_of(config) not in jobs:
+            if not config.data.skip_damaged:
+                config = replace(config, data=replace(config.data, check="none"))
+            jobs[_model_of(config)] = prepare(config)
+        return _measure(jobs[_model_of(config)], arm.method)
+
     switch = shared.optim.milestones[-1] if shared.optim.milestones else 0
     share = 1 - shared.data.validation_fraction
     lines, listed = [], set[Arm]()
@@ -75,27 +90,26 @@ def estimate(
         own = [run for run in runs if run.arm == arm]
         tried = [run for run in trials if run.arm == arm.tuned_as and run.arm not in listed]
         listed.add(arm.tuned_as)
-        seconds = share * sum(map(_left, tried)) * costs.of(arm.tuned_as).seconds if tried else 0.0
         alone = replace(arm, hybrid=False)
+        # Epochs by the arm whose method trains them; of a trial they are of fewer images.
+        epochs = Counter({arm.tuned_as: share * sum(map(_left, tried))})
         for run in own:
-            left = _left(run)
-            after = min(left, shared.train.epochs - switch) if arm.hybrid else left
-            seconds += after * costs.of(alone).seconds if after else 0.0
-            seconds += (left - after) * costs.of(arm.tuned_as).seconds if left > after else 0.0
-        missing = [run for run in (*tried, *own) if run.summary()["status"] == "missing"]
-        cost = costs.of(alone)
+            after = min(_left(run), shared.train.epochs - switch) if arm.hybrid else _left(run)
+            epochs.update({alone: after, arm.tuned_as: _left(run) - after})
+        both = (*tried, *own)
+        missing = [run for run in both if run.summary()["status"] == "missing"]
         lines.append(
             Line(
                 arm=arm,
                 trials=len(tried),
                 runs=len(own),
-                settled=sum(run.settled() for run in (*tried, *own)),
-                epochs=sum(map(_left, (*tried, *own))),
+                settled=sum(run.settled() for run in both),
+                epochs=sum(map(_left, both)),
                 steps=steps_and_batch(len(job.splits.train), shared.data.batch_size)[0],
-                parameters=cost.parameters,
-                seconds=seconds,
-                disk=sum(cost.kept(run) for run in missing),
-                beside=max((cost.beside(run) for run in missing), default=0),
+                parameters=cost(alone).parameters,
+                seconds=sum(count * cost(each).seconds for each, count in epochs.items() if count),
+                disk=sum(cost(alone).kept(run) for run in missing),
+                beside=max((cost(alone).beside(run) for run in missing), default=0),
             )
         )
     return lines
@@ -125,28 +139,6 @@ class _Cost:
         """Bytes of the checkpoints that are removed when the run has finished."""
         last = self.weights + self.momenta
         return {"best": 2 * last, "last": last, "all": 0}[run.config.train.keep]
-
-
-class _Costs:
-    """The cost of each arm that trains one method, measured when it is asked for."""
-
-    def __init__(self, shared: RunConfig, job: Job, report: Callable[[str], None]) -> None:
-        self.shared, self.report = shared, report
-        # Methods have no parameters and share a model. The images have been checked already.
-        self.jobs = {_model_of(job.config): job}
-        self.known: dict[Arm, _Cost] = {}
-
-    def of(self, arm: Arm) -> _Cost:
-        if arm not in self.known:
-            self.report(arm.label)
-            config = arm.config(self.shared)
-            model = _model_of(config)
-            if model not in self.jobs:
-                if not config.data.skip_damaged:
-                    config = replace(config, data=replace(config.data, check="none"))
-                self.jobs[model] = prepare(config)
-            self.known[arm] = _measure(self.jobs[model], arm.method)
-        return self.known[arm]
 
 
 def _model_of(config: RunConfig) -> tuple[Any, ...]:
@@ -201,10 +193,5 @@ def _size(values: Iterable[Any]) -> int:
 
 
 def _least(action: Callable[[], None]) -> float:
-    action()
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    """The shortest of a few times, the first not counted."""
+    return min(timeit.repeat(action, number=1, repeat=REPEATS + 1)[1:])

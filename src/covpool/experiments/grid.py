@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from covpool.experiments.runs import BRANCH, Run
 from covpool.train.allocator import keep_freed_memory
@@ -24,7 +25,7 @@ GRACE_SECONDS = 10.0
 """How long a process that must end may take for its present step."""
 
 
-Work = Callable[[Run], None]
+Work = Callable[[Any], None]
 """What makes one run, in a process of its own: a function of a module, which pickle finds there.
 It holds the run's directory by `taken`, goes on where it stopped, and leaves a summary."""
 

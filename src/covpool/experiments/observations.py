@@ -134,18 +134,18 @@ def less_smooth(runs: RunSet) -> Iterator[Claim]:
 
 def smoothing_helps(runs: RunSet) -> Iterator[Claim]:
     """Accurate SVD against the variants with smooth gradients, standalone."""
-    plain = runs.errors(Arm(ACCURATE))
-    gains = {
-        method: differences(plain, runs.errors(Arm(method)))
-        for method in SMOOTHED
-        if runs.errors(Arm(method))
-    }
-    names = ", ".join(gains) or "variants"
-    yield Claim(
-        text=f"top-1 error of {ACCURATE} − mean of {names}", pairs=mean_over([*gains.values()])
-    )
+    accurate = runs.errors(Arm(ACCURATE))
+    errors = {method: runs.errors(Arm(method)) for method in SMOOTHED}
+    gains = {method: differences(accurate, own) for method, own in errors.items() if own}
+    yield from _gains(f"top-1 error of {ACCURATE} − ", gains)
+
+
+def _gains(text: str, gains: Mapping[str, BySeed]) -> Iterator[Claim]:
+    """By method a difference: first the mean of all, which decides, then each."""
+    mean = mean_over([*gains.values()])
+    yield Claim(text=f"{text}mean of {', '.join(gains) or 'variants'}", pairs=mean)
     for method, gain in gains.items():
-        yield Claim(text=f"top-1 error of {ACCURATE} − {method}", pairs=gain, decides=False)
+        yield Claim(text=f"{text}{method}", pairs=gain, decides=False)
 
 
 def better_conditioned(runs: RunSet) -> Iterator[Claim]:
@@ -166,23 +166,16 @@ def better_conditioned(runs: RunSet) -> Iterator[Claim]:
 
 def hybrid_helps(runs: RunSet) -> Iterator[Claim]:
     """Standalone against hybrid training: the mean of the variants, and how far they lie apart."""
-    both = {
-        method: (runs.errors(Arm(method)), runs.errors(Arm(method, hybrid=True)))
-        for method in VARIANTS
-    }
-    both = {method: pair for method, pair in both.items() if all(pair)}
+    errors = {m: [runs.errors(Arm(m, hybrid=hybrid)) for hybrid in (False, True)] for m in VARIANTS}
+    both = {method: pair for method, pair in errors.items() if all(pair)}
     gains = {method: differences(*pair) for method, pair in both.items()}
-    names = ", ".join(gains) or "variants"
-    yield Claim(
-        text=f"top-1 error standalone − hybrid, mean of {names}", pairs=mean_over([*gains.values()])
-    )
-    apart = [_deviation([pair[place] for pair in both.values()]) for place in (0, 1)]
+    mean, *each = _gains("top-1 error standalone − hybrid, ", gains)
+    yield mean
     yield Claim(
         text="deviation of top-1 error over these methods, standalone − hybrid",
-        pairs=differences(*apart),
+        pairs=differences(*(_deviation([pair[i] for pair in both.values()]) for i in (0, 1))),
     )
-    for method, gain in gains.items():
-        yield Claim(text=f"top-1 error standalone − hybrid, {method}", pairs=gain, decides=False)
+    yield from each
 
 
 def _log10(values: BySeed) -> dict[int, float]:

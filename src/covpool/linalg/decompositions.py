@@ -162,9 +162,8 @@ def svd(
     Ties: each kernel states its value. A loss that is a function of U f(σ) Vᴴ, such as singular
     value thresholding, loses the part f′(σ) between vectors that are tied, as with every kernel;
     its other parts are exact. No kernel can make a loss well defined that depends on which basis,
-    or which sign (complex: phase), is returned. `gauge_dependence` tells both; for the first, write
-    U f(σ) Vᴴ by a function of the matrix AᴴA, A h(AᴴA) with h(x) = f(√x)/√x, where `matrix_power`
-    or another one computes h. Rounding errors within ties are dropped as in
+    or which sign (complex: phase), is returned. `gauge_dependence` tells both; for the first,
+    take `svd_function` or `low_rank`. Rounding errors within ties are dropped as in
     `eigh`, with M + N in the place of VᴴG, and backward alone. Second derivatives (by "difference"
     alone) are right away from ties; at ties to rounding, max(m, n) · finfo(dtype).eps of σ₁, they
     are refused, and NaN inside torch.func.

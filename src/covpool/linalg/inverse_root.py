@@ -262,9 +262,10 @@ def _refuse(
     name: str, above: Tensor, residual: Tensor, tolerance: float, dtype: torch.dtype
 ) -> None:
     worst = residual[above].max().item()
+    wider = "" if torch.finfo(dtype).eps < 1e-9 else "compute_dtype=torch.float64, "
     raise InvalidMatrixError(
         f"{name}: the residual ‖Xᵖ A − I‖ is above {tolerance:g}{name_samples(above)}, up to "
         f"{worst:.2g}: the matrix is indefinite, singular, or its condition number too large for "
         f"{dtype}; give a ridge (ridge=1e-6 adds that share of the largest eigenvalue to all), "
-        "compute_dtype=torch.float64, or a larger tolerance"
+        f"{wider}or a larger tolerance"
     )

@@ -69,7 +69,10 @@ def mean(
     rule = torch.tensor(RULE, dtype=x.dtype, device=x.device).reshape(-1, 3, *(1,) * x.ndim)
     fine = coarse = size = torch.zeros_like(x)
     lowest, highest = torch.full_like(x, torch.inf), torch.full_like(x, -torch.inf)
-    for group in rule.split(max(1, LARGEST_GROUP // max(x.numel(), 1))):
+    # A graph must not depend on the batch.
+    compiling = torch.compiler.is_compiling()
+    count = len(RULE) if compiling else max(1, LARGEST_GROUP // max(x.numel(), 1))
+    for group in rule.split(count):
         t, kronrod, gauss = group.unbind(1)
         values = g(y + t * (x - y))
         lowest = torch.minimum(lowest, values.amin(0))

@@ -18,7 +18,7 @@ from covpool.linalg.functions.odd import HARD_THRESHOLD, PINV, POLAR
 from covpool.linalg.methods import METHODS
 from covpool.linalg.names import OddFunctionName
 from covpool.linalg.precision import full_precision
-from covpool.linalg.spectrum import rank_tolerance, symmetric_part
+from covpool.linalg.spectrum import rank_tolerance, real_dtype, symmetric_part
 from covpool.linalg.transforms import unreadable
 
 
@@ -151,7 +151,7 @@ def svd_function(
     matrix = working(A, compute_dtype)
     powers = None
     if parameter is not None:
-        powers = torch.as_tensor(parameter, dtype=matrix.dtype.to_real(), device=A.device)
+        powers = torch.as_tensor(parameter, dtype=real_dtype(matrix.dtype), device=A.device)
         powers = powers.expand(A.shape[:-2])
         if check and not unreadable(powers):
             checks.finite(f"svd_function: {chosen.parameter}", powers, sample_dims=0)
@@ -161,7 +161,8 @@ def svd_function(
     else:
         with full_precision(matrix):
             found = lifted(chosen, powers, decompose(matrix))
-    return (found.mH if chosen is PINV else found).to(A.dtype)
+    # Multiplied, as of a conjugate view torch takes no imaginary part under vmap.
+    return (1 * found.mH if chosen is PINV else found).to(A.dtype)
 
 
 def polar(
@@ -295,7 +296,7 @@ def _tolerance(name: str, value: Any, matrix: Tensor, check: bool) -> Tensor | N
     if value is None:
         return None
     found = checks.parameter("low_rank", name, value, matrix.shape[:-2])
-    real = torch.promote_types(matrix.dtype.to_real(), torch.float64)
+    real = torch.promote_types(real_dtype(matrix.dtype), torch.float64)
     numbers = torch.as_tensor(found, dtype=real, device=matrix.device).detach()
     if check and not unreadable(numbers) and not bool((numbers >= 0).all()):
         raise ValueError(f"low_rank: {name} must not be negative, got {value!r}")

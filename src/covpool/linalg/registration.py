@@ -10,7 +10,7 @@ from covpool.linalg import checks
 from covpool.linalg.autograd.product import multiplication
 from covpool.linalg.autograd.singular import lift_singular
 from covpool.linalg.functions.odd import ISOMETRY
-from covpool.linalg.precision import full_precision
+from covpool.linalg.precision import full_precision, range_unit
 from covpool.linalg.rectangular import decompose, matrices, working
 from covpool.linalg.spectrum import inner_product, name_samples, rank_tolerance, real_part
 from covpool.linalg.transforms import unreadable
@@ -73,13 +73,16 @@ def orthogonal_procrustes(
     A, B = _pair("orthogonal_procrustes", A, B, compute_dtype, check)
     left, right = working(A, compute_dtype), working(B, compute_dtype)
     with full_precision(left):
-        matrix = multiplication(left)(left.mH, right)
+        left, unit = _in_range(left)
+        right, other = _in_range(right)
+        # Multiplied, lest the gradient is a conjugate view, of which vmap takes no imaginary part.
+        matrix = multiplication(left)((1 * left).mH, right)
         if matrix.numel() == 0:
             isometry = matrix.clone()
         else:
             found, u, s, vh = decompose(matrix)
             isometry = lift_singular(found, None, u, s, vh, ISOMETRY)
-        scale = inner_product(isometry, matrix)
+        scale = inner_product(isometry, matrix) * unit * other
     return ProcrustesResult(isometry.to(A.dtype), scale.to(real_part(A).dtype))
 
 
@@ -107,17 +110,13 @@ def kabsch(
             rotations that are not unique.
 
     Returns:
-        A named tuple, in the input's dtype:
+        A named tuple in the input's dtype of `rotation` (*, n, n), `translation` (*, n), `scale`
+        (*) and `gap` (*). The rotation is for columns, R p; of points in rows it is ``P @ R.mT``.
+        It is what ``scipy.spatial.transform.Rotation.align_vectors(Q, P)`` finds of centred points
+        in space. The gap is (σₙ₋₁ + d σₙ)/σ₁, from 0 to 2 (2 in one dimension), without a gradient:
+        where it is 0 the rotation is not unique, and near 0 its gradient is as large as 1/gap.
 
-        - `rotation` (*, n, n): of columns, R p; of points in rows, P @ R.mT. It is
-          `scipy.spatial.transform.Rotation.align_vectors(Q, P)` of centred points in space;
-        - `translation` (*, n);
-        - `scale` (*);
-        - `gap` (*): (σₙ₋₁ + d σₙ)/σ₁, from 0 to 2, without a gradient; 2 in one dimension.
-          Where it is 0 the rotation is not unique, and near 0 its gradient is as large as 1/gap.
-
-    Moved points are `result.scale[..., None, None] * P @ result.rotation.mT +
-    result.translation[..., None, :]`.
+    Moved points are ``scale[..., None, None] * P @ rotation.mT + translation[..., None, :]``.
 
     Ties need no care, where `gap` is not 0: the derivative has 1/(σi + σj), with d σₙ for σₙ,
     alone. So it is finite for points in a plane, which leave σ₃ = 0.
@@ -157,13 +156,12 @@ def kabsch(
     share = share.unsqueeze(-1)
     with full_precision(p):
         product = multiplication(p)
-        middle_p, centred_p, rounding_p = _centred(p, share)
-        middle_q, centred_q, rounding_q = _centred(q, share)
+        middle_p, centred_p, unit_p, rounding_p = _centred(p, share)
+        middle_q, centred_q, unit_q, rounding_q = _centred(q, share)
         matrix = product((share * centred_q).mT, centred_p)
         found, u, s, vh = decompose(matrix)
         sign = torch.where(_determinant(product(u, vh)) < 0, -1.0, 1.0).to(s.dtype)
-        last = torch.ones_like(s)
-        last[..., -1] = sign
+        last = torch.cat([torch.ones_like(s[..., 1:]), sign.unsqueeze(-1)], -1)
         # Of points that are far away rounding of their coordinates is larger than that of the sums.
         noise = rank_tolerance(s.shape[-1], s.dtype) * s[..., :1] + (
             s[..., :1] * (rounding_p + rounding_q)[..., None]
@@ -175,7 +173,7 @@ def kabsch(
             spread = (share * centred_p.square()).sum((-2, -1))
             same = spread == 0
             factor = inner_product(rotation, matrix) / spread.masked_fill(same, 1)
-            factor = torch.where(same, 1, factor)
+            factor = torch.where(same, 1, factor * (unit_q / unit_p))
         else:
             factor = torch.ones_like(gap)
         turned = product(rotation, middle_p.mT)[..., 0]
@@ -225,21 +223,30 @@ def _shares(weights: Tensor, points: Tensor, check: bool) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _centred(points: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Their weighted mean (*, 1, n), what they are beside it, and the rounding (*) of that.
+def _in_range(matrix: Tensor) -> tuple[Tensor, Tensor | float]:
+    """The matrices over powers of four with which their products stay in range, and those (*)."""
+    if matrix.numel() == 0:
+        return matrix, 1.0
+    unit = range_unit(matrix, matrix.dtype, 4, readable=not unreadable(matrix))
+    return (matrix, 1.0) if unit is None else (matrix / unit, unit[..., 0, 0])
+
+
+def _centred(points: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor | float, Tensor]:
+    """The weighted mean (*, 1, n); what they are beside it, over a unit; that; the rounding (*).
 
     The last is relative to the root mean square. Of points that are all the same to rounding, what
     they are beside the mean is zero.
     """
     middle = (share * points).sum(-2, keepdim=True)
-    beside = points - middle
+    beside, unit = _in_range(points - middle)
     with torch.no_grad():
-        largest = points.abs().amax((-2, -1))
+        largest = points.abs().amax((-2, -1)) / unit
         spread = (share * beside.square()).sum((-2, -1)).sqrt()
         eps = torch.finfo(points.dtype).eps
         same = spread <= points.shape[-2] * eps * largest
         rounding = eps * largest / spread.masked_fill(same, 1)
-    return middle, torch.where(same[..., None, None], 0, beside), rounding.masked_fill(same, 0)
+    beside = torch.where(same[..., None, None], 0, beside)
+    return middle, beside, unit, rounding.masked_fill(same, 0)
 
 
 def _determinant(matrix: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ class RiemannianBatchNorm(nn.Module):
 
         M = A^(1/2) exp(mean of log(A^(−1/2) X A^(−1/2))) A^(1/2)
 
-    So what the layer gives does not depend on the basis and the units of X (X → C X Cᵀ) but for a
-    rotation, and not at all in its eigenvalues. p is 1 or, with `dispersion`, s/√(V + eps): V is
-    the mean of ‖log(M^(−1/2) X M^(−1/2))‖², and s > 0 is learnt.
+    So the eigenvalues of M^(−1/2) X M^(−1/2) do not depend on basis and units, X → C X Cᵀ. p is 1
+    or, with `dispersion`, s/√(V + eps): V is the mean of ‖log(M^(−1/2) X M^(−1/2))‖², and s > 0 is
+    learnt.
 
     In training the running mean follows M by `momentum` along the geodesic, and the running V
     linearly; in evaluation they stand in for M and V. The gradient is exact: it goes through M and

@@ -17,11 +17,11 @@ class BiMap(nn.Module):
 
     What is positive definite stays so, with eigenvalues between the smallest and the largest of X.
 
-    W is `torch.nn.utils.parametrizations.orthogonal(…, orthogonal_map="cayley")`: W moves on the
-    Stiefel manifold by the Cayley map of a skew-symmetric matrix, which is smooth everywhere, at a
-    start with equal singular values too, and needs a linear solve of n × n a call. Any optimiser
-    will do; weight decay draws W to where it started. In the state dict it is
-    `parametrizations.weight.original` with `parametrizations.weight.0.base`.
+    W is `torch.nn.utils.parametrizations.orthogonal(…, orthogonal_map="cayley")`: it moves on the
+    Stiefel manifold by the Cayley map of a skew-symmetric matrix. That map has a derivative
+    everywhere, which the polar factor of a free matrix lacks where its rank drops. It takes a
+    linear solve of n × n a call. Any optimiser will do; weight decay draws W to where it started.
+    In the state dict W is `parametrizations.weight.original` and `parametrizations.weight.0.base`.
     `torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")` makes it a plain matrix,
     for export.
 

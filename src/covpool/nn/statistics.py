@@ -1,5 +1,6 @@
 """Statistics of a batch, of which each process of a distributed training may hold a part."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,7 +8,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from covpool.linalg.checks import require_integer
-from covpool.linalg.transforms import unreadable
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -27,10 +27,15 @@ class _SumOverProcesses(torch.autograd.Function):
         return _SumOverProcesses.apply(*gradients)  # pyright: ignore[reportReturnType]
 
 
-def _summed(values: Tensor, synchronize: bool) -> Tensor:
+def _shared(synchronize: bool) -> bool:
+    """Whether there are other processes whose part counts."""
     if not (synchronize and dist.is_available() and dist.is_initialized()):
-        return values
-    if dist.get_world_size() == 1:
+        return False
+    return dist.get_world_size() > 1
+
+
+def _summed(values: Tensor, synchronize: bool) -> Tensor:
+    if not _shared(synchronize):
         return values
     return _SumOverProcesses.apply(values)  # pyright: ignore[reportReturnType]
 
@@ -50,7 +55,7 @@ def mean_and_count(
     packed = _summed(packed, synchronize)
     everywhere = packed[-1].detach()
     # The number in all processes is read from the device only where this one's leaves a doubt.
-    if not unreadable(total) and count < 2 and everywhere.item() < 2:
+    if count < 2 and not (_shared(synchronize) and everywhere.item() > 1):
         raise ValueError(
             f"{caller} needs statistics of more than one sample to train, got input of shape "
             f"{tuple(given.shape)}; take a larger batch, or call eval() to use the running ones"
@@ -63,11 +68,11 @@ def mean(total: Tensor, count: Tensor, synchronize: bool) -> Tensor:
     return _summed(total, synchronize) / count
 
 
-def check_options(caller: str, momentum: float | None, eps: float, **counts: int) -> None:
+def check_options(caller: str, momentum: float, eps: float, **counts: int) -> None:
     """Refuse what is out of range: counts are whole numbers from 1 on."""
     for name, value in counts.items():
         require_integer(f"{caller}: {name}", value, 1)
-    if momentum is not None and not 0 <= momentum <= 1:
-        raise ValueError(f"{caller}: momentum must lie in [0, 1] or be None, got {momentum!r}")
-    if not 0 < eps < float("inf"):
+    if not (isinstance(momentum, int | float) and 0 <= momentum <= 1):
+        raise ValueError(f"{caller}: momentum must be a number in [0, 1], got {momentum!r}")
+    if not (isinstance(eps, int | float) and 0 < eps < math.inf):
         raise ValueError(f"{caller}: eps must be a positive number, got {eps!r}")

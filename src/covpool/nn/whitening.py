@@ -107,7 +107,8 @@ class Whitening(nn.Module):
         check: bool = True,
     ) -> None:
         super().__init__()
-        check_options("Whitening", momentum, eps, num_features=num_features, groups=groups)
+        share = 1.0 if momentum is None else momentum
+        check_options("Whitening", share, eps, num_features=num_features, groups=groups)
         if num_features % groups:
             raise ValueError(
                 f"Whitening: {num_features} channels do not divide into {groups} groups"

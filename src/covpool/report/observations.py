@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from covpool.report.sources import reading
 from covpool.report.tables import PageTable
 
 FILE = "observations.json"
@@ -19,7 +20,11 @@ def find_observations(paths: Iterable[Path]) -> list[PageTable]:
 
 
 def _read(file: Path) -> list[PageTable]:
-    try:
+    again = (
+        "what covpool reproduce writes (the same covpool reproduce again writes it anew, without "
+        "training what has finished)"
+    )
+    with reading(file, again):
         content = json.loads(file.read_text(encoding="utf-8"))
         several = len(content["settings"]) > 1
         return [
@@ -40,8 +45,3 @@ def _read(file: Path) -> list[PageTable]:
             )
             for recipe, found in content["settings"].items()
         ]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{file} is not what covpool reproduce writes ({error!r}); the same covpool reproduce "
-            "again writes it anew, without training what has finished"
-        ) from error

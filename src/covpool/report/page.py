@@ -8,11 +8,9 @@ from typing import Any
 from covpool.experiments import paper
 from covpool.experiments.inference import Spread, differences
 from covpool.report.curve_figures import accuracy, learning_curves
-from covpool.report.fidelity_figures import real_fidelity
 from covpool.report.figures import PageFigure, Styles
 from covpool.report.groups import Setting, group
-from covpool.report.kernel_figures import kernel_sizes
-from covpool.report.probe_figures import conditioning, smoothness
+from covpool.report.probe_figures import conditioning, kernel_sizes, real_fidelity, smoothness
 from covpool.report.sources import Run
 from covpool.report.tables import PageTable, tables_of
 from covpool.report.template import fill

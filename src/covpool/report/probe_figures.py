@@ -1,16 +1,22 @@
-"""Figures of what probes measured along training: smoothness and conditioning."""
+"""Figures of what probes measured along training: smoothness, conditioning, sizes of K, and how far
+gradients were from the exact one."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from markupsafe import Markup
 
+from covpool.analysis import gradient_bounds
 from covpool.experiments.inference import mean_by_place
 from covpool.experiments.paper import paper_tables
 from covpool.report.figures import (
     ALONE,
     THIN,
+    WIDE,
     Missing,
     PageFigure,
     Styles,
@@ -19,8 +25,12 @@ from covpool.report.figures import (
     over_epochs,
     panel,
     plot,
+    rows_beside,
+    sample,
+    title,
 )
-from covpool.report.groups import Setting
+from covpool.report.groups import MethodRow, Setting
+from covpool.report.numbers import number
 from covpool.report.series import (
     Points,
     Record,
@@ -33,6 +43,9 @@ from covpool.report.series import (
     switch_epochs,
     switches,
 )
+from covpool.report.svg import colour
+from covpool.report.tables import PageTable
+from covpool.text import shortened
 
 BANDS = 3
 """As many methods get bands, which more would make one grey."""
@@ -149,3 +162,238 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
 
 def _quantile(way: str, figure: str, share: float) -> Callable[[Record], float]:
     return lambda record: quantile(record.get(way, {}).get(figure), share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What was measured of one method's K, over all epochs, runs and seeds.
+
+    Attributes:
+        largest: by epoch, the largest finite |K|.
+        most: that of all epochs.
+        bound: the largest possible, the paper's Table 6; None where K has none.
+        limit: that on the covariances measured; None where it is no smaller.
+        shares: of the pairs, by the lower edge of log10 |K|.
+        ties: how many pairs were tied.
+        nonfinite: entries of K that are not finite.
+    """
+
+    largest: Points
+    most: float
+    bound: float | None
+    limit: float | None
+    shares: Points
+    ties: int
+    nonfinite: int
+
+    @classmethod
+    def of(cls, records: Sequence[tuple[int, Record]], bound: float | None) -> "Sizes":
+        """From the records of a method, each with its epoch."""
+        largest: Points = {}
+        counts: Counter[int] = Counter()
+        for epoch, each in records:
+            for value in map(as_float, each["largest"].get("quantiles") or ()):
+                if math.isfinite(value):
+                    largest[epoch] = max(value, largest.get(epoch, value))
+            edges = each.get("log10_edges") or ()
+            counts.update(dict(zip(edges, map(int, each.get("histogram") or ()), strict=False)))
+        limits = [as_float(each.get("bound")) for _, each in records]
+        limit = max((value for value in limits if not math.isnan(value)), default=math.inf)
+        return cls(
+            largest=largest,
+            most=max(largest.values(), default=math.nan),
+            bound=bound,
+            limit=limit if bound is not None and limit < bound else None,
+            shares={edge: count / counts.total() for edge, count in counts.items() if count},
+            ties=sum(int(each.get("ties") or 0) for _, each in records),
+            nonfinite=sum(int(each.get("nonfinite") or 0) for _, each in records),
+        )
+
+
+def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
+    """The sizes of each kernel on the covariances met in training, against their bounds."""
+    heading = "The largest |K| met in training, and its bound"
+    rows = [row for runs in probed(setting, "conditioning").values() for run in runs for row in run]
+    if not rows:
+        return Missing.of_probe(heading, "conditioning")
+    records: dict[str, list[tuple[int, Record]]] = {}
+    for row in rows:
+        for method, sizes in (row.get("kernels") or {}).items():
+            if sizes.get("largest"):
+                records.setdefault(method, []).append((int(row["epoch"]), sizes))
+    if not records:
+        return Missing(title=heading, why="None of the methods measured has a kernel K.")
+    bounds = {row.method: row.bound for row in gradient_bounds()}
+    measured = {method: Sizes.of(own, bounds.get(method)) for method, own in records.items()}
+    panels: list[Markup] = []
+
+    with panel(panels, f"{name}-largest", heading) as axes:
+        for method, sizes in measured.items():
+            plot(axes, sizes.largest, **styles.line(method))
+        logarithmic(axes, "y", [value for s in measured.values() for value in s.largest.values()])
+        over_epochs(axes, "largest |K| of the epoch")
+
+    if all(sizes.shares for sizes in measured.values()):
+        with panel(panels, f"{name}-histogram", "Histogram of |K|") as axes:
+            for method, sizes in measured.items():
+                edges = range(min(sizes.shares), max(sizes.shares) + 2)
+                heights = [sizes.shares.get(edge, 0.0) for edge in edges]
+                look = styles.line(method) | {"marker": None}
+                axes.step([10.0**edge for edge in edges], heights, where="post", **look)
+            least = min(share for sizes in measured.values() for share in sizes.shares.values())
+            logarithmic(axes, "y", [least, 1.0])
+            axes.set_ylim(least / 2, 2)
+            logarithmic(axes, "x", [10.0**p for s in measured.values() for p in s.shares] + [1.0])
+            title(axes, "share of pairs by |K|", x="|K|")
+
+    ring: dict[str, Any] = {"color": colour("ink"), "marker": "o", "linestyle": "none"}
+    ring |= {"markerfacecolor": "none", "markeredgewidth": 0.9}
+    size = (WIDE[0], 0.9 + 0.36 * len(measured))
+    with panel(panels, f"{name}-bound", "|K| met against its bound", size=size) as axes:
+        seen = [value for s in measured.values() for value in (s.most, s.bound or 0.0)]
+        positive = [value for value in seen if 0 < value < math.inf] or [1.0]
+        limits = (min(positive) / 30, max(positive) * 1e3)
+        axes.set(xscale="log", xlim=limits)
+        for place, (method, sizes) in enumerate(measured.items()):
+            axes.plot([sizes.most], [place], **styles.mark(method))
+            if sizes.bound == math.inf:  # at the edge, whatever the axis shows
+                at = axes.get_yaxis_transform()
+                axes.plot([0.97], [place], transform=at, clip_on=False, **{**ring, "marker": ">"})
+            elif sizes.bound is not None:
+                axes.plot([sizes.bound], [place], **ring, ms=9)
+        logarithmic(axes, "x", limits)
+        rows_beside(axes, [*measured])
+        title(axes, "largest |K| met, and its bound")
+
+    key = "bound (the paper’s Table 6), a triangle where there is none"
+    return PageFigure(
+        name=name,
+        title=heading,
+        panels=panels,
+        legend=[*styles.legend(name, measured), (sample(f"{name}-bound-key", **ring, ms=8), key)],
+        about={
+            "measured": measured,
+            "ties": sum(sizes.ties for sizes in measured.values()),
+            "nonfinite": sum(sizes.nonfinite for sizes in measured.values()),
+        },
+    )
+
+
+ROUNDING = 1e-9
+"""A relative distance of gradients below which a method counts as exact."""
+
+LEAST_DISTANCE = 1e-16
+"""Where a distance of zero is drawn."""
+
+APART = 4
+"""Up to so many trained methods have a panel and a column each; more are taken together."""
+
+Trained = tuple[str, Sequence[MethodRow], Sequence[Record]]
+"""What was trained, the setting's rows that are in it, and the records of all its runs."""
+
+
+def real_fidelity(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
+    """How far each method's gradient is from the exact one, on the covariances of the runs."""
+    heading = "Gradient fidelity on the covariances of these runs"
+    trained = _trained(setting)
+    if not trained:
+        return Missing.of_probe(heading, "fidelity")
+    records = [record for _, _, own in trained for record in own]
+    distances = {
+        method: [
+            median_by_epoch(own, lambda r, m=method: _figure(r, m, "relative_distance"))
+            for _, _, own in trained
+        ]
+        for method in dict.fromkeys(method for record in records for method in record["methods"])
+    }
+    exact = [
+        method
+        for method, found in distances.items()
+        if all(points and max(points.values()) < ROUNDING for points in found)
+    ]
+    drawn = {
+        method: [{e: max(value, LEAST_DISTANCE) for e, value in p.items()} for p in found]
+        for method, found in distances.items()
+        if method not in exact
+    }
+    values = [v for found in drawn.values() for p in found for v in p.values() if math.isfinite(v)]
+    limits = (min(values) / 2, max(values) * 2) if values else (LEAST_DISTANCE, 1.0)
+    panels: list[Markup] = []
+    for place, (label, rows, _) in enumerate(trained if drawn else ()):
+        size = ALONE if len(trained) == 1 else WIDE
+        about = f"{heading}: trained with {label}"
+        with panel(panels, f"{name}-{place}", about, size=size) as axes:
+            for method, found in drawn.items():
+                plot(axes, found[place], **styles.line(method))
+            logarithmic(axes, "y", limits)
+            axes.set_ylim(*limits)
+            mark_switches(axes, switch_epochs(rows))
+            over_epochs(axes, shortened(f"relative distance, trained with {label}", 52))
+    samples = sorted({int(record.get("samples", 0)) for record in records})
+    figures = [each.get("relative_distance", {}) for r in records for each in r["methods"].values()]
+    return PageFigure(
+        name=name,
+        title=heading,
+        panels=panels,
+        legend=styles.legend(name, drawn),
+        table=_table(trained, [*drawn]),
+        about={
+            "samples": " to ".join(map(str, dict.fromkeys((samples[0], samples[-1])))),
+            "exact": exact,
+            "rounding": ROUNDING,
+            "lost": sum(int(figure.get("not_a_number") or 0) for figure in figures),
+            "failures": failures(setting, "fidelity"),
+        },
+    )
+
+
+def _trained(setting: Setting) -> list[Trained]:
+    measured = probed(setting, "fidelity")
+    known = {
+        row: [record for record in chain(*runs) if isinstance(record.get("methods"), Mapping)]
+        for row, runs in measured.items()
+    }
+    found: list[Trained] = [(row.label, [row], own) for row, own in known.items() if own]
+    if len(found) <= APART:
+        return found
+    rows = [row for _, own, _ in found for row in own]
+    return [(f"any of {len(found)} methods", rows, [*chain(*(own for _, _, own in found))])]
+
+
+def _figure(record: Record, method: str, figure: str, share: float = 0.5) -> float:
+    return quantile(record["methods"].get(method, {}).get(figure), share)
+
+
+def _table(trained: Sequence[Trained], methods: Sequence[str]) -> PageTable | None:
+    if not methods:
+        return None
+    columns = [
+        f"trained with {label}: {text}" if len(trained) > 1 else text
+        for label, _, _ in trained
+        for text in ("distance, %", "angle")
+    ]
+    rows = [
+        (method, *(cell for _, _, records in trained for cell in _cells(records, method)))
+        for method in methods
+    ]
+    return PageTable(kind="gradients", columns=["gradient of", *columns], rows=rows)
+
+
+def _cells(records: Sequence[Record], method: str) -> tuple[str, str]:
+    """Medians over the measurements, of the distance with its least and most distant image."""
+    middle, least, most = (
+        100 * median(_figure(record, method, "relative_distance", share) for record in records)
+        for share in (0.5, 0.0, 1.0)
+    )
+    if math.isnan(middle):
+        return "–", "–"
+    angle = median(_figure(record, method, "angle") for record in records)
+    distance = f"{_percent(middle)} ({_percent(least)} to {_percent(most)})"
+    return distance, f"{_percent(angle)}°"
+
+
+def _percent(value: float) -> str:
+    """Two digits."""
+    if not math.isfinite(value) or (value and not 1e-3 <= value < 1e5):
+        return number(value)
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"

@@ -8,6 +8,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,9 @@ METRICS = ("epoch", "method", "train_loss", "train_top1", "test_loss", "test_top
 """What a row of metrics.jsonl must have to be drawn."""
 
 BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
+
+DAMAGE = (yaml.YAMLError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
+"""What reading a file may raise that holds something else than it should."""
 
 DEPTH = 3
 """How many folders deep runs are looked for."""
@@ -90,6 +94,15 @@ class Run:
         return " → ".join(name for _, name in self.switches)
 
 
+@contextmanager
+def reading(file: Path, what: str = "what covpool train writes") -> Iterator[None]:
+    """Says of a file which it is where its content turns out to be none of that."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise ValueError(f"{file} is not {what}: {error!r}") from error
+
+
 def find_runs(paths: Iterable[Path]) -> list[Run]:
     """The runs in the directories named: runs, or folders of them, such as comparisons.
 
@@ -145,14 +158,12 @@ def read_run(path: Path) -> Run:
     Raises:
         ValueError: a file is not what `covpool train` writes.
     """
-    directory = RunDirectory(path)
-    try:
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        config = {str(group): dict(options) for group, options in config.items()}
+    directory, file = RunDirectory(path), path / "config.yaml"
+    with reading(file, "a run's configuration"):
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = {str(group): dict(options) for group, options in content.items()}
         if not {"model", "train"} <= set(config):
             raise ValueError("it has no model or no train")
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path / 'config.yaml'} is not a run's configuration: {error}") from error
     history = _checked(path / "metrics.jsonl", read_json_lines(path / "metrics.jsonl"))
     summary = directory.read_summary()
     if summary is None:
@@ -191,11 +202,9 @@ def _compared_runs(path: Path) -> list[Run]:
     file = path / "comparison.json"
     if not file.is_file():
         return []
-    try:
+    with reading(file, "what covpool compare writes"):
         content = json.loads(file.read_text(encoding="utf-8"))
         return [_compared_run(path, content, entry) for entry in content["runs"]]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is not what covpool compare writes: {error!r}") from error
 
 
 def _compared_run(path: Path, content: Row, entry: Row) -> Run:
@@ -235,23 +244,20 @@ def _checked_summary(file: Path, summary: Any) -> Row:
 def _confusions(file: Path) -> list[Row]:
     if not file.is_file():
         return []
-    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
-        rows: list[Row] = list(csv.DictReader(lines))
-    try:
-        return [{**row, "images": int(row["images"]), "share": float(row["share"])} for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is not what covpool train writes: {error!r}") from error
+    with reading(file), file.open(encoding="utf-8", errors="replace", newline="") as lines:
+        return [
+            {**row, "images": int(row["images"]), "share": float(row["share"])}
+            for row in csv.DictReader(lines)
+        ]
 
 
 def _examples(file: Path) -> dict[str, list[str]]:
     """None of a run of an earlier version."""
     if not file.is_file():
         return {}
-    try:
+    with reading(file):
         found = json.loads(file.read_text(encoding="utf-8"))
         pictures = [picture for own in found.values() for picture in own]
         if not all(BASE64.fullmatch(picture) for picture in pictures):
             raise ValueError("it holds other things than pictures in base 64")
-    except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not what covpool train writes: {error}") from error
     return found

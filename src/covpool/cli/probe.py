@@ -1,0 +1,508 @@
+"""`covpool probe`."""
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from covpool.cli import experiment
+from covpool.cli.console import PlainConsole
+from covpool.cli.parsing import (
+    FileProgress,
+    Given,
+    checking_files,
+    refuse_methods,
+    users_input,
+)
+from covpool.data.selection import validation_numbers
+from covpool.experiments.arms import Arm
+from covpool.experiments.frozen import plan as plans
+from covpool.experiments.frozen.estimate import (
+    RUN_BYTES,
+    Line,
+    bundle_lines,
+    features_seconds,
+    reduction_line,
+)
+from covpool.experiments.frozen.features import (
+    Extractor,
+    FeatureFile,
+    Stage,
+    Views,
+    compute,
+    feature_files,
+    stage_name,
+)
+from covpool.experiments.frozen.plan import Frozen, HeadPlan
+from covpool.experiments.frozen.reduction import reduced_maps
+from covpool.experiments.frozen.summary import make_sheet, reference_arms
+from covpool.experiments.frozen.work import made_of, make_bundle, stopper
+from covpool.experiments.outcome import Outcome
+from covpool.experiments.results import RunSet
+from covpool.experiments.runs import Run, check_same_options, threads_of
+from covpool.experiments.sheet import Sheet, Table
+from covpool.experiments.study import RATES, TUNING, Study, write_rates
+from covpool.machine import available_cores
+from covpool.text import file_name
+from covpool.train.config import RunConfig
+from covpool.train.interruption import StopRequest
+from covpool.train.job import Job, check_names
+from covpool.train.progress import duration
+from covpool.train.run_directory import is_free
+
+SHARED, OWN = "shared", "own"
+
+GUESS = {"rate": 0.1, "weight_decay": 0.0}
+"""In the place of rates that are not chosen yet: they change no time."""
+
+DECIDED = {
+    "data": {"augment": ("flip", "none"), "evaluate": ("test",)},
+    "optim": {"name": ("sgd",), "trained": ("classifier",)},
+}
+"""Options that the recipe of the heads leaves these values alone."""
+
+NO_EFFECT = {
+    "data": ("random_erasing", "mixup", "cutmix", "views", "augment_options"),
+    "model": ("schedule", "hybrid", "method", "hidden_features", "gap_reduction"),
+    "optim": (
+        *(
+            "nesterov",
+            "decay_norm_and_bias",
+            "layer_decay",
+            "clip_norm",
+            "weight_average",
+            "options",
+        ),
+        "decay_options",
+    ),
+    "train": ("precision", "accumulate", "loggers", "probes", "compile", "channels_last"),
+}
+"""Options that must stay at their defaults: heads are not trained by them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the command line asks for, checked."""
+
+    config: RunConfig
+    arms: tuple[Arm, ...]
+    stages: tuple[Stage, ...]
+    shared: bool
+    rates: tuple[float, ...]
+    decays: tuple[float, ...]
+    seeds: range
+    jobs: int
+    cache: Path
+    output: Path
+    job: Job
+    kept: tuple[int, ...]
+    held: tuple[int, ...]
+    dry_run: bool
+
+
+def run(given: Given) -> int:
+    """Compute the features, train the heads, summarise; return the exit status."""
+    with users_input(), checking_files() as progress:
+        request = _prepare(given, progress)
+    console = PlainConsole()
+    console.print(_about(request))
+    with users_input():
+        extractor = Extractor(request.job, request.stages)
+        views = Views.of(request.job)
+        with console.status("reading the images"):
+            digest = views.digest()
+        files = feature_files(extractor, views, request.config, request.cache, digest)
+        for file in files:
+            _check_heads(request, file)
+    _tell_sizes(files, console)
+    if request.dry_run:
+        _plan(request, extractor, views, files, console)
+        return 0
+    return experiment.holding_folder(
+        request.output, lambda: _run(request, extractor, views, files, console)
+    )
+
+
+def _run(
+    request: Request,
+    extractor: Extractor,
+    views: Views,
+    files: Sequence[FeatureFile],
+    console: Console,
+) -> int:
+    request.cache.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(request.config.train.threads or available_cores())
+    with FeatureProgress(console) as progress, users_input():
+        compute(extractor, views, files, progress.show)
+    sheets = []
+    for file in files:
+        sheets.append(_probe_stage(request, file, _folder(request, file), console))
+    if len(sheets) > 1:
+        sheet = _of_stages(request, sheets)
+        sheet.write(request.output)
+        console.print(f"\n{sheet.markdown()}")
+    console.print(f"summary and runs: {request.output}")
+    return 1 if any(sheet.problems for sheet in sheets) else 0
+
+
+class FeatureProgress:
+    """A bar with the time left where there is a terminal, else a line each tenth."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.tenths, self.began = console, 0, time.monotonic()
+        self.first: int | None = None
+        self.bar = Progress(
+            TextColumn("computing features"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total} views  {task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("features", total=None, left="")
+
+    def __enter__(self) -> "FeatureProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def show(self, done: int, total: int) -> None:
+        """So many views of all are there."""
+        if self.first is None:
+            self.first, self.began = done, time.monotonic()
+        seconds, here = time.monotonic() - self.began, done - self.first
+        left = f"{duration(seconds / here * (total - done))} left" if here else ""
+        self.bar.update(self.task, completed=done, total=total, left=left)
+        tenths = 10 * done // total
+        if not self.console.is_terminal and tenths > self.tenths:
+            self.tenths = tenths
+            self.console.print(f"features: {done:,} of {total:,} views  {left}")
+
+
+def _probe_stage(request: Request, file: FeatureFile, folder: Path, console: Console) -> Sheet:
+    frozen, config = _frozen(request, file), request.config
+    splits, threads = request.job.splits, threads_of(config, request.jobs)
+    config = of_stage(config, file.stage)
+    _learn_reductions(request, frozen, console)
+    tried = _trials(request, config, folder)
+    failed = _make(tried, frozen, request, "trials of rate and decay", console, trial=True)
+    with users_input():
+        rates = plans.chosen(request.arms, tried, failed)
+        write_rates(folder, rates)
+    runs = plans.counted(config, request.arms, request.seeds, rates, folder, threads=threads)
+    failures = _make([*runs.values()], frozen, request, "runs that count", console, trial=False)
+    study = Study(
+        name=f"probe-{splits.name}",
+        title=f"Poolings of frozen features: {splits.name}, {config.model.backbone}",
+        arms=request.arms,
+        references=reference_arms(request.arms),
+        seeds=len(request.seeds),
+        rates=request.rates,
+        config=config,
+    )
+    found = RunSet(name=study.name, about=_about(request), config=config, runs=runs)
+    outcome = Outcome(
+        study=study,
+        runs=found.ended(failures),
+        rates=rates,
+        train_images=len(splits.train),
+        test_images=len(splits.test),
+    )
+    sheet = make_sheet(outcome, frozen)
+    sheet.write(folder)
+    outcome.write_lines(folder)
+    console.print(f"\n{sheet.markdown()}")
+    return sheet
+
+
+def of_stage(config: RunConfig, stage: Stage) -> RunConfig:
+    """The configuration of runs on the features of a stage."""
+    return replace(config, model=replace(config.model, feature_stage=stage))
+
+
+def _folder(request: Request, file: FeatureFile) -> Path:
+    """Of the runs of a stage: the output itself where there is one stage."""
+    return request.output / stage_name(file.stage) if len(request.stages) > 1 else request.output
+
+
+def _frozen(request: Request, file: FeatureFile) -> Frozen:
+    splits = request.job.splits
+    return Frozen(
+        features=file,
+        name=splits.name,
+        classes=splits.classes,
+        labels=tuple(splits.train.labels),
+        test_labels=tuple(splits.test.labels),
+        kept=request.kept,
+        held=request.held,
+        mirrored=request.config.data.augment == "flip",
+        reduction=of_stage(request.config, file.stage) if request.shared else None,
+        notes=splits.notes,
+    )
+
+
+def _trials(request: Request, config: RunConfig, folder: Path) -> list[Run]:
+    threads = threads_of(config, request.jobs)
+    return plans.trials(
+        config, request.arms, request.rates, request.decays, folder, threads=threads
+    )
+
+
+def _widths(request: Request, frozen: Frozen) -> list[int]:
+    """Channels after the reductions that the poolings share."""
+    if frozen.reduction is None:
+        return []
+    channels, classes = frozen.features.shape[1], len(frozen.classes)
+    heads = [HeadPlan.of(arm.config(frozen.reduction), channels, classes) for arm in request.arms]
+    return sorted({head.reduced for head in heads if head.reduced is not None})
+
+
+def _learn_reductions(request: Request, frozen: Frozen, console: Console) -> None:
+    """From all training images, and from the kept ones for the trials."""
+    with StopRequest(announce=True) as stop, console.status("") as status, users_input():
+        for width in _widths(request, frozen):
+            assert frozen.reduction is not None
+            for trial in (True, False):
+                images = "the trials' images" if trial else "all training images"
+                status.update(f"learning the channel reduction from {images}")
+                whole = frozen.examples(frozen.features.open(), trial=trial)
+                reduced_maps(frozen.features, whole, width, frozen.reduction, stopper(stop))
+
+
+def _plan(
+    request: Request,
+    extractor: Extractor,
+    views: Views,
+    files: Sequence[FeatureFile],
+    console: Console,
+) -> None:
+    """Say what it would take: a line for each part that is not there yet, then the whole."""
+    alone = [Line(name="features", runs=0, seconds=features_seconds(extractor, views, files))]
+    beside: list[Line] = []
+    disk = sum(file.bytes for file in files if not file.whole)
+    with console.status("measuring steps") as status:
+        for file in files:
+            config, frozen = of_stage(request.config, file.stage), _frozen(request, file)
+            folder = _folder(request, file)
+            for width in _widths(request, frozen):
+                alone.append(reduction_line(frozen, width))
+                disk += 2 * file.bytes * width // file.shape[1]
+            trials = _trials(request, config, folder)
+            rates = dict.fromkeys((arm.label for arm in request.arms), GUESS)
+            runs = plans.counted(
+                config,
+                request.arms,
+                request.seeds,
+                rates,
+                folder,
+                threads=threads_of(config, request.jobs),
+            )
+            for made, trial in ((trials, True), ([*runs.values()], False)):
+                bundles = plans.bundled(made, frozen, trial=trial)
+                beside += bundle_lines(bundles, frozen, status.update)
+    of_pooling: dict[str, tuple[int, float]] = {}
+    for line in beside:
+        name = line.name.partition(",")[0].partition(" rate ")[0]
+        number, seconds = of_pooling.get(name, (0, 0.0))
+        of_pooling[name] = number + line.runs, seconds + line.seconds
+    for line in alone:
+        console.print(f"  {line.name}: {duration(line.seconds)}")
+    for name, (number, seconds) in of_pooling.items():
+        console.print(f"  {name}: {number} trials and runs, {duration(seconds)}")
+    total = sum(line.seconds for line in alone)
+    total += sum(line.seconds for line in beside) / request.jobs
+    disk += RUN_BYTES * sum(line.runs for line in beside)
+    free = _free_bytes(request.cache)
+    console.print(
+        f"about {duration(total)} with {request.jobs} at a time, by steps measured here\n"
+        f"about {disk / 1e6:,.0f} MB on disk, of {free / 1e6:,.0f} MB free"
+    )
+    if disk > free:
+        console.print("this is more than there is free: choose other --features and --output")
+
+
+def _make(
+    runs: Sequence[Run],
+    frozen: Frozen,
+    request: Request,
+    what: str,
+    console: Console,
+    *,
+    trial: bool,
+) -> dict[str, str]:
+    """Make the runs that are missing; reasons by name of those that failed."""
+    with users_input():
+        for run in runs:
+            check_same_options(run)
+    bundles = plans.bundled(runs, frozen, trial=trial)
+    console.print(f"{len(runs)} {what} ({experiment.settled(runs)}), {request.jobs} at a time")
+    failed = experiment.run_all(bundles, request.jobs, console, work=make_bundle)
+    return {
+        run.name: failed[bundle.name]
+        for bundle in bundles
+        if bundle.name in failed
+        for run in bundle.members
+    }
+
+
+def _of_stages(request: Request, sheets: Sequence[Sheet]) -> Sheet:
+    """The accuracies of all stages in one table."""
+    tables = [next(t for t in sheet.tables if t.heading == "Accuracies") for sheet in sheets]
+    by_stage = [{row[0]: row[3] for row in table.rows} for table in tables]
+    names = dict.fromkeys(name for rows in by_stage for name in rows)
+    columns = ["Final, mean ± deviation", *map(stage_name, request.stages)]
+    rows = [[name, *(own.get(name, "–") for own in by_stage)] for name in names]
+    return Sheet(
+        name="summary",
+        title=f"Poolings of frozen features, by stage: {request.config.model.backbone}",
+        tables=[Table(columns=columns, rows=rows)],
+        data={"stages": [stage_name(stage) for stage in request.stages]},
+        problems=[problem for sheet in sheets for problem in sheet.problems],
+    )
+
+
+def _prepare(given: Given, progress: FileProgress) -> Request:
+    own, config = given.own, given.config(given.parser.base)
+    _check_free(config)
+    experiment.check_counts(own)
+    if own.reduction not in (SHARED, OWN):
+        raise ValueError(f"--reduction must be {SHARED} or {OWN}, not {own.reduction!r}")
+    arms = plans.chosen_arms(own.poolings)
+    stages = _stages(own.stages, config)
+    rates = _numbers("rates", own.rates, least=math.ulp(0.0))
+    decays = _numbers("decays", own.decays, least=0.0)
+    first, *more = stages
+    config = of_stage(config, None if more else first)
+    for arm in arms:
+        check_names(arm.config(config))
+    job = experiment.prepare_arms(config, [Arm("gap")], own.output or Path("FOLDER"), progress)
+    label = f"probe-{job.splits.name}-{config.model.backbone}"
+    output = own.output or Path("runs") / file_name(label)
+    _check_output(output)
+    trained = job.splits.train
+    kept, held = validation_numbers(
+        job.splits.classes, (trained.source, trained.labels), config.data
+    )
+    seed = config.train.seed
+    return Request(
+        config=config,
+        arms=arms,
+        stages=stages,
+        shared=own.reduction == SHARED,
+        rates=rates,
+        decays=decays,
+        seeds=range(seed, seed + own.seeds),
+        jobs=own.jobs or available_cores(),
+        cache=own.features,
+        output=output,
+        job=job,
+        kept=tuple(kept),
+        held=tuple(held),
+        dry_run=own.dry_run,
+    )
+
+
+def _check_free(config: RunConfig) -> None:
+    """Refuse options that are decided here, or that heads are not trained by."""
+    refuse_methods(config, "--poolings says what is compared")
+    options = config.to_dict()
+    for group, fields in DECIDED.items():
+        for name, allowed in fields.items():
+            if (value := options[group][name]) not in allowed:
+                raise ValueError(
+                    f"{group}.{name} {value!r} cannot be used here: a probe takes "
+                    f"{' or '.join(allowed)}"
+                )
+    defaults = RunConfig().to_dict()
+    for group, names in NO_EFFECT.items():
+        for name in names:
+            if (value := options[group][name]) != defaults[group][name]:
+                raise ValueError(
+                    f"{group}.{name} {value!r} would have no effect here: a probe trains heads "
+                    "on frozen features without it; leave it out"
+                )
+
+
+def _stages(text: str | None, config: RunConfig) -> tuple[Stage, ...]:
+    if text is None:
+        return (config.model.feature_stage,)
+    words = experiment.listed(text)
+    for word in words:
+        if word != "last" and not word.isdecimal():
+            raise ValueError(
+                f"--stages {text!r}: {word!r} is no stage; write numbers as in timm's feature_info "
+                "and last, as in 3,last"
+            )
+    return tuple(None if word == "last" else int(word) for word in words)
+
+
+def _numbers(name: str, text: str, *, least: float) -> tuple[float, ...]:
+    try:
+        found = tuple(dict.fromkeys(float(word) for word in text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or not all(least <= value < math.inf for value in found):
+        what = "above 0" if least else "of at least 0"
+        raise ValueError(f"--{name} {text!r} must be numbers {what} with commas between")
+    return found
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a folder that holds anything but a probe: its summary would be written over."""
+    if is_free(output) or any(output.glob(f"**/{TUNING}")) or any(output.glob(f"**/{RATES}")):
+        return
+    raise ValueError(f"--output {output} exists and is not a probe's; choose another --output")
+
+
+def _check_heads(request: Request, file: FeatureFile) -> None:
+    """Refuse poolings that cannot be made of such maps, or whose vectors take more than there is.
+
+    Raises:
+        ValueError: one of them.
+    """
+    config, frozen = of_stage(request.config, file.stage), _frozen(request, file)
+    free = _free_bytes(request.cache)
+    for arm in request.arms:
+        made = made_of(arm.config(config), frozen)
+        numbers = made.out_features
+        needed = 4 * numbers * file.shape[0]
+        if made.fixed and needed > free:
+            raise ValueError(
+                f"pooling {arm.label}: {numbers:,} numbers for each of {file.shape[0]:,} views "
+                f"take {needed / 1e9:,.0f} GB, and {free / 1e9:,.0f} GB are free; give a smaller "
+                f"model.reduced_channels than {config.model.reduced_channels}, or leave it out of "
+                "--poolings"
+            )
+
+
+def _free_bytes(folder: Path) -> int:
+    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(place).free
+
+
+def _about(request: Request) -> str:
+    splits, config = request.job.splits, request.config
+    return (
+        f"{splits.name}: {len(splits.classes)} classes, {len(splits.train)} training and "
+        f"{len(splits.test)} test images; {config.model.backbone}, frozen; {len(request.arms)} "
+        f"poolings, {len(request.rates) * len(request.decays)} trials and {len(request.seeds)} "
+        f"seeds each, {config.train.epochs} epochs."
+    )
+
+
+def _tell_sizes(files: Sequence[FeatureFile], console: Console) -> None:
+    for file in files:
+        rows, channels, height, width = file.shape
+        there = "there already" if file.whole else f"{file.done:,} of them there"
+        console.print(
+            f"features of {stage_name(file.stage)}: {rows:,} maps {channels}×{height}×{width}, "
+            f"{file.bytes / 1e6:,.0f} MB, {there}, in {file.folder}"
+        )

@@ -1,0 +1,316 @@
+"""The runs of a probe: each pooling with each rate and decay on held-out images, then with each
+seed at what these chose."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from covpool.experiments.arms import BASELINES, Arm
+from covpool.experiments.frozen.features import FeatureFile
+from covpool.experiments.frozen.heads import Examples
+from covpool.experiments.runs import RUNS, Run, configured, path_of
+from covpool.experiments.study import FIRST_TUNING_SEED, TUNING
+from covpool.linalg.methods import Method
+from covpool.linalg.tables import choose
+from covpool.models.network import REDUCED_CHANNELS, matched_width
+from covpool.poolings import POOLINGS, Pooling
+from covpool.train.config import RunConfig
+from covpool.train.run_directory import Row
+from covpool.train.schedule import method_schedule
+
+MATCHED, REDUCED, REDUCED_MATCHED = (
+    Arm("gap", matched=True),
+    Arm("gap", reduced=True),
+    Arm("gap", reduced=True, matched=True),
+)
+
+Rates = Mapping[str, Mapping[str, Any]]
+"""As of a study, with `weight_decay` beside `rate`, and all `trials`."""
+
+
+def chosen_arms(text: str) -> tuple[Arm, ...]:
+    """The poolings named, with commas between, or all; the baselines are always among them.
+
+    Raises:
+        ValueError: no such pooling.
+    """
+    known = {arm.label: arm for arm in (*map(Arm, POOLINGS), *BASELINES)}
+    names = [name.strip() for name in text.split(",")]
+    labels = list(known) if names == ["all"] else names
+    arms = [choose("pooling", label, known) for label in labels]
+    return tuple(dict.fromkeys((*BASELINES, *arms)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """The features that heads are trained on, and the images that they are of.
+
+    Attributes:
+        features: the maps of one stage.
+        name: the data set's.
+        classes: class names.
+        labels: of the training images.
+        test_labels: of the test images.
+        kept, held: numbers of the training images that trials are trained and evaluated on.
+        mirrored: whether the features have the training images' mirror images.
+        reduction: by which options the reduction is learned that the poolings share; None: each
+            learns its own with its head.
+        notes: what was said when the images were opened.
+    """
+
+    features: FeatureFile
+    name: str
+    classes: tuple[str, ...]
+    labels: tuple[int, ...]
+    test_labels: tuple[int, ...]
+    kept: tuple[int, ...]
+    held: tuple[int, ...]
+    mirrored: bool
+    reduction: RunConfig | None
+    notes: tuple[str, ...] = ()
+
+    def examples(self, array: np.ndarray, *, trial: bool) -> Examples:
+        """Those of a trial, or of a run that counts, with such an array in place of the maps."""
+        count, labels = len(self.labels), torch.tensor(self.labels)
+        train = torch.tensor(self.kept) if trial else torch.arange(count)
+        first = count * (1 + self.mirrored)
+        test = torch.tensor(self.held) if trial else torch.arange(first, len(array))
+        return Examples(
+            array=array,
+            train=train,
+            mirror=count * self.mirrored,
+            labels=labels[train],
+            test=test,
+            test_labels=labels[test] if trial else torch.tensor(self.test_labels),
+            classes=len(self.classes),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadPlan:
+    """What a configuration's head is made of.
+
+    Attributes:
+        row: the pooling.
+        reduced: channels after its reduction; None: it pools the features as they are.
+        hidden: width of the hidden layer, or None.
+        matched_to: parameters of the head that it is matched with; None: it is not.
+    """
+
+    row: Method | Pooling
+    reduced: int | None
+    hidden: int | None
+
+    @classmethod
+    def of(cls, config: RunConfig, channels: int, classes: int) -> "HeadPlan":
+        """That of a run, by the rules of `CovPoolModel`."""
+        model, row = config.model, method_schedule(config).method_at(0)
+        reduced, automatic = model.reduced_channels, model.reduced_channels == "auto"
+        if reduced == "auto":
+            reduced = REDUCED_CHANNELS if channels >= REDUCED_CHANNELS else None
+        if isinstance(row, Pooling):
+            gap = row.name == "gap"
+            reduces = model.gap_reduction if gap else row.reduced or not automatic
+        else:
+            reduces = True
+        hidden = model.hidden_features
+        if hidden == "matched":
+            hidden = matched_width(channels, reduced, classes, gap_reduction=model.gap_reduction)
+        return cls(row=row, reduced=reduced if reduces else None, hidden=hidden)
+
+    @property
+    def key(self) -> str:
+        """Equal for heads whose pooled vectors are equal: roots by the same algorithm, which differ
+        in their gradients alone."""
+        row = self.row
+        what = repr(row.forward) if isinstance(row, Method) else f"{row.name} {row.constants}"
+        return f"{what} {self.reduced} {self.hidden}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle(Run):
+    """Runs that are made together, as one of a grid: the first one's with `members`.
+
+    Attributes:
+        members: all of them.
+        frozen: what they are trained on.
+        trial: whether they are trials.
+    """
+
+    members: tuple[Run, ...]
+    frozen: Frozen
+    trial: bool
+
+    @classmethod
+    def of(cls, members: Sequence[Run], frozen: Frozen, *, trial: bool) -> "Bundle":
+        """A bundle of runs."""
+        first = members[0]
+        return cls(
+            arm=first.arm,
+            seed=first.seed,
+            config=first.config,
+            path=first.path,
+            members=tuple(members),
+            frozen=frozen,
+            trial=trial,
+        )
+
+    @property
+    def name(self) -> str:
+        labels = " / ".join(dict.fromkeys(run.arm.label for run in self.members))
+        seeds = {run.seed for run in self.members}
+        if len(self.members) == 1:
+            decay = f" decay {self.config.optim.weight_decay:g}" if self.trial else ""
+            return f"{labels} rate {self.config.optim.learning_rate:g}{decay} seed {self.seed}"
+        return f"{labels}, {f'{len(self.members)} trials' if self.trial else f'{len(seeds)} seeds'}"
+
+    def settled(self) -> bool:
+        return all(run.settled() for run in self.members)
+
+    @property
+    def epochs(self) -> int:
+        return sum(run.epochs for run in self.members)
+
+    def epochs_done(self) -> int:
+        return sum(run.epochs_done() for run in self.members)
+
+    def summary(self) -> Row:
+        """Of one member its own; of several the mean over those that finished."""
+        found = [run.summary() for run in self.members]
+        finished = [summary for summary in found if summary["status"] == "finished"]
+        if len(found) == 1 or not finished:
+            return found[0]
+        means = {
+            name: {"test_top1": fmean(summary[name]["test_top1"] for summary in finished)}
+            for name in ("final", "best")
+        }
+        seconds = sum(summary["seconds"] for summary in finished)
+        return {**finished[0], **means, "seconds": seconds}
+
+
+def bundled(runs: Iterable[Run], frozen: Frozen, *, trial: bool) -> list[Bundle]:
+    """The runs that are not settled, and those that are, in bundles that are trained at once.
+
+    Linear classifiers of the same vectors are one bundle; heads with more to train are each one.
+    """
+    channels, classes = frozen.features.shape[1], len(frozen.classes)
+    groups: dict[object, list[Run]] = {}
+    for run in runs:
+        plan = HeadPlan.of(run.config, channels, classes)
+        own = frozen.reduction is not None or plan.reduced is None
+        linear = plan.hidden is None and not run.config.model.drop_rate
+        together = own and linear and not learns(plan, plan.reduced or channels)
+        groups.setdefault((plan.key, run.settled()) if together else run.path, []).append(run)
+    return [Bundle.of(members, frozen, trial=trial) for members in groups.values()]
+
+
+def learns(plan: HeadPlan, channels: int) -> bool:
+    """Whether the pooling of so many channels has parameters, or is another in training, so that
+    it cannot be computed once for all."""
+    if isinstance(plan.row, Method):
+        return False
+    return plan.row.regulariser != "none" or plan.row.count(channels)[1] > 0
+
+
+def trials(
+    config: RunConfig,
+    arms: Sequence[Arm],
+    rates: Sequence[float],
+    decays: Sequence[float],
+    output: Path,
+    *,
+    threads: int,
+) -> list[Run]:
+    """Each arm with each rate and decay, on held-out training images."""
+    shared = replace(config, data=replace(config.data, evaluate="validation"))
+    made = []
+    for arm in arms:
+        for rate in rates:
+            for decay in decays:
+                own = configured(shared, arm, seed=FIRST_TUNING_SEED, threads=threads, rate=rate)
+                own = replace(own, optim=replace(own.optim, weight_decay=decay))
+                name = f"{arm.label}-rate{rate:g}-decay{decay:g}-seed{FIRST_TUNING_SEED}"
+                path = output / TUNING / name
+                run = Run(arm=arm, seed=FIRST_TUNING_SEED, config=own, path=path, rate=rate)
+                made.append(run)
+    return made
+
+
+def chosen(
+    arms: Iterable[Arm], tried: Sequence[Run], failures: Mapping[str, str]
+) -> dict[str, Any]:
+    """By arm the rate and decay of the highest accuracy on the held-out images.
+
+    A trial that diverged counts as none; ties take the lower rate, then the lower decay. Where all
+    diverged, the lowest are taken, so that the runs show it.
+
+    Raises:
+        ValueError: a trial that has not come to an end.
+    """
+    open_ones = [run for run in tried if not run.settled()]
+    if open_ones:
+        reason = next(iter(failures.values()), "it has not run")
+        raise ValueError(
+            f"no rate is chosen while {len(open_ones)} of the trials have not come to an end, the "
+            f"first {open_ones[0].path} ({reason}); the same command tries them again, and "
+            "--poolings can leave a pooling out"
+        )
+    found = {}
+    for arm in arms:
+        tops = {
+            (run.config.optim.learning_rate, run.config.optim.weight_decay): _accuracy(run)
+            for run in tried
+            if run.arm == arm
+        }
+        best = max(sorted(tops), key=lambda pair: tops[pair])
+        by_rate: dict[str, float | None] = {}
+        for rate in sorted({rate for rate, _ in tops}):
+            top = max(value for (own, _), value in tops.items() if own == rate)
+            by_rate[f"{rate:g}"] = top if math.isfinite(top) else None
+        found[arm.label] = {
+            "rate": best[0],
+            "weight_decay": best[1],
+            "validation_top1": by_rate,
+            "trials": [
+                {
+                    "rate": rate,
+                    "weight_decay": decay,
+                    "validation_top1": top if math.isfinite(top) else None,
+                }
+                for (rate, decay), top in sorted(tops.items())
+            ],
+        }
+    return found
+
+
+def _accuracy(run: Run) -> float:
+    summary = run.summary()
+    finished = summary["status"] == "finished"
+    return 100 * summary["final"]["test_top1"] if finished else -math.inf
+
+
+def counted(
+    config: RunConfig,
+    arms: Sequence[Arm],
+    seeds: Iterable[int],
+    rates: Rates,
+    output: Path,
+    *,
+    threads: int,
+) -> dict[tuple[Arm, int], Run]:
+    """The runs that count, each arm at its rate and decay."""
+    found = {}
+    for seed in seeds:
+        for arm in arms:
+            own = rates[arm.label]
+            made = configured(config, arm, seed=seed, threads=threads, rate=own["rate"])
+            made = replace(made, optim=replace(made.optim, weight_decay=own["weight_decay"]))
+            path = path_of(output / RUNS, arm, seed)
+            found[arm, seed] = Run(arm=arm, seed=seed, config=made, path=path)
+    return found

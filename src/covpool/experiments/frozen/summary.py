@@ -1,0 +1,143 @@
+"""What a probe came to: every pooling beside the averages, with paired intervals."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from covpool.experiments.arms import Arm
+from covpool.experiments.frozen.features import stage_name
+from covpool.experiments.frozen.heads import LENGTH
+from covpool.experiments.frozen.plan import MATCHED, REDUCED, Frozen
+from covpool.experiments.inference import Spread, differences, holm, p_value
+from covpool.experiments.observations import Claim
+from covpool.experiments.outcome import Outcome
+from covpool.experiments.sheet import Sheet, Table, notes
+from covpool.experiments.study_tables import accuracy_table, doubtful_rates, seeds_table
+
+
+def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
+    """The summary: is each pooling above the references, accuracies, trials, costs, and a forest of
+    the differences."""
+    study, runs, names = outcome.study, outcome.runs, outcome.groups
+    references = list(dict.fromkeys(outcome.representative(arm) or arm for arm in study.references))
+    claims = [
+        Claim(
+            text=f"{names[arm]} − {names[other]}",
+            pairs=differences(outcome.final(arm), outcome.final(other)),
+        )
+        for other in references
+        for arm in names
+        if arm not in references and other in names
+    ]
+    adjusted = holm([p_value([*claim.pairs.values()]) for claim in claims])
+    rows = [
+        (claim.text, claim.verdict, claim.told(), "–" if p is None else f"{p:.2g}")
+        for claim, p in zip(claims, adjusted, strict=True)
+    ]
+    header = ("difference", "above zero", "of Final [95%]", "p, by Holm of all of these")
+    tables = [
+        Table(heading="Differences", columns=header, rows=rows),
+        accuracy_table(outcome),
+        trials_table(outcome),
+        cost_table(outcome),
+        seeds_table(outcome),
+    ]
+    trials = {len(outcome.rates[arm.label]["trials"]) for arm in outcome.arms}
+    return Sheet(
+        name="summary",
+        title=study.title,
+        scale=runs.about,
+        lead=notes(
+            "probe_reservations",
+            at_edge=doubtful_rates(outcome)[0],
+            same=[name for name in names.values() if " / " in name],
+        ),
+        tables=[table for table in tables if table.rows],
+        data={
+            "study": study.name,
+            "rates": outcome.rates,
+            "the_same": list(names.values()),
+            "claims": [
+                {**claim.to_dict(), "p_by_holm": p}
+                for claim, p in zip(claims, adjusted, strict=True)
+            ],
+        },
+        notes=notes(
+            "probe",
+            stage=stage_name(frozen.features.stage),
+            shared=frozen.reduction is not None,
+            length=f"{LENGTH:g}",
+            trials=" or ".join(map(str, sorted(trials))),
+            questions=len(claims),
+        ),
+        problems=runs.problems(runs.arms),
+        figure=forest(outcome, references[0]),
+    )
+
+
+def trials_table(outcome: Outcome) -> Table:
+    """Accuracy on the held-out images by rate and weight decay, and what was taken."""
+    labels = [arm.label for arm in outcome.arms]
+    tried = {
+        (trial["rate"], trial["weight_decay"]): None
+        for label in labels
+        for trial in outcome.rates[label]["trials"]
+    }
+    rows = []
+    for label in labels:
+        chosen = outcome.rates[label]
+        tops = {
+            (trial["rate"], trial["weight_decay"]): trial["validation_top1"]
+            for trial in chosen["trials"]
+        }
+        cells = ["diverged" if tops.get(pair) is None else f"{tops[pair]:.2f}" for pair in tried]
+        rows.append([label, *cells, f"{chosen['rate']:g}", f"{chosen['weight_decay']:g}"])
+    columns = [
+        "validation top-1 at rate, decay",
+        *(f"{rate:g}, {decay:g}" for rate, decay in tried),
+        "rate taken",
+        "decay taken",
+    ]
+    return Table(heading="Rates", columns=columns, rows=rows)
+
+
+def cost_table(outcome: Outcome) -> Table:
+    """Parameters of the head, and seconds of a run."""
+    rows = []
+    for arm, name in outcome.groups.items():
+        found = list(outcome.runs.finished(arm).values())
+        if found:
+            seconds = sum(summary["seconds"] for summary in found) / len(found)
+            rows.append((name, f"{found[0]['parameters']:,}", f"{seconds:.1f} s"))
+    return Table(heading="Cost", columns=("", "parameters of the head", "a run"), rows=rows)
+
+
+def forest(outcome: Outcome, reference: Arm) -> Figure:
+    """Paired differences to the reference, the largest on top, with their 95% intervals."""
+    base = outcome.final(reference)
+    spreads = {
+        name: Spread.of(differences(outcome.final(arm), base))
+        for arm, name in outcome.groups.items()
+        if arm != reference
+    }
+    drawn = sorted(
+        (spread.mean, name) for name, spread in spreads.items() if spread.mean is not None
+    )
+    figure = Figure(figsize=(7, 0.9 + 0.26 * len(drawn)), layout="constrained")
+    axes = figure.subplots()
+    for place, (mean, name) in enumerate(drawn):
+        spread = spreads[name]
+        axes.plot([mean], [place], "o", color="C0", markersize=4)
+        if spread.low is not None and spread.high is not None:
+            axes.plot([spread.low, spread.high], [place] * 2, color="C0")
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.set_yticks(range(len(drawn)), [name for _, name in drawn], fontsize=8)
+    axes.set_xlabel(f"top-1 accuracy above {reference.label}, points [95%]")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def reference_arms(arms: Sequence[Arm]) -> tuple[Arm, ...]:
+    """What every pooling is compared with: the matched average, and the best known covariance."""
+    root = Arm("isqrt-cov")
+    return (MATCHED, REDUCED, *([root] if root in arms else []))

@@ -1,0 +1,225 @@
+"""Making the runs of a bundle, in a process of its own, as `covpool.experiments.grid` asks."""
+
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+
+import covpool
+from covpool.experiments.frozen.features import FeatureFile, stage_name
+from covpool.experiments.frozen.heads import (
+    EVALUATED_AT_ONCE,
+    Head,
+    Result,
+    Stop,
+    train_head,
+    train_linear,
+)
+from covpool.experiments.frozen.plan import Bundle, Frozen, HeadPlan, learns
+from covpool.experiments.frozen.reduction import reduced_maps
+from covpool.experiments.grid import taken
+from covpool.experiments.runs import Run
+from covpool.linalg.methods import Method
+from covpool.machine import describe_machine
+from covpool.pooling import CovPool2d
+from covpool.poolings import Pool2d
+from covpool.train.config import RunConfig
+from covpool.train.interruption import Interrupted, StopRequest
+from covpool.train.run_directory import RunDirectory, best_row
+from covpool.train.sampling import combine_seeds
+
+
+def stopper(request: StopRequest) -> Stop:
+    """What raises `Interrupted` once the request has been heard."""
+
+    def stop() -> None:
+        if request.signal_number:
+            raise Interrupted(request.signal_number)
+
+    return stop
+
+
+def maps_of(frozen: Frozen, plan: HeadPlan, stop: Stop, *, trial: bool) -> np.ndarray:
+    """The maps that a head's pooling takes: the backbone's, or those after the shared reduction."""
+    if frozen.reduction is None or plan.reduced is None:
+        return frozen.features.open()
+    whole = frozen.examples(frozen.features.open(), trial=trial)
+    return reduced_maps(frozen.features, whole, plan.reduced, frozen.reduction, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """How a configuration's head is made of frozen features.
+
+    Attributes:
+        plan: its parts.
+        channels: of the backbone's maps.
+        inputs: channels of the maps that it is given.
+        reduces: whether it learns a reduction of its own.
+        fixed: whether its vectors can be computed once: nothing before the classifier is trained.
+    """
+
+    plan: HeadPlan
+    channels: int
+    inputs: int
+    reduces: bool
+    fixed: bool
+
+    def pool(self) -> CovPool2d | Pool2d:
+        """The pooling as a layer, with its own reduction or behind one; its weights are drawn."""
+        reduced = self.plan.reduced if self.reduces else None
+        if isinstance(self.plan.row, Method):
+            return CovPool2d(self.inputs, reduced, self.plan.row)
+        return Pool2d(self.inputs, self.plan.row, reduced)
+
+    def head(self, pool: nn.Module | None, classes: int, config: RunConfig) -> Head:
+        """The head; without `pool` one of vectors."""
+        return Head(
+            pool,
+            self.out_features,
+            classes,
+            hidden=self.plan.hidden,
+            drop_rate=config.model.drop_rate,
+        )
+
+    @cached_property
+    def out_features(self) -> int:
+        """The vectors' length."""
+        with torch.device("meta"):
+            return self.pool().out_features
+
+    @property
+    def reduction_parameters(self) -> int:
+        """Those of the shared reduction that the head stands behind."""
+        width = self.plan.reduced
+        return 0 if width is None or self.reduces else self.channels * width + 2 * width
+
+
+def made_of(config: RunConfig, frozen: Frozen) -> Made:
+    """The head of a run."""
+    channels = frozen.features.shape[1]
+    plan = HeadPlan.of(config, channels, len(frozen.classes))
+    reduces = frozen.reduction is None and plan.reduced is not None
+    inputs = channels if reduces or plan.reduced is None else plan.reduced
+    return Made(
+        plan=plan,
+        channels=channels,
+        inputs=inputs,
+        reduces=reduces,
+        fixed=not reduces and not learns(plan, inputs),
+    )
+
+
+@torch.no_grad()
+def pooled(pool: nn.Module, maps: np.ndarray, features: FeatureFile, stop: Stop) -> np.ndarray:
+    """The vectors of all maps, in a file without a name, which ends with the process."""
+    rows, length = len(maps), int(pool.out_features)  # type: ignore[arg-type]
+    with tempfile.TemporaryFile(dir=features.folder) as file:  # the mapping outlives it
+        vectors = np.memmap(file, dtype=np.float32, mode="w+", shape=(rows, length))
+    for first in range(0, rows, EVALUATED_AT_ONCE):
+        stop()
+        part = torch.from_numpy(np.array(maps[first : first + EVALUATED_AT_ONCE]))
+        vectors[first : first + len(part)] = pool(part).numpy()
+    return vectors
+
+
+def make_bundle(bundle: Bundle) -> None:
+    """Train the runs of a bundle that are missing, and write their directories.
+
+    Raises:
+        Interrupted: it was asked to stop; what is not finished begins anew.
+    """
+    missing = [run for run in bundle.members if not run.settled()]
+    torch.set_num_threads(bundle.config.train.threads or torch.get_num_threads())
+    with ExitStack() as stack:
+        directories = {run.path: stack.enter_context(taken(run)) for run in missing}
+        request = stack.enter_context(StopRequest())
+        for run in missing:
+            directories[run.path].write_config(run.config)
+        began = time.perf_counter()
+        results, parameters = _train(bundle, missing, stopper(request))
+        seconds = (time.perf_counter() - began) / max(1, len(missing))
+        for run, result in zip(missing, results, strict=True):
+            write(directories[run.path], run, result, bundle, parameters, seconds)
+
+
+def _train(bundle: Bundle, runs: list[Run], stop: Stop) -> tuple[list[Result], int]:
+    """Results in the order of the runs, and the parameters of a head."""
+    frozen, config = bundle.frozen, bundle.config
+    made = made_of(config, frozen)
+    maps = maps_of(frozen, made.plan, stop, trial=bundle.trial)
+    if made.fixed:
+        maps = pooled(made.pool().eval(), maps, frozen.features, stop)
+    examples, classes = frozen.examples(maps, trial=bundle.trial), len(frozen.classes)
+    if made.fixed and made.plan.hidden is None and not config.model.drop_rate:
+        distinct = {draws(run.config): run.config for run in runs}
+        found = train_linear(examples, [*distinct.values()], stop)
+        trained = dict(zip(distinct, found, strict=True))
+        count = (made.out_features + 1) * classes
+        results = [_named(trained[draws(run.config)], run) for run in runs]
+        return results, count + made.reduction_parameters
+    results, count = [], 0
+    for run in runs:
+        torch.manual_seed(combine_seeds(run.config.train.seed))
+        head = made.head(None if made.fixed else made.pool(), classes, run.config)
+        head.measure(examples)
+        results.append(train_head(examples, head, run.config, stop))
+        count = sum(parameter.numel() for parameter in head.parameters())
+    return results, count + made.reduction_parameters
+
+
+def draws(config: RunConfig) -> tuple[float, ...]:
+    """What the linear classifiers of a bundle differ in."""
+    return config.optim.learning_rate, config.optim.weight_decay, config.train.seed
+
+
+def _named(result: Result, run: Run) -> Result:
+    """A result that several poolings share, with the name of the run's own."""
+    history = [{**row, "method": run.config.model.method} for row in result.history]
+    return Result(history=history, confusion=result.confusion, reason=result.reason)
+
+
+def write(
+    directory: RunDirectory,
+    run: Run,
+    result: Result,
+    bundle: Bundle,
+    parameters: int,
+    seconds: float,
+) -> None:
+    """A run's results, summary.json last."""
+    frozen, config, history = bundle.frozen, run.config, result.history
+    if history:
+        directory.write_metrics(history)
+    summary = {
+        "status": "diverged" if result.reason else "finished",
+        **({"reason": result.reason} if result.reason else {}),
+        "data": frozen.name,
+        "evaluated": "validation" if bundle.trial else "test",
+        "backbone": config.model.backbone,
+        "schedule": config.model.method,
+        "seed": config.train.seed,
+        "epochs": len(history),
+        "epochs_planned": config.train.epochs,
+        "parameters": parameters,
+        "seconds": round(seconds, 3),
+        "notes": [
+            f"a head on frozen features ({stage_name(frozen.features.stage)}), by covpool probe; "
+            "parameters are the head's",
+            *frozen.notes,
+        ],
+        "covpool": covpool.__version__,
+        "torch": torch.__version__,
+        "machine": describe_machine(torch.device("cpu")),
+        "peak_memory_bytes": None,
+    }
+    if history:
+        summary |= {"final": history[-1], "best": best_row(history)}
+    if result.confusion is not None and not result.reason:
+        directory.write_confusions(result.confusion.tolist(), frozen.classes)
+    directory.write_summary(summary)
