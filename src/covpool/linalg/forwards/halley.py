@@ -28,7 +28,8 @@ class Halley(UnrolledIteration):
     The zero matrix gives zero, with zero gradient.
 
     Its own gradient is that of its steps; the Lyapunov equation's is that of an exact root, at the
-    approximate F, resolved down to 3⁻⁵ √tr(Σ), from A to five times that. Measured, from A and I:
+    approximate F, resolved down to 3⁻⁵ √tr(Σ), from A down to five times that. Measured, from
+    A and from I:
 
         κ                                     1e1    1e2    1e4    1e6    1e8
         value, to √A, from A                  7e-15  2e-7   0.0026 0.0044 0.0039
