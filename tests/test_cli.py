@@ -96,11 +96,11 @@ MISTAKES = {
     "unknown command": (["trian"], ["'trian'", "did you mean train?"]),
     "unknown option": (
         ["train", "--model.methd", "x"],
-        ["--model.methd", "did you mean --model.method?"],
+        ["--model.methd", "mean --model.method?"],
     ),
     "unknown group": (
         ["train", "--modle.method", "x"],
-        ["--modle.method", "did you mean --model.method?"],
+        ["--modle.method", "mean --model.method?"],
     ),
     "unknown method": (["train", "--model.method", "svd-pad"], ["'svd-pad'", "'svd-pade'?"]),
     "unknown backbone": (["train", "--model.backbone", "resnet5"], ["'resnet5'", "resnet50"]),

@@ -127,7 +127,7 @@ def test_the_headline_names_no_winner_within_the_interval(finals, text, tmp_path
 
 
 def test_runs_without_an_end_are_named_with_the_reason_and_enter_no_mean(page):
-    assert "svd-taylor, seed 0: diverged, after 1 epochs. Training diverged in epoch 2" in page.text
+    assert "svd-taylor, seed 0: diverged, after 1 epoch. Training diverged in epoch 2" in page.text
     assert "svd-pade, seed 0: unfinished, after 2 epochs. it is still running" in page.text
     assert page.row("svd-taylor")[1:4] == ["0 of 1", "–", "–"]
 

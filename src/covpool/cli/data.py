@@ -20,7 +20,7 @@ from covpool.data.contact_sheet import draw_contact_sheet
 from covpool.data.inspection import Facts, Report, inspect_images, labelled_sources
 from covpool.data.layouts import LAYOUTS, check_name, read_layout
 from covpool.data.listing import Listing, check_listed_once
-from covpool.text import printable
+from covpool.text import printable, quantity
 
 SHOWN = 20
 """How many classes, files and duplicates the report lists at most; --json has all."""
@@ -97,7 +97,9 @@ def show(report: Report) -> None:
     counts = report.counts()
     console.print(
         f"{LAYOUTS[report.layout].title if report.layout in LAYOUTS else report.layout}"
-        f" (data.name {report.layout}): {len(report.classes)} classes, {len(report.images)} images"
+        f" (data.name {report.layout}): "
+        f"{quantity(len(report.classes), 'class', 'classes')}, "
+        f"{quantity(len(report.images), 'image')}"
     )
     table = Table("class", *report.splits)
     for name, found in list(counts.items())[:SHOWN]:
