@@ -392,3 +392,12 @@ def test_mistakes(capsys, tmp_path, monkeypatch, arguments, message):
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--json", "--contact-sheet"])
+def test_a_file_that_is_there_is_not_written_over(option, tmp_path, capsys):
+    file = tmp_path / "there"
+    file.write_text("mine")
+    assert main(["data", "check", option, str(file)]) == 2
+    assert f"{option} {file} exists; remove it, or choose another name" in capsys.readouterr().err
+    assert file.read_text() == "mine"

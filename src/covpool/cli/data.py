@@ -13,6 +13,7 @@ from rich.table import Table
 
 from covpool.cli import UserError, say
 from covpool.cli.console import PlainConsole
+from covpool.cli.output import refuse_file
 from covpool.cli.parsing import FileProgress, one_line, users_input
 from covpool.data import DataConfig, DataError
 from covpool.data.config import collecting_faults
@@ -36,10 +37,7 @@ def run(given: argparse.Namespace) -> int:
         if given.root is not None and not Path(os.path.expanduser(given.root)).exists():
             raise UserError(f"{given.root} does not exist; give the folder or archive of images")
         for option, file in (("--json", given.json), ("--contact-sheet", given.contact_sheet)):
-            if file is not None and not file.absolute().parent.is_dir():
-                raise UserError(f"cannot write {file}: there is no folder {file.absolute().parent}")
-            if file is not None and os.path.lexists(file):
-                raise UserError(f"{option} {file} exists; remove it, or name another file")
+            refuse_file(option, file)
         config = DataConfig(name=given.name, root=given.root)
     with collecting_faults() as faults:
         try:
