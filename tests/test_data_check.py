@@ -381,7 +381,7 @@ def test_contact_sheet_shows_the_images(tmp_path):
     [
         (["check", "nowhere"], "nowhere does not exist; give the folder or archive of images"),
         (["check", ".", "--data.name", "bird"], "unknown data.name 'bird'; did you mean birds?"),
-        (["check", "--json", "no/such/file.json"], "cannot write no/such/file.json: there is no"),
+        (["check", "--json", "no/such/file.json"], "there is no folder no/such; make it"),
         (["chek", "."], "invalid choice: 'chek'"),
         ([], "the following arguments are required: action"),
     ],

@@ -432,3 +432,13 @@ def test_pictures_that_are_none_are_refused(content, tmp_path):
     (path / "examples.json").write_text(content)
     with pytest.raises(ValueError, match=r"examples\.json is not what covpool train writes"):
         find_runs([path])
+
+
+def test_accuracy_stands_before_the_machine_and_notes_are_no_warnings(tmp_path):
+    make_run(tmp_path / "run", method="gap")
+    file = tmp_path / "run" / "summary.json"
+    summary = json.loads(file.read_text())
+    file.write_text(json.dumps({**summary, "notes": ["held out 5 of 20 images"]}))
+    text = render(find_runs([tmp_path]))
+    assert text.index('<table class="cards') < text.index('<dl class="facts">')
+    assert '<li class="note">held out 5 of 20 images</li>' in text
