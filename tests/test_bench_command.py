@@ -81,7 +81,7 @@ def test_bench_measures_everything_and_goes_on_after_failures(clone, run_bench):
             ratio = rows["exact"]["median"] / floor["median"]
             assert floor["ratios"]["exact"] == pytest.approx(ratio)
     assert "SVD_Pade (triangle) failed: NameError: feature_scaling" in shown.out
-    assert "1 threads" in shown.out
+    assert "1 thread;" in shown.out
     assert "fewer than 7" in shown.err
     assert "Could not" not in shown.out
 

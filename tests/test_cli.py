@@ -94,8 +94,14 @@ def test_print_config_can_be_read_again(capsys, tmp_path):
 
 MISTAKES = {
     "unknown command": (["trian"], ["'trian'", "did you mean train?"]),
-    "unknown option": (["train", "--model.methd", "x"], ["--model.methd", "model.method?"]),
-    "unknown group": (["train", "--modle.method", "x"], ["--modle.method", "model.method?"]),
+    "unknown option": (
+        ["train", "--model.methd", "x"],
+        ["--model.methd", "mean --model.method?"],
+    ),
+    "unknown group": (
+        ["train", "--modle.method", "x"],
+        ["--modle.method", "mean --model.method?"],
+    ),
     "unknown method": (["train", "--model.method", "svd-pad"], ["'svd-pad'", "'svd-pade'?"]),
     "unknown backbone": (["train", "--model.backbone", "resnet5"], ["'resnet5'", "resnet50"]),
     "unknown constant": (["train", "--model.constants.degre", "5"], ["degre", "iterations"]),
@@ -215,7 +221,7 @@ def test_a_configuration_file_may_set_open_mappings(tmp_path, capsys):
         "--max_epochs": "train.epochs",
         "--arch": "model.backbone",
         "--model.name": "model.backbone",
-        "--name": "data.name or optim.name",
+        "--name": "data.name or --optim.name",
         "--pretrained": "model.pretrained",
         "--gpus": "train.devices",
         "--grad-accum-steps": "train.accumulate",
@@ -225,14 +231,33 @@ def test_a_configuration_file_may_set_open_mappings(tmp_path, capsys):
         "--dropout": "model.drop_rate",
         "--output_dir": "output",
         "--model": "model.backbone",
+        "--epoch": "epochs",
+        "--epohcs": "epochs",
+        "--batch-siz": "batch-size",
     }.items(),
 )
 def test_what_other_projects_call_an_option(given, meant, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", given, "3"]) == 2
     error = capsys.readouterr().err
-    assert f"did you mean {meant}?" in error
+    assert f"did you mean --{meant}?" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "meant"),
+    [
+        ("compare", "--method", "methods"),
+        ("compare", "--pooling", "methods"),
+        ("compare", "--seed", "seeds"),
+        ("probe", "--pooling", "poolings"),
+        ("probe", "--rate", "rates"),
+    ],
+)
+def test_one_of_an_option_that_takes_several(command, given, meant, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([command, given, "3"]) == 2
+    assert f"unknown option {given}; did you mean --{meant}?" in capsys.readouterr().err
 
 
 def test_synonyms_are_of_options_that_there_are():
@@ -243,7 +268,7 @@ def test_synonyms_are_of_options_that_there_are():
 
 def test_a_wrong_option_of_a_command_without_a_run_is_hinted_at_too(capsys):
     assert main(["data", "check", "--data.path", "photos"]) == 2
-    assert "--data.path photos; did you mean data.root?" in capsys.readouterr().err
+    assert "--data.path photos; did you mean --data.root?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])

@@ -368,3 +368,12 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(command):
     run = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (run.returncode, run.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("command", [["methods"], ["recipes"]])
+def test_what_loads_no_pytorch_does_not_say_that_it_does(command, monkeypatch, capsys):
+    def loading():
+        raise AssertionError(f"{command} says that it loads PyTorch")
+
+    monkeypatch.setattr("covpool.cli.loading", loading)
+    assert main(command) == 0

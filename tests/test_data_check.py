@@ -381,7 +381,7 @@ def test_contact_sheet_shows_the_images(tmp_path):
     [
         (["check", "nowhere"], "nowhere does not exist; give the folder or archive of images"),
         (["check", ".", "--data.name", "bird"], "unknown data.name 'bird'; did you mean birds?"),
-        (["check", "--json", "no/such/file.json"], "cannot write no/such/file.json: there is no"),
+        (["check", "--json", "no/such/file.json"], "there is no folder no/such; make it"),
         (["chek", "."], "invalid choice: 'chek'"),
         ([], "the following arguments are required: action"),
     ],
@@ -392,3 +392,12 @@ def test_mistakes(capsys, tmp_path, monkeypatch, arguments, message):
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--json", "--contact-sheet"])
+def test_a_file_that_is_there_is_not_written_over(option, tmp_path, capsys):
+    file = tmp_path / "there"
+    file.write_text("mine")
+    assert main(["data", "check", option, str(file)]) == 2
+    assert f"{option} {file} exists; remove it, or choose another name" in capsys.readouterr().err
+    assert file.read_text() == "mine"

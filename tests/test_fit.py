@@ -199,13 +199,15 @@ def test_progress_is_plain_lines_or_nothing(variable, images, tmp_path, capsys, 
     """Also where a notebook or a service asks for colours."""
     if variable is not None:
         monkeypatch.setenv(variable, "1")
-    covpool.fit(images, output=tmp_path / "silent", progress=False, **SMALL)
+    few = {**SMALL, "data": {**SMALL.get("data", {}), "class_limit": 2}}
+    covpool.fit(images, output=tmp_path / "silent", progress=False, **few)
     assert capsys.readouterr() == ("", "")
     covpool.fit(images, output=tmp_path / "told", **SMALL)
     told, error = capsys.readouterr()
     assert error == ""
     lines = told.splitlines()
-    assert lines[0].startswith("defaults for your own images: ")
+    assert lines[0].startswith("defaults for your own images: model.backbone small-convnet, ")
+    assert lines[0].endswith("timm with its weights: backbone='resnet50' pretrained=True")
     assert lines[1].startswith("small-convnet, isqrt-cov")
     assert [line.split()[0] for line in lines[5:7]] == ["1/2", "2/2"]
     assert lines[-1] == f"summary, curves and checkpoints: {tmp_path / 'told'}"
@@ -237,8 +239,30 @@ def test_mistakes_are_told_before_anything_is_trained(options, message, tmp_path
 
 
 def test_a_run_that_is_there_is_not_written_over(run, images):
-    with pytest.raises(ValueError, match="exists; go on with it by"):
+    told = re.escape(
+        f"{run.directory} exists; go on with it by resume={str(run.directory)!r}, or choose "
+        "another output"
+    )
+    with pytest.raises(ValueError, match=f"{told}$"):
         covpool.fit(images, output=run.directory, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ("choose another --output", "choose another output"),
+        ("by --resume 'my run', or", "by resume='my run', or"),
+        ("by --resume runs/x-2, or", "by resume='runs/x-2', or"),
+        ("--train.epochs with a larger number", "epochs with a larger number"),
+        (
+            "--model.backbone resnet50 --model.pretrained true",
+            "backbone='resnet50' pretrained=True",
+        ),
+        ("in colour by --data.channels 3", "in colour by data={'channels': 3}"),
+    ],
+)
+def test_options_are_named_as_arguments(told, text):
+    assert fitting.in_python(told) == text
 
 
 def test_without_images_it_trains_on_the_embedded_ones_by_their_recipe(tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """`create_model` over families of backbones: layout, training step, pooling, switching."""
 
+import socket
+
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -315,3 +318,21 @@ def test_create_model_refuses(arguments, message):
 )
 def test_check_backbone_accepts(name):
     check_backbone(name)
+
+
+def test_pretrained_weights_without_a_network_fail_at_once(tmp_path, monkeypatch):
+    def unknown(*arguments, **options):
+        raise socket.gaierror("Name or service not known")
+
+    def sleep(seconds):
+        raise AssertionError("the hub is asked again")
+
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=r"cannot be reached.*--model\.init_from") as told:
+        create_model("resnet18", 3, pretrained=True)
+    assert "\n" not in str(told.value)
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE

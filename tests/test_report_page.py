@@ -127,7 +127,7 @@ def test_the_headline_names_no_winner_within_the_interval(finals, text, tmp_path
 
 
 def test_runs_without_an_end_are_named_with_the_reason_and_enter_no_mean(page):
-    assert "svd-taylor, seed 0: diverged, after 1 epochs. Training diverged in epoch 2" in page.text
+    assert "svd-taylor, seed 0: diverged, after 1 epoch. Training diverged in epoch 2" in page.text
     assert "svd-pade, seed 0: unfinished, after 2 epochs. it is still running" in page.text
     assert page.row("svd-taylor")[1:4] == ["0 of 1", "–", "–"]
 
@@ -432,3 +432,13 @@ def test_pictures_that_are_none_are_refused(content, tmp_path):
     (path / "examples.json").write_text(content)
     with pytest.raises(ValueError, match=r"examples\.json is not what covpool train writes"):
         find_runs([path])
+
+
+def test_accuracy_stands_before_the_machine_and_notes_are_no_warnings(tmp_path):
+    make_run(tmp_path / "run", method="gap")
+    file = tmp_path / "run" / "summary.json"
+    summary = json.loads(file.read_text())
+    file.write_text(json.dumps({**summary, "notes": ["held out 5 of 20 images"]}))
+    text = render(find_runs([tmp_path]))
+    assert text.index('<table class="cards') < text.index('<dl class="facts">')
+    assert '<li class="note">held out 5 of 20 images</li>' in text

@@ -214,7 +214,7 @@ def test_the_plan_trains_nothing(trained, tmp_path, capsys):
     arguments, _ = trained
     assert command(*arguments, "--dry-run", "--output", str(tmp_path / "none")) == 0
     told = capsys.readouterr().out
-    assert "hybrid-exact: 0 trials, 1 runs" in told
+    assert "hybrid-exact: 0 trials, 1 run, " in told
     assert "isqrt-cov: 2 trials, 2 runs" in told
     assert not (tmp_path / "none").exists()
 
@@ -233,7 +233,7 @@ def test_a_part_of_a_study_leaves_what_is_there(trained, tmp_path, capsys):
     assert "hybrid-exact" in (folder / "summary.md").read_text()
     capsys.readouterr()
     assert command(*arguments, "--dry-run", "--output", str(folder)) == 0
-    assert "gap: 2 trials, 1 runs (3 of these are there already), 0" in capsys.readouterr().out
+    assert "gap: 2 trials, 1 run (3 of these are there already), 0" in capsys.readouterr().out
 
 
 def test_rates_other_than_those_of_the_runs_are_refused(trained, tmp_path, capsys):

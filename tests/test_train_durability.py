@@ -164,7 +164,7 @@ def test_a_killed_process_leaves_no_lock_and_its_rubbish_is_cleared_away(images,
 
 def test_a_finished_run_that_lost_a_result_writes_it_anew(copy, watched, capsys):
     assert main(["train", "--resume", str(copy)]) == 2
-    assert "has finished its 1 epochs" in capsys.readouterr().err
+    assert "has finished its 1 epoch" in capsys.readouterr().err
     for name in run_directory.RESULTS:
         (copy / name).unlink()
     assert main(["train", "--resume", str(copy)]) == 0
@@ -204,7 +204,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_take_the_results_with_it(
     assert "could not be drawn" in caplog.text
     assert json.loads((copy / "summary.json").read_text())["status"] == "finished"
     assert main(["train", "--resume", str(copy)]) == 2  # nothing is evaluated again for it
-    assert "has finished its 1 epochs" in capsys.readouterr().err
+    assert "has finished its 1 epoch" in capsys.readouterr().err
 
 
 def test_a_cell_of_a_comparison_that_was_killed_before_its_summary_is_healed(images, tmp_path):

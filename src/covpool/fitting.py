@@ -4,7 +4,9 @@
 there on both go through `prepared_run` and `PreparedRun.train`.
 """
 
+import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -54,6 +56,52 @@ SHORT = {
     "seed": ("train", "seed"),
 }
 """Which option each argument of `fit` is."""
+
+
+_ON_COMMAND_LINE = re.compile(
+    r"--([a-z_]+)(?:\.([a-z_]+))?"
+    r"(?: ((?<=--resume )(?:'[^']*'|[^\s,;]+)|(?<=--model\.backbone )[^\s,;]+|true|false|auto"
+    r"|[0-9.]*[0-9]))?"
+)
+"""An option in a sentence, with its value where one follows that is no word of the sentence."""
+
+
+def in_python(text: str) -> str:
+    """A sentence that names options as on the command line, with the arguments of `fit` instead:
+    output for --output, resume='runs/x' for --resume runs/x."""
+
+    def argument(match: re.Match[str]) -> str:
+        first, option, value = match.groups()
+        if value is not None:
+            number = option not in (None, "backbone") and value[-1].isdigit()
+            words = {"true": "True", "false": "False"}
+            value = value if number else words.get(value) or repr(value.strip("'"))
+        shorts = [short for short, key in SHORT.items() if key == (first, option)]
+        if option is None or shorts:
+            name = shorts[0] if shorts else first
+            return name if value is None else f"{name}={value}"
+        return f"{first}={{{option!r}: {value or '…'}}}"
+
+    return _ON_COMMAND_LINE.sub(argument, text)
+
+
+@contextmanager
+def _speaking_python(progress: bool) -> Iterator[None]:
+    """Within it mistakes are told in the words of `fit`; without progress, what was done to the
+    images is not told, which is no warning of anything. The run's summary has it."""
+    notes = logging.getLogger("covpool.data")
+    level = notes.level
+    if not progress:
+        notes.setLevel(logging.ERROR)
+    try:
+        yield
+    except ValueError as error:
+        error.args = tuple(
+            in_python(each) if isinstance(each, str) else each for each in error.args
+        )
+        raise
+    finally:
+        notes.setLevel(level)
 
 
 @dataclass(frozen=True)
@@ -212,6 +260,18 @@ def fit(
     }
     groups = {"data": data, "model": model, "optim": optim, "train": train}
     given = options_of(short, {name: options or {} for name, options in groups.items()})
+    with _speaking_python(progress):
+        return _fit(given, recipe, config, output, resume, progress)
+
+
+def _fit(
+    given: "Given",
+    recipe: str | None,
+    config: RunConfig | None,
+    output: str | Path | None,
+    resume: str | Path | None,
+    progress: bool,
+) -> TrainedRun:
     earlier, target = (None if name is None else Path(name) for name in (resume, output))
     if earlier == AUTO and target is None:
         raise ValueError("resume='auto' needs output, the run directory to go on with or to start")
@@ -219,7 +279,11 @@ def fit(
     made = with_options(begin.config if isinstance(begin, Recipe) else begin, given)
     if isinstance(begin, Recipe):
         begin.check(made)
-    tell = print if progress else _nothing
+
+    def tell(text: str) -> None:
+        if progress:
+            print(in_python(text))
+
     default = begin if recipe is config is None and earlier in (None, AUTO) else None
     with prepared_run(made, output=target, resume=earlier, default=default) as prepared:
         try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from covpool._version import __version__
 from covpool.linalg.engine.quota import available_cores as available_cores
+from covpool.text import quantity
 
 if TYPE_CHECKING:
     import torch
@@ -64,8 +65,9 @@ def summary_line(environment: dict[str, Any]) -> str:
     versions = environment["versions"]
     name = environment["device_name"] or environment["cpu"]
     return (
-        f"{name}, {environment['cores_available']} of {environment['cores']} cores, "
-        f"{environment['threads']} threads; torch {versions['torch']}, "
+        f"{name}, {environment['cores_available']} of "
+        f"{quantity(environment['cores'], 'core')}, "
+        f"{quantity(environment['threads'], 'thread')}; torch {versions['torch']}, "
         f"covpool {versions['covpool']}, Python {environment['python']}"
     )
 

@@ -59,6 +59,12 @@ def shortened(text: str, most: int) -> str:
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"
 
 
+def quantity(number: int, noun: str, plural: str = "") -> str:
+    """A number with what is counted, as in "1 run" and "2 runs"; the plural is the noun with an s
+    where none is given."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def file_name(text: str) -> str:
     """As `printable`, as part of a path: without slashes, short enough for any file system."""
     return printable(text).replace("/", "-").encode()[:200].decode(errors="ignore")

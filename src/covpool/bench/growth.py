@@ -7,6 +7,7 @@ from pathlib import Path
 from covpool.bench.layers import Layers
 from covpool.bench.measurement import Results
 from covpool.bench.options import GrowthOptions
+from covpool.text import quantity
 
 STYLES = {"covpool": "-", "peer": "--", "floor": ":"}
 
@@ -67,7 +68,8 @@ def plot(panels: dict[str, dict[int, str]], results: Results, file: Path) -> Non
     axes[0].legend(fontsize="x-small")
     environment = results["environment"]
     figure.suptitle(
-        f"{environment['device_name'] or environment['cpu']}, {environment['threads']} threads, "
+        f"{environment['device_name'] or environment['cpu']}, "
+        f"{quantity(environment['threads'], 'thread')}, "
         f"{results['settings']['dtype']}, torch {environment['versions']['torch']}",
         fontsize="small",
     )

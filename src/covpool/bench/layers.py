@@ -21,6 +21,7 @@ from covpool.bench.tables import NAME, RATIO, Row, Table, column
 from covpool.bench.timing import Case, Report, describe
 from covpool.linalg.methods import METHODS, choose, get_method
 from covpool.machine import summary_line
+from covpool.text import quantity
 
 ACCURACY_BATCH = 4
 """Samples in the measurement of errors; enough for layers that couple samples to show it."""
@@ -201,7 +202,7 @@ def measured_on(results: Results) -> str:
     return (
         f"{summary_line(results['environment'])}\n"
         f"{settings['dtype']} features, {spectrum}; forward + backward, alternating; median and "
-        f"quartiles of {settings['rounds']} rounds."
+        f"quartiles of {quantity(settings['rounds'], 'round')}."
     )
 
 

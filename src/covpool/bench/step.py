@@ -21,6 +21,7 @@ from covpool.linalg.names import PoolingName
 from covpool.machine import summary_line
 from covpool.models import create_model
 from covpool.poolings import check_pooling
+from covpool.text import quantity
 
 BATCHES = {"cpu": 16, "cuda": 128}
 PRECISIONS = {"cpu": "float32", "cuda": "bfloat16"}
@@ -155,7 +156,7 @@ class Step(TimedMeasurement[StepOptions]):
         own = results["settings"]
         return (
             f"{summary_line(results['environment'])}\n{own['backbone']}, {own['classes']} classes, "
-            f"{own['precision']}; medians of {own['rounds']} rounds"
+            f"{own['precision']}; medians of {quantity(own['rounds'], 'round')}"
         )
 
     @staticmethod

@@ -37,6 +37,8 @@ class Command:
     begins: str = ""
     """What it says before PyTorch is loaded, which takes seconds; empty: nothing, or it says so
     itself."""
+    loads: bool = True
+    """Whether its module imports PyTorch."""
 
 
 COMMANDS = {
@@ -76,10 +78,13 @@ COMMANDS = {
         shares_cores=False,  # as in a program of the user's own
     ),
     "data": Command("data", "check a data set: classes, sizes, unreadable images, duplicates"),
-    "methods": Command("methods", "list the pooling methods, or describe one"),
-    "recipes": Command("recipes", "list the training recipes, or print one"),
+    "methods": Command("methods", "list the pooling methods, or describe one", loads=False),
+    "recipes": Command("recipes", "list the training recipes, or print one", loads=False),
     "completion": Command(
-        "completion", "a script by which the shell completes words", extra="completion"
+        "completion",
+        "a script by which the shell completes words",
+        extra="completion",
+        loads=False,
     ),
 }
 
@@ -182,7 +187,7 @@ def _run(name: str, arguments: list[str]) -> int:
         answers = getattr(given, "printed", None) is not None  # --print_config, with YAML alone
         if command.begins and not answers:
             say(f"{command.begins}; loading PyTorch")
-        with loading():
+        with loading() if command.loads else nullcontext():
             module = importlib.import_module(f"covpool.cli.{command.module}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("covpool"):

@@ -23,7 +23,7 @@ from covpool.experiments.results import RunSet
 from covpool.experiments.runs import make_runs, open_folder, threads_of
 from covpool.experiments.sheet import Sheet
 from covpool.poolings import check_pooling, method_or_pooling
-from covpool.text import file_name
+from covpool.text import file_name, quantity
 from covpool.train.config import ModelConfig, RunConfig
 from covpool.train.job import Job
 from covpool.train.probes import warn_of_unmeasured
@@ -76,8 +76,9 @@ def _announce(request: Request, console: Console) -> None:
     runs, config = request.runs, request.runs.config
     held_out = ", evaluated on held-out training images, not on the test split"
     console.print(
-        f"{len(runs.runs)} runs ({len(runs.arms)} methods, {len(runs.seeds)} seeds), "
-        f"{config.train.epochs} epochs each, {request.jobs} at a time, in {request.folder}"
+        f"{quantity(len(runs.runs), 'run')} ({quantity(len(runs.arms), 'method')}, "
+        f"{quantity(len(runs.seeds), 'seed')}), {quantity(config.train.epochs, 'epoch')} each, "
+        f"{request.jobs} at a time, in {request.folder}"
         f"{held_out * (config.data.evaluate != 'test')}"
     )
 

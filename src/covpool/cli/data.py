@@ -13,6 +13,7 @@ from rich.table import Table
 
 from covpool.cli import UserError, say
 from covpool.cli.console import PlainConsole
+from covpool.cli.output import refuse_file
 from covpool.cli.parsing import FileProgress, one_line, users_input
 from covpool.data import DataConfig, DataError
 from covpool.data.config import collecting_faults
@@ -20,7 +21,7 @@ from covpool.data.contact_sheet import draw_contact_sheet
 from covpool.data.inspection import Facts, Report, inspect_images, labelled_sources
 from covpool.data.layouts import LAYOUTS, check_name, read_layout
 from covpool.data.listing import Listing, check_listed_once
-from covpool.text import printable
+from covpool.text import printable, quantity
 
 SHOWN = 20
 """How many classes, files and duplicates the report lists at most; --json has all."""
@@ -36,10 +37,7 @@ def run(given: argparse.Namespace) -> int:
         if given.root is not None and not Path(os.path.expanduser(given.root)).exists():
             raise UserError(f"{given.root} does not exist; give the folder or archive of images")
         for option, file in (("--json", given.json), ("--contact-sheet", given.contact_sheet)):
-            if file is not None and not file.absolute().parent.is_dir():
-                raise UserError(f"cannot write {file}: there is no folder {file.absolute().parent}")
-            if file is not None and os.path.lexists(file):
-                raise UserError(f"{option} {file} exists; remove it, or name another file")
+            refuse_file(option, file)
         config = DataConfig(name=given.name, root=given.root)
     with collecting_faults() as faults:
         try:
@@ -97,7 +95,9 @@ def show(report: Report) -> None:
     counts = report.counts()
     console.print(
         f"{LAYOUTS[report.layout].title if report.layout in LAYOUTS else report.layout}"
-        f" (data.name {report.layout}): {len(report.classes)} classes, {len(report.images)} images"
+        f" (data.name {report.layout}): "
+        f"{quantity(len(report.classes), 'class', 'classes')}, "
+        f"{quantity(len(report.images), 'image')}"
     )
     table = Table("class", *report.splits)
     for name, found in list(counts.items())[:SHOWN]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from covpool.cli import say
 from covpool.cli.parsing import Given, users_input
+from covpool.text import quantity
 from covpool.train.engine import evaluate
 from covpool.train.metadata import IMAGES, refuse_external
 from covpool.train.published import PublishedDirectory, read_trained
@@ -34,7 +35,8 @@ def run(given: Given) -> int:
             say(
                 f"{label:5}  top-1 {100 * found['test_top1']:.2f}%  "
                 f"top-5 {100 * found['test_top5']:.2f}%  loss {found['test_loss']:.4f}  "
-                f"(epoch {found['epoch']}, {found['method']}, {found['images']} images)",
+                f"(epoch {found['epoch']}, {found['method']}, "
+                f"{quantity(found['images'], 'image')})",
             )
     return 0
 

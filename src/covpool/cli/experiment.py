@@ -14,6 +14,7 @@ from covpool.experiments.arms import NEWTON_SCHULZ, Arm
 from covpool.experiments.estimate import Line
 from covpool.experiments.grid import GridState, Work, run_grid
 from covpool.experiments.runs import Run, check_one_process, check_same_options
+from covpool.text import quantity
 from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted
 from covpool.train.job import Job, check_names, prepare
@@ -96,7 +97,9 @@ def show_plan(lines: Sequence[Line], runs: Iterable[Run], console: Console) -> N
     """Print a line for each arm."""
     first = {run.arm: run for run in reversed(list(runs))}
     for line in lines:
-        trials = f"{line.trials} trials, " if any(other.trials for other in lines) else ""
+        trials = (
+            f"{quantity(line.trials, 'trial')}, " if any(other.trials for other in lines) else ""
+        )
         there = f" ({line.settled} of these are there already)" if line.settled else ""
         run, remark = first[line.arm], ""
         if run.inherited:
@@ -104,7 +107,8 @@ def show_plan(lines: Sequence[Line], runs: Iterable[Run], console: Console) -> N
         elif run.config.train.probes:
             remark = f"; {', '.join(run.config.train.probes)} measured"
         console.print(
-            f"  {line.arm.label}: {trials}{line.runs} runs{there}, {line.epochs} epochs{remark}; "
+            f"  {line.arm.label}: {trials}{quantity(line.runs, 'run')}{there}, "
+            f"{quantity(line.epochs, 'epoch')}{remark}; "
             f"{line.parameters / 1e6:.2f} M parameters, {duration(line.seconds)}"
         )
 
@@ -161,7 +165,7 @@ class GridReport:
             )
         self.bar.update(
             self.task,
-            description=f"{state.finished}/{state.total} runs",
+            description=f"{state.finished}/{quantity(state.total, 'run')}",
             completed=state.epochs_done,
             total=state.epochs_total,
             figures=f"{', '.join(run.name for run in state.running)}  {left}",

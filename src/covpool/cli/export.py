@@ -10,7 +10,7 @@ from covpool.cli import say
 from covpool.cli.parsing import users_input
 from covpool.publish.export import export_model, get_formats
 from covpool.publish.images import sample_of_files, sample_of_run
-from covpool.text import encodable
+from covpool.text import encodable, quantity
 from covpool.train.config import RunConfig
 from covpool.train.metadata import IMAGES, refuse_external
 from covpool.train.prediction import load_model
@@ -60,7 +60,8 @@ def run(given: argparse.Namespace) -> int:
         )
     for row in rows:
         say(
-            f"{row['file']}: pooling {row['pooling']}; on {row['images']} images ({row['source']}) "
+            f"{row['file']}: pooling {row['pooling']}; on "
+            f"{quantity(row['images'], 'image')} ({row['source']}) "
             f"logits change by up to {row['max_logit']:.1e} (of {row['logit_scale']:.3g}), "
             f"probabilities by {row['max_probability']:.1e}, top-1 is the same for "
             f"{row['top1_agreement']:.2%}"

@@ -1,5 +1,6 @@
 """Files that commands write where the user says."""
 
+import os
 from pathlib import Path
 
 from covpool.cli import UserError
@@ -21,7 +22,7 @@ def refuse_file(option: str, path: Path | None, *, otherwise: str = "", make: bo
         return
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder; name a file in it")
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"{option} {path} exists; {otherwise}remove it, or choose another name")
     if not make and not path.parent.is_dir():
         raise UserError(f"{option} {path}: there is no folder {path.parent}; make it first")

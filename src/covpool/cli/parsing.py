@@ -98,16 +98,28 @@ COMMON = (
 """The options of a run that --help shows where a command takes all; --help-all shows the rest."""
 
 
-def nearest_option(name: str, known: Collection[str]) -> str:
+def nearest_option(name: str, known: Collection[str], *, in_file: bool = False) -> str:
     """As `nearest`, for options such as group.name: by the last word where it fits, since users
-    leave out the group, and by what other projects call it."""
+    leave out the group, and by what other projects call it.
+
+    Args:
+        name: what was written, without dashes.
+        known: the options that there are, without dashes; aliases of them need not be among them.
+        in_file: whether it was written in a file, where options have no dashes and no aliases.
+    """
     whole = name.replace("-", "_")
     word = whole.rpartition(".")[2]
     meant = SYNONYMS.get(whole, SYNONYMS.get(word))
     same = [option for option in known if option.rpartition(".")[2] == word]
     if meant is not None and meant in known:
         same = [meant]
-    return f"; did you mean {' or '.join(same)}?" if same else nearest(name, known)
+    aliases = [] if in_file else [alias for alias, real in ALIASES.items() if real in known]
+    # --method of a command that takes several is its --methods, and --epoch is --epochs.
+    plurals = [f"{option.rpartition('.')[2]}s" for option in (*same, word)]
+    same = [option for option in (*known, *aliases) if option in plurals] or same
+    same = same or difflib.get_close_matches(name, [*known, *aliases], n=1)
+    shown = same if in_file else [f"--{option}" for option in same]
+    return f"; did you mean {' or '.join(shown)}?" if shown else ""
 
 
 def one_line(error: BaseException) -> str:
@@ -509,7 +521,7 @@ class RunParser:
         for where, name in named:
             root = ".".join(name.split(".")[:2])
             if name not in accepted and not (root in self._open_keys() and name.count(".") == 2):
-                hint = nearest_option(name, [*known, *self.own])
+                hint = nearest_option(name, [*known, *self.own], in_file=where != "--")
                 raise UserError(
                     f"unknown option {where}{name}{hint} (covpool {self.command} {lists} lists all)"
                 )

@@ -15,7 +15,7 @@ from covpool.data.contact_sheet import encoded_thumbnail
 from covpool.data.folders import image_files
 from covpool.data.reading import read_image
 from covpool.report.contact_sheet import Shown, render_sheet
-from covpool.text import printable
+from covpool.text import printable, quantity
 from covpool.train.prediction import WRITERS, Prediction, TrainedModel, load_model
 from covpool.train.run_directory import replace_text
 
@@ -42,7 +42,7 @@ def run(given: argparse.Namespace) -> int:
         for path in filter(None, (given.output, given.sheet)):
             say(path)
     if bad:
-        say(f"covpool: error: no result for {bad} of {len(files)} images", error=True)
+        say(f"covpool: error: no result for {bad} of {quantity(len(files), 'image')}", error=True)
         return 2
     return 0
 

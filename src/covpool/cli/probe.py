@@ -51,7 +51,7 @@ from covpool.experiments.runs import Run, check_same_options, threads_of
 from covpool.experiments.sheet import Sheet, Table
 from covpool.experiments.study import RATES, TUNING, Study, earlier_rates, write_rates
 from covpool.machine import available_cores
-from covpool.text import file_name
+from covpool.text import file_name, quantity
 from covpool.train.config import RunConfig
 from covpool.train.interruption import StopRequest
 from covpool.train.job import Job, check_names
@@ -324,7 +324,9 @@ def _plan(
     for line in alone:
         console.print(f"  {line.name}: {duration(line.seconds)}")
     for name, (number, seconds) in of_pooling.items():
-        console.print(f"  {name}: {number} trials and runs, {duration(seconds)}")
+        console.print(
+            f"  {name}: {quantity(number, 'trial or run', 'trials and runs')}, {duration(seconds)}"
+        )
     total = sum(line.seconds for line in alone)
     total += sum(line.seconds for line in beside) / request.jobs
     disk += RUN_BYTES * sum(line.runs for line in beside)
@@ -500,9 +502,10 @@ def _about(request: Request) -> str:
     splits, config = request.job.splits, request.config
     return (
         f"{splits.name}: {len(splits.classes)} classes, {len(splits.train)} training and "
-        f"{len(splits.test)} test images; {config.model.backbone}, frozen; {len(request.arms)} "
-        f"poolings, {len(request.rates) * len(request.decays)} trials and {len(request.seeds)} "
-        f"seeds each, {config.train.epochs} epochs."
+        f"{quantity(len(splits.test), 'test image')}; {config.model.backbone}, frozen; "
+        f"{quantity(len(request.arms), 'pooling')}, "
+        f"{quantity(len(request.rates) * len(request.decays), 'trial')} and "
+        f"{quantity(len(request.seeds), 'seed')} each, {quantity(config.train.epochs, 'epoch')}."
     )
 
 

@@ -5,6 +5,7 @@ import argparse
 from covpool.cli import say
 from covpool.cli.console import show_list
 from covpool.cli.parsing import users_input
+from covpool.text import quantity
 from covpool.train.recipe import read_recipe, read_recipes
 
 COLUMNS = ("name", "network", "data set", "epochs", "reproduces")
@@ -23,7 +24,8 @@ def run(given: argparse.Namespace) -> int:
         network = f"{model.backbone}{stride}"
         rows.append([recipe.name, network, recipe.data, str(epochs), recipe.reproduces])
         narrow.append(
-            f"{network}, {epochs} epochs, on {recipe.data}\nreproduces {recipe.reproduces}"
+            f"{network}, {quantity(epochs, 'epoch')}, on {recipe.data}\n"
+            f"reproduces {recipe.reproduces}"
         )
     show_list(COLUMNS, rows, "what it trains", narrow)
     return 0

@@ -8,6 +8,7 @@ from covpool.cli.parsing import users_input
 from covpool.report.observations import find_observations
 from covpool.report.page import GENERATOR, render
 from covpool.report.sources import find_runs
+from covpool.text import quantity
 from covpool.train.run_directory import replace_text
 
 NAME = "report.html"
@@ -20,7 +21,7 @@ def run(own: argparse.Namespace) -> int:
         runs = find_runs(own.paths)  # first: the default output lies in what is named
         check_output(output)
         observations = find_observations(own.paths)
-        say(f"{len(runs)} runs; drawing", error=True)
+        say(f"{quantity(len(runs), 'run')}; drawing", error=True)
         replace_text(output, render(runs, baseline=own.baseline, observations=observations))
     say(output)
     return 0

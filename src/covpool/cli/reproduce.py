@@ -25,6 +25,7 @@ from covpool.experiments.sheet import Sheet
 from covpool.experiments.targets import TARGETS
 from covpool.machine import available_cores
 from covpool.poolings import check_pooling
+from covpool.text import quantity
 from covpool.train.config import RunConfig
 from covpool.train.job import Job
 from covpool.train.recipe import read_recipe
@@ -61,8 +62,9 @@ def run(given: Given) -> int:
     console = PlainConsole()
     for runs, _ in request.prepared:
         console.print(
-            f"{runs.about}\n{len(runs.runs)} runs ({len(runs.arms)} ways to train, "
-            f"{len(runs.seeds)} seeds; {experiment.settled(runs.runs.values())}), "
+            f"{runs.about}\n{quantity(len(runs.runs), 'run')} ("
+            f"{quantity(len(runs.arms), 'way to train', 'ways to train')}, "
+            f"{quantity(len(runs.seeds), 'seed')}; {experiment.settled(runs.runs.values())}), "
             f"{request.jobs} at a time, in {request.output / RUNS / runs.name}"
         )
     if request.dry_run:

@@ -24,6 +24,7 @@ from covpool.experiments.runs import RUNS, Run, threads_of
 from covpool.experiments.study import RATES, TUNING, Rates, Study
 from covpool.experiments.study_tables import reproduction_table
 from covpool.experiments.summary import make_sheet
+from covpool.text import quantity
 from covpool.train.config import OptimConfig, RunConfig
 from covpool.train.job import Job
 from covpool.train.run_directory import is_free
@@ -169,8 +170,9 @@ def _about(request: Request, study: Study) -> str:
     splits = request.job.splits
     return (
         f"{splits.name}: {len(splits.classes)} classes, {len(splits.train)} training and "
-        f"{len(splits.test)} test images; {study.config.model.backbone}, "
-        f"{study.config.train.epochs} epochs; {len(study.arms)} ways to train."
+        f"{quantity(len(splits.test), 'test image')}; {study.config.model.backbone}, "
+        f"{quantity(study.config.train.epochs, 'epoch')}; "
+        f"{quantity(len(study.arms), 'way to train', 'ways to train')}."
     )
 
 

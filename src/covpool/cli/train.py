@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from covpool.cli import UserError, loading, say
 from covpool.cli.parsers import RESUMABLE
 from covpool.cli.parsing import Given, checking_files, chosen_recipe, users_input
+from covpool.text import quantity
 from covpool.train.allocator import keep_freed_memory
 from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted
@@ -44,7 +45,8 @@ class Request:
             return f"going on with {self.resume}"
         data, model, epochs = self.config.data, self.config.model, self.config.train.epochs
         images = "the embedded typefaces" if data.root is None else data.root
-        return f"training {model.backbone} with {model.method} on {images}, {epochs} epochs"
+        length = quantity(epochs, "epoch")
+        return f"training {model.backbone} with {model.method} on {images}, {length}"
 
 
 def run(given: Given) -> int:

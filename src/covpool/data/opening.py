@@ -31,7 +31,7 @@ DEFAULT_SIZE = 224
 STATISTICS_IMAGES = 2000
 """How many images an archive's mean and deviation are of, about."""
 
-logger = logging.getLogger("covpool")
+logger = logging.getLogger("covpool.data")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from covpool.data.config import DataConfig, DataError
 from covpool.data.dataset import Source, content_digest
 from covpool.data.listing import Progress, in_threads, shorten
 from covpool.data.reading import REMEDY, cause
+from covpool.text import quantity
 
 AnySource = TypeVar("AnySource", bound=Source)
 Labelled = tuple[AnySource, list[int]]
@@ -115,7 +116,7 @@ def hold_out_test(
     )
     kept, held = (_selected(train, chosen) for chosen in numbers)
     note = (
-        f"{root} has no test split: held out {len(held[1])} of {len(labels)} images, "
+        f"{root} has no test split: held out {len(held[1])} of {quantity(len(labels), 'image')}, "
         f"{config.test_fraction:.0%} of each class (data.test_fraction, data.split_seed "
         f"{config.split_seed})"
     )
@@ -136,7 +137,7 @@ def hold_out_validation(
     labels = train[1]
     kept, held = (_selected(train, chosen) for chosen in validation_numbers(classes, train, config))
     note = (
-        f"held out {len(held[1])} of {len(labels)} training images for validation, "
+        f"held out {len(held[1])} of {quantity(len(labels), 'training image')} for validation, "
         f"{config.validation_fraction:.0%} of each class (data.validation_fraction, "
         f"data.split_seed {config.split_seed}); the test split is left alone"
     )

@@ -5,6 +5,7 @@ from typing import Any
 from covpool.experiments.inference import Spread, differences, median_or_none
 from covpool.experiments.results import RunSet
 from covpool.experiments.sheet import Sheet, Table, notes
+from covpool.text import quantity
 
 HEADER = ("method", "runs", "Final top-1 %", "Best top-1 %", "s/epoch", "Final − first, 95% CI")
 
@@ -41,7 +42,8 @@ def make_sheet(runs: RunSet, jobs: int) -> Sheet:
     config, some = runs.config, next(iter(runs.runs.values()))
     return Sheet(
         name="comparison",
-        title=f"Pooling methods compared: {config.model.backbone}, {config.train.epochs} epochs",
+        title=f"Pooling methods compared: {config.model.backbone}, "
+        f"{quantity(config.train.epochs, 'epoch')}",
         tables=[Table(columns=HEADER, rows=texts)],
         data={
             "config": config.to_dict(),

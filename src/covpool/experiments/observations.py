@@ -16,6 +16,7 @@ from covpool.experiments.inference import (
 )
 from covpool.experiments.results import CONDITION_NUMBERS, PAPERS_WAY, Results, RunSet
 from covpool.experiments.sheet import Sheet, Table, notes
+from covpool.text import quantity
 
 Verdict = Literal["shown", "not shown", "the opposite", "not measured"]
 
@@ -67,7 +68,7 @@ class Claim:
             return "not measured"
         mean, *ends = (self._number(value) for value in self.interval if value is not None)
         interval = f" [{', '.join(ends)}]" if ends else ""
-        return f"{mean}{interval}, {len(self.pairs)} seed{'s' * (len(self.pairs) > 1)}"
+        return f"{mean}{interval}, {quantity(len(self.pairs), 'seed')}"
 
     def describe(self) -> str:
         """The claim with its numbers."""

@@ -17,6 +17,7 @@ from covpool.experiments.runs import (
     trunks_first,
 )
 from covpool.experiments.targets import HYBRID_RECIPES, PROBED, PROBED_RECIPES, TARGETS
+from covpool.text import quantity
 from covpool.train.config import RunConfig
 from covpool.train.job import Job
 from covpool.train.recipe import read_recipe
@@ -154,7 +155,9 @@ def _run_set(recipe: str, config: RunConfig, runs: Runs, images: str) -> RunSet:
     changed = changed_options(config, read_recipe(recipe).config)
     paper_scale = recipe != SMALL and not changed
     seeds = sorted({seed for _, seed in runs})
-    length = f"{config.train.epochs} epochs, seed{'s' * (len(seeds) > 1)} {_ranges(seeds)}"
+    length = (
+        f"{quantity(config.train.epochs, 'epoch')}, seed{'s' * (len(seeds) > 1)} {_ranges(seeds)}"
+    )
     if recipe != SMALL:
         where = f"Computed by the recipe {recipe} on {images}"
         scale = "at the paper's scale" if paper_scale else "not at the paper's scale"

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from covpool.analysis.records import plain
-from covpool.text import markdown_table
+from covpool.text import markdown_table, quantity
 from covpool.train.run_directory import replace_file, replace_text
 
 
@@ -110,6 +110,7 @@ def notes(name: str, **about: object) -> list[str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["quantity"] = quantity
     macro = getattr(environment.get_template("notes.md.jinja").module, name)
     return [" ".join(text.split()) for text in macro(**about).split("\n\n") if text.strip()]
 

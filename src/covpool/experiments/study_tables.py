@@ -18,6 +18,7 @@ from covpool.experiments.inference import (
 from covpool.experiments.outcome import SPECTRA, Outcome
 from covpool.experiments.paper import accuracies, printed_name
 from covpool.experiments.sheet import Table
+from covpool.text import quantity
 
 HALF_WIDTHS = (0.5, 1.0)
 """Of intervals, in points of percent, that the summary says the number of seeds for."""
@@ -226,7 +227,9 @@ def reproduction_table(outcome: Outcome, earlier: Sequence[Mapping[str, Any]]) -
         rows.append(
             (
                 arm.label,
-                f"{statistics.fmean(values):.2f}, {len(values)} seeds" if values else "–",
+                f"{statistics.fmean(values):.2f}, {quantity(len(values), 'seed')}"
+                if values
+                else "–",
                 f"{expected[0]:.2f} to {expected[1]:.2f}" if expected else "–",
                 f"{mean:.2f}, seed {', '.join(map(str, now))}" if mean is not None else "–",
                 verdict,

@@ -1,12 +1,17 @@
 """Backbones by name: which there are, building them, and their features as (B, C, H, W) maps."""
 
 import difflib
-from collections.abc import Mapping
+import socket
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import timm
 import torch
+from huggingface_hub import constants
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, model_entrypoint
 from torch import Tensor, nn
 
@@ -124,8 +129,8 @@ def load_backbone(
             raise
         raise ValueError(
             f"the pretrained weights of backbone {name!r} could not be loaded: "
-            f"{str(error).rstrip('. ')}; where there is no network, give a file of them "
-            "(--model.init_from), or set pretrained to false"
+            f"{str(error).rstrip('. ')}; give a file of them (--model.init_from), or set "
+            "pretrained to false"
         ) from error
     except TypeError as error:
         if not arguments:
@@ -140,12 +145,45 @@ def load_backbone(
 
 
 def _load_timm(name: str, **arguments: Any) -> nn.Module:
+    hub = arguments.get("pretrained") or name.startswith(SOURCES)
+    with _offline_where_unreachable() if hub else nullcontext():
+        try:
+            # Heads that pool with parameters (attention pooling) are left out this way.
+            return timm.create_model(name, num_classes=0, global_pool="", **arguments)
+        except AssertionError:
+            # A few families assert that they pool; their forward_features is the same.
+            return timm.create_model(name, num_classes=0, **arguments)
+
+
+@contextmanager
+def _offline_where_unreachable() -> Iterator[None]:
+    """Within it only the cache of this machine is asked where the hub cannot be reached, whose
+    client would try for a minute and a half before it says so."""
+    if constants.HF_HUB_OFFLINE or _reachable(constants.ENDPOINT):
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
     try:
-        # Heads that pool with parameters (attention pooling) are left out this way.
-        return timm.create_model(name, num_classes=0, global_pool="", **arguments)
-    except AssertionError:
-        # A few families assert that they pool; their forward_features is the same.
-        return timm.create_model(name, num_classes=0, **arguments)
+        yield
+    except OSError as error:
+        raise ConnectionError(
+            f"{constants.ENDPOINT} cannot be reached, and this machine's cache has not all of it"
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def _reachable(address: str) -> bool:
+    """Whether a server answers there. Behind a proxy, which alone may know the name, it is taken
+    to."""
+    if urllib.request.getproxies():
+        return True
+    parts = urlsplit(address)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

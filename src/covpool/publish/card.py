@@ -7,7 +7,7 @@ from huggingface_hub import ModelCardData
 
 from covpool.linalg.methods import METHODS
 from covpool.poolings import POOLINGS
-from covpool.text import markdown
+from covpool.text import markdown, quantity
 
 TAGS = ("image-classification", "global-covariance-pooling", "pytorch")
 
@@ -122,7 +122,7 @@ def _method(metadata: Mapping[str, Any]) -> str:
         )
     if not metadata.get("converted_from"):
         lines.append(
-            f"- {metadata['config']['train']['epochs']} epochs of SGD, learning rate "
+            f"- {quantity(metadata['config']['train']['epochs'], 'epoch')} of SGD, learning rate "
             f"{optim['learning_rate']:g}, weight decay {optim['weight_decay']:g}; the weights are "
             f"of epoch {metadata['epoch'] + 1}. `config.json` has every option."
         )
@@ -172,7 +172,8 @@ def _exports(exports: Sequence[Mapping[str, Any]]) -> str:
         "| file | format | pooling | its dtype | largest change of a logit | of a "
         "probability | same top-1 |\n|---|---|---|---|---|---|---|\n"
         + "\n".join(rows)
-        + f"\n\nMeasured on {first['images']} images ({markdown(first['source'])}): the file, read "
-        f"back and run, against the network in PyTorch with its own method `{first['method']}`. "
+        + f"\n\nMeasured on {quantity(first['images'], 'image')} ({markdown(first['source'])}): "
+        f"the file, read back and run, against the network in PyTorch with its own method "
+        f"`{first['method']}`. "
         f"The largest magnitude of a logit was {first['logit_scale']:.3g}."
     )

@@ -28,6 +28,7 @@ from covpool.models import CovPoolModel
 from covpool.pooling import CovPool2d
 from covpool.publish.card import model_card
 from covpool.publish.images import Sample
+from covpool.text import quantity
 from covpool.train.metadata import without_local_paths
 from covpool.train.prediction import TrainedModel
 from covpool.train.published import WEIGHTS, appearing, write_published
@@ -224,7 +225,7 @@ def _export(
         assert sample is not None
         # torch.export warns of weights in another memory format.
         model = copy.deepcopy(trained.model).to(memory_format=torch.contiguous_format).float()
-        progress(f"running the network on {len(sample.images)} images")
+        progress(f"running the network on {quantity(len(sample.images), 'image')}")
         reference = logits_of(_eager(model), sample.images)
         for row in formats:
             progress(f"writing {row.file}")
@@ -241,7 +242,7 @@ def _export(
                     f"backbone {backbone!r}{pooled} cannot be written as {row.name}: {reason}; "
                     "leave the format out of --formats"
                 ) from error
-            progress(f"running {row.file} on {len(sample.images)} images")
+            progress(f"running {row.file} on {quantity(len(sample.images), 'image')}")
             found = logits_of(row.load(output / row.file), sample.images)
             rows.append(
                 {

@@ -184,7 +184,7 @@ def _setting(runs: list[Run], baseline: str | None, different: Sequence[str]) ->
     epochs = runs[0].config["train"].get("epochs", about.get("epochs_planned", "?"))
     shared = _shared(runs[0])
     return Setting(
-        title=f"{about['data']}, {about['backbone']}, {epochs} epochs",
+        title=f"{about['data']}, {about['backbone']}, {epochs} epoch{'s' * (epochs != 1)}",
         options=[(name, shared.get(name)) for name in different],
         rows=[*rows.values()],
         base=rows.get(baseline or "", next(iter(rows.values()))),

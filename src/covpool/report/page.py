@@ -14,6 +14,7 @@ from covpool.report.probe_figures import conditioning, kernel_sizes, real_fideli
 from covpool.report.sources import Run
 from covpool.report.tables import PageTable, tables_of
 from covpool.report.template import fill
+from covpool.text import quantity
 
 GENERATOR = "covpool report"
 """The page's `generator`, by which an earlier report is known."""
@@ -163,7 +164,7 @@ def _time(summaries: Sequence[Mapping[str, Any]]) -> str:
     if not seconds:
         return ""
     text = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.2g} h"
-    return f"{text} over {len(summaries)} runs, evaluation not counted"
+    return f"{text} over {quantity(len(summaries), 'run')}, evaluation not counted"
 
 
 def _options(setting: Setting) -> dict[str, dict[str, dict[str, None]]]:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 import covpool
 from covpool.report.numbers import names, number, power_of_ten
-from covpool.text import printable_lines, shortened
+from covpool.text import printable_lines, quantity, shortened
 
 _FOLDER = Path(__file__).parent
 
@@ -16,6 +16,7 @@ NAME_LENGTH = 60
 """As much of a class's or a file's name is shown."""
 
 FILTERS = {
+    "quantity": quantity,
     "listed": names,
     "number": number,
     "power_of_ten": power_of_ten,

@@ -18,6 +18,7 @@ import covpool
 from covpool.data import ImageSplits, Preprocessing, open_images
 from covpool.models import CovPoolModel, check_backbone
 from covpool.pooling import VECTOR_LAYOUT
+from covpool.text import quantity
 from covpool.train.building import build_model, single_valued_layers
 from covpool.train.checkpoint import (
     METADATA,
@@ -92,13 +93,12 @@ class Job:
     def describe(self) -> str:
         """One line for people."""
         splits, model = self.splits, self.model
-        counts = f"{len(splits.train)} training and {len(splits.test)} test images"
+        counts = f"{len(splits.train)} training and {quantity(len(splits.test), 'test image')}"
         ending = ""
         if splits.evaluated == "validation":
             counts = f"{len(splits.train)} training images"
-            ending = (
-                f", evaluated on {len(splits.test)} held-out training images, not on the test split"
-            )
+            held_out = quantity(len(splits.test), "held-out training image")
+            ending = f", evaluated on {held_out}, not on the test split"
         frozen = ", all but the classifier's frozen" * (self.config.optim.trained != "all")
         return (
             f"{self.config.model.backbone}, {self.schedule}, {parameters(model) / 1e6:.2f} M "
@@ -308,8 +308,8 @@ def prepare_resume(
             )
         refuse_reduced(config, directory)
         raise RunFinished(
-            f"run {directory.path} has finished its {done} epochs; --train.epochs with a larger "
-            "number would go on"
+            f"run {directory.path} has finished its {quantity(done, 'epoch')}; --train.epochs with "
+            "a larger number would go on"
         )
     job = prepare(config, checkpoint=checkpoint, progress=progress)
     check_classes(job.splits, checkpoint, path)
@@ -352,8 +352,8 @@ def refuse_reduced(config: RunConfig, directory: RunDirectory) -> None:
         return  # somebody removed the checkpoints
     done = summary["epochs"]
     told = (
-        f"run {directory.path} has finished its {done} epochs and keeps best.ckpt alone "
-        "(train.keep best)"
+        f"run {directory.path} has finished its {quantity(done, 'epoch')} and keeps best.ckpt "
+        "alone (train.keep best)"
     )
     if done >= config.train.epochs:
         raise RunFinished(told)

@@ -118,6 +118,7 @@ def said_defaults(job: "Job", default: Recipe | RunConfig | None) -> str | None:
     if default is None or job.config.data.root is None:
         return None
     tuned = isinstance(default, Recipe)
+    small = not tuned and job.config.model.backbone == default.model.backbone
     here, there = job.config.to_dict(), (default.config if tuned else default).to_dict()
     found = {"image_size": job.splits.image_size, "augment": job.splits.train.augment}
     words = [
@@ -126,7 +127,14 @@ def said_defaults(job: "Job", default: Recipe | RunConfig | None) -> str | None:
         if here[group][name] == there[group][name]
     ]
     whose = "fine-tuning on your own images" if tuned else "your own images"
-    return f"defaults for {whose}: {', '.join(words)}" if words else None
+    advice = ""
+    if small:
+        words.insert(0, f"model.backbone {job.config.model.backbone}, untrained")
+        advice = (
+            "; photographs are told better by a network of timm with its weights: --model.backbone "
+            "resnet50 --model.pretrained true"
+        )
+    return f"defaults for {whose}: {', '.join(words)}{advice}" if words else None
 
 
 def read_recipes() -> list[Recipe]:

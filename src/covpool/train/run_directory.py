@@ -24,7 +24,7 @@ from typing import Any, Self
 
 import yaml
 
-from covpool.text import markdown
+from covpool.text import markdown, quantity
 from covpool.train.config import RunConfig
 
 Row = dict[str, Any]
@@ -218,7 +218,8 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     lines = [
         f"# {summary['backbone']}, {summary['schedule']}, {markdown(summary['data'])}",
         "",
-        f"Status: {summary['status']}, {summary['epochs']} of {summary['epochs_planned']} epochs, "
+        f"Status: {summary['status']}, {summary['epochs']} of "
+        f"{quantity(summary['epochs_planned'], 'epoch')}, "
         f"{summary['seconds']:.0f} s of training, seed {summary['seed']}, "
         f"{summary['parameters']:,} parameters, covpool {summary['covpool']}, "
         f"torch {summary['torch']}.",

@@ -20,6 +20,7 @@ from covpool.linalg.methods import Method
 from covpool.linalg.tables import choose
 from covpool.models.network import REDUCED_CHANNELS, matched_width
 from covpool.poolings import POOLINGS, Pooling
+from covpool.text import quantity
 from covpool.train.config import RunConfig
 from covpool.train.run_directory import Row
 from covpool.train.schedule import method_schedule
@@ -168,7 +169,8 @@ class Bundle(Run):
         if len(self.members) == 1:
             decay = f" decay {self.config.optim.weight_decay:g}" if self.trial else ""
             return f"{labels} rate {self.config.optim.learning_rate:g}{decay} seed {self.seed}"
-        return f"{labels}, {f'{len(self.members)} trials' if self.trial else f'{len(seeds)} seeds'}"
+        many = (len(self.members), "trial") if self.trial else (len(seeds), "seed")
+        return f"{labels}, {quantity(*many)}"
 
     def settled(self) -> bool:
         return all(run.settled() for run in self.members)
