@@ -210,7 +210,79 @@ def test_batch_norm_of_one_matrix_and_of_singular_ones_is_refused():
     batch[2, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         layer(batch)
-    assert torch.equal(layer.running_mean, torch.eye(3))
+    assert torch.equal(layer.running_mean, torch.eye(3, dtype=torch.float64))
+
+
+def badly_conditioned(dtype, last, seed):
+    """The same basis for each call, and eigenvalues from 1 to `last`, up to a factor of two."""
+    basis = torch.linalg.qr(random(4, 4)).Q
+    scales = torch.logspace(0, last, 4, dtype=torch.float64)
+    generator = torch.manual_seed(seed)
+    spectrum = scales * (1 + torch.rand(8, 4, dtype=torch.float64, generator=generator))
+    return (basis @ torch.diag_embed(spectrum) @ basis.mT).to(dtype)
+
+
+def test_batch_norm_trains_on_float32_matrices_of_bad_condition():
+    """Covariances of features whose sizes differ by 100: no step is refused."""
+    basis = torch.linalg.qr(random(4, 4)).Q.float()
+    scales = torch.tensor([100.0, 10.0, 1.0, 1.0])
+    layer = RiemannianBatchNorm(4, dispersion=True)
+    for step in range(60):
+        x = random(16, 30, 4, seed=step).float() * scales @ basis
+        assert layer(x.mT @ x / 30).isfinite().all()
+    expected = torch.tensor([1e4, 1e2, 1, 1]).double()
+    found = torch.linalg.eigvalsh(layer.running_mean.double()).flip(0)
+    assert (found / expected).log().abs().max() < 0.5
+
+
+@pytest.mark.parametrize("converted", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_running_mean_of_batch_norm_stays_definite(seed, converted):
+    layer = RiemannianBatchNorm(4, momentum=1.0, affine=False)
+    layer = layer.float() if converted else layer
+    for step in range(3):
+        x = badly_conditioned(torch.float64, -8, 10 * seed + step)
+        trained = layer(x)
+    found = layer.eval()(x)
+    assert torch.linalg.eigvalsh(found).amin() >= 0
+    if not converted:
+        torch.testing.assert_close(found, trained, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dispersion", [False, True])
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ((1, 2, 0, 0), -1.0, "matrix not positive semi-definite"),
+        ((1, 2, 0, 0), 0.0, "matrix singular"),
+        ((1, 2, 0, 1), 0.5, "matrix not symmetric"),
+        ((1, 2, 0, 0), torch.nan, "NaN or infinite values"),
+    ],
+)
+def test_batch_norm_names_itself_and_the_sample_it_refuses(
+    place, value, message, dispersion, training
+):
+    layer = RiemannianBatchNorm(3, dispersion=dispersion).train(training)
+    batch = torch.eye(3).repeat(2, 4, 1, 1)
+    batch[place] = value
+    where = r"in 1 of 8 samples: \[\(1, 2\)\]"
+    with pytest.raises(ValueError, match=f"^RiemannianBatchNorm: {message} {where}") as error:
+        layer(batch)
+    assert "floor" not in str(error.value)
+    layer.check = False
+    assert layer(batch).shape == batch.shape
+
+
+def test_batch_norm_refuses_parameters_that_are_not_finite():
+    layer = RiemannianBatchNorm(3, dispersion=True)
+    for name, parameter in layer.named_parameters():
+        with torch.no_grad():
+            parameter.flatten()[0] = torch.nan
+        with pytest.raises(ValueError, match=f"RiemannianBatchNorm: {name}: NaN"):
+            layer(matrices(4, 3))
+        with torch.no_grad():
+            parameter.zero_()
 
 
 def test_batch_norm_in_other_dtypes():

@@ -336,7 +336,11 @@ def positive_semidefinite_matrix(
 
 
 def positive_definite_matrix(
-    caller: str, matrix: Tensor, input_dtype: torch.dtype, unit: Tensor | None
+    caller: str,
+    matrix: Tensor,
+    input_dtype: torch.dtype,
+    unit: Tensor | None,
+    floor_helps: bool = True,
 ) -> None:
     """Refuse matrices that are indefinite or numerically singular, by a Cholesky factorisation."""
     if matrix.numel() == 0:
@@ -349,7 +353,8 @@ def positive_definite_matrix(
     if bad.any():
         positive_semidefinite_matrix(caller, matrix, input_dtype, unit)
         rank = (torch.linalg.eigvalsh(normalised) > shift).sum(-1)
-        full_rank(caller, torch.where(bad, rank.clamp_max(size - 1), size), size, size)
+        rank = torch.where(bad, rank.clamp_max(size - 1), size)
+        full_rank(caller, rank, size, size, floor_helps=floor_helps)
 
 
 def _normalised(matrix: Tensor) -> tuple[Tensor, Tensor]:

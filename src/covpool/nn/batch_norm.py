@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from covpool.linalg import checks
 from covpool.linalg.api import matrix_exp, matrix_function, matrix_log, matrix_power
 from covpool.linalg.precision import full_precision
-from covpool.linalg.spectrum import symmetric_part
+from covpool.linalg.spectrum import rank_tolerance, symmetric_part
+from covpool.linalg.transforms import unreadable
 from covpool.nn.statistics import check_options, mean, mean_and_count
 
 
@@ -38,13 +39,18 @@ class RiemannianBatchNorm(nn.Module):
             2022).
         eps: what is added to V.
         synchronize: whether processes share their statistics.
-        check: as for `matrix_sqrt`. The matrices must be of full rank: put `ReEig` before.
+        check: whether to refuse matrices, in training and in evaluation, that are not finite,
+            symmetric and positive definite, and parameters that are not finite. Costs
+            synchronisations on a GPU. The matrices must be of full rank: put `ReEig` before.
 
-    float16 and bfloat16 input is computed with in float32, and logarithms and roots in float64.
+    All is computed in float64, and the running mean is kept in it: as M^(−1/2) is taken of it, its
+    small eigenvalues count. Where the layer is converted, as by `float()`, so is the running mean,
+    and its eigenvalues below n · finfo(dtype).eps of the largest entry are lifted to that.
 
     Raises:
         ValueError: numbers out of range; in `forward`, another shape, a single matrix in training
-            and, with `check`, matrices that are not finite, symmetric or positive definite.
+            and, with `check`, matrices that are not finite, symmetric or positive definite, by
+            index, and parameters that are not finite.
 
     Source: Brooks, Schwander, Barbaresco, Schneider, Cord, "Riemannian batch normalization for SPD
     neural networks", NeurIPS 2019.
@@ -77,7 +83,7 @@ class RiemannianBatchNorm(nn.Module):
         self.check = check
         self.bias = nn.Parameter(torch.zeros(num_features, num_features)) if affine else None
         self.log_scale = nn.Parameter(torch.tensor(0.0)) if affine and dispersion else None
-        self.register_buffer("running_mean", torch.eye(num_features))
+        self.register_buffer("running_mean", torch.eye(num_features, dtype=torch.float64))
         self.register_buffer("running_var", torch.tensor(1.0) if dispersion else None)
 
     def forward(self, matrix: Tensor) -> Tensor:
@@ -88,56 +94,76 @@ class RiemannianBatchNorm(nn.Module):
                 f"{self.num_features}), got {tuple(matrix.shape)}"
             )
         with full_precision(matrix):
-            x = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+            x = symmetric_part(matrix.to(torch.float64))
+            if self.check and matrix.numel() and not unreadable(matrix):
+                self._refuse(matrix.detach(), x.detach())
             if self.training:
                 centred, variance = self._centre_and_follow(x[None].flatten(0, -3), matrix)
                 centred = centred.reshape(x.shape)
             else:
-                _, inverse = self._roots(self.running_mean.to(x))
-                centred, variance = inverse @ x @ inverse, self.running_var
+                _, inverse = self._running_roots()
+                centred, variance = _turned(x, inverse), self.running_var
             if variance is not None:
                 exponent = (variance.to(x) + self.eps).rsqrt()
                 if self.log_scale is not None:
                     exponent = exponent * self.log_scale.to(x).exp()
-                centred = matrix_power(centred, exponent, check=self.check)
+                centred = matrix_power(centred, exponent, check=False)
             if self.bias is not None:
-                root = matrix_exp(symmetric_part(self.bias.to(x)) / 2)
-                centred = root @ centred @ root
+                root = matrix_exp(symmetric_part(self.bias.to(x)) / 2, check=False)
+                centred = _turned(centred, root)
             return centred.to(matrix.dtype)
+
+    def _refuse(self, matrix: Tensor, symmetric: Tensor) -> None:
+        """Look at what is given; what is computed from it is off by rounding alone."""
+        caller = "RiemannianBatchNorm"
+        for name, parameter in self.named_parameters():
+            checks.finite(f"{caller}: {name}", parameter, sample_dims=0)
+        checks.entries(caller, matrix)
+        checks.positive_definite_matrix(caller, symmetric, matrix.dtype, None, floor_helps=False)
 
     def _centre_and_follow(self, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor | None]:
         """M^(−1/2) X M^(−1/2) of (B, n, n) and V of the batch; running statistics follow it."""
         caller = "RiemannianBatchNorm"
         centre, count = mean_and_count(caller, x.sum(0), len(x), self.synchronize, given)
         for _ in range(self.steps):
-            root, inverse = self._roots(centre)
-            logarithms = matrix_log(inverse @ x @ inverse, check=self.check)
+            root, inverse = _roots(centre)
+            logarithms = matrix_log(_turned(x, inverse), check=False)
             direction = mean(logarithms.sum(0), count, self.synchronize)
-            centre = root @ matrix_exp(direction, check=self.check) @ root
-        _, inverse = self._roots(centre)
-        centred = inverse @ x @ inverse
+            centre = _turned(matrix_exp(direction, check=False), root)
+        _, inverse = _roots(centre)
+        centred = _turned(x, inverse)
         variance = None
         if self.dispersion:
-            squares = matrix_log(centred, check=self.check).square().sum()
+            squares = matrix_log(centred, check=False).square().sum()
             variance = mean(squares, count, self.synchronize)
         with torch.no_grad():
-            # In float64: M may be far from the running mean.
-            running = self.running_mean.to(torch.float64)
-            root, inverse = self._roots(running)
-            along = inverse @ centre.to(running) @ inverse
-            along = matrix_power(along, self.momentum, check=self.check)
-            self.running_mean.copy_(symmetric_part(root @ along @ root))
+            root, inverse = self._running_roots()
+            along = matrix_power(_turned(centre, inverse), self.momentum, check=False)
+            self.running_mean.copy_(_turned(along, root))
             if variance is not None and self.running_var is not None:
                 self.running_var.lerp_(variance.to(self.running_var), self.momentum)
         return centred, variance
 
-    def _roots(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """The root and the inverse root, by one decomposition."""
-        root, inverse = matrix_function(matrix, ("sqrt", "inv_sqrt"), check=self.check)
-        return root, inverse
+    def _running_roots(self) -> tuple[Tensor, Tensor]:
+        """The roots of the running mean, which rounding to its dtype may have made indefinite."""
+        running = self.running_mean
+        share = rank_tolerance(self.num_features, running.dtype)
+        running = running.to(torch.float64)
+        return _roots(running, floor=share * running.diagonal().amax())
 
     def extra_repr(self) -> str:
         return (
             f"{self.num_features}, steps={self.steps}, momentum={self.momentum}, "
             f"affine={self.bias is not None}, dispersion={self.dispersion}"
         )
+
+
+def _turned(matrix: Tensor, root: Tensor) -> Tensor:
+    """R A R for symmetric R, symmetric to the last digit, which the products are not."""
+    return symmetric_part(root @ matrix @ root)
+
+
+def _roots(matrix: Tensor, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The root and the inverse root, by one decomposition."""
+    root, inverse = matrix_function(matrix, ("sqrt", "inv_sqrt"), floor=floor, check=False)
+    return root, inverse
