@@ -96,6 +96,26 @@ def test_bimap_takes_other_dtypes_and_shapes():
     assert layer(torch.eye(4)).shape == (2, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_bimap_in_half_precision(dtype):
+    """W is computed in float32: from parameters that are rounded, as is its result."""
+    layer, x = BiMap(5, 3), matrices(2, 5).float()
+    with torch.no_grad():
+        layer.parametrizations.weight.original.add_(0.1)  # pyright: ignore
+    expected = layer(x)
+    found = layer.to(dtype)(x.to(dtype))
+    assert found.dtype == dtype
+    assert relative_error(found.double(), expected.double()) < 8 * torch.finfo(dtype).eps
+    found.float().square().sum().backward()
+    gradient = layer.parametrizations.weight.original.grad  # pyright: ignore
+    assert gradient.dtype == dtype
+    assert gradient.abs().max() > 0
+    made = BiMap(5, 3, dtype=dtype)
+    assert {value.dtype for value in made.state_dict().values()} == {dtype}
+    trace = made(torch.eye(5, dtype=dtype)).diagonal().float().sum().item()
+    assert trace == pytest.approx(3, abs=0.05)
+
+
 def test_spectral_layers_are_their_functions():
     x = matrices(3, 4) - 0.05 * torch.eye(4)
     clamped = covpool.matrix_function(x, "clamp_min", parameter=0.1)

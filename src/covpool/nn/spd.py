@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal
 
 from covpool.linalg import checks
@@ -23,7 +24,8 @@ class BiMap(nn.Module):
     linear solve of n × n a call. Any optimiser will do; weight decay draws W to where it started.
     In the state dict W is `parametrizations.weight.original` and `parametrizations.weight.0.base`.
     `torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")` makes it a plain matrix,
-    for export.
+    for export. Until then torch refuses to pickle the layer, so that `torch.save(model)` fails:
+    save its `state_dict()`.
 
     Args:
         in_features: n.
@@ -31,7 +33,9 @@ class BiMap(nn.Module):
         device, dtype: of W, as for torch's layers. A layer that is made in float32 and converted
             by `double()` has rows that are orthonormal to the rounding of float32.
 
-    float16 and bfloat16 input is multiplied in float32. W starts uniformly distributed.
+    float16 and bfloat16 input is multiplied in float32. So is W computed where the layer itself is
+    in half precision, from parameters that have its rounding; reading `weight` fails there, as
+    torch has no solve in half precision. W starts uniformly distributed.
 
     Raises:
         ValueError: numbers that are not whole or below 1, m > n, in which case Y would be singular;
@@ -60,10 +64,13 @@ class BiMap(nn.Module):
                 "out_features must not exceed in_features"
             )
         self.in_features, self.out_features = in_features, out_features
-        weight = torch.empty(out_features, in_features, device=device, dtype=dtype)
+        given = dtype or torch.get_default_dtype()
+        wide = torch.promote_types(given, torch.float32)
+        weight = torch.empty(out_features, in_features, device=device, dtype=wide)
         self.weight = nn.Parameter(weight)
         nn.init.orthogonal_(self.weight)
         orthogonal(self, "weight", orthogonal_map="cayley")
+        self.to(given)
 
     def forward(self, matrix: Tensor) -> Tensor:
         checks.square("BiMap", matrix)
@@ -74,10 +81,21 @@ class BiMap(nn.Module):
             )
         with full_precision(matrix):
             # Under autocast the solve for W is in full precision too.
-            weight = self.weight
+            weight = self._weight()
             dtype = torch.promote_types(matrix.dtype, weight.dtype)
             weight = weight.to(dtype)
             return (weight @ matrix.to(dtype) @ weight.mT).to(matrix.dtype)
+
+    def _weight(self) -> Tensor:
+        """W, of parameters in half precision in float32: torch has no solve in lower precision."""
+        if not parametrize.is_parametrized(self, "weight"):
+            return self.weight
+        source: Any = self.parametrizations["weight"]
+        if torch.finfo(source.original.dtype).bits >= 32:
+            return self.weight
+        tensors = (*source.named_parameters(), *source.named_buffers())
+        wide = {name: tensor.float() for name, tensor in tensors}
+        return torch.func.functional_call(source, wide, ())
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"
