@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -246,6 +247,16 @@ def test_state_is_loaded(evaluating):
         assert torch.equal(copied(x), trained(x))
 
 
+def test_functional_call_in_evaluation_takes_all_buffers():
+    """Of the state dict alone it has no matrix, and would keep the layer's own."""
+    trained, x = trained_layer(), features(5, 4, seed=3).float()
+    layer = Whitening(4, groups=2).eval()
+    buffers = dict(trained.named_buffers())
+    assert torch.equal(torch.func.functional_call(layer, buffers, x), trained(x))
+    del buffers["matrix"]
+    assert not torch.allclose(torch.func.functional_call(layer, buffers, x), trained(x))
+
+
 @pytest.mark.slow
 def test_state_is_loaded_into_a_layer_without_storage():
     trained, x = trained_layer(), features(5, 4, seed=3).float()
@@ -264,6 +275,30 @@ def test_running_covariance_that_rounding_has_made_indefinite(kind):
     found = layer.eval()(along).norm(dim=1)
     expected = torch.tensor([1e-5, 2.001 + 1e-5], dtype=torch.float64).rsqrt()
     torch.testing.assert_close(found, expected)
+
+
+def test_cholesky_of_what_has_no_factor_names_the_remedies():
+    """The eps that it asks for is enough; zca takes what cholesky does not."""
+    x = 1e6 * random(8, 16)
+    with pytest.raises(ValueError, match=r"Whitening: kind 'cholesky' .*zca") as error:
+        Whitening(16, kind="cholesky")(x)
+    found = re.search(r"eps of at least (\S+), ", str(error.value))
+    assert found
+    assert "compute_dtype" not in str(error.value)
+    for layer in (Whitening(16, kind="cholesky", eps=float(found[1])), Whitening(16)):
+        assert layer(x).isfinite().all()
+    narrow = Whitening(16, kind="cholesky", compute_dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"eps of at least .*compute_dtype=torch\.float64.*zca"):
+        narrow(x)
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, 1e38])
+def test_running_covariance_that_has_overflowed_has_no_cholesky_factor(value):
+    layer = Whitening(4, kind="cholesky")
+    layer.running_cov.fill_(value)
+    named = "not finite" if value != 1e38 else "eps of at least"
+    with pytest.raises(ValueError, match=f"Whitening: kind 'cholesky' .*{named}"):
+        layer.eval()
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (1, 4, 1, 1), (0, 4), (0, 4, 3, 3)])

@@ -12,6 +12,7 @@ from covpool.linalg.functions import INV_SQRT
 from covpool.linalg.methods import Method
 from covpool.linalg.names import MethodName
 from covpool.linalg.precision import full_precision
+from covpool.linalg.spectrum import rank_tolerance
 from covpool.linalg.tables import choose
 from covpool.linalg.transforms import unreadable
 from covpool.nn.statistics import check_options, mean, mean_and_count
@@ -40,7 +41,9 @@ class Whitening(nn.Module):
     covariance follow them; the gradient goes through both, and is exact where the method's is.
     In evaluation y is one product with a fixed matrix. It is computed from the running covariance
     by `eval()` and by `load_state_dict`; after you set the running statistics by other means, call
-    `eval()` again.
+    `eval()` again. That matrix is the buffer `matrix`, which the state dict lacks: to evaluate with
+    another layer's state by torch.func.functional_call, pass its `named_buffers()`, `matrix`
+    included; with running statistics alone the layer would go on with its own matrix.
 
     In distributed training, where torch.distributed is initialised, the statistics are those of all
     processes' samples together, and the gradient is that of the joined batch. Each process must
@@ -76,7 +79,9 @@ class Whitening(nn.Module):
     Raises:
         ValueError: numbers out of range, groups that do not divide C, an unknown kind or method, a
             method with "cholesky"; in `forward`, another shape or dtype and, in training, a single
-            value for each channel, and NaN or infinities, by channel.
+            value for each channel, and NaN or infinities, by channel; of "cholesky", in training
+            and in `eval()`, Σ + eps I that is singular to rounding or not finite. Compiled, that
+            is torch's LinAlgError.
 
     Source: Huang, Yang, Lang, Deng, "Decorrelated batch normalization", CVPR 2018; Huang, Zhou,
     Zhu, Liu, Shao, "Iterative normalization", CVPR 2019; for the running covariance Huang, Zhao,
@@ -164,9 +169,30 @@ class Whitening(nn.Module):
         identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
         shifted = covariance + self.eps * identity
         if self.kind == "cholesky":
-            factor = torch.linalg.cholesky(shifted)
+            try:
+                factor = torch.linalg.cholesky(shifted)
+            except torch.linalg.LinAlgError as error:
+                raise ValueError(self._without_factor(shifted.detach())) from error
             return torch.linalg.solve_triangular(factor, identity, upper=False)
         return matrix_inv_sqrt(shifted, self.method, compute_dtype=self.compute_dtype, check=False)
+
+    def _without_factor(self, shifted: Tensor) -> str:
+        """Why matrices (groups, n, n) have no Cholesky factor, and what helps."""
+        refusal = f"Whitening: kind 'cholesky' finds no factor of Σ + eps I with eps={self.eps:g}: "
+        if not shifted.isfinite().all():
+            return (
+                f"{refusal}Σ is not finite; find the cause upstream (a diverged loss, float16 "
+                "overflow), and reset the running statistics if they hold it"
+            )
+        variances = shifted.diagonal(dim1=-2, dim2=-1)
+        # The backward error of the factorisation.
+        needed = rank_tolerance(shifted.shape[-1], shifted.dtype) * variances.sum(-1).max().item()
+        wider = "" if shifted.dtype == torch.float64 else "compute_dtype=torch.float64, "
+        return (
+            f"{refusal}it is singular to the rounding of {shifted.dtype}, with variances up to "
+            f"{variances.max().item():.3g}; take an eps of at least {2 * needed:.1g}, {wider}or "
+            "kind='zca', which counts such eigenvalues as zero"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         checks.floating("Whitening", x)
