@@ -90,7 +90,8 @@ class BiMap(nn.Module):
         """W, of parameters in half precision in float32: torch has no solve in lower precision."""
         if not parametrize.is_parametrized(self, "weight"):
             return self.weight
-        source: Any = self.parametrizations["weight"]
+        parametrizations: Any = self.parametrizations
+        source = parametrizations.weight
         if torch.finfo(source.original.dtype).bits >= 32:
             return self.weight
         tensors = (*source.named_parameters(), *source.named_buffers())

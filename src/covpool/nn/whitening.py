@@ -171,7 +171,7 @@ class Whitening(nn.Module):
         if self.kind == "cholesky":
             try:
                 factor = torch.linalg.cholesky(shifted)
-            except torch.linalg.LinAlgError as error:
+            except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
                 raise ValueError(self._without_factor(shifted.detach())) from error
             return torch.linalg.solve_triangular(factor, identity, upper=False)
         return matrix_inv_sqrt(shifted, self.method, compute_dtype=self.compute_dtype, check=False)
