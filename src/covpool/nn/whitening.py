@@ -88,6 +88,7 @@ class Whitening(nn.Module):
     Zhou, Zhu, Liu, Shao, "An investigation into the stochasticity of batch whitening", CVPR 2020.
 
     >>> import torch
+    >>> _ = torch.manual_seed(0)
     >>> y = Whitening(3, affine=False)(torch.randn(100, 3) @ torch.randn(3, 3))
     >>> torch.testing.assert_close(y.T.cov(correction=0), torch.eye(3), atol=1e-2, rtol=0)
     """
