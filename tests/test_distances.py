@@ -262,6 +262,21 @@ def test_what_float64_does_not_resolve_is_refused():
     assert distances.log_euclidean(a, b).item() == pytest.approx(math.sqrt(2) * math.log(1e10))
 
 
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("name", PAIRS)
+def test_unchecked_a_bad_sample_leaves_the_others_what_they_are(name, bad):
+    good = torch.eye(3, dtype=torch.float64)
+    for pair in ((bad * good, good), (good, bad * good), (bad * good, bad * good)):
+        pair = [torch.where(each.isnan(), bad, each) for each in pair]
+        batch = [torch.stack([k * good, each]) for k, each in zip((1, 2), pair, strict=True)]
+        alone = PAIRS[name](*pair, check=False)
+        for found in (PAIRS[name](*batch, check=False), vmap(PAIRS[name])(*batch)):
+            assert found[0].item() == pytest.approx(PAIRS[name](good, 2 * good).item(), rel=1e-14)
+            torch.testing.assert_close(found[1], alone, equal_nan=True)
+        if not math.isfinite(bad):
+            assert alone.isnan()
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_batches_broadcast_and_vmap(name):
     a = torch.stack([definite(5, seed=k) for k in range(3)])[:, None]

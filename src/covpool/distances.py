@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from covpool.linalg import checks
+from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.evaluate import evaluate
 from covpool.linalg.functions import ENTROPY, LOG, SQRT, ScalarFunction
 from covpool.linalg.functions.odd import POLAR
@@ -241,7 +242,7 @@ def _bures_wasserstein(a: Tensor, b: Tensor) -> Tensor:
     found = _align(p, q)
     smooth = _trace(a) + _trace(b) - 2 * found.nuclear_norm
     with torch.no_grad():
-        values, vectors = torch.linalg.eigh(a.detach())
+        values, vectors = EIGENDECOMPOSITION(a)
         delta = b.detach() - a.detach()
         sums = values[..., :, None].clamp_min(0) + found.h[..., None, :]
         parts = (vectors.mH @ delta @ p.detach() @ found.w) / torch.where(sums > 0, sums, 1)
@@ -265,8 +266,8 @@ class _Mixed(NamedTuple):
 
 
 def _mixed(first: Tensor, second: Tensor, function: ScalarFunction) -> _Mixed:
-    a, v = torch.linalg.eigh(first)
-    b, w = torch.linalg.eigh(second)
+    a, v = EIGENDECOMPOSITION(first)
+    b, w = EIGENDECOMPOSITION(second)
     a, b = (function.clip(x, x.shape[-1]) for x in (a, b))
     return _Mixed(a[..., :, None], b[..., None, :], v, w, v.mH @ (first - second) @ w)
 
@@ -298,9 +299,9 @@ def _affine_invariant(a: Tensor, b: Tensor) -> Tensor:
     whitened, change = _whitened(a, b)
     logarithm = _lifted(LOG, whitened)
     with torch.no_grad():
-        spectrum = torch.linalg.eigvalsh(whitened.detach())
+        spectrum = EIGENDECOMPOSITION(whitened)[0]
         lost = (LOG.clip(spectrum, spectrum.shape[-1]) == 0).any(-1)[..., None, None]
-        values, vectors = torch.linalg.eigh(change.detach())
+        values, vectors = EIGENDECOMPOSITION(change)
         close = (vectors * torch.log1p(values.clamp_min(-0.5))[..., None, :]) @ vectors.mH
         near = _within(values)[..., None, None]
         accurate = torch.where(near, close, logarithm.detach())
@@ -323,7 +324,7 @@ def _stein(a: Tensor, b: Tensor) -> Tensor:
     smooth = mean - (_log_determinant(a) + _log_determinant(b)) / 2
     with torch.no_grad():
         _, change = _whitened(a.detach(), b.detach())
-        values = torch.linalg.eigvalsh(change)
+        values = EIGENDECOMPOSITION(change)[0]
         near, values = _within(values), values.clamp_min(-0.5)
         close = torch.log1p(values.square() / (4 * (1 + values))).sum(-1) / 2
         accurate = torch.where(near, close, smooth.detach())
@@ -416,7 +417,7 @@ def relative_entropy(first: Tensor, second: Tensor, *, check: bool = True) -> Te
         smooth = -_trace(_lifted(ENTROPY, a)) - crossed - _trace(a) + _trace(b)
         with torch.no_grad():
             rho, sigma = a.detach(), b.detach()
-            values, vectors = torch.linalg.eigh(sigma)
+            values, vectors = EIGENDECOMPOSITION(sigma)
             shares = real_part(vectors.conj() * (rho @ vectors)).sum(-2)
             null = LOG.clip(values, values.shape[-1]) == 0
             tolerance = rank_tolerance(values.shape[-1], rho.dtype)
