@@ -262,6 +262,51 @@ def test_what_float64_does_not_resolve_is_refused():
     assert distances.log_euclidean(a, b).item() == pytest.approx(math.sqrt(2) * math.log(1e10))
 
 
+DEGREE = {"bures-wasserstein": 1, "relative-entropy": 1, "fidelity": 2}
+"""With which power of a common factor of both matrices they grow; the others do not."""
+
+
+@pytest.mark.parametrize("exponent", [-300, -155, 155, 300, 307])
+@pytest.mark.parametrize("name", PAIRS)
+def test_they_neither_overflow_nor_vanish_on_the_way(name, exponent):
+    a, b = definite(seed=1), definite(seed=2)
+    factor = 10.0**exponent
+    degree = DEGREE.get(name, 0)
+    if degree == 2:
+        assert PAIRS[name](a * factor, b / factor).item() == pytest.approx(
+            PAIRS[name](a, b).item(), rel=1e-12
+        )
+        return
+    expected = PAIRS[name](a, b).item() * factor**degree
+    for call in (PAIRS[name], vmap(PAIRS[name])):
+        batched = call is not PAIRS[name]
+        pair = ((a * factor)[None], (b * factor)[None]) if batched else (a * factor, b * factor)
+        assert call(*pair).item() == pytest.approx(expected, rel=1e-12, abs=0)
+    leaf = (a * factor).requires_grad_()
+    (gradient,) = torch.autograd.grad(PAIRS[name](leaf, b * factor), leaf)
+    usual = a.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(PAIRS[name](usual, b), usual)
+    assert relative_error(gradient * factor if degree == 0 else gradient, wanted) < 1e-10
+
+
+@pytest.mark.parametrize("exponent", [-300, -155, 155, 300])
+def test_frechet_distances_neither_overflow_nor_vanish_on_the_way(exponent):
+    factor = 10.0**exponent
+    generator = torch.manual_seed(0)
+    x, y = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (9, 2))
+    expected = distances.frechet_from_samples(x, y).item() * factor
+    found = distances.frechet_from_samples(x * factor, y * factor)
+    assert found.item() == pytest.approx(expected, rel=1e-12, abs=0)
+    root = 10.0 ** (exponent / 2)
+    a, b = definite(size=3, seed=1), definite(size=3, seed=2)
+    expected = distances.frechet(x[0], a, y[0], b).item() * root
+    found = distances.frechet(x[0] * root, a * factor, y[0] * root, b * factor)
+    assert found.item() == pytest.approx(expected, rel=1e-12, abs=0)
+    far = distances.frechet(x[0] * factor, a, y[0] * factor, a)
+    expected = (x[0] - y[0]).norm().item() * factor
+    assert far.item() == pytest.approx(expected, rel=1e-12, abs=1e-13)
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 @pytest.mark.parametrize("name", PAIRS)
 def test_unchecked_a_bad_sample_leaves_the_others_what_they_are(name, bad):

@@ -17,6 +17,7 @@ the matrices. A distance that is not squared has a kink at 0, where its derivati
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.evaluate import evaluate
 from covpool.linalg.functions import ENTROPY, LOG, SQRT, ScalarFunction
 from covpool.linalg.functions.odd import POLAR
-from covpool.linalg.precision import full_precision
+from covpool.linalg.precision import full_precision, range_unit
 from covpool.linalg.rectangular import decompose, lifted
 from covpool.linalg.spectrum import (
     inner_product,
@@ -73,6 +74,7 @@ class Distance:
         formula: d², in words of the docs.
         domain: the eigenvalues for which it is finite; others are refused.
         square: (A, B) → d² of Hermitian float64 matrices of one shape.
+        grows: whether d² of cA and cB is c times that of A and B; else it is the same.
         reference: the source.
     """
 
@@ -80,6 +82,7 @@ class Distance:
     formula: str
     domain: Domain
     square: Callable[[Tensor, Tensor], Tensor]
+    grows: bool = False
     reference: str
 
     def __call__(
@@ -102,7 +105,10 @@ class Distance:
             ValueError: not square, of different size, and, with `check`, what it refuses.
         """
         a, b, dtype = _pair(self.name, first, second, (self.domain, self.domain), check)
+        unit = 1.0
         with full_precision(a):
+            if self.grows:
+                a, b, unit = _in_range(a, b, dtype)
             value = self.square(a, b)
             if check and not unreadable(value) and not value.detach().isfinite().all():
                 raise ValueError(
@@ -110,7 +116,7 @@ class Distance:
                     "eigenvalues of A⁻¹B range further than float64 resolves: add a multiple of "
                     "the identity to both"
                 )
-            return (value if squared else _root(value)).to(dtype)
+            return _grown(value, unit**0.5, squared).to(dtype)
 
 
 def _pair(
@@ -136,6 +142,27 @@ def _pair(
         ) from None
     wide = torch.promote_types(a.dtype, b.dtype)
     return a.to(wide).expand(shape), b.to(wide).expand(shape), real_dtype(dtype)
+
+
+def _largest(matrix: Tensor) -> Tensor:
+    return matrix.detach().abs().amax((-2, -1), keepdim=True)
+
+
+def _in_range(a: Tensor, b: Tensor, given: torch.dtype) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Both over one unit, and that (*), a power of four, or 1."""
+    unit = _common_unit(given, _largest(a), _largest(b))
+    return (a, b, 1.0) if unit is None else (a / unit, b / unit, unit[..., 0, 0])
+
+
+def _common_unit(given: torch.dtype, *largest: Tensor, power: int = 3) -> Tensor | None:
+    """`range_unit` of what has these magnitudes (*, 1, 1), which the dtype `given` can hold."""
+    most = reduce(torch.maximum, largest).to(given)
+    return range_unit(most, torch.float64, power, readable=not unreadable(most))
+
+
+def _grown(square: Tensor, unit: Tensor | float, squared: bool) -> Tensor:
+    """d² or d of d² over the square of a unit: of d the root comes first, whose range is wider."""
+    return square * unit * unit if squared else _root(square) * unit
 
 
 def _check_shape(name: str, matrix: Tensor) -> None:
@@ -336,6 +363,7 @@ bures_wasserstein = Distance(
     formula="tr A + tr B − 2 tr (A^(1/2) B A^(1/2))^(1/2)",
     domain="λ ≥ 0",
     square=_bures_wasserstein,
+    grows=True,
     reference="Bhatia, Jain, Lim: On the Bures-Wasserstein distance between positive definite "
     "matrices, Expositiones Mathematicae 37, 2019",
 )
@@ -413,6 +441,7 @@ def relative_entropy(first: Tensor, second: Tensor, *, check: bool = True) -> Te
     """
     a, b, dtype = _pair("relative_entropy", first, second, ("λ ≥ 0", "λ ≥ 0"), check)
     with full_precision(a):
+        a, b, unit = _in_range(a, b, dtype)
         crossed = real_part(a * _lifted(LOG, b).conj()).sum((-2, -1))
         smooth = -_trace(_lifted(ENTROPY, a)) - crossed - _trace(a) + _trace(b)
         with torch.no_grad():
@@ -429,7 +458,7 @@ def relative_entropy(first: Tensor, second: Tensor, *, check: bool = True) -> Te
             curvature = torch.where(mixed.a > 0, -ENTROPY.confluent_difference(y, x), 1 / y)
             parts = torch.where(mixed.b > 0, curvature, 0) * _squares(mixed.difference)
             beyond = torch.where(outside, math.inf, 0.0).to(values.dtype)
-        return (_valued(smooth, parts.sum((-2, -1))) + beyond).to(dtype)
+        return (_valued(smooth, parts.sum((-2, -1))) * unit + beyond).to(dtype)
 
 
 def fidelity(first: Tensor, second: Tensor, *, check: bool = True) -> Tensor:
@@ -503,9 +532,17 @@ def frechet(
         dtype = torch.promote_types(dtype, real_dtype(mean.dtype))
     with full_precision(a):
         wide = of_kind(torch.float64, torch.promote_types(first_mean.dtype, second_mean.dtype))
-        apart = _squares(first_mean.to(wide) - second_mean.to(wide)).sum(-1)
-        value = apart + _bures_wasserstein(a, b)
-        return (value if squared else _root(value)).to(dtype)
+        apart = (first_mean.to(wide) - second_mean.to(wide))[..., None, :]
+        roots = (_largest(each).sqrt() for each in (a, b))
+        unit = _common_unit(dtype, _largest(apart), *roots, power=6)
+        if unit is None:
+            unit = 1.0
+        else:
+            # Twice, as the square of the unit may be out of range.
+            apart, a, b = apart / unit, a / unit / unit, b / unit / unit
+            unit = unit[..., 0, 0]
+        value = _norm_squared(apart) + _bures_wasserstein(a, b)
+        return _grown(value, unit, squared).to(dtype)
 
 
 def frechet_from_samples(
@@ -557,8 +594,10 @@ def frechet_from_samples(
     given = torch.promote_types(first.dtype, second.dtype)
     wide = of_kind(torch.float64, given)
     with full_precision(first):
+        unit = _common_unit(real_dtype(given), _largest(first), _largest(second), power=6)
         (mean, factor), (other_mean, other) = (
-            _moments(x.to(wide), correction) for x in (first, second)
+            _moments(x.to(wide) / (1 if unit is None else unit), correction)
+            for x in (first, second)
         )
         apart = _squares(mean - other_mean).sum(-1)
         # With as many columns, a unitary matrix takes one nearest to the other.
@@ -567,7 +606,8 @@ def frechet_from_samples(
         found = _align(factor, other)
         smooth = _norm_squared(factor) + _norm_squared(other) - 2 * found.nuclear_norm
         value = apart + _valued(smooth, found.apart)
-        return (value if squared else _root(value)).to(real_dtype(given))
+        along = 1.0 if unit is None else unit[..., 0, 0]
+        return _grown(value, along, squared).to(real_dtype(given))
 
 
 def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
