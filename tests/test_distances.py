@@ -84,6 +84,11 @@ SMOOTH = {
 PAIRS = {**SMOOTH, "fidelity": distances.fidelity}
 
 
+def function_root(a):
+    values, vectors = torch.linalg.eigh(a)
+    return vectors @ torch.diag(values.sqrt()) @ vectors.mT
+
+
 def by_mpmath(name, a, b):
     with mpmath.workdps(70):
         return ORACLES[name](mpmath.matrix(a.tolist()), mpmath.matrix(b.tolist()))
@@ -95,8 +100,31 @@ def by_mpmath(name, a, b):
 def test_far_apart_they_are_those_of_mpmath(name, dtype, condition):
     a, b = definite(condition, seed=1, dtype=dtype), definite(condition, seed=2, dtype=dtype)
     expected = by_mpmath(name, a, b)
-    bound = 1e-14 + 1e-15 * (condition**2 if name == "affine-invariant" else condition)
+    bound = 1e-14 + 1e-15 * condition
     assert abs(PAIRS[name](a, b).item() - expected) <= bound * expected
+
+
+@pytest.mark.parametrize("name", ["affine-invariant", "stein"])
+def test_ill_conditioned_matrices_lose_the_digits_of_one_condition_number(name):
+    """A⁻¹B may have the product of both, 1e16 here."""
+    for seed in range(4):
+        a, b = (definite(1e8, 4, seed=2 * seed + k) for k in (1, 2))
+        expected = float(by_mpmath(name, a, b))
+        for pair in ((a, b), (b, a)):
+            assert PAIRS[name](*pair).item() == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("gap", [0.01, 0.06, 0.07, 0.2, 0.45, 0.55, 0.9])
+@pytest.mark.parametrize("name", ["affine-invariant", "stein"])
+def test_no_digits_are_lost_where_one_formula_follows_the_other(name, gap):
+    for condition in (1e1, 1e4):
+        a = definite(condition)
+        for sign in (-1, 1):
+            ratio = 1 + sign * gap * np.array([0.1, 0.3, 0.5, 0.7, 1])
+            root = function_root(a)
+            b = hermitian(root @ with_spectrum(ratio, 3, torch.float64) @ root)
+            expected = by_mpmath(name, a, b)
+            assert abs(SMOOTH[name](a, b).item() - expected) <= 2e-15 * condition * expected
 
 
 @parametrize("gap", [1e-1, 1e-4, 1e-8, 1e-12], keep=[1e-1, 1e-8])

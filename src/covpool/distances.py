@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from covpool.linalg import checks
+from covpool.linalg.engine.singular import SINGULAR_VALUE_DECOMPOSITION
 from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.evaluate import evaluate
 from covpool.linalg.functions import ENTROPY, LOG, SQRT, ScalarFunction
@@ -58,7 +59,7 @@ __all__ = [
     "von_neumann_entropy",
 ]
 
-NEAR = 1 / 16
+NEAR = 1 / 2
 """How far A⁻¹B may be from the identity, to be taken as close: the formulas for close matrices lose
 the digits of the condition number, the others those of the distance."""
 
@@ -310,28 +311,45 @@ def _log_euclidean(a: Tensor, b: Tensor) -> Tensor:
     return _norm_squared(_valued(difference, accurate))
 
 
-def _whitened(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """L⁻¹ B L⁻ᴴ and L⁻¹ (B − A) L⁻ᴴ with A = L Lᴴ."""
+class _Ratio(NamedTuple):
+    """With A = L Lᴴ and B = M Mᴴ: L⁻¹ B L⁻ᴴ and L⁻¹ (B − A) L⁻ᴴ, and as constants the singular
+
+    values s of L⁻¹ M, whose squares are the eigenvalues of the first, with their left vectors. They
+    lose the digits of √(κ(A) κ(B)), the eigenvalues would lose those of κ(A) κ(B).
+    """
+
+    whitened: Tensor
+    change: Tensor
+    s: Tensor
+    u: Tensor
+
+
+def _ratio(a: Tensor, b: Tensor) -> _Ratio:
     factor = torch.linalg.cholesky_ex(a)[0]
 
     def congruence(matrix: Tensor) -> Tensor:
         half = torch.linalg.solve_triangular(factor, matrix, upper=False)
         return symmetric_part(torch.linalg.solve_triangular(factor, half.mH, upper=False))
 
-    return congruence(b), congruence(b - a)
+    with torch.no_grad():
+        other = torch.linalg.cholesky_ex(b.detach())[0]
+        ratio = torch.linalg.solve_triangular(factor.detach(), other, upper=False)
+        u, s, _ = SINGULAR_VALUE_DECOMPOSITION(ratio)
+    return _Ratio(congruence(b), congruence(b - a), s, u)
 
 
 def _affine_invariant(a: Tensor, b: Tensor) -> Tensor:
     """‖log(L⁻¹ B L⁻ᴴ)‖²; of close matrices log1p of the eigenvalues of L⁻¹ (B − A) L⁻ᴴ."""
-    whitened, change = _whitened(a, b)
+    whitened, change, s, u = _ratio(a, b)
     logarithm = _lifted(LOG, whitened)
     with torch.no_grad():
         spectrum = EIGENDECOMPOSITION(whitened)[0]
         lost = (LOG.clip(spectrum, spectrum.shape[-1]) == 0).any(-1)[..., None, None]
         values, vectors = EIGENDECOMPOSITION(change)
-        close = (vectors * torch.log1p(values.clamp_min(-0.5))[..., None, :]) @ vectors.mH
-        near = _within(values)[..., None, None]
-        accurate = torch.where(near, close, logarithm.detach())
+        near = _within(values)[..., None]
+        logarithms = torch.where(near, torch.log1p(values.clamp_min(-NEAR)), 2 * s.log())
+        vectors = torch.where(near[..., None], vectors, u)
+        accurate = (vectors * logarithms[..., None, :]) @ vectors.mH
         accurate = torch.where(lost, torch.nan, accurate)
     return _norm_squared(_valued(logarithm, accurate))
 
@@ -346,15 +364,19 @@ def _log_determinant(matrix: Tensor) -> Tensor:
 
 
 def _stein(a: Tensor, b: Tensor) -> Tensor:
-    """log det (A + B)/2 − ½ log det A B; of close ones ½ Σ log(1 + μ²/4(1 + μ)), μ as above."""
-    mean = _log_determinant((a + b) / 2)
+    """log det (A + B)/2 − ½ log det A B, which is ½ Σ log(1 + (s − 1/s)²/4) of the s of `_ratio`.
+
+    Of close matrices (s − 1/s)² is μ²/(1 + μ), with μ the eigenvalues of L⁻¹ (B − A) L⁻ᴴ.
+    """
+    mean = _log_determinant(a / 2 + b / 2)
     smooth = mean - (_log_determinant(a) + _log_determinant(b)) / 2
     with torch.no_grad():
-        _, change = _whitened(a.detach(), b.detach())
-        values = EIGENDECOMPOSITION(change)[0]
-        near, values = _within(values), values.clamp_min(-0.5)
-        close = torch.log1p(values.square() / (4 * (1 + values))).sum(-1) / 2
-        accurate = torch.where(near, close, smooth.detach())
+        found = _ratio(a.detach(), b.detach())
+        values = EIGENDECOMPOSITION(found.change)[0]
+        near = _within(values)[..., None]
+        values = values.clamp_min(-NEAR)
+        apart = torch.where(near, values.square() / (1 + values), (found.s - 1 / found.s).square())
+        accurate = torch.log1p(apart / 4).sum(-1) / 2
     return _valued(smooth, accurate)
 
 
