@@ -477,6 +477,31 @@ def test_frechet_refusals():
         distances.frechet_from_samples(torch.stack([matrix, matrix * math.inf]), matrix)
 
 
+def test_frechet_refuses_batches_that_do_not_go_together_and_other_corrections():
+    samples = torch.zeros(2, 4, 3)
+    with pytest.raises(ValueError, match=r"_samples: batch shapes \(2,\) and \(3,\) do not"):
+        distances.frechet_from_samples(samples, torch.zeros(3, 4, 3))
+    matrices = torch.eye(3).expand(2, 3, 3)
+    with pytest.raises(ValueError, match=r"frechet: batch shapes \(5,\) and \(2,\) do not"):
+        distances.frechet(torch.zeros(5, 3), matrices, torch.zeros(5, 3), matrices)
+    with pytest.raises(ValueError, match=r"frechet: batch shapes \(5,\) and \(4,\) do not"):
+        distances.frechet(torch.zeros(5, 3), torch.eye(3), torch.zeros(4, 3), torch.eye(3))
+    for correction in (0.5, -1, None, True):
+        with pytest.raises(ValueError, match=rf"correction must be a whole .* got {correction}"):
+            distances.frechet_from_samples(samples, samples, correction=correction)
+    with pytest.raises(ValueError, match=r"frechet_from_samples.*size of 1 or more.*\(4, 0\)"):
+        distances.frechet_from_samples(samples[0, :, :0], samples[0, :, :0])
+
+
+def test_subnormal_matrices():
+    a = torch.eye(3, dtype=torch.float64) * 1e-310
+    for name in DISTANCES:
+        assert DISTANCES[name](a, a).item() == 0
+        expected = DISTANCES[name](a * 2**40, a * 2**42).item()
+        expected *= 2**-20 if name == "bures-wasserstein" else 1
+        assert DISTANCES[name](a, 4 * a).item() == pytest.approx(expected, rel=1e-10, abs=0)
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_refusals_name_the_function_and_the_sample(name):
     a = definite()

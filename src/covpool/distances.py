@@ -106,10 +106,8 @@ class Distance:
             ValueError: not square, of different size, and, with `check`, what it refuses.
         """
         a, b, dtype = _pair(self.name, first, second, (self.domain, self.domain), check)
-        unit = 1.0
         with full_precision(a):
-            if self.grows:
-                a, b, unit = _in_range(a, b, dtype)
+            a, b, unit = _in_range(a, b, dtype, shrink=self.grows)
             value = self.square(a, b)
             if check and not unreadable(value) and not value.detach().isfinite().all():
                 raise ValueError(
@@ -117,7 +115,7 @@ class Distance:
                     "eigenvalues of A⁻¹B range further than float64 resolves: add a multiple of "
                     "the identity to both"
                 )
-            return _grown(value, unit**0.5, squared).to(dtype)
+            return _grown(value, unit**0.5 if self.grows else 1.0, squared).to(dtype)
 
 
 def _pair(
@@ -134,13 +132,7 @@ def _pair(
     dtype = torch.promote_types(first.dtype, second.dtype)
     a = _single(f"{name}: first matrix", first, domains[0], check)
     b = _single(f"{name}: second matrix", second, domains[1], check)
-    try:
-        shape = torch.broadcast_shapes(a.shape, b.shape)
-    except RuntimeError:
-        raise ValueError(
-            f"{name}: batch shapes {tuple(first.shape[:-2])} and {tuple(second.shape[:-2])} do not "
-            "broadcast"
-        ) from None
+    shape = _batch(name, first.shape[:-2], second.shape[:-2]) + first.shape[-2:]
     wide = torch.promote_types(a.dtype, b.dtype)
     return a.to(wide).expand(shape), b.to(wide).expand(shape), real_dtype(dtype)
 
@@ -149,10 +141,20 @@ def _largest(matrix: Tensor) -> Tensor:
     return matrix.detach().abs().amax((-2, -1), keepdim=True)
 
 
-def _in_range(a: Tensor, b: Tensor, given: torch.dtype) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Both over one unit, and that (*), a power of four, or 1."""
+def _in_range(
+    a: Tensor, b: Tensor, given: torch.dtype, *, shrink: bool
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Both over one unit, and that (*), a power of four, or 1.
+
+    Args:
+        shrink: whether the unit may exceed 1: the smaller of the two may then vanish beside the
+            larger one, which a distance that depends on their ratio does not allow.
+    """
     unit = _common_unit(given, _largest(a), _largest(b))
-    return (a, b, 1.0) if unit is None else (a / unit, b / unit, unit[..., 0, 0])
+    if unit is None:
+        return a, b, 1.0
+    unit = unit if shrink else unit.clamp_max(1)
+    return a / unit, b / unit, unit[..., 0, 0]
 
 
 def _common_unit(given: torch.dtype, *largest: Tensor, power: int = 3) -> Tensor | None:
@@ -164,6 +166,19 @@ def _common_unit(given: torch.dtype, *largest: Tensor, power: int = 3) -> Tensor
 def _grown(square: Tensor, unit: Tensor | float, squared: bool) -> Tensor:
     """d² or d of d² over the square of a unit: of d the root comes first, whose range is wider."""
     return square * unit * unit if squared else _root(square) * unit
+
+
+def _batch(name: str, *shapes: torch.Size) -> torch.Size:
+    """The shape to which these broadcast; where they do not, the first that does not is refused."""
+    found = torch.Size()
+    for shape in shapes:
+        try:
+            found = torch.broadcast_shapes(found, shape)
+        except RuntimeError:
+            raise ValueError(
+                f"{name}: batch shapes {tuple(found)} and {tuple(shape)} do not broadcast"
+            ) from None
+    return found
 
 
 def _check_shape(name: str, matrix: Tensor) -> None:
@@ -463,7 +478,7 @@ def relative_entropy(first: Tensor, second: Tensor, *, check: bool = True) -> Te
     """
     a, b, dtype = _pair("relative_entropy", first, second, ("λ ≥ 0", "λ ≥ 0"), check)
     with full_precision(a):
-        a, b, unit = _in_range(a, b, dtype)
+        a, b, unit = _in_range(a, b, dtype, shrink=True)
         crossed = real_part(a * _lifted(LOG, b).conj()).sum((-2, -1))
         smooth = -_trace(_lifted(ENTROPY, a)) - crossed - _trace(a) + _trace(b)
         with torch.no_grad():
@@ -549,6 +564,8 @@ def frechet(
         if check and not unreadable(mean):
             checks.finite(f"frechet: {which} mean", mean, sample_dims=1)
     name = "frechet"
+    covariances = (first_covariance.shape[:-2], second_covariance.shape[:-2])
+    _batch(name, first_mean.shape[:-1], second_mean.shape[:-1], *covariances)
     a, b, dtype = _pair(name, first_covariance, second_covariance, ("λ ≥ 0", "λ ≥ 0"), check)
     for mean in (first_mean, second_mean):
         dtype = torch.promote_types(dtype, real_dtype(mean.dtype))
@@ -595,16 +612,22 @@ def frechet_from_samples(
 
     Raises:
         TypeError: not a tensor.
-        ValueError: not floating point, no two dimensions, another n, no more samples than
-            `correction` and, with `check`, features that are not finite, by index.
+        ValueError: not floating point, no two dimensions, another n, n = 0, batches that do not
+            broadcast, a `correction` that is no whole number from 0 on, no more samples than it
+            and, with `check`, features that are not finite, by index.
     """
     name = "frechet_from_samples"
+    checks.require_integer(f"{name}: correction", correction, 0)
     for which, x in (("first", first), ("second", second)):
         checks.floating(f"{name}: {which} features", x, complex_too=True)
         if x.ndim < 2 or x.shape[-2] <= correction:
             raise ValueError(
                 f"{name} needs features (*, N, n) of more than {correction} samples, got shape "
                 f"{tuple(x.shape)}"
+            )
+        if x.shape[-1] == 0:
+            raise ValueError(
+                f"{name} needs features of a size of 1 or more, got shape {tuple(x.shape)}"
             )
         if check and not unreadable(x):
             checks.finite(f"{name}: {which} features", x, sample_dims=2)
@@ -613,6 +636,7 @@ def frechet_from_samples(
             f"{name} needs features of one size, got shapes {tuple(first.shape)} and "
             f"{tuple(second.shape)}"
         )
+    _batch(name, first.shape[:-2], second.shape[:-2])
     given = torch.promote_types(first.dtype, second.dtype)
     wide = of_kind(torch.float64, given)
     with full_precision(first):
