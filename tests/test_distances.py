@@ -84,6 +84,11 @@ SMOOTH = {
 PAIRS = {**SMOOTH, "fidelity": distances.fidelity}
 
 
+def function_root(a):
+    values, vectors = torch.linalg.eigh(a)
+    return vectors @ torch.diag(values.sqrt()) @ vectors.mT
+
+
 def by_mpmath(name, a, b):
     with mpmath.workdps(70):
         return ORACLES[name](mpmath.matrix(a.tolist()), mpmath.matrix(b.tolist()))
@@ -95,8 +100,31 @@ def by_mpmath(name, a, b):
 def test_far_apart_they_are_those_of_mpmath(name, dtype, condition):
     a, b = definite(condition, seed=1, dtype=dtype), definite(condition, seed=2, dtype=dtype)
     expected = by_mpmath(name, a, b)
-    bound = 1e-14 + 1e-15 * (condition**2 if name == "affine-invariant" else condition)
+    bound = 1e-14 + 1e-15 * condition
     assert abs(PAIRS[name](a, b).item() - expected) <= bound * expected
+
+
+@pytest.mark.parametrize("name", ["affine-invariant", "stein"])
+def test_ill_conditioned_matrices_lose_the_digits_of_one_condition_number(name):
+    """A⁻¹B may have the product of both, 1e16 here."""
+    for seed in range(4):
+        a, b = (definite(1e8, 4, seed=2 * seed + k) for k in (1, 2))
+        expected = float(by_mpmath(name, a, b))
+        for pair in ((a, b), (b, a)):
+            assert PAIRS[name](*pair).item() == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("gap", [0.01, 0.06, 0.07, 0.2, 0.45, 0.55, 0.9])
+@pytest.mark.parametrize("name", ["affine-invariant", "stein"])
+def test_no_digits_are_lost_where_one_formula_follows_the_other(name, gap):
+    for condition in (1e1, 1e4):
+        a = definite(condition)
+        for sign in (-1, 1):
+            ratio = 1 + sign * gap * np.array([0.1, 0.3, 0.5, 0.7, 1])
+            root = function_root(a)
+            b = hermitian(root @ with_spectrum(ratio, 3, torch.float64) @ root)
+            expected = by_mpmath(name, a, b)
+            assert abs(SMOOTH[name](a, b).item() - expected) <= 2e-15 * condition * expected
 
 
 @parametrize("gap", [1e-1, 1e-4, 1e-8, 1e-12], keep=[1e-1, 1e-8])
@@ -262,6 +290,66 @@ def test_what_float64_does_not_resolve_is_refused():
     assert distances.log_euclidean(a, b).item() == pytest.approx(math.sqrt(2) * math.log(1e10))
 
 
+DEGREE = {"bures-wasserstein": 1, "relative-entropy": 1, "fidelity": 2}
+"""With which power of a common factor of both matrices they grow; the others do not."""
+
+
+@pytest.mark.parametrize("exponent", [-300, -155, 155, 300, 307])
+@pytest.mark.parametrize("name", PAIRS)
+def test_they_neither_overflow_nor_vanish_on_the_way(name, exponent):
+    a, b = definite(seed=1), definite(seed=2)
+    factor = 10.0**exponent
+    degree = DEGREE.get(name, 0)
+    if degree == 2:
+        assert PAIRS[name](a * factor, b / factor).item() == pytest.approx(
+            PAIRS[name](a, b).item(), rel=1e-12
+        )
+        return
+    expected = PAIRS[name](a, b).item() * factor**degree
+    for call in (PAIRS[name], vmap(PAIRS[name])):
+        batched = call is not PAIRS[name]
+        pair = ((a * factor)[None], (b * factor)[None]) if batched else (a * factor, b * factor)
+        assert call(*pair).item() == pytest.approx(expected, rel=1e-12, abs=0)
+    leaf = (a * factor).requires_grad_()
+    (gradient,) = torch.autograd.grad(PAIRS[name](leaf, b * factor), leaf)
+    usual = a.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(PAIRS[name](usual, b), usual)
+    assert relative_error(gradient * factor if degree == 0 else gradient, wanted) < 1e-10
+
+
+@pytest.mark.parametrize("exponent", [-300, -155, 155, 300])
+def test_frechet_distances_neither_overflow_nor_vanish_on_the_way(exponent):
+    factor = 10.0**exponent
+    generator = torch.manual_seed(0)
+    x, y = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (9, 2))
+    expected = distances.frechet_from_samples(x, y).item() * factor
+    found = distances.frechet_from_samples(x * factor, y * factor)
+    assert found.item() == pytest.approx(expected, rel=1e-12, abs=0)
+    root = 10.0 ** (exponent / 2)
+    a, b = definite(size=3, seed=1), definite(size=3, seed=2)
+    expected = distances.frechet(x[0], a, y[0], b).item() * root
+    found = distances.frechet(x[0] * root, a * factor, y[0] * root, b * factor)
+    assert found.item() == pytest.approx(expected, rel=1e-12, abs=0)
+    far = distances.frechet(x[0] * factor, a, y[0] * factor, a)
+    expected = (x[0] - y[0]).norm().item() * factor
+    assert far.item() == pytest.approx(expected, rel=1e-12, abs=1e-13)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("name", PAIRS)
+def test_unchecked_a_bad_sample_leaves_the_others_what_they_are(name, bad):
+    good = torch.eye(3, dtype=torch.float64)
+    for pair in ((bad * good, good), (good, bad * good), (bad * good, bad * good)):
+        pair = [torch.where(each.isnan(), bad, each) for each in pair]
+        batch = [torch.stack([k * good, each]) for k, each in zip((1, 2), pair, strict=True)]
+        alone = PAIRS[name](*pair, check=False)
+        for found in (PAIRS[name](*batch, check=False), vmap(PAIRS[name])(*batch)):
+            assert found[0].item() == pytest.approx(PAIRS[name](good, 2 * good).item(), rel=1e-14)
+            torch.testing.assert_close(found[1], alone, equal_nan=True)
+        if not math.isfinite(bad):
+            assert alone.isnan()
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_batches_broadcast_and_vmap(name):
     a = torch.stack([definite(5, seed=k) for k in range(3)])[:, None]
@@ -387,6 +475,31 @@ def test_frechet_refusals():
         distances.frechet_from_samples(matrix, torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"first features: NaN.*\[1\]"):
         distances.frechet_from_samples(torch.stack([matrix, matrix * math.inf]), matrix)
+
+
+def test_frechet_refuses_batches_that_do_not_go_together_and_other_corrections():
+    samples = torch.zeros(2, 4, 3)
+    with pytest.raises(ValueError, match=r"_samples: batch shapes \(2,\) and \(3,\) do not"):
+        distances.frechet_from_samples(samples, torch.zeros(3, 4, 3))
+    matrices = torch.eye(3).expand(2, 3, 3)
+    with pytest.raises(ValueError, match=r"frechet: batch shapes \(5,\) and \(2,\) do not"):
+        distances.frechet(torch.zeros(5, 3), matrices, torch.zeros(5, 3), matrices)
+    with pytest.raises(ValueError, match=r"frechet: batch shapes \(5,\) and \(4,\) do not"):
+        distances.frechet(torch.zeros(5, 3), torch.eye(3), torch.zeros(4, 3), torch.eye(3))
+    for correction in (0.5, -1, None, True):
+        with pytest.raises(ValueError, match=rf"correction must be a whole .* got {correction}"):
+            distances.frechet_from_samples(samples, samples, correction=correction)
+    with pytest.raises(ValueError, match=r"frechet_from_samples.*size of 1 or more.*\(4, 0\)"):
+        distances.frechet_from_samples(samples[0, :, :0], samples[0, :, :0])
+
+
+def test_subnormal_matrices():
+    a = torch.eye(3, dtype=torch.float64) * 1e-310
+    for name in DISTANCES:
+        assert DISTANCES[name](a, a).item() == 0
+        expected = DISTANCES[name](a * 2**40, a * 2**42).item()
+        expected *= 2**-20 if name == "bures-wasserstein" else 1
+        assert DISTANCES[name](a, 4 * a).item() == pytest.approx(expected, rel=1e-10, abs=0)
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -17,6 +17,7 @@ the matrices. A distance that is not squared has a kink at 0, where its derivati
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,10 +25,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from covpool.linalg import checks
+from covpool.linalg.engine.singular import SINGULAR_VALUE_DECOMPOSITION
+from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.evaluate import evaluate
 from covpool.linalg.functions import ENTROPY, LOG, SQRT, ScalarFunction
 from covpool.linalg.functions.odd import POLAR
-from covpool.linalg.precision import full_precision
+from covpool.linalg.precision import full_precision, range_unit
 from covpool.linalg.rectangular import decompose, lifted
 from covpool.linalg.spectrum import (
     inner_product,
@@ -56,7 +59,7 @@ __all__ = [
     "von_neumann_entropy",
 ]
 
-NEAR = 1 / 16
+NEAR = 1 / 2
 """How far A⁻¹B may be from the identity, to be taken as close: the formulas for close matrices lose
 the digits of the condition number, the others those of the distance."""
 
@@ -72,6 +75,7 @@ class Distance:
         formula: d², in words of the docs.
         domain: the eigenvalues for which it is finite; others are refused.
         square: (A, B) → d² of Hermitian float64 matrices of one shape.
+        grows: whether d² of cA and cB is c times that of A and B; else it is the same.
         reference: the source.
     """
 
@@ -79,6 +83,7 @@ class Distance:
     formula: str
     domain: Domain
     square: Callable[[Tensor, Tensor], Tensor]
+    grows: bool = False
     reference: str
 
     def __call__(
@@ -102,6 +107,7 @@ class Distance:
         """
         a, b, dtype = _pair(self.name, first, second, (self.domain, self.domain), check)
         with full_precision(a):
+            a, b, unit = _in_range(a, b, dtype, shrink=self.grows)
             value = self.square(a, b)
             if check and not unreadable(value) and not value.detach().isfinite().all():
                 raise ValueError(
@@ -109,7 +115,7 @@ class Distance:
                     "eigenvalues of A⁻¹B range further than float64 resolves: add a multiple of "
                     "the identity to both"
                 )
-            return (value if squared else _root(value)).to(dtype)
+            return _grown(value, unit**0.5 if self.grows else 1.0, squared).to(dtype)
 
 
 def _pair(
@@ -126,15 +132,53 @@ def _pair(
     dtype = torch.promote_types(first.dtype, second.dtype)
     a = _single(f"{name}: first matrix", first, domains[0], check)
     b = _single(f"{name}: second matrix", second, domains[1], check)
-    try:
-        shape = torch.broadcast_shapes(a.shape, b.shape)
-    except RuntimeError:
-        raise ValueError(
-            f"{name}: batch shapes {tuple(first.shape[:-2])} and {tuple(second.shape[:-2])} do not "
-            "broadcast"
-        ) from None
+    shape = _batch(name, first.shape[:-2], second.shape[:-2]) + first.shape[-2:]
     wide = torch.promote_types(a.dtype, b.dtype)
     return a.to(wide).expand(shape), b.to(wide).expand(shape), real_dtype(dtype)
+
+
+def _largest(matrix: Tensor) -> Tensor:
+    return matrix.detach().abs().amax((-2, -1), keepdim=True)
+
+
+def _in_range(
+    a: Tensor, b: Tensor, given: torch.dtype, *, shrink: bool
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Both over one unit, and that (*), a power of four, or 1.
+
+    Args:
+        shrink: whether the unit may exceed 1: the smaller of the two may then vanish beside the
+            larger one, which a distance that depends on their ratio does not allow.
+    """
+    unit = _common_unit(given, _largest(a), _largest(b))
+    if unit is None:
+        return a, b, 1.0
+    unit = unit if shrink else unit.clamp_max(1)
+    return a / unit, b / unit, unit[..., 0, 0]
+
+
+def _common_unit(given: torch.dtype, *largest: Tensor, power: int = 3) -> Tensor | None:
+    """`range_unit` of what has these magnitudes (*, 1, 1), which the dtype `given` can hold."""
+    most = reduce(torch.maximum, largest).to(given)
+    return range_unit(most, torch.float64, power, readable=not unreadable(most))
+
+
+def _grown(square: Tensor, unit: Tensor | float, squared: bool) -> Tensor:
+    """d² or d of d² over the square of a unit: of d the root comes first, whose range is wider."""
+    return square * unit * unit if squared else _root(square) * unit
+
+
+def _batch(name: str, *shapes: torch.Size) -> torch.Size:
+    """The shape to which these broadcast; where they do not, the first that does not is refused."""
+    found = torch.Size()
+    for shape in shapes:
+        try:
+            found = torch.broadcast_shapes(found, shape)
+        except RuntimeError:
+            raise ValueError(
+                f"{name}: batch shapes {tuple(found)} and {tuple(shape)} do not broadcast"
+            ) from None
+    return found
 
 
 def _check_shape(name: str, matrix: Tensor) -> None:
@@ -241,7 +285,7 @@ def _bures_wasserstein(a: Tensor, b: Tensor) -> Tensor:
     found = _align(p, q)
     smooth = _trace(a) + _trace(b) - 2 * found.nuclear_norm
     with torch.no_grad():
-        values, vectors = torch.linalg.eigh(a.detach())
+        values, vectors = EIGENDECOMPOSITION(a)
         delta = b.detach() - a.detach()
         sums = values[..., :, None].clamp_min(0) + found.h[..., None, :]
         parts = (vectors.mH @ delta @ p.detach() @ found.w) / torch.where(sums > 0, sums, 1)
@@ -265,8 +309,8 @@ class _Mixed(NamedTuple):
 
 
 def _mixed(first: Tensor, second: Tensor, function: ScalarFunction) -> _Mixed:
-    a, v = torch.linalg.eigh(first)
-    b, w = torch.linalg.eigh(second)
+    a, v = EIGENDECOMPOSITION(first)
+    b, w = EIGENDECOMPOSITION(second)
     a, b = (function.clip(x, x.shape[-1]) for x in (a, b))
     return _Mixed(a[..., :, None], b[..., None, :], v, w, v.mH @ (first - second) @ w)
 
@@ -282,28 +326,45 @@ def _log_euclidean(a: Tensor, b: Tensor) -> Tensor:
     return _norm_squared(_valued(difference, accurate))
 
 
-def _whitened(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """L⁻¹ B L⁻ᴴ and L⁻¹ (B − A) L⁻ᴴ with A = L Lᴴ."""
+class _Ratio(NamedTuple):
+    """With A = L Lᴴ and B = M Mᴴ: L⁻¹ B L⁻ᴴ and L⁻¹ (B − A) L⁻ᴴ, and as constants the singular
+
+    values s of L⁻¹ M, whose squares are the eigenvalues of the first, with their left vectors. They
+    lose the digits of √(κ(A) κ(B)), the eigenvalues would lose those of κ(A) κ(B).
+    """
+
+    whitened: Tensor
+    change: Tensor
+    s: Tensor
+    u: Tensor
+
+
+def _ratio(a: Tensor, b: Tensor) -> _Ratio:
     factor = torch.linalg.cholesky_ex(a)[0]
 
     def congruence(matrix: Tensor) -> Tensor:
         half = torch.linalg.solve_triangular(factor, matrix, upper=False)
         return symmetric_part(torch.linalg.solve_triangular(factor, half.mH, upper=False))
 
-    return congruence(b), congruence(b - a)
+    with torch.no_grad():
+        other = torch.linalg.cholesky_ex(b.detach())[0]
+        ratio = torch.linalg.solve_triangular(factor.detach(), other, upper=False)
+        u, s, _ = SINGULAR_VALUE_DECOMPOSITION(ratio)
+    return _Ratio(congruence(b), congruence(b - a), s, u)
 
 
 def _affine_invariant(a: Tensor, b: Tensor) -> Tensor:
     """‖log(L⁻¹ B L⁻ᴴ)‖²; of close matrices log1p of the eigenvalues of L⁻¹ (B − A) L⁻ᴴ."""
-    whitened, change = _whitened(a, b)
+    whitened, change, s, u = _ratio(a, b)
     logarithm = _lifted(LOG, whitened)
     with torch.no_grad():
-        spectrum = torch.linalg.eigvalsh(whitened.detach())
+        spectrum = EIGENDECOMPOSITION(whitened)[0]
         lost = (LOG.clip(spectrum, spectrum.shape[-1]) == 0).any(-1)[..., None, None]
-        values, vectors = torch.linalg.eigh(change.detach())
-        close = (vectors * torch.log1p(values.clamp_min(-0.5))[..., None, :]) @ vectors.mH
-        near = _within(values)[..., None, None]
-        accurate = torch.where(near, close, logarithm.detach())
+        values, vectors = EIGENDECOMPOSITION(change)
+        near = _within(values)[..., None]
+        logarithms = torch.where(near, torch.log1p(values.clamp_min(-NEAR)), 2 * s.log())
+        vectors = torch.where(near[..., None], vectors, u)
+        accurate = (vectors * logarithms[..., None, :]) @ vectors.mH
         accurate = torch.where(lost, torch.nan, accurate)
     return _norm_squared(_valued(logarithm, accurate))
 
@@ -318,15 +379,19 @@ def _log_determinant(matrix: Tensor) -> Tensor:
 
 
 def _stein(a: Tensor, b: Tensor) -> Tensor:
-    """log det (A + B)/2 − ½ log det A B; of close ones ½ Σ log(1 + μ²/4(1 + μ)), μ as above."""
-    mean = _log_determinant((a + b) / 2)
+    """log det (A + B)/2 − ½ log det A B, which is ½ Σ log(1 + (s − 1/s)²/4) of the s of `_ratio`.
+
+    Of close matrices (s − 1/s)² is μ²/(1 + μ), with μ the eigenvalues of L⁻¹ (B − A) L⁻ᴴ.
+    """
+    mean = _log_determinant(a / 2 + b / 2)
     smooth = mean - (_log_determinant(a) + _log_determinant(b)) / 2
     with torch.no_grad():
-        _, change = _whitened(a.detach(), b.detach())
-        values = torch.linalg.eigvalsh(change)
-        near, values = _within(values), values.clamp_min(-0.5)
-        close = torch.log1p(values.square() / (4 * (1 + values))).sum(-1) / 2
-        accurate = torch.where(near, close, smooth.detach())
+        found = _ratio(a.detach(), b.detach())
+        values = EIGENDECOMPOSITION(found.change)[0]
+        near = _within(values)[..., None]
+        values = values.clamp_min(-NEAR)
+        apart = torch.where(near, values.square() / (1 + values), (found.s - 1 / found.s).square())
+        accurate = torch.log1p(apart / 4).sum(-1) / 2
     return _valued(smooth, accurate)
 
 
@@ -335,6 +400,7 @@ bures_wasserstein = Distance(
     formula="tr A + tr B − 2 tr (A^(1/2) B A^(1/2))^(1/2)",
     domain="λ ≥ 0",
     square=_bures_wasserstein,
+    grows=True,
     reference="Bhatia, Jain, Lim: On the Bures-Wasserstein distance between positive definite "
     "matrices, Expositiones Mathematicae 37, 2019",
 )
@@ -412,11 +478,12 @@ def relative_entropy(first: Tensor, second: Tensor, *, check: bool = True) -> Te
     """
     a, b, dtype = _pair("relative_entropy", first, second, ("λ ≥ 0", "λ ≥ 0"), check)
     with full_precision(a):
+        a, b, unit = _in_range(a, b, dtype, shrink=True)
         crossed = real_part(a * _lifted(LOG, b).conj()).sum((-2, -1))
         smooth = -_trace(_lifted(ENTROPY, a)) - crossed - _trace(a) + _trace(b)
         with torch.no_grad():
             rho, sigma = a.detach(), b.detach()
-            values, vectors = torch.linalg.eigh(sigma)
+            values, vectors = EIGENDECOMPOSITION(sigma)
             shares = real_part(vectors.conj() * (rho @ vectors)).sum(-2)
             null = LOG.clip(values, values.shape[-1]) == 0
             tolerance = rank_tolerance(values.shape[-1], rho.dtype)
@@ -428,7 +495,7 @@ def relative_entropy(first: Tensor, second: Tensor, *, check: bool = True) -> Te
             curvature = torch.where(mixed.a > 0, -ENTROPY.confluent_difference(y, x), 1 / y)
             parts = torch.where(mixed.b > 0, curvature, 0) * _squares(mixed.difference)
             beyond = torch.where(outside, math.inf, 0.0).to(values.dtype)
-        return (_valued(smooth, parts.sum((-2, -1))) + beyond).to(dtype)
+        return (_valued(smooth, parts.sum((-2, -1))) * unit + beyond).to(dtype)
 
 
 def fidelity(first: Tensor, second: Tensor, *, check: bool = True) -> Tensor:
@@ -497,14 +564,24 @@ def frechet(
         if check and not unreadable(mean):
             checks.finite(f"frechet: {which} mean", mean, sample_dims=1)
     name = "frechet"
+    covariances = (first_covariance.shape[:-2], second_covariance.shape[:-2])
+    _batch(name, first_mean.shape[:-1], second_mean.shape[:-1], *covariances)
     a, b, dtype = _pair(name, first_covariance, second_covariance, ("λ ≥ 0", "λ ≥ 0"), check)
     for mean in (first_mean, second_mean):
         dtype = torch.promote_types(dtype, real_dtype(mean.dtype))
     with full_precision(a):
         wide = of_kind(torch.float64, torch.promote_types(first_mean.dtype, second_mean.dtype))
-        apart = _squares(first_mean.to(wide) - second_mean.to(wide)).sum(-1)
-        value = apart + _bures_wasserstein(a, b)
-        return (value if squared else _root(value)).to(dtype)
+        apart = (first_mean.to(wide) - second_mean.to(wide))[..., None, :]
+        roots = (_largest(each).sqrt() for each in (a, b))
+        unit = _common_unit(dtype, _largest(apart), *roots, power=6)
+        if unit is None:
+            unit = 1.0
+        else:
+            # Twice, as the square of the unit may be out of range.
+            apart, a, b = apart / unit, a / unit / unit, b / unit / unit
+            unit = unit[..., 0, 0]
+        value = _norm_squared(apart) + _bures_wasserstein(a, b)
+        return _grown(value, unit, squared).to(dtype)
 
 
 def frechet_from_samples(
@@ -535,16 +612,22 @@ def frechet_from_samples(
 
     Raises:
         TypeError: not a tensor.
-        ValueError: not floating point, no two dimensions, another n, no more samples than
-            `correction` and, with `check`, features that are not finite, by index.
+        ValueError: not floating point, no two dimensions, another n, n = 0, batches that do not
+            broadcast, a `correction` that is no whole number from 0 on, no more samples than it
+            and, with `check`, features that are not finite, by index.
     """
     name = "frechet_from_samples"
+    checks.require_integer(f"{name}: correction", correction, 0)
     for which, x in (("first", first), ("second", second)):
         checks.floating(f"{name}: {which} features", x, complex_too=True)
         if x.ndim < 2 or x.shape[-2] <= correction:
             raise ValueError(
                 f"{name} needs features (*, N, n) of more than {correction} samples, got shape "
                 f"{tuple(x.shape)}"
+            )
+        if x.shape[-1] == 0:
+            raise ValueError(
+                f"{name} needs features of a size of 1 or more, got shape {tuple(x.shape)}"
             )
         if check and not unreadable(x):
             checks.finite(f"{name}: {which} features", x, sample_dims=2)
@@ -553,11 +636,14 @@ def frechet_from_samples(
             f"{name} needs features of one size, got shapes {tuple(first.shape)} and "
             f"{tuple(second.shape)}"
         )
+    _batch(name, first.shape[:-2], second.shape[:-2])
     given = torch.promote_types(first.dtype, second.dtype)
     wide = of_kind(torch.float64, given)
     with full_precision(first):
+        unit = _common_unit(real_dtype(given), _largest(first), _largest(second), power=6)
         (mean, factor), (other_mean, other) = (
-            _moments(x.to(wide), correction) for x in (first, second)
+            _moments(x.to(wide) / (1 if unit is None else unit), correction)
+            for x in (first, second)
         )
         apart = _squares(mean - other_mean).sum(-1)
         # With as many columns, a unitary matrix takes one nearest to the other.
@@ -566,7 +652,8 @@ def frechet_from_samples(
         found = _align(factor, other)
         smooth = _norm_squared(factor) + _norm_squared(other) - 2 * found.nuclear_norm
         value = apart + _valued(smooth, found.apart)
-        return (value if squared else _root(value)).to(real_dtype(given))
+        along = 1.0 if unit is None else unit[..., 0, 0]
+        return _grown(value, along, squared).to(real_dtype(given))
 
 
 def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
