@@ -158,7 +158,7 @@ def test_names_in_the_model_card_are_text(tmp_path):
     row = {
         "file": "model.onnx",
         "format": "ONNX",
-        "root": "x",
+        "pooling": "x",
         "dtype": "float32",
         "max_logit": 0.0,
         "max_probability": 0.0,

@@ -359,7 +359,8 @@ def test_functions_turn_with_the_matrix(seed, shape, name):
 
 def test_samples_do_not_see_each_other():
     """3000 matrices by the closed form, each alone by LAPACK; ties and zeros among them."""
-    spectra = list(SPECTRA.values())
+    # Next to zero the polar factor changes by far more than rounding of the matrix.
+    spectra = [spectrum for name, spectrum in SPECTRA.items() if name != "next to zero"]
     tried = [x @ y for x, y in (factors(spectrum, (3, 3)) for spectrum in spectra)]
     many = torch.stack([tried[i % len(tried)] for i in range(3003)]).requires_grad_()
     weight = random(3, 3)
