@@ -1,6 +1,7 @@
 """`exportable`: networks without decompositions, run eagerly and by ONNX Runtime."""
 
 import io
+import math
 import re
 
 import numpy as np
@@ -8,9 +9,10 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import covpool
+import covpool.nn
 import quick
 from covpool import METHODS, POOLINGS
 
@@ -157,6 +159,80 @@ def test_outputs_of_several_tensors_and_several_inputs():
     found = covpool.exportable(Two(), (x, 2.0))
     assert 0 < found.deviation < 1e-5
     assert found.scale >= x.abs().max()
+
+
+class Several(nn.Module):
+    """A root beside other outputs."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.pool, self.other = covpool.CovPool2d(4, None, "svd-pade"), other
+
+    def forward(self, x):
+        return self.pool(x), self.other(x)
+
+
+def test_nan_in_any_output_is_told():
+    x = torch.randn(2, 4, 3, 3, generator=torch.manual_seed(0))
+    found = covpool.exportable(Several(lambda x: x.sum() * torch.nan), x)
+    assert math.isnan(found.deviation)
+    assert math.isnan(found.scale)
+    same = covpool.exportable(Several(lambda x: x.sum() * 0 - torch.inf), x)
+    assert 0 < same.deviation < 1e-5
+    assert same.scale == math.inf
+
+
+def test_outputs_of_booleans_and_whole_numbers():
+    x = torch.randn(2, 4, 3, 3, generator=torch.manual_seed(0))
+    for other in (lambda x: x > 0, lambda x: (10 * x).to(torch.uint8)):
+        assert 0 < covpool.exportable(Several(other), x).deviation < 1e-5
+    calls = []
+
+    def changes(x):
+        calls.append(len(calls))
+        return torch.tensor([len(calls) == 1, True])
+
+    assert covpool.exportable(Several(changes), x).deviation == 1
+
+
+def test_weights_that_are_computed_become_constants():
+    made = nn.Sequential(covpool.nn.BiMap(6, 4), covpool.nn.BiMap(4, 4))
+    features = torch.randn(3, 6, 9, generator=torch.manual_seed(0))
+    found = covpool.exportable(made, features @ features.mT)
+    assert found.replaced == {"0": "constant weight", "1": "constant weight"}
+    assert found.deviation <= 1e-6 * found.scale
+    with Forbidding():
+        found.network(features @ features.mT)
+    assert parametrize.is_parametrized(made[0])
+    assert covpool.exportable(made).network[0].weight.equal(made[0].weight)
+    assert not any(parametrize.is_parametrized(layer) for layer in found.network)
+
+
+@pytest.mark.parametrize("name", ["LogEig", "ReEig", "RiemannianBatchNorm"])
+def test_layers_of_covpool_nn_without_a_form(name):
+    layer = getattr(covpool.nn, name)
+    made = nn.Sequential(layer(4) if name == "RiemannianBatchNorm" else layer())
+    with pytest.raises(ValueError, match=rf"layer '0' \({name}\) has no form .* have? one|has one"):
+        covpool.exportable(made)
+
+
+def test_whitening_decomposes_nothing_in_evaluation():
+    x = images()
+    assert covpool.exportable(covpool.nn.Whitening(3), x).deviation == 0
+
+
+def test_a_layer_of_ones_own_that_decomposes_is_refused_by_name():
+    class Own(nn.Module):
+        def forward(self, x):
+            return torch.linalg.eigh(x @ x.mT).eigenvalues
+
+    x = images()
+    made = nn.Sequential(nn.Identity(), nn.Sequential(Own()))
+    with pytest.raises(ValueError, match=r"layer '1.0' \(Own\) computes aten._linalg_eigh"):
+        covpool.exportable(made, x)
+    assert not made[1][0]._forward_hooks
+    weights = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 5)), nn.Softmax(-1))
+    assert covpool.exportable(weights, x).deviation <= 1e-6
 
 
 QUICK = ("exact", "isqrt-cov", "maxexp", "sigma-max")

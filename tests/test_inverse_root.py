@@ -299,6 +299,10 @@ def test_refusals_echo_what_was_given():
         ({"ridge": -0.1}, "ridge must be at least 0, got -0.1"),
         ({"ridge": torch.ones(4)}, "ridge of shape"),
         ({"ridge": None}, "ridge must be a number or a tensor, got None"),
+        ({"ridge": torch.tensor(math.nan)}, "ridge: NaN or infinite values"),
+        ({"ridge": torch.tensor(math.inf)}, "ridge: NaN or infinite values"),
+        ({"tolerance": None}, "tolerance must be a number of at least 0, got None"),
+        ({"tolerance": torch.ones(2)}, r"tolerance must be a number of at least 0, got tensor"),
         ({"tolerance": -1.0}, "tolerance must be a number of at least 0, got -1.0"),
         ({"tolerance": math.nan}, "tolerance must be a number of at least 0, got nan"),
         ({"compute_dtype": torch.float16}, "compute_dtype must be"),
@@ -315,3 +319,24 @@ def test_refusals_echo_what_was_given():
         covpool.matrix_inv_root(torch.tensor([[1.0, 0.5], [0, 1]]), 4)
     with pytest.raises(TypeError, match=r"needs a torch\.Tensor, got list"):
         covpool.matrix_inv_root([[1.0]], 4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_share_of_a_zero_matrix_is_a_ridge(method):
+    matrices = torch.stack([torch.eye(3), torch.zeros(3, 3)])
+    with pytest.raises(ValueError, match=r"eigenvalue is zero.*\[1\].*the identity") as e:
+        covpool.matrix_inv_root(matrices, 4, method, ridge=0.1)
+    assert "give a ridge" not in str(e.value)
+    with pytest.raises(ValueError, match="give a ridge"):
+        covpool.matrix_inv_root(torch.diag(torch.tensor([1.0, 0])), 4, method)
+
+
+def test_whole_numbers_of_numpy():
+    matrix = torch.diag(torch.tensor([1.0, 16.0]))
+    expected = covpool.matrix_inv_root(matrix, 4)
+    assert covpool.matrix_inv_root(matrix, np.int64(4)).equal(expected)  # type: ignore[arg-type]
+    assert covpool.low_rank(matrix, np.int64(1)).diagonal().tolist() == [0, 16]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="root must be a whole number of at least 1"):
+        covpool.matrix_inv_root(matrix, np.True_)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"rank must be a whole number of at least 0, got .*2\.0"):
+        covpool.low_rank(matrix, np.float64(2))  # type: ignore[arg-type]

@@ -165,6 +165,59 @@ def test_weights_of_zero_leave_points_out():
         assert (one - other).abs().max() <= 1e-14
 
 
+@pytest.mark.parametrize(
+    ("far", "compute_dtype"),
+    [(1e15, None), (1e300, None), (1e9, torch.float32), (1e30, torch.float32)],
+)
+def test_points_of_weight_zero_may_be_anywhere(far, compute_dtype):
+    """The padding of sets of different sizes, of products beyond the range too."""
+    p, q = random(7, 3), random(7, 3, seed=1)
+    padding = torch.full((1, 3), far, dtype=torch.float64)
+    weights = torch.tensor([1.0] * 7 + [0]).double()
+    options = {"scale": True, "compute_dtype": compute_dtype}
+    expected = covpool.kabsch(p, q, **options)
+    padded = [torch.cat([x, padding]).requires_grad_() for x in (p, q)]
+    found = covpool.kabsch(*padded, weights.requires_grad_(), **options)
+    tolerance = 1e-14 if compute_dtype is None else 1e-6
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() <= tolerance
+    gradients = torch.autograd.grad(found.rotation.square().sum(), [*padded, weights])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert all((gradient[7] == 0).all() for gradient in gradients[:2])
+
+
+def test_padding_that_is_not_finite_counts_only_unchecked():
+    p, q = random(7, 3), random(7, 3, seed=1)
+    weights = torch.tensor([1.0] * 7 + [0]).double()
+    for bad in (torch.nan, torch.inf):
+        padded = [torch.cat([x, torch.full((1, 3), bad).double()]).requires_grad_() for x in (p, q)]
+        with pytest.raises(ValueError, match="kabsch: NaN or infinite"):
+            covpool.kabsch(*padded, weights)
+        found = covpool.kabsch(*padded, weights, check=False)
+        assert (found.rotation - covpool.kabsch(p, q).rotation).abs().max() <= 1e-14
+        for gradient in torch.autograd.grad(found.translation.sum(), padded):
+            assert gradient.isfinite().all()
+
+
+def test_the_gradient_of_a_weight_at_zero_is_that_beside_it():
+    p, q = random(7, 3), random(7, 3, seed=1)
+    gradients = []
+    for least in (0.0, 1e-7):
+        weights = torch.tensor([1.0] * 6 + [least]).double().requires_grad_()
+        turned = covpool.kabsch(p, q, weights).rotation
+        gradients += torch.autograd.grad((turned * random(3, 3, seed=2)).sum(), weights)
+    assert gradients[0][6].abs() > 1e-3
+    assert (gradients[0] - gradients[1]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("weight", [1e308, 1e-320])
+def test_the_unit_of_the_weights_does_not_matter(weight):
+    p, q = random(7, 3), random(7, 3, seed=1)
+    found = covpool.kabsch(p, q, torch.full((7,), weight, dtype=torch.float64))
+    for one, other in zip(found, covpool.kabsch(p, q), strict=True):
+        assert (one - other).abs().max() <= 1e-14
+
+
 @pytest.mark.parametrize("units", [(1e150, 1e-150), (1e-250, 1e-250), (1e300, 1e300)])
 def test_the_unit_of_the_points_does_not_matter(units):
     """And each sample has one of its own."""

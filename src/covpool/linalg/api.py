@@ -516,8 +516,10 @@ def matrix_function(
         matrix: (*, n, n), as for `matrix_sqrt`; eigenvalues of any sign that f is defined for.
         function: a name of `FUNCTIONS`, or a torch function that works elementwise:
             `matrix_function(A, torch.sin)`. Of the latter f alone is needed: f′ comes from
-            `torch.func.jvp`. `Elementwise(f, domain="positive")` says besides which eigenvalues it
-            accepts. The named ones, with the eigenvalues that they accept and what they do at zero:
+            `torch.func.jvp`. That each element depends on its own alone is not checked: a softmax
+            gives wrong results. `Elementwise(f, domain="positive")` says besides which eigenvalues
+            it accepts. The named ones, with the eigenvalues that they accept and what they do at
+            zero:
 
             - sqrt, inv_sqrt, power (`exponent`), log: those of `matrix_sqrt` and its neighbours;
             - exp, softplus, tanh: any eigenvalue; smooth everywhere;
@@ -569,8 +571,8 @@ def matrix_function(
     Raises:
         TypeError: not a tensor.
         ValueError: an unknown function or method, a method that does not offer the function, a
-            missing or superfluous parameter, a floor that is not positive, a function that does not
-            work elementwise, and as `matrix_sqrt`.
+            missing or superfluous parameter, a floor that is not positive, a function that gives
+            another shape or dtype than its input's, and as `matrix_sqrt`.
 
     Source: Higham, "Functions of Matrices", SIAM 2008, chapter 3; Daleckiĭ, Kreĭn, 1965, for the
     derivatives; Huang, Van Gool, "A Riemannian network for SPD matrix learning", AAAI 2017, for

@@ -5,11 +5,13 @@ Most of them read values. Where there are none to read, while a graph is traced 
 """
 
 import cmath
+import contextlib
 import math
+import operator
 import sys
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, SupportsIndex, cast
 
 import torch
 from torch import Tensor
@@ -377,3 +379,15 @@ def require_integer(name: str, value: object, lowest: int) -> None:
     """A ValueError that names the constant unless it is a whole number of at least `lowest`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
         raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
+
+
+def integer(name: str, value: object, lowest: int) -> int:
+    """The same of an argument, as an int: those of other libraries, as numpy.int64, are taken too.
+
+    Constants of rows are not converted; they are written to files as they are.
+    """
+    if not isinstance(value, int | Tensor):
+        with contextlib.suppress(TypeError):
+            value = operator.index(cast(SupportsIndex, value))
+    require_integer(name, value, lowest)
+    return cast(int, value)

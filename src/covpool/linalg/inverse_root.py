@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -187,10 +188,10 @@ def matrix_inv_root(
     Raises:
         TypeError: not a tensor.
         ValueError: not square, not floating point, a root that is not a whole number from 1, an
-            unknown method, a negative ridge or tolerance, another compute_dtype than float32 and
-            float64 or, with `check`, matrices that are not finite or symmetric, and residuals above
-            the tolerance, by index; the last two are a torch.linalg.LinAlgError too where a matrix
-            is at fault.
+            unknown method, a ridge that is negative or not finite, a negative tolerance, another
+            compute_dtype than float32 and float64 or, with `check`, matrices that are not finite or
+            symmetric, and residuals above the tolerance, by index; the last two are a
+            torch.linalg.LinAlgError too where a matrix is at fault.
 
     Source: Guo, Higham, "A Schur-Newton method for the matrix pth root and its inverse", SIAM J.
     Matrix Anal. Appl. 28, 2006; Gupta, Koren, Singer, "Shampoo: preconditioned stochastic tensor
@@ -208,14 +209,17 @@ def matrix_inv_root(
     name = "matrix_inv_root"
     checks.square(name, matrix, complex_too=True)
     checks.compute_dtype(name, compute_dtype)
-    checks.require_integer(f"{name}: root", root, 1)
+    root = checks.integer(f"{name}: root", root, 1)
     row = method if isinstance(method, InverseRootMethod) else None
     row = choose("method", method, INVERSE_ROOTS) if row is None else row
-    if isinstance(tolerance, bool | str) or not tolerance >= 0:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not tolerance >= 0:
         raise ValueError(f"{name}: tolerance must be a number of at least 0, got {tolerance!r}")
     size, batch = matrix.shape[-1], matrix.shape[:-2]
     share = checks.parameter(name, "ridge", ridge, batch)
-    share = share.detach() if isinstance(share, Tensor) else share
+    if isinstance(share, Tensor):
+        share = share.detach()
+        if not unreadable(share):
+            checks.finite(f"{name}: ridge", share, sample_dims=0)
     if (not isinstance(share, Tensor) or not unreadable(share)) and bool(
         (torch.as_tensor(share) < 0).any()
     ):
@@ -233,12 +237,14 @@ def matrix_inv_root(
     dtype = of_kind(compute_dtype or torch.float64, matrix.dtype)
     with full_precision(matrix):
         working, largest = symmetric_part(matrix.to(dtype)), None
+        without = None
         added = torch.zeros_like(working.detach()[..., :1, :1]).real
         identity = torch.eye(size, dtype=dtype, device=matrix.device)
         if isinstance(share, Tensor) or share > 0:
             shares = torch.as_tensor(share, dtype=added.dtype, device=matrix.device)
             largest = row.largest(working.detach())
             added = shares.expand(batch)[..., None, None] * largest
+            without = (shares.expand(batch) > 0) & ~(added[..., 0, 0] > 0)
             working, largest = working + added * identity, largest + added
         found, steps = row.solve(working, root, largest)
         with torch.no_grad():
@@ -250,7 +256,7 @@ def matrix_inv_root(
         if not checked:
             found = found * torch.where(above, torch.nan, 1.0).to(added.dtype)[..., None, None]
         elif bool(above.any()):
-            _refuse(name, above, residual, tolerance, dtype)
+            _refuse(name, above, residual, tolerance, dtype, without)
         result = found.to(matrix.dtype)
     if not return_info:
         return result
@@ -259,8 +265,20 @@ def matrix_inv_root(
 
 
 def _refuse(
-    name: str, above: Tensor, residual: Tensor, tolerance: float, dtype: torch.dtype
+    name: str,
+    above: Tensor,
+    residual: Tensor,
+    tolerance: float,
+    dtype: torch.dtype,
+    without: Tensor | None,
 ) -> None:
+    """Of matrices `above` the tolerance; those `without` got no ridge, though one was asked for."""
+    lost = None if without is None else above & without
+    if lost is not None and bool(lost.any()):
+        raise InvalidMatrixError(
+            f"{name}: the largest eigenvalue is zero or negative{name_samples(lost)}, so there "
+            "is no ridge, which is a share of it; add a multiple of the identity instead"
+        )
     worst = residual[above].max().item()
     wider = "" if torch.finfo(dtype).eps < 1e-9 else "compute_dtype=torch.float64, "
     raise InvalidMatrixError(

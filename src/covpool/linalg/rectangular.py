@@ -87,7 +87,8 @@ def svd_function(
             float64, float32, float16, bfloat16, complex128 or complex64.
         function: a torch function that works elementwise, `svd_function(A, torch.log1p)`, of which
             f alone is needed, as for `matrix_function`; it is called for σ ≥ 0 and counts as odd,
-            f(−σ) = −f(σ). Or a name:
+            f(−σ) = −f(σ). That each element depends on its own alone is not checked: a softmax
+            gives wrong results. Or a name:
 
             - polar, 1 for σ > 0: the polar factor, see `polar`;
             - soft_threshold (`threshold` τ), max(σ − τ, 0): singular value thresholding, the
@@ -123,8 +124,8 @@ def svd_function(
     Raises:
         TypeError: not a tensor, or no function.
         ValueError: not matrices, an unknown name, a missing or superfluous parameter, a function
-            that does not work elementwise, another compute_dtype than float32 and float64; with
-            `check`, matrices that are not finite, by index.
+            that gives another shape or dtype than its input's, another compute_dtype than float32
+            and float64; with `check`, matrices that are not finite, by index.
         torch.linalg.LinAlgError: no way of decomposing succeeded.
 
     Source: Cai, Candès, Shen, "A singular value thresholding algorithm for matrix completion", SIAM
@@ -281,7 +282,7 @@ def low_rank(
     if rank is None and atol is None and rtol is None:
         raise ValueError("low_rank needs a rank, an atol or an rtol, got none of them")
     if rank is not None:
-        checks.require_integer("low_rank: rank", rank, 0)
+        rank = checks.integer("low_rank: rank", rank, 0)
     tolerances = [
         _tolerance(name, value, A, check) for name, value in (("atol", atol), ("rtol", rtol))
     ]

@@ -104,6 +104,7 @@ def kabsch(
         P, Q: (*, N, n) each, N points in n dimensions in rows, real, in one dtype; batch dimensions
             broadcast. One point with another of the same place in its set.
         weights: (*, N), not negative, not all zero; None: equal ones. They may need a gradient.
+            Points of weight 0 (padding) may be anywhere. With `check` they too must be finite.
         scale: whether a scale is looked for too (Umeyama); otherwise it is 1.
         compute_dtype: as for `svd_function`.
         check: whether to refuse points and weights that are not finite or negative, and to warn of
@@ -220,14 +221,22 @@ def _shares(weights: Tensor, points: Tensor, check: bool) -> Tensor:
             raise ValueError(
                 f"kabsch: weights must be finite, not negative and not all zero{name_samples(bad)}"
             )
+    # Divided first, lest the sum overflows. The shares do not depend on the divisor.
+    largest = weights.detach().abs().amax(-1, keepdim=True)
+    weights = weights / largest
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _in_range(matrix: Tensor) -> tuple[Tensor, Tensor | float]:
-    """The matrices over powers of four with which their products stay in range, and those (*)."""
+def _in_range(matrix: Tensor, looked_at: Tensor | None = None) -> tuple[Tensor, Tensor | float]:
+    """The matrices over powers of four with which their products stay in range, and those (*).
+
+    Args:
+        looked_at: what the powers are chosen by, if it is not the matrices themselves.
+    """
     if matrix.numel() == 0:
         return matrix, 1.0
-    unit = range_unit(matrix, matrix.dtype, 4, readable=not unreadable(matrix))
+    seen = matrix if looked_at is None else looked_at
+    unit = range_unit(seen, matrix.dtype, 4, readable=not unreadable(matrix))
     return (matrix, 1.0) if unit is None else (matrix / unit, unit[..., 0, 0])
 
 
@@ -235,12 +244,17 @@ def _centred(points: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor | fl
     """The weighted mean (*, 1, n); what they are beside it, over a unit; that; the rounding (*).
 
     The last is relative to the root mean square. Of points that are all the same to rounding, what
-    they are beside the mean is zero.
+    they are beside the mean is zero. Points of weight 0 have no part in any of these. They stay in
+    the products, as the weights' gradients need them, unless these would overflow.
     """
-    middle = (share * points).sum(-2, keepdim=True)
-    beside, unit = _in_range(points - middle)
+    absent = share == 0
+    middle = (share * points.masked_fill(absent & ~points.isfinite(), 0)).sum(-2, keepdim=True)
+    beside = points - middle
+    beside, unit = _in_range(beside, beside.detach().masked_fill(absent, 0))
+    far = ~(beside.detach().abs() <= torch.finfo(points.dtype).max ** 0.25)  # NaN too
+    beside = beside.masked_fill(absent & far, 0)
     with torch.no_grad():
-        largest = points.abs().amax((-2, -1)) / unit
+        largest = points.masked_fill(absent, 0).abs().amax((-2, -1)) / unit
         spread = (share * beside.square()).sum((-2, -1)).sqrt()
         eps = torch.finfo(points.dtype).eps
         same = spread <= points.shape[-2] * eps * largest

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from covpool.linalg import checks
 from covpool.linalg.api import matrix_exp, matrix_function, matrix_log, matrix_power
 from covpool.linalg.precision import full_precision
+from covpool.linalg.products import NoProductForm
 from covpool.linalg.spectrum import rank_tolerance, symmetric_part
 from covpool.linalg.transforms import unreadable
 from covpool.nn.statistics import check_options, mean, mean_and_count
@@ -85,6 +86,12 @@ class RiemannianBatchNorm(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(0.0)) if affine and dispersion else None
         self.register_buffer("running_mean", torch.eye(num_features, dtype=torch.float64))
         self.register_buffer("running_var", torch.tensor(1.0) if dispersion else None)
+
+    def in_matrix_products(self, dtype: torch.dtype) -> str | None:
+        raise NoProductForm(
+            "roots and exponentials of its statistics and the power of its dispersion; "
+            "covpool.nn.Whitening, of the features before they are pooled, has one"
+        )
 
     def forward(self, matrix: Tensor) -> Tensor:
         checks.square("RiemannianBatchNorm", matrix)
