@@ -493,6 +493,16 @@ def test_frechet_refuses_batches_that_do_not_go_together_and_other_corrections()
         distances.frechet_from_samples(samples[0, :, :0], samples[0, :, :0])
 
 
+def test_frechet_distances_of_samples_in_several_batch_dimensions():
+    generator = torch.manual_seed(0)
+    x, y = (torch.randn(2, n, 3, generator=generator, dtype=torch.float64) for n in (9, 7))
+    found = distances.frechet_from_samples(x[:, None], y[None])
+    for i in range(2):
+        for j in range(2):
+            expected = distances.frechet_from_samples(x[i], y[j])
+            assert relative_error(found[i, j], expected) < 1e-12
+
+
 def test_subnormal_matrices():
     a = torch.eye(3, dtype=torch.float64) * 1e-310
     for name in DISTANCES:

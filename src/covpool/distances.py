@@ -662,5 +662,7 @@ def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
     mean = x.mean(-2)
     if count <= size:
         return mean, (x - mean[..., None, :]).mT * (count - correction) ** -0.5
-    root = cov_pool(x.mT, check_finite=False)
+    # With one batch dimension: four dimensions would be taken for images.
+    flat = x.mT.reshape(math.prod(x.shape[:-2]), size, count)
+    root = cov_pool(flat, check_finite=False).reshape(*x.shape[:-2], size, size)
     return mean, root * (count / (count - correction)) ** 0.5
