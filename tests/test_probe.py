@@ -144,6 +144,51 @@ def test_the_same_command_makes_what_is_missing_alone(probed, monkeypatch):
             )
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize("changed", ["images", "weights", "classes"])
+def test_runs_of_other_images_or_weights_are_refused(
+    changed, dry, probed, images, weights, monkeypatch, capsys
+):
+    arguments, folder = probed
+    picture = next(Path(images).glob("train/*/3.png"))
+    file = {"images": picture, "weights": Path(weights), "classes": Path(images) / "classes"}[
+        changed
+    ]
+    before = file.read_bytes() if file.is_file() else b""
+    monkeypatch.setattr("covpool.cli.probe.compute", None)
+    try:
+        if changed == "images":
+            file.write_bytes(picture.with_name("4.png").read_bytes())
+        elif changed == "weights":
+            write_weights(file, seed=1)
+        else:
+            for split in ("train", "test"):
+                (Path(images) / split / picture.parent.name).rename(Path(images) / split / "a-name")
+        assert command(*arguments, *dry) == 2
+    finally:
+        if changed == "classes":
+            for split in ("train", "test"):
+                (Path(images) / split / "a-name").rename(Path(images) / split / picture.parent.name)
+        else:
+            file.write_bytes(before)
+    told = capsys.readouterr().err.strip()
+    assert "other images or weights" in told
+    assert str(folder / "output") in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_other_options_than_those_of_the_runs_are_refused_before_any_work(
+    dry, probed, monkeypatch, capsys
+):
+    arguments, _ = probed
+    monkeypatch.setattr("covpool.cli.probe.Extractor", None)
+    assert command(*arguments, "--epochs", "3", *dry) == 2
+    told = capsys.readouterr().err.strip()
+    assert "was begun with train.epochs 2, not 3" in told
+    assert "\n" not in told
+
+
 def test_a_dry_run_tells_sizes_time_and_disk_and_writes_nothing(images, weights, tmp_path, capsys):
     options = ["--output", str(tmp_path / "o"), "--features", str(tmp_path / "f"), "--dry-run"]
     options += ["--poolings", "isqrt-cov,gem"]

@@ -115,12 +115,14 @@ def run(given: Given) -> int:
     console = PlainConsole()
     console.print(_about(request))
     with users_input():
+        _check_options(request)
         extractor = Extractor(request.job, request.stages)
         views = Views.of(request.job)
         with console.status("reading the images"):
             digest = views.digest()
         files = feature_files(extractor, views, request.config, request.cache, digest)
         for file in files:
+            _frozen(request, file).check_runs(_folder(request, file.stage))
             _check_heads(request, file)
     _tell_sizes(files, console)
     if request.dry_run:
@@ -149,7 +151,7 @@ def _run(
             _learn_reductions(request, _frozen(request, file), console)
     sheets = []
     for file in files:
-        sheets.append(_probe_stage(request, file, _folder(request, file), console))
+        sheets.append(_probe_stage(request, file, _folder(request, file.stage), console))
     if len(sheets) > 1:
         sheet = _of_stages(request, sheets)
         sheet.write(request.output)
@@ -234,9 +236,9 @@ def of_stage(config: RunConfig, stage: Stage) -> RunConfig:
     return replace(config, model=replace(config.model, feature_stage=stage))
 
 
-def _folder(request: Request, file: FeatureFile) -> Path:
+def _folder(request: Request, stage: Stage) -> Path:
     """Of the runs of a stage: the output itself where there is one stage."""
-    return request.output / stage_name(file.stage) if len(request.stages) > 1 else request.output
+    return request.output / stage_name(stage) if len(request.stages) > 1 else request.output
 
 
 def _frozen(request: Request, file: FeatureFile) -> Frozen:
@@ -260,6 +262,28 @@ def _trials(request: Request, config: RunConfig, folder: Path) -> list[Run]:
     return plans.trials(
         config, request.arms, request.rates, request.decays, folder, threads=threads
     )
+
+
+def _guessed(request: Request, config: RunConfig, folder: Path) -> dict[tuple[Arm, int], Run]:
+    """The runs that count, before their rates are chosen."""
+    rates = dict.fromkeys((arm.label for arm in request.arms), GUESS)
+    threads = threads_of(config, request.jobs)
+    return plans.counted(config, request.arms, request.seeds, rates, folder, threads=threads)
+
+
+def _check_options(request: Request) -> None:
+    """Refuse an output folder whose trials or runs were begun with other options, before any work.
+
+    Raises:
+        ValueError: they were.
+    """
+    chosen_later = (("optim", "learning_rate"), ("optim", "weight_decay"))
+    for stage in request.stages:
+        config, folder = of_stage(request.config, stage), _folder(request, stage)
+        for run in _trials(request, config, folder):
+            check_same_options(run)
+        for run in _guessed(request, config, folder).values():
+            check_same_options(run, chosen_later)
 
 
 def _widths(request: Request, frozen: Frozen) -> list[int]:
@@ -299,20 +323,12 @@ def _plan(
     with console.status("measuring steps") as status:
         for file in files:
             config, frozen = of_stage(request.config, file.stage), _frozen(request, file)
-            folder = _folder(request, file)
+            folder = _folder(request, file.stage)
             for width in _widths(request, frozen):
                 alone.append(reduction_line(frozen, width))
                 disk += 2 * file.bytes * width // file.shape[1]
             trials = _trials(request, config, folder)
-            rates = dict.fromkeys((arm.label for arm in request.arms), GUESS)
-            runs = plans.counted(
-                config,
-                request.arms,
-                request.seeds,
-                rates,
-                folder,
-                threads=threads_of(config, request.jobs),
-            )
+            runs = _guessed(request, config, folder)
             for made, trial in ((trials, True), ([*runs.values()], False)):
                 bundles = plans.bundled(made, frozen, trial=trial)
                 beside += bundle_lines(bundles, frozen, status.update)

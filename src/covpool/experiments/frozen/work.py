@@ -140,6 +140,7 @@ def make_bundle(bundle: Bundle) -> None:
         directories = {run.path: stack.enter_context(taken(run)) for run in missing}
         request = stack.enter_context(StopRequest())
         for run in missing:
+            bundle.frozen.mark(run.path)  # first: what has a configuration says what it is made of
             directories[run.path].write_config(run.config)
         began = time.perf_counter()
         results, parameters = _train(bundle, missing, stopper(request))
