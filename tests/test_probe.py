@@ -27,7 +27,7 @@ from inline_grid import command
 from tiny_images import make_tiny_images
 
 BASELINES = ["gap", "gap-matched", "gap-reduced", "gap-reduced-matched"]
-POOLED = ["exact", "svd", "dropcov"]
+POOLED = ["exact", "svd", "dropcov", "isqrt-cov"]
 TIMED = {"seconds", "test_seconds", "images_per_second"}
 OPTIONS = [
     *("--data.image_size", "16"),
@@ -89,6 +89,15 @@ def test_it_writes_what_every_experiment_writes(probed, capsys):
             final(label.partition(" ")[0], seed) - final("gap-matched", seed) for seed in (0, 1)
         ]
         assert f"{np.mean(pairs):+.2f} [" in described[f"{label} − gap-matched"]
+
+
+def test_every_pooling_is_compared_with_the_averages(probed):
+    summary = json.loads((probed[1] / "output" / "summary.json").read_text())
+    claims = {claim["claim"]: claim["p_by_holm"] for claim in summary["claims"]}
+    for name in ("exact / svd", "dropcov", "isqrt-cov"):
+        assert {f"{name} − gap-matched", f"{name} − gap-reduced"} <= claims.keys()
+    assert "dropcov − isqrt-cov" in claims
+    assert not any(claim.startswith(("gap-matched −", "gap-reduced −")) for claim in claims)
 
 
 @pytest.mark.slow

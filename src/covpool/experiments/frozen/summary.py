@@ -20,6 +20,7 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
     the differences."""
     study, runs, names = outcome.study, outcome.runs, outcome.groups
     references = list(dict.fromkeys(outcome.representative(arm) or arm for arm in study.references))
+    averages = [outcome.representative(arm) or arm for arm in (MATCHED, REDUCED)]
     claims = [
         Claim(
             text=f"{names[arm]} − {names[other]}",
@@ -27,7 +28,7 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
         )
         for other in references
         for arm in names
-        if arm not in references and other in names
+        if arm not in (*averages, other) and other in names
     ]
     adjusted = holm([p_value([*claim.pairs.values()]) for claim in claims])
     rows = [
