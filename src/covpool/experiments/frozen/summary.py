@@ -43,6 +43,7 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
         cost_table(outcome),
         seeds_table(outcome),
     ]
+    at_edge, alone, _ = doubtful_rates(outcome)
     trials = {len(outcome.rates[arm.label]["trials"]) for arm in outcome.arms}
     return Sheet(
         name="summary",
@@ -50,7 +51,8 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
         scale=runs.about,
         lead=notes(
             "probe_reservations",
-            at_edge=doubtful_rates(outcome)[0],
+            at_edge=at_edge,
+            alone=alone,
             same=[name for name in names.values() if " / " in name],
         ),
         tables=[table for table in tables if table.rows],
