@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from covpool.cli import experiment
 from covpool.cli.console import PlainConsole
+from covpool.cli.parsers import DECIDED, NO_EFFECT
 from covpool.cli.parsing import (
     FileProgress,
     Given,
@@ -60,32 +61,14 @@ from covpool.train.run_directory import is_free
 
 SHARED, OWN = "shared", "own"
 
+TRIALS, COUNTED = (
+    ("trial of rate and decay", "trials of rate and decay"),
+    ("run that counts", "runs that count"),
+)
+"""What is made, one of it and several."""
+
 GUESS = {"rate": 0.1, "weight_decay": 0.0}
 """In the place of rates that are not chosen yet: they change no time."""
-
-DECIDED = {
-    "data": {"augment": ("flip", "none"), "evaluate": ("test",)},
-    "optim": {"name": ("sgd",), "trained": ("classifier",)},
-}
-"""Options that the recipe of the heads leaves these values alone."""
-
-NO_EFFECT = {
-    "data": ("random_erasing", "mixup", "cutmix", "views", "augment_options"),
-    "model": ("schedule", "hybrid", "method", "hidden_features", "gap_reduction"),
-    "optim": (
-        *(
-            "nesterov",
-            "decay_norm_and_bias",
-            "layer_decay",
-            "clip_norm",
-            "weight_average",
-            "options",
-        ),
-        "decay_options",
-    ),
-    "train": ("precision", "accumulate", "loggers", "probes", "compile", "channels_last"),
-}
-"""Options that must stay at their defaults: heads are not trained by them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,12 +184,12 @@ def _probe_stage(request: Request, file: FeatureFile, folder: Path, console: Con
     splits, threads = request.job.splits, threads_of(config, request.jobs)
     config = of_stage(config, file.stage)
     tried = _trials(request, config, folder)
-    failed = _make(tried, frozen, request, "trials of rate and decay", console, trial=True)
+    failed = _make(tried, frozen, request, TRIALS, console, trial=True)
     with users_input():
         rates = plans.chosen(request.arms, tried, failed)
         write_rates(folder, {**earlier_rates(folder), **rates})
     runs = plans.counted(config, request.arms, request.seeds, rates, folder, threads=threads)
-    failures = _make([*runs.values()], frozen, request, "runs that count", console, trial=False)
+    failures = _make([*runs.values()], frozen, request, COUNTED, console, trial=False)
     study = Study(
         name=f"probe-{splits.name}",
         title=f"Poolings of frozen features: {splits.name}, {config.model.backbone}",
@@ -359,7 +342,7 @@ def _make(
     runs: Sequence[Run],
     frozen: Frozen,
     request: Request,
-    what: str,
+    what: tuple[str, str],
     console: Console,
     *,
     trial: bool,
@@ -369,7 +352,8 @@ def _make(
         for run in runs:
             check_same_options(run)
     bundles = plans.bundled(runs, frozen, trial=trial)
-    console.print(f"{len(runs)} {what} ({experiment.settled(runs)}), {request.jobs} at a time")
+    many = quantity(len(runs), *what)
+    console.print(f"{many} ({experiment.settled(runs)}), {request.jobs} at a time")
     failed = experiment.run_all(bundles, request.jobs, console, work=make_bundle)
     return {
         run.name: failed[bundle.name]

@@ -70,7 +70,8 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
             stage=stage_name(frozen.features.stage),
             shared=frozen.reduction is not None,
             length=f"{LENGTH:g}",
-            trials=" or ".join(map(str, sorted(trials))),
+            trials=" or ".join(map(str, sorted(trials)))
+            + (" trial" if trials == {1} else " trials"),
             questions=len(claims),
         ),
         problems=runs.problems(runs.arms),
