@@ -1,7 +1,9 @@
 """`covpool probe`: features computed once, heads trained on them, and what comes of it."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 import covpool
 from covpool.cli import main, parsers
 from covpool.cli.parsers import PROBED
+from covpool.experiments import grid
 from covpool.experiments.arms import Arm
 from covpool.experiments.frozen import features, heads
 from covpool.experiments.frozen.features import Extractor, Views, compute, feature_files
@@ -23,7 +26,7 @@ from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted
 from covpool.train.job import prepare
 from covpool.train.run_directory import RunDirectory
-from inline_grid import command
+from inline_grid import Inline, command
 from tiny_images import make_tiny_images
 
 BASELINES = ["gap", "gap-matched", "gap-reduced", "gap-reduced-matched"]
@@ -413,6 +416,35 @@ def test_features_that_are_stopped_go_on_where_they_were(job, tmp_path, monkeypa
     np.testing.assert_array_equal(stopped[0].open(), files[0].open())
 
 
+def test_a_request_to_stop_at_the_last_batch_is_heard(job, tmp_path):
+    extractor, views, files = files_of(job, tmp_path)
+
+    def ask(done, total):
+        if done == total:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        compute(extractor, views, files, ask)
+    assert files[0].whole
+
+
+def test_a_request_to_stop_after_the_last_step_of_the_reduction_is_heard(
+    images, weights, tmp_path, monkeypatch, capsys
+):
+    asked = []
+
+    def ask(*given):
+        asked.append(given)
+        if len(asked) == 2:  # the last of the two that are learned
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("covpool.cli.probe.reduced_maps", ask)
+    options = ["--output", str(tmp_path / "o"), "--features", str(tmp_path / "f")]
+    arguments = ["probe", images, "--model.init_from", weights, *OPTIONS, *options]
+    assert command(*arguments) == 128 + signal.SIGTERM
+    assert not (tmp_path / "o" / "tuning").exists()
+
+
 def test_a_change_of_what_features_are_made_of_is_noticed(images, weights, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(images, copy)
@@ -501,6 +533,20 @@ def test_each_may_learn_its_own_reduction(job, tmp_path):
     # Reduction, classifier of the triangle; classifier of the mean.
     assert found["exact"]["parameters"] == 8 * 4 + 2 * 4 + (10 + 1) * 3
     assert found["gap"]["parameters"] == (8 + 1) * 3
+
+
+def test_a_request_to_stop_after_the_last_run_is_heard(job, tmp_path, monkeypatch):
+    frozen = frozen_of(job, tmp_path / "f", shared=False)
+    made = trials(job.config, [Arm("exact")], [0.1], [1e-3], tmp_path / "o", threads=1)
+    monkeypatch.setattr(grid, "_pool", lambda jobs: Inline())
+
+    def ask(state, ended):
+        if ended is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        grid.run_grid(bundled(made, frozen, trial=True), 1, ask, make_bundle)
+    assert made[0].settled()
 
 
 def test_all_is_every_pooling_and_the_averages():

@@ -45,7 +45,7 @@ from covpool.experiments.frozen.features import (
 from covpool.experiments.frozen.plan import Frozen, HeadPlan
 from covpool.experiments.frozen.reduction import reduced_maps
 from covpool.experiments.frozen.summary import make_sheet, reference_arms
-from covpool.experiments.frozen.work import made_of, make_bundle, stopper
+from covpool.experiments.frozen.work import made_of, make_bundle
 from covpool.experiments.outcome import Outcome
 from covpool.experiments.results import RunSet
 from covpool.experiments.runs import Run, check_same_options, threads_of
@@ -289,7 +289,8 @@ def _learn_reductions(request: Request, frozen: Frozen, console: Console) -> Non
                 status.update(f"learning the {told}")
                 console.print(told)
                 whole = frozen.examples(frozen.features.open(), trial=trial)
-                reduced_maps(frozen.features, whole, width, frozen.reduction, stopper(stop))
+                reduced_maps(frozen.features, whole, width, frozen.reduction, stop.check)
+        stop.check()
 
 
 def _plan(
