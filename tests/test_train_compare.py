@@ -14,8 +14,7 @@ from scipy import stats
 from covpool.cli import main
 from covpool.experiments import compare, grid
 from covpool.experiments.arms import standalone
-from covpool.experiments.inference import Spread, p_value, prediction_interval, seeds_needed
-from covpool.experiments.observations import Claim
+from covpool.experiments.inference import Spread
 from covpool.experiments.results import RunSet
 from covpool.experiments.runs import make_runs, threads_of
 from covpool.machine import available_cores
@@ -338,18 +337,3 @@ def test_few_values_have_no_deviation_and_no_interval():
     assert (none.mean, none.deviation, none.low, none.high) == (None,) * 4
     assert (one.mean, one.deviation, one.low, one.high) == (2.0, None, None, None)
     assert (none.text(), one.text(), one.interval_text()) == ("–", "2.00", "+2.00")
-
-
-@pytest.mark.parametrize("values", [(2.0, 2.0), (8.333333333333336, 8.333333333333329)])
-def test_values_that_agree_by_chance_have_no_interval_and_decide_nothing(values):
-    found = Spread.of(dict(enumerate(values)))
-    assert (found.deviation, found.low, found.high, found.sign) == (0.0, None, None, None)
-    claim = Claim(text="a − b", pairs=dict(enumerate(values)))
-    assert (claim.verdict, claim.told()) == ("not shown", f"{values[0]:+.2f}, 2 seeds")
-    assert p_value(values) is seeds_needed(values, 0.5) is prediction_interval(values, 1) is None
-
-
-def test_differences_that_round_to_zero_have_no_minus():
-    values = {0: -0.001, 1: -0.002}
-    assert Claim(text="a − b", pairs=values).told() == "+0.00 [-0.01, +0.00], 2 seeds"
-    assert Spread.of(values).interval_text() == "+0.00 [-0.01, +0.00]"

@@ -48,23 +48,10 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(fmean(logs)) if logs else math.nan
 
 
-def deviation_of(values: Sequence[float]) -> float | None:
-    """The standard deviation (n − 1): zero where the values agree but for rounding; None of fewer
-    than two.
-
-    Few seeds may agree by chance, and then say nothing about how others scatter: where it is zero
-    there is neither an interval nor a p-value.
-    """
-    if len(values) < 2:
-        return None
-    same = all(math.isclose(value, values[0], rel_tol=1e-9, abs_tol=1e-9) for value in values)
-    return 0.0 if same else stdev(values)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Spread:
     """Values by seed, their mean and standard deviation (n − 1), and the 95% interval of the mean
-    by Student's t; None what too few values, or values that all agree, do not give."""
+    by Student's t; None what too few values do not give."""
 
     values: BySeed
     mean: float | None
@@ -77,9 +64,9 @@ class Spread:
         """Of values by seed."""
         own = [*values.values()]
         mean = fmean(own) if own else None
-        deviation = deviation_of(own)
-        if mean is None or not deviation:
-            return cls(values=values, mean=mean, deviation=deviation, low=None, high=None)
+        if mean is None or len(own) < 2:
+            return cls(values=values, mean=mean, deviation=None, low=None, high=None)
+        deviation = stdev(own)
         half = _quantile(len(own)) * deviation / math.sqrt(len(own))
         return cls(values=values, mean=mean, deviation=deviation, low=mean - half, high=mean + half)
 
@@ -102,20 +89,19 @@ class Spread:
         """A difference and its interval, as far as they are known."""
         if self.mean is None:
             return none
-        mean = f"{self.mean:+z.2f}"
-        return mean if self.low is None else f"{mean} [{self.low:+z.2f}, {self.high:+z.2f}]"
+        mean = f"{self.mean:+.2f}"
+        return mean if self.low is None else f"{mean} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
 def prediction_interval(values: Sequence[float], new: int) -> tuple[float, float] | None:
     """Where the mean of so many further values lies with a probability of 95%.
 
     mean ± t(n − 1)·s·√(1/n + 1/new), s the standard deviation of the n values; wider than the
-    interval of their mean, as the new ones scatter too. None of fewer than two values, or of values
-    that all agree.
+    interval of their mean, as the new ones scatter too. None of fewer than two values.
     """
-    if not (deviation := deviation_of(values)):
+    if len(values) < 2:
         return None
-    half = _quantile(len(values)) * deviation * math.sqrt(1 / len(values) + 1 / new)
+    half = _quantile(len(values)) * stdev(values) * math.sqrt(1 / len(values) + 1 / new)
     return fmean(values) - half, fmean(values) + half
 
 
@@ -125,11 +111,11 @@ def seeds_needed(pairs: Sequence[float], half_width: float) -> int | None:
     n is the least with t(n − 1)·s/√n ≤ half_width, s the standard deviation of the pairs so far.
 
     Returns:
-        None where two pairs are not there yet, all agree, or more than a thousand seeds would be
-        needed.
+        None where two pairs are not there yet, or more than a thousand seeds would be needed.
     """
-    if not (deviation := deviation_of(pairs)):
+    if len(pairs) < 2:
         return None
+    deviation = stdev(pairs)
     for number in range(2, MOST_SEEDS + 1):
         if _quantile(number) * deviation / math.sqrt(number) <= half_width:
             return number
@@ -150,7 +136,7 @@ def p_value(pairs: Sequence[float]) -> float | None:
     """
     from scipy.stats import t
 
-    if not (deviation := deviation_of(pairs)):
+    if len(pairs) < 2 or not (deviation := stdev(pairs)):
         return None
     statistic = abs(fmean(pairs)) * math.sqrt(len(pairs)) / deviation
     return float(2 * t.sf(statistic, len(pairs) - 1))

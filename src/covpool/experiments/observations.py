@@ -57,8 +57,7 @@ class Claim:
 
     @property
     def verdict(self) -> Verdict:
-        """shown: the interval is above zero; the opposite: below; one seed shows nothing, nor do
-        seeds that all agree, which have no interval."""
+        """shown: the interval is above zero; the opposite: below; one seed shows nothing."""
         if self.spread.mean is None:
             return "not measured"
         return VERDICTS[self.spread.sign or 0]
@@ -77,7 +76,7 @@ class Claim:
 
     def _number(self, value: float) -> str:
         if not self.factor:
-            return f"{value:+z.2f}"
+            return f"{value:+.2f}"
         return f"×{10**value:.3g}" if abs(value) < 300 else f"×1e{value:.0f}"
 
     def to_dict(self) -> dict[str, Any]:

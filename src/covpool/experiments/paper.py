@@ -63,7 +63,7 @@ def beside_table1(
         for row, cell, method, own in zip(rows, theirs, TABLE_1, ours, strict=False):
             row += [f"{cell:.2f}", text(method, own)]
         gap = Spread.of(differences(*ours)).interval_text()
-        rows[-1] += [f"{theirs[0] - theirs[1]:+z.2f}", gap]
+        rows[-1] += [f"{theirs[0] - theirs[1]:+.2f}", gap]
     return rows
 
 
