@@ -18,7 +18,7 @@ from covpool.bench.options import DTYPES, MEASUREMENTS, SPECTRA
 from covpool.bench.peers import PEERS
 from covpool.cli import COMMANDS, main
 from covpool.cli.bench import ALONE
-from covpool.cli.parsers import EVALUATED, PARSERS, train_parser
+from covpool.cli.parsers import DEFAULT_POOLINGS, EVALUATED, NO_EFFECT, PARSERS, train_parser
 from covpool.cli.parsing import ALIASES, COMMON
 from covpool.cli.train import first_process
 from covpool.data.layouts import LAYOUTS
@@ -156,6 +156,22 @@ def test_help_of_evaluate_shows_what_it_takes(capsys):
 def test_commands_that_take_every_option_show_the_common_ones(command, capsys):
     assert options_in(shown(capsys, command, "--help")) == set(COMMON)
     assert options_in(shown(capsys, command, "--help-all")) >= OPTIONS
+
+
+def test_help_of_probe_shows_only_what_it_takes(capsys):
+    refused = {f"{group}.{name}" for group, names in NO_EFFECT.items() for name in names}
+    refused |= {"data.evaluate", "optim.name", "optim.trained"}
+    assert options_in(shown(capsys, "probe", "--help")) == set(COMMON) - refused
+    everything = options_in(shown(capsys, "probe", "--help-all"))
+    assert everything >= OPTIONS - refused
+    assert not everything & refused
+    assert "data.augment" in everything
+
+
+def test_the_examples_of_probe_count_its_poolings(capsys):
+    text = re.sub(r"\s+", " ", shown(capsys, "probe", "--help"))
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven")
+    assert f"{words[len(DEFAULT_POOLINGS.split(','))]} poolings on a folder" in text
 
 
 def test_the_first_line_is_out_before_pytorch_is_loaded(tmp_path):

@@ -187,7 +187,7 @@ def test_damaged_files_are_all_named(tmp_path):
     assert message.startswith("cannot read 2 of 10 images: ")
     assert f"{tmp_path}/train/cat/1.png (" in message
     assert f"{tmp_path}/test/dog/0.png (not an image" in message
-    assert message.endswith("or train without them by --data.skip_damaged true")
+    assert message.endswith("or leave them out by --data.skip_damaged true")
     (tmp_path / "test/dog/0.png").unlink()
     with pytest.raises(DataError, match=r"cannot read image .*train/cat/1\.png: .*truncated"):
         open_folder(tmp_path)

@@ -1,7 +1,9 @@
 """`covpool probe`: features computed once, heads trained on them, and what comes of it."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 import covpool
 from covpool.cli import main, parsers
 from covpool.cli.parsers import PROBED
+from covpool.experiments import grid
 from covpool.experiments.arms import Arm
 from covpool.experiments.frozen import features, heads
 from covpool.experiments.frozen.features import Extractor, Views, compute, feature_files
@@ -23,11 +26,11 @@ from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted
 from covpool.train.job import prepare
 from covpool.train.run_directory import RunDirectory
-from inline_grid import command
+from inline_grid import Inline, command
 from tiny_images import make_tiny_images
 
 BASELINES = ["gap", "gap-matched", "gap-reduced", "gap-reduced-matched"]
-POOLED = ["exact", "svd", "dropcov"]
+POOLED = ["exact", "svd", "dropcov", "isqrt-cov"]
 TIMED = {"seconds", "test_seconds", "images_per_second"}
 OPTIONS = [
     *("--data.image_size", "16"),
@@ -91,6 +94,15 @@ def test_it_writes_what_every_experiment_writes(probed, capsys):
         assert f"{np.mean(pairs):+.2f} [" in described[f"{label} − gap-matched"]
 
 
+def test_every_pooling_is_compared_with_the_averages(probed):
+    summary = json.loads((probed[1] / "output" / "summary.json").read_text())
+    claims = {claim["claim"]: claim["p_by_holm"] for claim in summary["claims"]}
+    for name in ("exact / svd", "dropcov", "isqrt-cov"):
+        assert {f"{name} − gap-matched", f"{name} − gap-reduced"} <= claims.keys()
+    assert "dropcov − isqrt-cov" in claims
+    assert not any(claim.startswith(("gap-matched −", "gap-reduced −")) for claim in claims)
+
+
 @pytest.mark.slow
 def test_its_folder_has_a_report(probed, capsys):
     _, folder = probed
@@ -142,6 +154,51 @@ def test_the_same_command_makes_what_is_missing_alone(probed, monkeypatch):
             assert {k: v for k, v in now.items() if k not in TIMED} == pytest.approx(
                 {k: v for k, v in then.items() if k not in TIMED}
             )
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize("changed", ["images", "weights", "classes"])
+def test_runs_of_other_images_or_weights_are_refused(
+    changed, dry, probed, images, weights, monkeypatch, capsys
+):
+    arguments, folder = probed
+    picture = next(Path(images).glob("train/*/3.png"))
+    file = {"images": picture, "weights": Path(weights), "classes": Path(images) / "classes"}[
+        changed
+    ]
+    before = file.read_bytes() if file.is_file() else b""
+    monkeypatch.setattr("covpool.cli.probe.compute", None)
+    try:
+        if changed == "images":
+            file.write_bytes(picture.with_name("4.png").read_bytes())
+        elif changed == "weights":
+            write_weights(file, seed=1)
+        else:
+            for split in ("train", "test"):
+                (Path(images) / split / picture.parent.name).rename(Path(images) / split / "a-name")
+        assert command(*arguments, *dry) == 2
+    finally:
+        if changed == "classes":
+            for split in ("train", "test"):
+                (Path(images) / split / "a-name").rename(Path(images) / split / picture.parent.name)
+        else:
+            file.write_bytes(before)
+    told = capsys.readouterr().err.strip()
+    assert "other images or weights" in told
+    assert str(folder / "output") in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_other_options_than_those_of_the_runs_are_refused_before_any_work(
+    dry, probed, monkeypatch, capsys
+):
+    arguments, _ = probed
+    monkeypatch.setattr("covpool.cli.probe.Extractor", None)
+    assert command(*arguments, "--epochs", "3", *dry) == 2
+    told = capsys.readouterr().err.strip()
+    assert "was begun with train.epochs 2, not 3" in told
+    assert "\n" not in told
 
 
 def test_a_dry_run_tells_sizes_time_and_disk_and_writes_nothing(images, weights, tmp_path, capsys):
@@ -359,6 +416,35 @@ def test_features_that_are_stopped_go_on_where_they_were(job, tmp_path, monkeypa
     np.testing.assert_array_equal(stopped[0].open(), files[0].open())
 
 
+def test_a_request_to_stop_at_the_last_batch_is_heard(job, tmp_path):
+    extractor, views, files = files_of(job, tmp_path)
+
+    def ask(done, total):
+        if done == total:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        compute(extractor, views, files, ask)
+    assert files[0].whole
+
+
+def test_a_request_to_stop_after_the_last_step_of_the_reduction_is_heard(
+    images, weights, tmp_path, monkeypatch, capsys
+):
+    asked = []
+
+    def ask(*given):
+        asked.append(given)
+        if len(asked) == 2:  # the last of the two that are learned
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("covpool.cli.probe.reduced_maps", ask)
+    options = ["--output", str(tmp_path / "o"), "--features", str(tmp_path / "f")]
+    arguments = ["probe", images, "--model.init_from", weights, *OPTIONS, *options]
+    assert command(*arguments) == 128 + signal.SIGTERM
+    assert not (tmp_path / "o" / "tuning").exists()
+
+
 def test_a_change_of_what_features_are_made_of_is_noticed(images, weights, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(images, copy)
@@ -447,6 +533,20 @@ def test_each_may_learn_its_own_reduction(job, tmp_path):
     # Reduction, classifier of the triangle; classifier of the mean.
     assert found["exact"]["parameters"] == 8 * 4 + 2 * 4 + (10 + 1) * 3
     assert found["gap"]["parameters"] == (8 + 1) * 3
+
+
+def test_a_request_to_stop_after_the_last_run_is_heard(job, tmp_path, monkeypatch):
+    frozen = frozen_of(job, tmp_path / "f", shared=False)
+    made = trials(job.config, [Arm("exact")], [0.1], [1e-3], tmp_path / "o", threads=1)
+    monkeypatch.setattr(grid, "_pool", lambda jobs: Inline())
+
+    def ask(state, ended):
+        if ended is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        grid.run_grid(bundled(made, frozen, trial=True), 1, ask, make_bundle)
+    assert made[0].settled()
 
 
 def test_all_is_every_pooling_and_the_averages():

@@ -15,7 +15,7 @@ from covpool.experiments.inference import holm, p_value, prediction_interval, se
 from covpool.experiments.outcome import Outcome
 from covpool.experiments.results import RunSet
 from covpool.experiments.study import chosen_rates, final_runs, read_study, tuning_runs
-from covpool.experiments.study_tables import rates_table
+from covpool.experiments.study_tables import doubtful_rates, rates_table
 from covpool.experiments.summary import make_sheet
 from covpool.report.sources import find_runs
 from covpool.train.run_directory import RunDirectory
@@ -338,18 +338,23 @@ def test_a_summary_of_runs_none_of_which_came_to_an_end(tmp_path):
     assert lines["gap", 0]["reason"] == "its process died"
 
 
+DOUBTS = {"edge": "is at the edge of what was tried", "alone": "no other rate was tried"}
+
+
 @pytest.mark.parametrize(
-    ("tried", "rate", "remark"),
+    ("tried", "rate", "remark", "doubt"),
     [
-        ({"0.1": 50.0, "0.2": 60.0, "0.4": 40.0}, 0.2, "–"),
-        ({"0.1": 50.0, "0.2": 40.0}, 0.1, "the lowest tried"),
-        ({"0.1": 50.0, "0.2": 60.0, "0.4": None}, 0.2, "–"),
-        ({"0.1": 50.0, "0.333333": 60.0}, 1 / 3, "the highest tried"),
-        ({"0.1": None, "0.2": None}, 0.1, "all diverged; the lowest is taken"),
-        ({}, 0.1, "given, with no trials"),
+        ({"0.1": 50.0, "0.2": 60.0, "0.4": 40.0}, 0.2, "–", ""),
+        ({"0.1": 50.0, "0.2": 40.0}, 0.1, "the lowest tried", "edge"),
+        ({"0.1": 50.0, "0.2": 60.0, "0.4": None}, 0.2, "–", ""),
+        ({"0.1": 50.0, "0.333333": 60.0}, 1 / 3, "the highest tried", "edge"),
+        ({"0.1": None, "0.2": None}, 0.1, "all diverged; the lowest is taken", "edge"),
+        ({}, 0.1, "given, with no trials", "alone"),
+        ({"0.1": 50.0, "0.2": 50.0}, 0.1, "all rates are equal here", ""),
+        ({"0.1": 50.0}, 0.1, "the only one tried", "alone"),
     ],
 )
-def test_rates_at_the_edge_are_told(tmp_path, tried, rate, remark):
+def test_rates_at_the_edge_are_told(tmp_path, tried, rate, remark, doubt):
     study = read_study(write_study(tmp_path / "textures.yaml"))
     rates = {arm.label: {"rate": rate, "validation_top1": tried} for arm in study.arms}
     planned = final_runs(study, rates, tmp_path, threads=1)
@@ -358,6 +363,11 @@ def test_rates_at_the_edge_are_told(tmp_path, tried, rate, remark):
     rows = {row[0]: row for row in rates_table(outcome).rows}
     assert list(rows) == ["gap", "gap-matched", "isqrt-cov", "exact"]
     assert rows["gap"][-2:] == [f"{rate:g}", remark]
+    assert doubtful_rates(outcome)[:2] == tuple(
+        list(rows) if doubt == one else [] for one in DOUBTS
+    )
+    text = make_sheet(outcome).markdown()
+    assert [phrase in text for phrase in DOUBTS.values()] == [doubt == one for one in DOUBTS]
 
 
 @pytest.mark.parametrize(

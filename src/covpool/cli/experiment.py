@@ -90,7 +90,8 @@ def run_all(
 
 def settled(runs: Iterable[Run]) -> str:
     """How many runs need no training."""
-    return f"{sum(run.settled() for run in runs)} are there already"
+    number = sum(run.settled() for run in runs)
+    return f"{number} {'is' if number == 1 else 'are'} there already"
 
 
 def show_plan(lines: Sequence[Line], runs: Iterable[Run], console: Console) -> None:

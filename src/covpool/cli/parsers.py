@@ -120,6 +120,31 @@ PROBED: Mapping[str, Mapping[str, Any]] = {
 """What a probe has by default in place of a run's own defaults."""
 
 
+DECIDED = {
+    "data": {"augment": ("flip", "none"), "evaluate": ("test",)},
+    "optim": {"name": ("sgd",), "trained": ("classifier",)},
+}
+"""Options that the recipe of the heads leaves these values alone."""
+
+NO_EFFECT = {
+    "data": ("random_erasing", "mixup", "cutmix", "views", "augment_options"),
+    "model": ("schedule", "hybrid", "method", "hidden_features", "gap_reduction"),
+    "optim": (
+        *(
+            "nesterov",
+            "decay_norm_and_bias",
+            "layer_decay",
+            "clip_norm",
+            "weight_average",
+            "options",
+        ),
+        "decay_options",
+    ),
+    "train": ("precision", "accumulate", "loggers", "probes", "compile", "channels_last"),
+}
+"""Options that must stay at their defaults: heads are not trained by them."""
+
+
 def probe_parser() -> RunParser:
     """Options of `covpool probe`."""
     parser = RunParser(
@@ -129,12 +154,22 @@ def probe_parser() -> RunParser:
         "training images choose. The same command again goes on where it stopped.",
         examples={
             "covpool probe photos --model.backbone resnet50 --model.pretrained true": (
-                "six poolings on a folder of class folders"
+                "five poolings on a folder of class folders"
             ),
             "covpool probe photos … --poolings all --seeds 10 --dry-run": (
                 "what all of them would take"
             ),
         },
+        hidden=[
+            *(f"{group}.{name}" for group, names in NO_EFFECT.items() for name in names),
+            # One value that cannot be chosen is no choice to show.
+            *(
+                f"{group}.{name}"
+                for group, fields in DECIDED.items()
+                for name, values in fields.items()
+                if len(values) == 1
+            ),
+        ],
     )
     parser.add_base(PROBED)
     parser.add_argument(

@@ -251,6 +251,8 @@ class RunParser:
         command: the sub-command, for the usage line.
         description: what it does.
         allowed: the configuration's keys that the command accepts; None: all.
+        hidden: those that the help does not show, since the command refuses what differs from
+            its own choice.
         examples: command lines, each with what it does, shown at the end of --help.
     """
 
@@ -260,6 +262,7 @@ class RunParser:
         description: str,
         *,
         allowed: Collection[str] | None = None,
+        hidden: Collection[str] = (),
         examples: Mapping[str, str] | None = None,
     ) -> None:
         import jsonargparse
@@ -272,7 +275,7 @@ class RunParser:
             prog=f"covpool {command}", description=description, exit_on_error=False
         )
         self.groups = RunConfig.groups()
-        self.allowed = allowed
+        self.allowed, self.hidden = allowed, frozenset(hidden)
         self.examples = examples or {}
         self.takes_path = False
         self.base: RunConfig | None = None
@@ -427,7 +430,7 @@ class RunParser:
     def _is_shown(self, key: str, everything: bool) -> bool:
         if self.allowed is not None:
             return key in self.allowed
-        return everything or key in COMMON
+        return key not in self.hidden and (everything or key in COMMON)
 
     def dump(
         self, given: Given, base: "RunConfig", options: Mapping[str, Mapping[str, Any]]

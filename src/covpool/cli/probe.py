@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from covpool.cli import experiment
 from covpool.cli.console import PlainConsole
+from covpool.cli.parsers import DECIDED, NO_EFFECT
 from covpool.cli.parsing import (
     FileProgress,
     Given,
@@ -44,7 +45,7 @@ from covpool.experiments.frozen.features import (
 from covpool.experiments.frozen.plan import Frozen, HeadPlan
 from covpool.experiments.frozen.reduction import reduced_maps
 from covpool.experiments.frozen.summary import make_sheet, reference_arms
-from covpool.experiments.frozen.work import made_of, make_bundle, stopper
+from covpool.experiments.frozen.work import made_of, make_bundle
 from covpool.experiments.outcome import Outcome
 from covpool.experiments.results import RunSet
 from covpool.experiments.runs import Run, check_same_options, threads_of
@@ -60,32 +61,14 @@ from covpool.train.run_directory import is_free
 
 SHARED, OWN = "shared", "own"
 
+TRIALS, COUNTED = (
+    ("trial of rate and decay", "trials of rate and decay"),
+    ("run that counts", "runs that count"),
+)
+"""What is made, one of it and several."""
+
 GUESS = {"rate": 0.1, "weight_decay": 0.0}
 """In the place of rates that are not chosen yet: they change no time."""
-
-DECIDED = {
-    "data": {"augment": ("flip", "none"), "evaluate": ("test",)},
-    "optim": {"name": ("sgd",), "trained": ("classifier",)},
-}
-"""Options that the recipe of the heads leaves these values alone."""
-
-NO_EFFECT = {
-    "data": ("random_erasing", "mixup", "cutmix", "views", "augment_options"),
-    "model": ("schedule", "hybrid", "method", "hidden_features", "gap_reduction"),
-    "optim": (
-        *(
-            "nesterov",
-            "decay_norm_and_bias",
-            "layer_decay",
-            "clip_norm",
-            "weight_average",
-            "options",
-        ),
-        "decay_options",
-    ),
-    "train": ("precision", "accumulate", "loggers", "probes", "compile", "channels_last"),
-}
-"""Options that must stay at their defaults: heads are not trained by them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +98,14 @@ def run(given: Given) -> int:
     console = PlainConsole()
     console.print(_about(request))
     with users_input():
+        _check_options(request)
         extractor = Extractor(request.job, request.stages)
         views = Views.of(request.job)
         with console.status("reading the images"):
             digest = views.digest()
         files = feature_files(extractor, views, request.config, request.cache, digest)
         for file in files:
+            _frozen(request, file).check_runs(_folder(request, file.stage))
             _check_heads(request, file)
     _tell_sizes(files, console)
     if request.dry_run:
@@ -149,7 +134,7 @@ def _run(
             _learn_reductions(request, _frozen(request, file), console)
     sheets = []
     for file in files:
-        sheets.append(_probe_stage(request, file, _folder(request, file), console))
+        sheets.append(_probe_stage(request, file, _folder(request, file.stage), console))
     if len(sheets) > 1:
         sheet = _of_stages(request, sheets)
         sheet.write(request.output)
@@ -199,12 +184,12 @@ def _probe_stage(request: Request, file: FeatureFile, folder: Path, console: Con
     splits, threads = request.job.splits, threads_of(config, request.jobs)
     config = of_stage(config, file.stage)
     tried = _trials(request, config, folder)
-    failed = _make(tried, frozen, request, "trials of rate and decay", console, trial=True)
+    failed = _make(tried, frozen, request, TRIALS, console, trial=True)
     with users_input():
         rates = plans.chosen(request.arms, tried, failed)
         write_rates(folder, {**earlier_rates(folder), **rates})
     runs = plans.counted(config, request.arms, request.seeds, rates, folder, threads=threads)
-    failures = _make([*runs.values()], frozen, request, "runs that count", console, trial=False)
+    failures = _make([*runs.values()], frozen, request, COUNTED, console, trial=False)
     study = Study(
         name=f"probe-{splits.name}",
         title=f"Poolings of frozen features: {splits.name}, {config.model.backbone}",
@@ -234,9 +219,9 @@ def of_stage(config: RunConfig, stage: Stage) -> RunConfig:
     return replace(config, model=replace(config.model, feature_stage=stage))
 
 
-def _folder(request: Request, file: FeatureFile) -> Path:
+def _folder(request: Request, stage: Stage) -> Path:
     """Of the runs of a stage: the output itself where there is one stage."""
-    return request.output / stage_name(file.stage) if len(request.stages) > 1 else request.output
+    return request.output / stage_name(stage) if len(request.stages) > 1 else request.output
 
 
 def _frozen(request: Request, file: FeatureFile) -> Frozen:
@@ -262,6 +247,28 @@ def _trials(request: Request, config: RunConfig, folder: Path) -> list[Run]:
     )
 
 
+def _guessed(request: Request, config: RunConfig, folder: Path) -> dict[tuple[Arm, int], Run]:
+    """The runs that count, before their rates are chosen."""
+    rates = dict.fromkeys((arm.label for arm in request.arms), GUESS)
+    threads = threads_of(config, request.jobs)
+    return plans.counted(config, request.arms, request.seeds, rates, folder, threads=threads)
+
+
+def _check_options(request: Request) -> None:
+    """Refuse an output folder whose trials or runs were begun with other options, before any work.
+
+    Raises:
+        ValueError: they were.
+    """
+    chosen_later = (("optim", "learning_rate"), ("optim", "weight_decay"))
+    for stage in request.stages:
+        config, folder = of_stage(request.config, stage), _folder(request, stage)
+        for run in _trials(request, config, folder):
+            check_same_options(run)
+        for run in _guessed(request, config, folder).values():
+            check_same_options(run, chosen_later)
+
+
 def _widths(request: Request, frozen: Frozen) -> list[int]:
     """Channels after the reductions that the poolings share."""
     if frozen.reduction is None:
@@ -282,7 +289,8 @@ def _learn_reductions(request: Request, frozen: Frozen, console: Console) -> Non
                 status.update(f"learning the {told}")
                 console.print(told)
                 whole = frozen.examples(frozen.features.open(), trial=trial)
-                reduced_maps(frozen.features, whole, width, frozen.reduction, stopper(stop))
+                reduced_maps(frozen.features, whole, width, frozen.reduction, stop.check)
+        stop.check()
 
 
 def _plan(
@@ -299,20 +307,12 @@ def _plan(
     with console.status("measuring steps") as status:
         for file in files:
             config, frozen = of_stage(request.config, file.stage), _frozen(request, file)
-            folder = _folder(request, file)
+            folder = _folder(request, file.stage)
             for width in _widths(request, frozen):
                 alone.append(reduction_line(frozen, width))
                 disk += 2 * file.bytes * width // file.shape[1]
             trials = _trials(request, config, folder)
-            rates = dict.fromkeys((arm.label for arm in request.arms), GUESS)
-            runs = plans.counted(
-                config,
-                request.arms,
-                request.seeds,
-                rates,
-                folder,
-                threads=threads_of(config, request.jobs),
-            )
+            runs = _guessed(request, config, folder)
             for made, trial in ((trials, True), ([*runs.values()], False)):
                 bundles = plans.bundled(made, frozen, trial=trial)
                 beside += bundle_lines(bundles, frozen, status.update)
@@ -343,7 +343,7 @@ def _make(
     runs: Sequence[Run],
     frozen: Frozen,
     request: Request,
-    what: str,
+    what: tuple[str, str],
     console: Console,
     *,
     trial: bool,
@@ -353,7 +353,8 @@ def _make(
         for run in runs:
             check_same_options(run)
     bundles = plans.bundled(runs, frozen, trial=trial)
-    console.print(f"{len(runs)} {what} ({experiment.settled(runs)}), {request.jobs} at a time")
+    many = quantity(len(runs), *what)
+    console.print(f"{many} ({experiment.settled(runs)}), {request.jobs} at a time")
     failed = experiment.run_all(bundles, request.jobs, console, work=make_bundle)
     return {
         run.name: failed[bundle.name]

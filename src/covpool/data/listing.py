@@ -104,7 +104,7 @@ def check_listing(listing: Listing, config: DataConfig, progress: Progress | Non
         names = shorten([f"{path} ({reason})" for path, reason in named])
         raise DataError(
             f"cannot read {len(named)} of {total} images: {names}; repair or remove them, "
-            "or train without them by --data.skip_damaged true"
+            "or leave them out by --data.skip_damaged true"
         )
     readable = {}
     for split, source, labels in listing.splits():

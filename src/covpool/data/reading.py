@@ -23,7 +23,7 @@ from covpool.data.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from PIL import Image
 
-REMEDY = "repair or remove it, or train without such files by --data.skip_damaged true"
+REMEDY = "repair or remove it, or leave such files out by --data.skip_damaged true"
 
 FORMATS: Mapping[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg"),

@@ -16,7 +16,7 @@ from typing import Any
 from covpool.experiments.runs import BRANCH, Run
 from covpool.train.allocator import keep_freed_memory
 from covpool.train.claim import claimed
-from covpool.train.interruption import Interrupted, StopRequest
+from covpool.train.interruption import StopRequest
 from covpool.train.run_directory import RunDirectory, refuse_existing
 
 POLL_SECONDS = 0.5
@@ -133,7 +133,7 @@ def run_grid(
                 ended, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
                 if request.signal_number:
                     _stop(running)
-                    raise Interrupted(request.signal_number)
+                    request.check()
                 died = any(isinstance(future.exception(), BrokenProcessPool) for future in ended)
                 if died:  # one dead process breaks the pool: every run in it has ended
                     ended, _ = wait(running)
@@ -149,6 +149,7 @@ def run_grid(
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+        request.check()
     return failures
 
 

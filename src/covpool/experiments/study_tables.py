@@ -23,6 +23,9 @@ from covpool.text import quantity
 HALF_WIDTHS = (0.5, 1.0)
 """Of intervals, in points of percent, that the summary says the number of seeds for."""
 
+EQUAL = "all rates are equal here"
+"""The remark where accuracies say nothing about rates beyond those that were tried."""
+
 PLACES: Mapping[str, tuple[int, int | None]] = {"table4": (0, 1), "table5": (2, None)}
 """Which of `paper.COLUMNS` stand beside standalone and hybrid training; None: none does."""
 
@@ -95,12 +98,18 @@ def rates_table(outcome: Outcome) -> Table:
     return Table(heading="Rates", columns=columns, rows=rows)
 
 
-def doubtful_rates(outcome: Outcome) -> tuple[list[str], bool]:
-    """Arms whose rate is at the edge of what was tried, and whether not all were tried with the
-    same rates."""
+def doubtful_rates(outcome: Outcome) -> tuple[list[str], list[str], bool]:
+    """Arms whose rate is at the edge of what was tried, those that no other rate was tried of, and
+    whether not all were tried with the same rates."""
     chosen = _chosen(outcome)
-    at_edge = [label for label, own in chosen.items() if _at_edge(own)]
-    return at_edge, len({frozenset(_tried(own)) for own in chosen.values()}) > 1
+    remarks = {label: _at_edge(own) for label, own in chosen.items()}
+    alone = [label for label, own in chosen.items() if len(_tried(own)) < 2]
+    at_edge = [
+        label
+        for label, remark in remarks.items()
+        if label not in alone and remark not in ("", EQUAL)
+    ]
+    return at_edge, alone, len({frozenset(_tried(own)) for own in chosen.values()}) > 1
 
 
 def _chosen(outcome: Outcome) -> dict[str, Mapping[str, Any]]:
@@ -128,6 +137,8 @@ def _at_edge(chosen: Mapping[str, Any]) -> str:
         return "all diverged; the lowest is taken"
     if len(tried) == 1:
         return "the only one tried"
+    if len(set(chosen["validation_top1"].values())) == 1:
+        return EQUAL
     # Rates are written with six digits.
     ends = {"lowest": min(tried), "highest": max(tried)}
     found = [name for name, end in ends.items() if math.isclose(rate, end, rel_tol=1e-5)]

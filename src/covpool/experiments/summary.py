@@ -22,7 +22,7 @@ from covpool.experiments.study_tables import (
 def make_sheet(outcome: Outcome) -> Sheet:
     """The study's summary."""
     study, runs = outcome.study, outcome.runs
-    at_edge, different_rates = doubtful_rates(outcome)
+    at_edge, alone, different_rates = doubtful_rates(outcome)
     claims = answers(outcome)
     adjusted = holm([p_value([*claim.pairs.values()]) for _, claim in claims])
     questions = [
@@ -48,6 +48,7 @@ def make_sheet(outcome: Outcome) -> Sheet:
             not_run=outcome.not_run,
             same=[name for name in outcome.groups.values() if " / " in name],
             at_edge=at_edge,
+            alone=alone,
             different_rates=different_rates,
         ),
         tables=[table for table in tables if table.rows],

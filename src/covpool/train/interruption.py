@@ -69,6 +69,16 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def check(self) -> None:
+        """Raise where the request has been heard; also to be called last, since what is heard after
+        a loop's last step is forgotten once this is closed.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        if self.signal_number is not None:
+            raise Interrupted(self.signal_number)
+
     def _note(self, signal_number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
             raise Interrupted(signal_number)

@@ -22,7 +22,7 @@ from covpool.data.dataset import Images, content_digest
 from covpool.data.listing import in_threads
 from covpool.models import CovPoolModel
 from covpool.train.config import RunConfig
-from covpool.train.interruption import Interrupted, StopRequest
+from covpool.train.interruption import StopRequest
 from covpool.train.job import Job
 from covpool.train.run_directory import replace_text, synchronise
 
@@ -254,13 +254,15 @@ def compute(
             for writer, maps in zip(writers, extractor(images), strict=True):
                 writer[first : first + len(images)] = maps.numpy()
             done = first + len(images)
-            if request.signal_number or done == views.rows or done // BATCH % 16 == 0:
+            noted = request.signal_number or done == views.rows or done // BATCH % 16 == 0
+            if noted:
                 for writer, file in zip(writers, files, strict=True):
                     writer.flush()  # type: ignore[attr-defined]
                     file.note(done)
             progress(done, views.rows)
-            if request.signal_number and done < views.rows:
-                raise Interrupted(request.signal_number)
+            if noted:
+                request.check()
+        request.check()
 
 
 def _batches(views: Views, begin: int) -> Iterator[tuple[int, Tensor]]:

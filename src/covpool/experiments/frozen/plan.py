@@ -1,9 +1,12 @@
 """The runs of a probe: each pooling with each rate and decay on held-out images, then with each
 seed at what these chose."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,7 +25,7 @@ from covpool.models.network import REDUCED_CHANNELS, matched_width
 from covpool.poolings import POOLINGS, Pooling
 from covpool.text import quantity
 from covpool.train.config import RunConfig
-from covpool.train.run_directory import Row
+from covpool.train.run_directory import Row, replace_text
 from covpool.train.schedule import method_schedule
 
 MATCHED, REDUCED, REDUCED_MATCHED = (
@@ -30,6 +33,9 @@ MATCHED, REDUCED, REDUCED_MATCHED = (
     Arm("gap", reduced=True),
     Arm("gap", reduced=True, matched=True),
 )
+
+MADE_OF = "features.json"
+"""Beside a run's configuration: the digest of what it was trained on, which no option tells."""
 
 Rates = Mapping[str, Mapping[str, Any]]
 """As of a study, with `weight_decay` beside `rate`, and all `trials`."""
@@ -75,6 +81,35 @@ class Frozen:
     mirrored: bool
     reduction: RunConfig | None
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the features, by the name of their folder, and of the labels and the held-out ones."""
+        parts = (self.classes, self.labels, self.test_labels, self.kept, self.held)
+        text = json.dumps([self.features.folder.name, *parts])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def mark(self, run: Path) -> None:
+        """Note in a run's directory that it is made of these."""
+        replace_text(run / MADE_OF, json.dumps({"digest": self.digest}) + "\n")
+
+    def check_runs(self, output: Path) -> None:
+        """Make sure that all runs and trials in a probe's folder were made of these.
+
+        Raises:
+            ValueError: one was not, or does not say what it was made of.
+        """
+        for configuration in sorted(output.glob("*/*/config.yaml")):
+            run = configuration.parent
+            try:
+                found = json.loads((run / MADE_OF).read_text(encoding="utf-8"))["digest"]
+            except (OSError, ValueError, KeyError, TypeError):
+                found = None
+            if run.parent.name in (RUNS, TUNING) and found != self.digest:
+                raise ValueError(
+                    f"these are other images or weights than those that the runs in {output} were "
+                    f"made of, as {run.parent.name}/{run.name}; give another --output"
+                )
 
     def examples(self, array: np.ndarray, *, trial: bool) -> Examples:
         """Those of a trial, or of a run that counts, with such an array in place of the maps."""

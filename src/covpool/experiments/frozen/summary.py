@@ -20,6 +20,7 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
     the differences."""
     study, runs, names = outcome.study, outcome.runs, outcome.groups
     references = list(dict.fromkeys(outcome.representative(arm) or arm for arm in study.references))
+    averages = [outcome.representative(arm) or arm for arm in (MATCHED, REDUCED)]
     claims = [
         Claim(
             text=f"{names[arm]} − {names[other]}",
@@ -27,7 +28,7 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
         )
         for other in references
         for arm in names
-        if arm not in references and other in names
+        if arm not in (*averages, other) and other in names
     ]
     adjusted = holm([p_value([*claim.pairs.values()]) for claim in claims])
     rows = [
@@ -42,6 +43,7 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
         cost_table(outcome),
         seeds_table(outcome),
     ]
+    at_edge, alone, _ = doubtful_rates(outcome)
     trials = {len(outcome.rates[arm.label]["trials"]) for arm in outcome.arms}
     return Sheet(
         name="summary",
@@ -49,7 +51,8 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
         scale=runs.about,
         lead=notes(
             "probe_reservations",
-            at_edge=doubtful_rates(outcome)[0],
+            at_edge=at_edge,
+            alone=alone,
             same=[name for name in names.values() if " / " in name],
         ),
         tables=[table for table in tables if table.rows],
@@ -67,7 +70,8 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
             stage=stage_name(frozen.features.stage),
             shared=frozen.reduction is not None,
             length=f"{LENGTH:g}",
-            trials=" or ".join(map(str, sorted(trials))),
+            trials=" or ".join(map(str, sorted(trials)))
+            + (" trial" if trials == {1} else " trials"),
             questions=len(claims),
         ),
         problems=runs.problems(runs.arms),

@@ -29,19 +29,9 @@ from covpool.machine import describe_machine
 from covpool.pooling import CovPool2d
 from covpool.poolings import Pool2d
 from covpool.train.config import RunConfig
-from covpool.train.interruption import Interrupted, StopRequest
+from covpool.train.interruption import StopRequest
 from covpool.train.run_directory import RunDirectory, best_row
 from covpool.train.sampling import combine_seeds
-
-
-def stopper(request: StopRequest) -> Stop:
-    """What raises `Interrupted` once the request has been heard."""
-
-    def stop() -> None:
-        if request.signal_number:
-            raise Interrupted(request.signal_number)
-
-    return stop
 
 
 def maps_of(frozen: Frozen, plan: HeadPlan, stop: Stop, *, trial: bool) -> np.ndarray:
@@ -140,9 +130,10 @@ def make_bundle(bundle: Bundle) -> None:
         directories = {run.path: stack.enter_context(taken(run)) for run in missing}
         request = stack.enter_context(StopRequest())
         for run in missing:
+            bundle.frozen.mark(run.path)  # first: what has a configuration says what it is made of
             directories[run.path].write_config(run.config)
         began = time.perf_counter()
-        results, parameters = _train(bundle, missing, stopper(request))
+        results, parameters = _train(bundle, missing, request.check)
         seconds = (time.perf_counter() - began) / max(1, len(missing))
         for run, result in zip(missing, results, strict=True):
             write(directories[run.path], run, result, bundle, parameters, seconds)
