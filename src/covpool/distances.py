@@ -11,7 +11,10 @@ their difference A − B enters, which subtracts exactly, so a square has a rela
 
 Derivatives. Squares, divergences and entropies are smooth at A = B, ties included: gradients and
 second derivatives are right there, reverse and forward mode, to rounding errors in proportion to
-the matrices. A distance that is not squared has a kink at 0, where its derivative counts as 0.
+the matrices. A distance that is not squared has a kink at 0, where its derivative counts as 0. For
+ill-conditioned matrices that are far apart the gradient of `affine_invariant` has fewer digits than
+its value: with κ = 1e4, 1e6 and 1e8 of both (4 × 4, random bases) it was off by up to 8e-12, 2e-8 and
+6e-6 with respect to the first, and by 1e-9, 7e-6 and 0.2 with respect to the second.
 """
 
 import math
@@ -327,10 +330,10 @@ def _log_euclidean(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Ratio(NamedTuple):
-    """With A = L Lᴴ and B = M Mᴴ: L⁻¹ B L⁻ᴴ and L⁻¹ (B − A) L⁻ᴴ, and as constants the singular
+    """L⁻¹ B L⁻ᴴ, L⁻¹ (B − A) L⁻ᴴ and, as constants, singular values s of L⁻¹ M with left vectors u.
 
-    values s of L⁻¹ M, whose squares are the eigenvalues of the first, with their left vectors. They
-    lose the digits of √(κ(A) κ(B)), the eigenvalues would lose those of κ(A) κ(B).
+    A = L Lᴴ and B = M Mᴴ. The squares of s are the eigenvalues of the first, but they lose the
+    digits of √(κ(A) κ(B)) alone, where the eigenvalues would lose those of κ(A) κ(B).
     """
 
     whitened: Tensor
