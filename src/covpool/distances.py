@@ -13,8 +13,8 @@ Derivatives. Squares, divergences and entropies are smooth at A = B, ties includ
 second derivatives are right there, reverse and forward mode, to rounding errors in proportion to
 the matrices. A distance that is not squared has a kink at 0, where its derivative counts as 0. For
 ill-conditioned matrices that are far apart the gradient of `affine_invariant` has fewer digits than
-its value: with κ = 1e4, 1e6 and 1e8 of both (4 × 4, random bases) it was off by up to 8e-12, 2e-8 and
-6e-6 with respect to the first, and by 1e-9, 7e-6 and 0.2 with respect to the second.
+its value: with κ = 1e4, 1e6 and 1e8 of both (4 × 4, random bases) it was off by up to 8e-12, 2e-8
+and 6e-6 with respect to the first, and by 1e-9, 7e-6 and 0.2 with respect to the second.
 """
 
 import math
