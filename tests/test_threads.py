@@ -105,6 +105,35 @@ def test_the_caller_s_state_changes_no_value(call, state, team):
     assert torch.equal(found, expected)
 
 
+def kept_by_threads():
+    """What each thread of the team has set, the caller among them or not."""
+    together, found = threading.Barrier(2, timeout=60), {}
+
+    def look():
+        together.wait()
+        grads = torch.is_grad_enabled(), forward_ad._is_fwd_grad_enabled()
+        autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        found[threading.get_ident()] = (torch.is_inference_mode_enabled(), *grads, *autocast)
+
+    (threads._openmp() or threads._on_pool)(look)
+    return found
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_a_thread_has_afterwards_what_it_had(state, team):
+    """All are in it at once, so that none can put back what another had."""
+    kept_by_threads()  # a pool's threads exist
+    with STATES[state]():
+        before = kept_by_threads()
+        together = threading.Barrier(2, timeout=60)
+        if "mode" not in state or state in ("inference mode", "forward mode"):
+            threads.spread(lambda part: together.wait(), [slice(0, 1), slice(1, 2)])
+        else:  # by the caller alone
+            threads.spread(lambda part: None, [slice(0, 1), slice(1, 2)])
+        assert kept_by_threads() == before
+
+
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 def test_what_a_thread_works_under(state, team):

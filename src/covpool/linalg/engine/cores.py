@@ -84,10 +84,16 @@ def spread(task: Callable[[slice], None], parts: Iterable[slice], *, small: bool
 
     inference = torch.is_inference_mode_enabled()
 
-    @torch.autocast("cpu", enabled=False)
     def take_part() -> None:
         # Inference mode first: setting it sets the recording of gradients too, in both modes.
-        with torch.inference_mode(inference), torch.no_grad(), _no_forward_mode():
+        # Autocast is an object for each thread, as it keeps the state to put back: as a decorator
+        # it would be one, and threads would put back each other's.
+        with (
+            torch.inference_mode(inference),
+            torch.no_grad(),
+            _no_forward_mode(),
+            torch.autocast("cpu", enabled=False),
+        ):
             while (part := take()) is not None:
                 task(part)
 
