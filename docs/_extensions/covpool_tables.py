@@ -377,10 +377,21 @@ def distances_table() -> str:
 
 
 def distances_reference() -> str:
-    """Every name of `covpool.distances` but the metrics, which `Distance` documents."""
-    metrics = [name.replace("-", "_") for name in covpool.distances.DISTANCES]
-    names = [name for name in covpool.distances.__all__ if name not in metrics]
-    return _paragraphs(_documented(name, covpool.distances) for name in names)
+    """Every name of `covpool.distances`; the metrics are rows, which their table describes."""
+    rows = {name.replace("-", "_"): row for name, row in covpool.distances.DISTANCES.items()}
+    return _paragraphs(
+        _metric(name, rows[name]) if name in rows else _documented(name, covpool.distances)
+        for name in covpool.distances.__all__
+    )
+
+
+def _metric(name: str, row: covpool.distances.Distance) -> str:
+    call = re.sub(r": \w+(?:\.\w+)*| -> .*", "", str(inspect.signature(row)))  # without its hints
+    about = (
+        f"The distance d of {row.name}, or with `squared` d² = {row.formula}, of matrices of "
+        f"{row.domain}. Shapes and errors: `covpool.distances.Distance`. Source: {row.reference}."
+    )
+    return _directive("py:function", f"covpool.distances.{name}{call}", "", about)
 
 
 def _documented(name: str, package: Any = covpool) -> str:
