@@ -81,6 +81,15 @@ else:
     assert found.returncode == 0, found.stderr
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_code_is_no_wider_than_its_page(page):
+    text = PAGES[page].read_text(encoding="utf-8")
+    blocks = re.findall(
+        r"^ *```(?:\{code-cell\} )?\w+\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE
+    )
+    assert [line for block in blocks for line in block.splitlines() if len(line) > 92] == []
+
+
 def test_no_other_page_has_cells():
     assert {stem for stem, page in PAGES.items() if cells(page)} == set(EXECUTED)
 
@@ -248,6 +257,15 @@ def test_docstrings_keep_their_plain_characters(written, read):
     assert lines == [read]
 
 
+def test_tables_and_formulas_of_docstrings_keep_their_lines():
+    indented = ["    κ      1e1   1e2", "    value  7e-15 1e-14", ""]
+    section = ["Args:", "    x: one", "        more, (*)", "", "    y: another", "        more", ""]
+    lines = ["Measured:", "", *indented, *section]
+    covpool_tables.escape_docstring(None, "class", "f", None, None, lines)
+    escaped = [line.replace("*", r"\*") for line in section]
+    assert lines == ["Measured:", "", "::", "", *indented, *escaped]
+
+
 def test_commands_are_those_of_the_command_line():
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES.values())
     named = set(re.findall(r"(?:^\$ |`)covpool ([a-z]+)", text, re.MULTILINE))
@@ -260,5 +278,6 @@ def test_every_page_is_in_the_table_of_contents():
     trees = re.findall(
         r"^```\{toctree\}\n(?::[^\n]*\n)*(.*?)^```$", index, re.DOTALL | re.MULTILINE
     )
-    contents = "".join(trees).split()
+    lines = "".join(trees).splitlines()
+    contents = [re.sub(r".* <(.*)>$", r"\1", line) for line in lines if line]
     assert sorted(contents) == sorted(set(PAGES) - {"index"})
