@@ -1,7 +1,7 @@
 """The pictures of the documentation and of the README, drawn as the report draws its own.
 
-`python docs/_extensions/covpool_pictures.py` writes the README's into `docs/pictures`: GitHub shows
-them without building anything, so they are kept beside the text.
+`python docs/_extensions/covpool_pictures.py` writes two into `docs/pictures`: that of the README,
+which GitHub shows without building anything, and that of the studies, for a page without cells.
 """
 
 import json
@@ -28,7 +28,7 @@ SIZE = (4.6, 3.0)
 """Of a panel, in inches at 72 units."""
 
 WIDTH = 410
-"""Of a picture of the README in pixels: two stand side by side on a page, one fills a phone."""
+"""Of a picture in a file, in pixels: one fills a phone."""
 
 _drawn = 0
 
@@ -168,7 +168,7 @@ DRAWINGS: Mapping[str, Callable[[Axes], None]] = {
     "gradient.svg": draw_repair,
     "accuracy.svg": draw_gain,
 }
-"""The README's pictures by file name in `docs/pictures`."""
+"""Pictures that are kept as files, by their name in `docs/pictures`."""
 
 
 def standing_alone(draw: Callable[[Axes], None]) -> str:

@@ -59,6 +59,9 @@ class Elementwise(ScalarFunction):
     ) -> None:
         if not callable(f):
             raise TypeError(f"Elementwise needs a function of a tensor, got {f!r}")
+        home = getattr(f, "__module__", None) or type(f).__module__
+        if home in ("math", "cmath", "numpy"):
+            raise TypeError(f"Elementwise needs a torch function to differentiate, got {f!r}")
         if not torch.compiler.is_compiling():
             _prepare_forward_mode()
         self.f = self._f = f
