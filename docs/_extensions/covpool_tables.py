@@ -408,17 +408,17 @@ def _documented(name: str, package: Any = covpool) -> str:
     return _directive("py:data", f"{package.__name__}.{name}", "", about)
 
 
-def bench_results(folder: Path = DOCS.parent / "results" / "bench") -> str:
-    """What `covpool bench --output` wrote into the folder, a section for each file."""
-    from covpool.bench.layers import Layers, peer_notes
-    from covpool.bench.tables import failures
+def bench_results(measured: str, folder: str) -> str:
+    """What `covpool bench` wrote into that folder of results, a section for each file."""
+    from covpool.bench.options import MEASUREMENTS
+    from covpool.bench.tables import failures, peer_notes
 
-    sections = []
-    for path in sorted(folder.glob("*.json")):
+    kind, sections = MEASUREMENTS[measured].measured_by(), []
+    for path in sorted((DOCS.parent / "results" / folder).glob("*.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
-        sections += [f"## {path.stem}", Layers.preamble(results)]
+        sections += [f"### {path.stem}", kind.preamble(results)]
         for record in results["shapes"]:
-            for title, header, rows in Layers.tables(record):
+            for title, header, rows in kind.tables(record):
                 sections += [f"**{title}**", table(header, rows)]
             sections += failures(record)
         sections += peer_notes(results["shapes"][-1]) if results["shapes"] else []
@@ -480,7 +480,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "nn-reference": partial(package_reference, covpool.nn),
     "distances-table": distances_table,
     "distances-reference": distances_reference,
-    "bench-results": bench_results,
+    "bench-results": partial(bench_results, "layers", "bench"),
+    "bench-small": partial(bench_results, "small", "small"),
+    "bench-roots": partial(bench_results, "roots", "roots"),
     "bench-poolings": bench_poolings,
     "layouts-table": layouts_table,
 }
