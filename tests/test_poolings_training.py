@@ -38,8 +38,8 @@ def test_poolings_are_compared(images, tmp_path, capsys):
     options = ["--methods", "gap,power", "--seeds", "1", "--output", str(folder)]
     options += ["--model.constants.exponent", "0.3", "--train.probes", "[fidelity]"]
     assert main(["compare", "--data.root", images, *OPTIONS, *options]) == 0
-    table = json.loads((folder / "comparison.json").read_text())["table"]
-    assert [row["method"] for row in table] == ["gap", "power"]
+    table = json.loads((folder / "comparison.json").read_text())["tables"][0]
+    assert [row[0] for row in table["rows"]] == ["gap", "power"]
     power = covpool.load_model(folder / "power-seed0").model
     assert power.pool.row.constants["exponent"] == 0.3
 

@@ -4,15 +4,14 @@ import html.parser
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import pytest
 from scipy import stats
 
 from covpool.cli import main
-from covpool.experiments import paper
-from covpool.report.observations import find_observations
+from covpool.experiments.sheet import Sheet, Table
 from covpool.report.page import render
+from covpool.report.sheets import find_sheets
 from covpool.report.sources import find_runs
 from covpool.report.svg import SERIES
 from covpool.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig
@@ -132,21 +131,6 @@ def test_runs_without_an_end_are_named_with_the_reason_and_enter_no_mean(page):
     assert page.row("svd-taylor")[1:4] == ["0 of 1", "–", "–"]
 
 
-def test_the_papers_cells_stand_beside_ours(page):
-    rows = [row for row in page.rows if len(row) == 3 + len(paper.COLUMNS)]
-    svd = next(row for row in rows if row[0] == "svd")
-    # Printed errors 22.93 and 22.79 (Table 4); Table 5.
-    assert svd[1:5] == ["62.00 ± 2.00", "81.00 ± 1.00", "77.07", "77.21"]
-    assert svd[5:] == ["86.89 / 87.19", "83.34 / 84.24", "92.45 / 92.84"]
-    assert "gap" not in {row[0] for row in rows}
-    labels = {value for name, value in page.attributes if name == "data-label"}
-    assert {"here, hybrid", "the paper, Birds"} <= labels
-    assert "the paper, on other data sets: top-1 %" in page.text
-    assert paper.accuracies("SVD-TopN") == ("77.09", "77.24", *["did not converge"] * 3)
-    assert paper.accuracies("SVD-PI") is None
-    assert paper.accuracies(None) is None
-
-
 def test_every_figure_that_has_data_is_drawn(page, text):
     titles = re.findall(r'<figure id="([^"]+)"', text)
     training = ("curves", "accuracy", "smoothness", "conditioning", "kernels", "gradients")
@@ -170,25 +154,6 @@ def test_fidelity_on_real_covariances_is_told_in_numbers(page):
 def test_sizes_of_k_stand_beside_their_bounds(page):
     assert "svd: largest 1.00·10⁶, bound ∞" in page.text
     assert "54 entries that are not finite" in page.text
-
-
-def test_table_1_stands_beside_ours(page):
-    printed = paper.paper_tables()["table1_resnet50_imagenet_error"]
-    svd, newton = (40.0, 38.0, 36.0), (30.0, 30.0, 30.0)
-    rows = {row[0]: row for row in page.rows if len(row) == 5}
-    assert rows["svd MPN-COV (SVD)"][1:3] == [
-        f"{printed['MPN-COV (SVD)'][0]:.2f}",
-        f"{sum(svd) / 3:.2f} ± {stats.tstd(svd):.2f}",
-    ]
-    pairs = [one - other for one, other in zip(svd, newton, strict=True)]
-    interval = stats.ttest_1samp(pairs, 0).confidence_interval(0.95)
-    cell = f"+{sum(pairs) / 3:.2f} [+{interval.low:.2f}, +{interval.high:.2f}]"
-    assert rows["difference"][2] == cell
-
-
-def test_without_both_methods_there_is_no_table_1(tmp_path):
-    make_run(tmp_path / "run", method="svd")
-    assert "Table 1: accurate" not in render(find_runs([tmp_path]))
 
 
 def test_switches_are_marked(text):
@@ -306,23 +271,6 @@ def test_figures_of_held_out_training_images_are_not_called_test_figures(tmp_pat
     assert "on the test split" not in text
 
 
-def test_beside_own_photographs_the_paper_has_no_cells(tmp_path):
-    config = RunConfig(data=DataConfig(root="photos"))
-    for method in ("svd", "isqrt-cov"):
-        make_run(tmp_path / method, method=method, config=config, probes=True)
-    text = Page(render(find_runs([tmp_path]))).text
-    assert "Conditioning by epoch" in text
-    for word in ("in the paper", "The paper’s cells", "The paper's Table"):
-        assert word not in text
-
-
-def test_on_the_papers_own_data_nothing_speaks_of_others(tmp_path):
-    run = make_run(tmp_path, config=RunConfig(data=DataConfig(name="birds", root="birds")))
-    text = Page(render(find_runs([run]))).text
-    assert "the paper: top-1 %" in text
-    assert "other data sets:" not in text
-
-
 def test_the_same_run_twice_counts_once(tmp_path):
     one = make_run(tmp_path / "one")
     assert len(find_runs([one, tmp_path])) == 1
@@ -351,15 +299,43 @@ def test_many_methods_get_a_panel_each(tmp_path):
     assert figure.count("<svg") == len(methods)
 
 
-def test_a_comparison_without_its_runs_has_its_figures():
-    """As results/typefaces-compare of this repository, whose runs are not kept."""
-    folder = Path(__file__).parents[1] / "results" / "typefaces-compare"
-    found = Page(render(find_runs([folder])))
-    content = json.loads((folder / "comparison.json").read_text())
-    for row in content["table"]:
-        cell = f"{row['final_mean']:.2f} ± {row['final_deviation']:.2f}"
-        assert found.row(row["method"])[2] == cell
-    assert "metrics.jsonl are not there" in found.text
+def test_a_comparison_has_its_own_order(tmp_path):
+    for method in ("gap", "exact"):
+        make_run(tmp_path / f"{method}-seed0", method=method)
+    assert [run.method for run in find_runs([tmp_path])] == ["gap", "exact"]
+    runs = [{"path": f"{method}-seed0"} for method in ("exact", "gap")]
+    (tmp_path / "comparison.json").write_text(json.dumps({"runs": runs}))
+    assert [run.method for run in find_runs([tmp_path])] == ["exact", "gap"]
+
+
+def test_the_sheets_of_an_experiment_are_sections(tmp_path):
+    make_run(tmp_path / "runs" / "run")
+    rows = [("(1) <b>worse</b>", "shown", "by 13 [9, 17]"), ("(2) smooth", "not shown", "×1.1")]
+    columns = ("observation of the paper", "here", "from")
+    for name, heading in (("table4", "ResNet-50"), ("observations", "Recipe <i>")):
+        Sheet(
+            name=name,
+            title=f"What {name} says",
+            scale="On made up images.",
+            tables=[Table(heading=heading, columns=columns, rows=rows)],
+            data={},
+            notes=["**Few** seeds of `gap`."],
+        ).write(tmp_path)
+    (tmp_path / "rates.json").write_text('{"gap": {"rate": 0.1}}')
+    (tmp_path / "other.json").write_text("[1]")
+    text = render(find_runs([tmp_path]), sheets=find_sheets([tmp_path]))
+    found = Page(text)
+    assert text.index("What observations says</h2>") < text.index("What table4 says</h2>")
+    assert text.index("What table4 says</h2>") < text.index("<h3>Accuracy</h3>")
+    assert "Of the paper's 2 observations: 1 shown, 1 not shown" in found.text
+    assert ["(1) <b>worse</b>", "shown", "by 13 [9, 17]"] in found.rows
+    assert "Few seeds of gap." in found.text
+    assert "Recipe <i>" in found.text
+
+
+def test_a_comparison_is_not_told_twice(tmp_path):
+    Sheet(name="comparison", title="", tables=[], data={}).write(tmp_path)
+    assert find_sheets([tmp_path]) == []
 
 
 @pytest.mark.parametrize(
@@ -392,14 +368,14 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys, prepare, options, messa
         ("summary.json", '{"status": "finished"}', "it has no data"),
         ("confusions.csv", "class,called,images,share\na,b,many,1\n", "is not what covpool train"),
         ("analysis.jsonl", "[]\n{}\n", "line 1 is no record"),
-        ("observations.json", '{"scale": "small"}', "the same covpool reproduce again writes it"),
+        ("observations.json", '{"tables": 1, "name": ""}', "the same command again writes it"),
     ],
 )
 def test_files_that_are_damaged_are_named(tmp_path, file, content, message):
     run = make_run(tmp_path / "run")
     (run / file).write_text(content)
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        find_observations(find_runs([run]) and [run])
+        find_sheets(find_runs([run]) and [run])
     assert str(run / file) in str(caught.value)
 
 

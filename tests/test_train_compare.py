@@ -12,11 +12,14 @@ import pytest
 from scipy import stats
 
 from covpool.cli import main
-from covpool.experiments import compare, grid
-from covpool.experiments.arms import standalone
+from covpool.experiments import grid
+from covpool.experiments.arms import Arm, standalone
 from covpool.experiments.inference import Spread
+from covpool.experiments.outcome import Outcome
 from covpool.experiments.results import RunSet
 from covpool.experiments.runs import make_runs, threads_of
+from covpool.experiments.study import Study
+from covpool.experiments.summary import make_sheet
 from covpool.machine import available_cores
 from covpool.train.analysis_rows import read_analysis
 from covpool.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
@@ -60,26 +63,31 @@ def test_each_cell_is_a_run_of_its_method_and_seed(folder):
 
 def test_the_table_follows_from_the_runs(folder):
     content = json.loads((folder / "comparison.json").read_text())
-    assert [row["method"] for row in content["table"]] == ["gap", "exact"]
     assert content["problems"] == []
-    for name in ("final", "best"):
-        top1 = {
-            method: [
-                100 * json.loads(path.read_text())[name]["test_top1"]
-                for path in sorted(folder.glob(f"{method}-seed*/summary.json"))
-            ]
-            for method in ("gap", "exact")
-        }
-        for row in content["table"]:
-            values = top1[row["method"]]
-            assert row[f"{name}_mean"] == pytest.approx(sum(values) / 2)
-            assert row[f"{name}_deviation"] == pytest.approx(stats.tstd(values), abs=1e-12)
-        difference = content["table"][1][f"{name}_difference"]
-        assert difference == pytest.approx(sum(top1["exact"]) / 2 - sum(top1["gap"]) / 2)
+    tops = {
+        (method, name): [
+            100 * json.loads(path.read_text())[name]["test_top1"]
+            for path in sorted(folder.glob(f"{method}-seed*/summary.json"))
+        ]
+        for method in ("gap", "exact")
+        for name in ("final", "best")
+    }
     text = (folder / "comparison.md").read_text()
-    for row in content["table"]:
-        assert f"| {row['method']} | 2/2 | {row['final_mean']:.2f} ± " in text
-    assert (folder / "comparison.csv").read_text().count("\n") == 3
+    for method in ("gap", "exact"):
+        both = (tops[method, name] for name in ("final", "best"))
+        cells = " | ".join(f"{sum(own) / 2:.2f} ± {stats.tstd(own):.2f}" for own in both)
+        assert f"| {method} | 0.05 | 2 | {cells} |" in text
+    (claim,) = content["claims"]
+    assert claim["claim"] == "exact − gap"
+    pairs = [a - b for a, b in zip(tops["exact", "final"], tops["gap", "final"], strict=True)]
+    assert list(claim["by_seed"].values()) == pytest.approx(pairs)
+    assert "no other rate was tried" in text
+    assert "held-out" not in text
+    lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    assert {(line["arm"], line["seed"]) for line in lines} == {
+        (method, seed) for method in ("gap", "exact") for seed in (0, 1)
+    }
+    assert not (folder / "rates.json").exists()
 
 
 def test_the_same_command_repeats_nothing(folder, images, capsys):
@@ -88,7 +96,7 @@ def test_the_same_command_repeats_nothing(folder, images, capsys):
     assert main(["compare", "--data.root", images, *options, *OPTIONS]) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/last.ckpt")} == before
     out = capsys.readouterr().out
-    assert "| gap | 2/2 |" in out
+    assert re.search(r"\| gap \| [0-9.]+ \| 2 \|", out)
     assert "[1/4]" not in out
 
 
@@ -109,8 +117,9 @@ def test_a_report_says_the_same(folder, capsys):
     assert main(["report", str(folder)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(folder / "report.html")
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for row in json.loads((folder / "comparison.json").read_text())["table"]:
-        assert f"{row['final_mean']:.2f} ± {row['final_deviation']:.2f}" in page
+    accuracies = json.loads((folder / "comparison.json").read_text())["tables"][0]["rows"]
+    assert {row[0] for row in accuracies} == {"gap", "exact"}
+    assert all(row[3] in page for row in accuracies)
     assert "processor" in page  # what the run noted of its machine
     assert main(["report", str(folder)]) == 0  # over its own earlier page
 
@@ -119,7 +128,7 @@ def test_a_dry_run_says_what_a_comparison_would_take(folder, images, tmp_path, c
     options = ["--data.root", images, "--methods", "gap,exact", "--seeds", "2", *OPTIONS]
     assert main(["compare", *options, "--dry-run", "--output", str(tmp_path / "none")]) == 0
     told = capsys.readouterr().out
-    assert "4 runs (2 methods, 2 seeds), 2 epochs each" in told
+    assert "small-convnet, 2 epochs; 2 ways to train." in told
     assert "exact: 2 runs, 4 epochs; 0.0" in told
     assert "(3 an epoch)" in told  # of 27 images by 8
     assert not (tmp_path / "none").exists()
@@ -212,26 +221,30 @@ def test_diverged_and_failed_cells_are_told_and_not_averaged(images, tmp_path, f
     runs = make_grid(images, folder)
     replaced = [wild if run.name == wild.name else run for run in runs]
     missing = make_grid(images, tmp_path, methods=["svd"])
-    outcome = RunSet(
+    found = RunSet(
         name="comparison",
         config=wild.config,
         runs={(run.arm, run.seed): run for run in (*replaced, *missing)},
         failures={"svd seed 0": "OSError: disk full"},
     )
-    sheet = compare.make_sheet(outcome, 1)
-    rows = {row["method"]: row for row in sheet.data["table"]}
+    arms = tuple(found.arms)
+    study = Study(
+        name="comparison", title="made up", arms=arms, references=arms[:1], config=wild.config
+    )
+    rates = {arm.label: {"rate": 0.05, "validation_top1": {}} for arm in arms}
+    outcome = Outcome(study=study, runs=found, rates=rates, train_images=27, test_images=9)
+    sheet = make_sheet(outcome)
     texts = {row[0]: row for row in sheet.tables[0].rows}
-    assert (rows["gap"]["runs"], rows["exact"]["runs"], rows["svd"]["runs"]) == (2, 1, 0)
     kept = next(run for run in runs if run.name == "exact seed 1").summary()
-    assert rows["exact"]["final_mean"] == pytest.approx(100 * kept["final"]["test_top1"])
-    assert rows["exact"]["final_deviation"] is None
-    assert rows["svd"]["final_mean"] is None
+    final = f"{100 * kept['final']['test_top1']:.2f} (1 of 2)"
+    assert texts["exact"][2:4] == ("1", final)
+    assert texts["gap"][2] == "2"
+    assert texts["svd"][2:] == ("0", "missing", "missing")
+    assert outcome.final(Arm("svd")) == {}
     told = "\n".join(sheet.problems)
     assert "exact seed 0: diverged; Training diverged in epoch 1" in told
     assert "svd seed 0: missing; OSError: disk full" in told
     assert "svd seed 1: missing; it has not run" in told
-    assert texts["exact"][1] == "1/2"
-    assert texts["svd"][2:] == ("-", "-", "-", "-")
 
 
 def die(run):

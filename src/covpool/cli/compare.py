@@ -1,14 +1,11 @@
 """`covpool compare`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from covpool.cli import experiment, say
-from covpool.cli.console import PlainConsole
+from covpool.cli.experiment import Request
 from covpool.cli.parsing import (
     FileProgress,
     Given,
@@ -17,84 +14,20 @@ from covpool.cli.parsing import (
     users_input,
 )
 from covpool.experiments.arms import standalone
-from covpool.experiments.compare import make_sheet
-from covpool.experiments.estimate import estimate
-from covpool.experiments.results import RunSet
-from covpool.experiments.runs import make_runs, open_folder, threads_of
-from covpool.experiments.sheet import Sheet
+from covpool.experiments.runs import open_folder
+from covpool.experiments.study import Study
 from covpool.poolings import check_pooling, method_or_pooling
 from covpool.text import file_name, quantity
 from covpool.train.config import ModelConfig, RunConfig
-from covpool.train.job import Job
 from covpool.train.probes import warn_of_unmeasured
 from covpool.train.recipe import said_defaults
-from covpool.train.run_directory import csv_text, replace_text
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the command line asks for, checked."""
-
-    runs: RunSet
-    job: Job
-    jobs: int
-    folder: Path
-    dry_run: bool
 
 
 def run(given: Given) -> int:
-    """Run or continue the grid, print its table, and return the exit status."""
+    """Run or continue the grid, print its summary, and return the exit status."""
     with users_input(), checking_files() as progress:
         request = _prepare(given, progress)
-    console = PlainConsole()
-    if not request.dry_run:
-        return experiment.holding_folder(request.folder, lambda: _run(request, console))
-    _announce(request, console)
-    runs = [*request.runs.runs.values()]
-    with console.status("measuring steps") as status:
-        lines = estimate(request.runs.config, runs, job=request.job, report=status.update)
-    experiment.show_plan(lines, runs, console)
-    experiment.show_total(lines, request.jobs, request.folder, console)
-    return 0
-
-
-def _run(request: Request, console: Console) -> int:
-    folder, config = request.folder, request.runs.config
-    with users_input():
-        open_folder(folder, config)
-    _announce(request, console)
-    failures = experiment.run_all(request.runs.runs.values(), request.jobs, console)
-    sheet = make_sheet(request.runs.ended(failures), request.jobs)
-    replace_text(folder / "comparison.csv", csv_text(sheet.data["table"]))
-    sheet.write(folder)
-    show(sheet, console)
-    console.print(f"table and runs: {folder}")
-    return 1 if sheet.problems else 0
-
-
-def _announce(request: Request, console: Console) -> None:
-    runs, config = request.runs, request.runs.config
-    held_out = ", evaluated on held-out training images, not on the test split"
-    console.print(
-        f"{quantity(len(runs.runs), 'run')} ({quantity(len(runs.arms), 'method')}, "
-        f"{quantity(len(runs.seeds), 'seed')}), {quantity(config.train.epochs, 'epoch')} each, "
-        f"{request.jobs} at a time, in {request.folder}"
-        f"{held_out * (config.data.evaluate != 'test')}"
-    )
-
-
-def show(sheet: Sheet, console: Console) -> None:
-    """Print the table, and what is missing from it."""
-    (table,) = sheet.tables
-    if console.is_terminal:
-        drawn = Table(*table.columns)
-        for row in table.rows:
-            drawn.add_row(*row)
-        console.print(drawn)
-    else:
-        console.print(table.markdown())
-    for problem in sheet.problems:
-        console.print(f"not in the means: {problem}")
+    return experiment.run_study(request)
 
 
 def _prepare(given: Given, progress: FileProgress) -> Request:
@@ -122,16 +55,28 @@ def _prepare(given: Given, progress: FileProgress) -> Request:
         say(line)
     label = f"compare-{job.splits.name}-{config.model.backbone}"
     folder = own.output or Path("runs") / file_name(label)
-    seeds = range(config.train.seed, config.train.seed + own.seeds)
-    threads = threads_of(config, own.jobs)
-    runs = make_runs(config, dict.fromkeys(arms, seeds), folder, threads=threads)
     if "gap" in methods[1:]:  # prepare() already warned about the first
         warn_of_unmeasured(config, "gap")
+    study = Study(
+        name="comparison",
+        title=f"Pooling methods compared: {config.model.backbone}, "
+        f"{quantity(config.train.epochs, 'epoch')}",
+        arms=arms,
+        references=arms[:1],
+        seeds=own.seeds,
+        config=config,
+    )
+    rate = {"rate": config.optim.learning_rate, "validation_top1": {}}
     return Request(
-        runs=RunSet(name="comparison", config=config, runs=runs),
+        study=study,
+        whole=study,
         job=job,
+        rates=dict.fromkeys(methods, rate),
+        output=folder,
+        runs=folder,
+        sheet="comparison",
+        begin=partial(open_folder, folder, config),
         jobs=own.jobs,
-        folder=folder,
         dry_run=own.dry_run,
     )
 

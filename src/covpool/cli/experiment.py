@@ -1,24 +1,178 @@
-"""What `compare`, `study` and `reproduce` share: options, the plan, the running grid."""
+"""What `compare`, `study` and `reproduce` share: options, the plan, the running grid; and a study
+as a whole, of which a comparison is one without trials."""
 
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TextColumn
 
 from covpool.cli import say
+from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import FileProgress, holding, users_input
+from covpool.experiments import study as studies
 from covpool.experiments.arms import NEWTON_SCHULZ, Arm
-from covpool.experiments.estimate import Line
+from covpool.experiments.estimate import Line, estimate
 from covpool.experiments.grid import GridState, Work, run_grid
-from covpool.experiments.runs import Run, check_one_process, check_same_options
-from covpool.text import quantity
+from covpool.experiments.outcome import Outcome
+from covpool.experiments.results import RunSet
+from covpool.experiments.runs import Run, check_one_process, check_same_options, threads_of
+from covpool.experiments.sheet import Sheet
+from covpool.experiments.study import TUNING, Rates, Study
+from covpool.experiments.summary import make_sheet
+from covpool.text import printable_lines, quantity
 from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted
 from covpool.train.job import Job, check_names, prepare
 from covpool.train.progress import duration
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A study that the command line asks for, checked.
+
+    Attributes:
+        study: what is to be trained.
+        whole: the study without --arms and --seeds, whose runs are summarised where they are there.
+        job: of the first arm.
+        rates: by arm; None: trials choose them.
+        output: the study's folder.
+        runs: the folder of its runs.
+        sheet: how the files of its summary are called.
+        begin: what is to be done or checked in the folder before its work.
+        jobs: runs at a time.
+        dry_run: whether only the plan is shown.
+    """
+
+    study: Study
+    whole: Study
+    job: Job
+    rates: Rates | None
+    output: Path
+    runs: Path
+    sheet: str = "summary"
+    begin: Callable[[], None] = _nothing
+    jobs: int
+    dry_run: bool
+
+    @property
+    def threads(self) -> int:
+        """Of each run."""
+        return threads_of(self.study.config, self.jobs)
+
+    def about(self, study: Study) -> str:
+        """What is trained, on what, in a sentence."""
+        splits, config = self.job.splits, study.config
+        held_out = ", evaluated on held-out training images, not on the test split"
+        return (
+            f"{splits.name}: {len(splits.classes)} classes, {len(splits.train)} training and "
+            f"{quantity(len(splits.test), 'test image')}; {config.model.backbone}, "
+            f"{quantity(config.train.epochs, 'epoch')}; "
+            f"{quantity(len(study.arms), 'way to train', 'ways to train')}"
+            f"{held_out * (config.data.evaluate != 'test')}."
+        )
+
+
+def run_study(request: Request) -> int:
+    """Plan, or choose the rates, train and summarise; return the exit status."""
+    console = PlainConsole()
+    if request.dry_run:
+        _announce(request, console)
+        _plan(request, console)
+        return 0
+    return holding_folder(request.output, lambda: _run(request, console))
+
+
+def _announce(request: Request, console: Console) -> None:
+    console.print(f"{request.study.title}\n{request.about(request.study)}")
+
+
+def _run(request: Request, console: Console) -> int:
+    study, whole, output, rates = request.study, request.whole, request.output, request.rates
+    with users_input():
+        request.begin()
+    _announce(request, console)
+    if rates is None:
+        trials = studies.tuning_runs(study, output, request.threads)
+        failed = _train(trials, request, output / TUNING, "trials of the rate", console)
+        with users_input():
+            rates = studies.chosen_rates(study, trials, failed)
+    runs = studies.final_runs(study, rates, request.runs, request.threads)
+    if study.rates:
+        with users_input():
+            # Before rates.json is written: rates that other runs here were not trained with are
+            # refused.
+            rates = {**studies.earlier_rates(output), **rates}
+            studies.earlier_runs(whole, rates, request.runs)
+            studies.write_rates(output, rates)
+        for label, chosen in rates.items():
+            console.print(f"rate of {label}: {chosen['rate']:g}, by {_tried(chosen)}")
+    failures = _train([*runs.values()], request, request.runs, "runs that count", console)
+    with users_input():
+        # Runs of other arms and seeds that an earlier command trained here are summarised too.
+        runs |= {
+            key: run
+            for key, run in studies.earlier_runs(whole, rates, request.runs).items()
+            if key not in runs
+        }
+        labels = {arm.label for arm, _ in runs}
+        named = [arm.label for arm in whole.arms]
+        shown = whole.restricted([label for label in named if label in labels])
+        found = RunSet(name=study.name, about=request.about(shown), config=study.config, runs=runs)
+        outcome = Outcome(
+            study=shown,
+            runs=found.ended(failures),
+            rates=rates,
+            train_images=len(request.job.splits.train),
+            test_images=len(request.job.splits.test),
+            not_run=tuple(label for label in named if label not in labels),
+        )
+        sheet = make_sheet(outcome, request.sheet)
+        sheet.write(output)
+        outcome.write_lines(output)
+    show(sheet, console)
+    console.print(f"summary and runs: {output}")
+    return 1 if sheet.problems else 0
+
+
+def show(sheet: Sheet, console: Console) -> None:
+    """Print a sheet, its tables drawn on a terminal."""
+    text = sheet.markdown()
+    console.print(Markdown(printable_lines(text)) if console.is_terminal else f"\n{text}")
+
+
+def _tried(chosen: Mapping[str, Any]) -> str:
+    tried = chosen["validation_top1"].items()
+    shown = (f"{'diverged' if top1 is None else f'{top1:.2f}%'} at {rate}" for rate, top1 in tried)
+    return ", ".join(shown) or "no trial"
+
+
+def _train(
+    runs: Sequence[Run], request: Request, folder: Path, what: str, console: Console
+) -> dict[str, str]:
+    console.print(f"{len(runs)} {what} ({settled(runs)}), {request.jobs} at a time, in {folder}")
+    return run_all(runs, request.jobs, console)
+
+
+def _plan(request: Request, console: Console) -> None:
+    study, output, threads = request.study, request.output, request.threads
+    guess = {arm.tuned_as.label: {"rate": study.config.optim.learning_rate} for arm in study.arms}
+    rates = guess | studies.earlier_rates(output) | dict(request.rates or {})
+    runs = studies.final_runs(study, rates, request.runs, threads)
+    runs = [run for arm in study.arms for (own, _), run in runs.items() if own == arm]
+    trials = [] if request.rates else studies.tuning_runs(study, output, threads)
+    with console.status("measuring steps") as status:
+        lines = estimate(study.config, runs, job=request.job, trials=trials, report=status.update)
+    show_plan(lines, runs, console)
+    show_total(lines, request.jobs, output, console)
 
 
 def check_counts(own: Any) -> None:

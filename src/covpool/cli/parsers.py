@@ -229,9 +229,6 @@ def study_parser() -> RunParser:
     parser.add_argument(
         "--rates", type=Path | None, help="rates.json of an earlier study: nothing is tuned"
     )
-    parser.add_argument(
-        "--against", type=Path | None, help="runs.jsonl of an earlier study: do these runs agree?"
-    )
     parser.add_argument("--output", type=Path | None, help="folder (default: runs/study-NAME)")
     return parser
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from covpool.cli import UserError, say
 from covpool.cli.parsing import users_input
-from covpool.report.observations import find_observations
 from covpool.report.page import GENERATOR, render
+from covpool.report.sheets import find_sheets
 from covpool.report.sources import find_runs
 from covpool.text import quantity
 from covpool.train.run_directory import replace_text
@@ -20,9 +20,9 @@ def run(own: argparse.Namespace) -> int:
     with users_input():
         runs = find_runs(own.paths)  # first: the default output lies in what is named
         check_output(output)
-        observations = find_observations(own.paths)
+        sheets = find_sheets(own.paths)
         say(f"{quantity(len(runs), 'run')}; drawing", error=True)
-        replace_text(output, render(runs, baseline=own.baseline, observations=observations))
+        replace_text(output, render(runs, baseline=own.baseline, sheets=sheets))
     say(output)
     return 0
 

@@ -84,7 +84,7 @@ def _run(request: Request, console: Console) -> int:
         sheets = make_sheets(request, [runs.ended(failures) for runs, _ in request.prepared])
         for sheet in sheets:
             sheet.write(request.output)
-            console.print(f"\n{sheet.markdown()}")
+            experiment.show(sheet, console)
         replace_text(request.output / "summary.md", summary(sheets, request.plan))
     for name, reason in request.plan.left_out.items():
         console.print(f"{name} is left out: {reason}")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from covpool.experiments.arms import Arm
-from covpool.experiments.inference import Spread, geometric_mean, mean_by_place
+from covpool.experiments.inference import Spread, differences, mean_by_place
 from covpool.experiments.outcome import Outcome
 from covpool.experiments.paper import METRICS
 from covpool.experiments.results import RunSet
@@ -56,75 +56,30 @@ def last_stage(runs: RunSet, arms: Sequence[Arm]) -> Figure:
     return figure
 
 
-def accuracy_dots(outcome: Outcome) -> Figure:
-    """Final accuracy by arm: seeds as dots, mean and its 95% interval beside them."""
-    arms = list(outcome.groups)
-    figure = Figure(figsize=(7, 0.7 + 0.32 * len(arms)), layout="constrained")
+def forest(outcome: Outcome) -> Figure:
+    """Paired differences to the first reference, the largest on top, with their 95% intervals."""
+    reference = outcome.study.references[0]
+    itself, base = outcome.representative(reference), outcome.final(reference)
+    spreads = {
+        name: Spread.of(differences(outcome.final(arm), base))
+        for arm, name in outcome.groups.items()
+        if arm != itself
+    }
+    drawn = sorted(
+        (spread.mean, name) for name, spread in spreads.items() if spread.mean is not None
+    )
+    figure = Figure(figsize=(7, 0.9 + 0.26 * len(drawn)), layout="constrained")
     axes = figure.subplots()
-    for place, arm in enumerate(reversed(arms)):
-        spread = Spread.of(outcome.final(arm))
-        values = [*spread.values.values()]
-        colour = "C0" if arm.method == "gap" else "C2" if arm.hybrid else "C1"
-        axes.plot(values, [place - 0.12] * len(values), "o", color=colour, alpha=0.5, markersize=4)
-        if spread.mean is not None:
-            axes.plot([spread.mean], [place + 0.12], "|", color=colour, markersize=9)
+    for place, (mean, name) in enumerate(drawn):
+        spread = spreads[name]
+        axes.plot([mean], [place], "o", color="C0", markersize=4)
         if spread.low is not None and spread.high is not None:
-            axes.plot([spread.low, spread.high], [place + 0.12] * 2, color=colour)
-    axes.set_yticks(range(len(arms)), [outcome.groups[arm] for arm in reversed(arms)])
-    axes.set_xlabel("top-1 accuracy of the last epoch, test split (%)")
+            axes.plot([spread.low, spread.high], [place] * 2, color="C0")
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.set_yticks(range(len(drawn)), [name for _, name in drawn], fontsize=8)
+    axes.set_xlabel(f"top-1 accuracy above {reference.label}, points [95%]")
     axes.grid(axis="x", alpha=0.3)
     return figure
-
-
-PANELS = (
-    ("top1", "top-1 accuracy, test split (%)", "linear"),
-    ("condition_number", "condition number of the features", "log"),
-    ("effective_rank", "effective rank", "linear"),
-    ("smoothness", "effective β-smoothness", "log"),
-)
-"""What is drawn by epoch: its name, its axis and that one's scale."""
-
-
-def by_epoch(outcome: Outcome) -> Figure:
-    """Accuracy, conditioning and smoothness by epoch: means over the finished runs of each arm.
-
-    A method has one colour, its hybrid training is dashed, gap's variants dotted; the rate's decays
-    are dotted lines. Of the measured quantities the mean is geometric.
-    """
-    figure = Figure(figsize=(9, 6.8), layout="constrained")
-    methods = list(dict.fromkeys(_method_of(outcome, arm) for arm in outcome.groups))
-    for axes, (name, title, scale) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-        drawn = False
-        for arm, label in outcome.groups.items():
-            if name == "top1":
-                means = mean_by_place(_histories(outcome.runs, arm, METRICS[0]))
-                points = {epoch: 100 * mean for epoch, mean in means.items()}
-            else:
-                found = [outcome.by_epoch(arm, seed).get(name, {}) for seed in outcome.final(arm)]
-                points = mean_by_place(found, geometric_mean)
-            place = methods.index(_method_of(outcome, arm))
-            look = {"color": f"C{place}" if place < 10 else "0.5", "linestyle": _line_style(arm)}
-            _plot(axes, points, linewidth=1.3, label=label, **look)
-            drawn |= bool(points)
-        # An axis without points cannot be logarithmic.
-        _by_epoch(axes, ylabel=title, yscale=scale if drawn else "linear")
-        for first in outcome.runs.first_epochs[1:]:
-            axes.axvline(first, color="0.4", linestyle=":", linewidth=0.8)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
-    return figure
-
-
-def _method_of(outcome: Outcome, arm: Arm) -> str:
-    """The arm's, or that of the standalone arm which stands for its method."""
-    alone = outcome.representative(Arm(arm.method))
-    return arm.method if alone is None else alone.method
-
-
-def _line_style(arm: Arm) -> str:
-    if arm.hybrid:
-        return "--"
-    return {(False, False): "-", (True, False): ":"}.get((arm.matched, arm.reduced), "-.")
 
 
 def _histories(runs: RunSet, arm: Arm, metric: str, first: int = 1) -> list[Points]:

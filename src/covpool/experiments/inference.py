@@ -93,18 +93,6 @@ class Spread:
         return mean if self.low is None else f"{mean} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
-def prediction_interval(values: Sequence[float], new: int) -> tuple[float, float] | None:
-    """Where the mean of so many further values lies with a probability of 95%.
-
-    mean ± t(n − 1)·s·√(1/n + 1/new), s the standard deviation of the n values; wider than the
-    interval of their mean, as the new ones scatter too. None of fewer than two values.
-    """
-    if len(values) < 2:
-        return None
-    half = _quantile(len(values)) * stdev(values) * math.sqrt(1 / len(values) + 1 / new)
-    return fmean(values) - half, fmean(values) + half
-
-
 def seeds_needed(pairs: Sequence[float], half_width: float) -> int | None:
     """Seeds after which the 95% interval of a paired difference is this narrow.
 

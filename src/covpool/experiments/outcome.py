@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from covpool.analysis.records import plain
 from covpool.experiments.arms import TRUNK, Arm
@@ -166,23 +165,3 @@ class Outcome:
             json.dumps(plain(row), allow_nan=False, ensure_ascii=False) for row in self.lines()
         )
         replace_text(folder / RUN_LINES, "".join(f"{line}\n" for line in lines))
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The runs of a study's runs.jsonl.
-
-    Raises:
-        ValueError, OSError: a file that is none.
-    """
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            line = json.loads(text)
-            if not {"arm", "seed", "learning_rate", "status"} <= line.keys():
-                raise ValueError("it lacks arm, seed, learning_rate or status")
-        except (ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is no {RUN_LINES} of a study: line {number}: {error}"
-            ) from None
-        lines.append(line)
-    return lines

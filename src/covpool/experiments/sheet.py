@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,6 @@ class Sheet:
         notes: what is to be known beside the tables.
         problems: runs that are not in the figures, and why.
         figure: drawn, where the target is a figure.
-        more_figures: further ones by what they show, a word that names their files.
     """
 
     name: str
@@ -63,7 +62,6 @@ class Sheet:
     notes: Sequence[str] = ()
     problems: Sequence[str] = ()
     figure: Figure | None = field(default=None, repr=False)
-    more_figures: Mapping[str, Figure] = field(default_factory=dict, repr=False)
 
     def markdown(self) -> str:
         """The sheet for people."""
@@ -71,19 +69,19 @@ class Sheet:
         if self.figure is not None:
             parts.append(f"![{self.title}]({self.name}.svg)")
         parts += [table.markdown() for table in self.tables]
-        parts += [f"![{word}]({self.name}-{word}.svg)" for word in self.more_figures]
         parts += self.notes
         parts += [f"Not in the means: {problem}" for problem in self.problems]
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> None:
-        """Write NAME.md, NAME.json and, of a figure, NAME.svg; further ones as NAME-WORD.svg."""
+        """Write NAME.md, NAME.json and, of a figure, NAME.svg."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "name": self.name,
             "title": self.title,
             "scale": self.scale,
             "paper_scale": self.paper_scale,
+            "tables": [asdict(table) for table in self.tables],
             **self.data,
             "notes": [*self.lead, *self.notes],
             "problems": list(self.problems),
@@ -93,8 +91,6 @@ class Sheet:
         replace_text(folder / f"{self.name}.md", self.markdown())
         if self.figure is not None:
             save_svg(self.figure, folder / f"{self.name}.svg")
-        for word, figure in self.more_figures.items():
-            save_svg(figure, folder / f"{self.name}-{word}.svg")
 
 
 def notes(name: str, **about: object) -> list[str]:

@@ -18,7 +18,6 @@ import yaml
 
 from covpool.experiments.arms import Arm, read_arm
 from covpool.experiments.runs import (
-    RUNS,
     Run,
     check_same_options,
     configured,
@@ -29,8 +28,6 @@ from covpool.experiments.runs import (
 from covpool.linalg.tables import choose
 from covpool.train.config import RunConfig
 from covpool.train.run_directory import replace_text
-
-PAPER_TABLES = ("", "table4", "table5")
 
 TUNING, RATES = "tuning", "rates.json"
 
@@ -47,20 +44,19 @@ class Study:
     Attributes:
         name: the file's, without its ending.
         title: what it is about, in a line.
-        stands_for: the table of the paper whose place it takes, "table4" or "table5"; empty: none.
         reduced: what was made smaller for want of a faster machine; empty: nothing.
         history: what was changed after results were seen; empty: nothing.
         arms: the ways to train, by label; the first are trained first.
         leading: those of them that get `leading_seeds` seeds, the others `seeds`.
         references: the arms that all others are compared with.
-        rates: learning rates that each arm is tried with on the validation images.
+        rates: learning rates that each arm is tried with on the validation images; of a comparison
+            none, as its arms have one rate.
         tuning_seeds: seeds of these trials, from 1000 on so that no trial is a run that counts.
         config: options of every run.
     """
 
     name: str
     title: str
-    stands_for: str = ""
     reduced: str = ""
     history: str = ""
     arms: tuple[Arm, ...]
@@ -68,7 +64,7 @@ class Study:
     references: tuple[Arm, ...]
     seeds: int = 3
     leading_seeds: int = 5
-    rates: tuple[float, ...]
+    rates: tuple[float, ...] = ()
     tuning_seeds: int = 1
     config: RunConfig
 
@@ -77,23 +73,14 @@ class Study:
             value = getattr(self, field)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"study.{field} must be at least 1, not {value!r}")
-        for field in ("arms", "references", "rates"):
-            value = getattr(self, field)
-            if not value or len(set(value)) < len(value):
-                raise ValueError(
-                    f"study.{field} must name something, and nothing twice, not {list(value)!r}"
-                )
+        for field in ("arms", "references"):
+            _check_names(field, getattr(self, field))
         if not all(0 < rate < math.inf for rate in self.rates):
             raise ValueError(f"study.rates must be above 0 and finite, not {list(self.rates)}")
         for field in ("leading", "references"):
             strange = [arm.label for arm in getattr(self, field) if arm not in self.arms]
             if strange:
                 raise ValueError(f"study.{field} has {strange[0]!r}, which study.arms has not")
-        if self.stands_for not in PAPER_TABLES:
-            raise ValueError(
-                f"study.stands_for must be one of {', '.join(filter(None, PAPER_TABLES))}, not "
-                f"{self.stands_for!r}"
-            )
 
     def seeds_of(self, arm: Arm) -> range:
         """The seeds that an arm is trained with."""
@@ -114,6 +101,13 @@ class Study:
         }
         return replace(
             self, arms=arms, leading=kept["leading"], references=kept["references"] or arms[:1]
+        )
+
+
+def _check_names(field: str, values: Sequence[object]) -> None:
+    if not values or len(set(values)) < len(values):
+        raise ValueError(
+            f"study.{field} must name something, and nothing twice, not {list(values)!r}"
         )
 
 
@@ -154,6 +148,7 @@ def _typed(about: Mapping[str, Any]) -> dict[str, Any]:
         if field in typed:
             typed[field] = tuple(read_arm(label) for label in typed[field])
     typed["rates"] = tuple(float(rate) for rate in typed["rates"])
+    _check_names("rates", typed["rates"])
     return typed
 
 
@@ -267,31 +262,31 @@ def earlier_rates(folder: Path) -> dict[str, Any]:
 
 
 def final_runs(
-    study: Study, rates: Rates, output: Path, threads: int
+    study: Study, rates: Rates, folder: Path, threads: int
 ) -> dict[tuple[Arm, int], Run]:
-    """The runs that count, each arm at its rate."""
+    """The runs that count, each arm at its rate, in a folder of their own."""
     return make_runs(
         study.config,
         {arm: study.seeds_of(arm) for arm in trunks_first(study.arms)},
-        output / RUNS,
+        folder,
         threads=threads,
         rates={arm: rate_of(rates, arm) for arm in study.arms},
-        branching=True,
+        branching=bool(study.rates),  # a comparison has no hybrid arms to keep a state for
     )
 
 
-def earlier_runs(study: Study, rates: Rates, output: Path) -> dict[tuple[Arm, int], Run]:
-    """The runs of the study's arms that are in the output folder, of whatever seeds.
+def earlier_runs(study: Study, rates: Rates, folder: Path) -> dict[tuple[Arm, int], Run]:
+    """The runs of the study's arms that are in the folder of runs, of whatever seeds.
 
     Raises:
         ValueError: one that was begun with other options or at another rate.
     """
     found = {}
-    for arm, seed, path in found_runs(output / RUNS, study.arms):
+    for arm, seed, path in found_runs(folder, study.arms):
         if (label := arm.tuned_as.label) not in rates:
             raise ValueError(
-                f"run {path} is there, but {output / RATES} has no rate of {label}; put that "
-                "file back, move the run away, or choose another --output"
+                f"run {path} is there, but {folder.parent / RATES} has no rate of {label}; put "
+                "that file back, move the run away, or choose another --output"
             )
         rate = rate_of(rates, arm)
         config = configured(study.config, arm, seed=seed, threads=None, rate=rate)

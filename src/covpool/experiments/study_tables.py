@@ -1,4 +1,4 @@
-"""The tables of a study's summary."""
+"""The tables of a summary."""
 
 import math
 import statistics
@@ -7,18 +7,10 @@ from typing import Any
 
 import torch
 
-from covpool.experiments.arms import Arm
-from covpool.experiments.inference import (
-    Spread,
-    differences,
-    geometric_mean,
-    prediction_interval,
-    seeds_needed,
-)
+from covpool.experiments.inference import geometric_mean, holm, p_value, seeds_needed
+from covpool.experiments.observations import Claim
 from covpool.experiments.outcome import SPECTRA, Outcome
-from covpool.experiments.paper import accuracies, printed_name
 from covpool.experiments.sheet import Table
-from covpool.text import quantity
 
 HALF_WIDTHS = (0.5, 1.0)
 """Of intervals, in points of percent, that the summary says the number of seeds for."""
@@ -26,64 +18,47 @@ HALF_WIDTHS = (0.5, 1.0)
 EQUAL = "all rates are equal here"
 """The remark where accuracies say nothing about rates beyond those that were tried."""
 
-PLACES: Mapping[str, tuple[int, int | None]] = {"table4": (0, 1), "table5": (2, None)}
-"""Which of `paper.COLUMNS` stand beside standalone and hybrid training; None: none does."""
-
 
 def accuracy_table(outcome: Outcome) -> Table:
-    """Final and Best, and Final's differences to the references."""
-    study, runs = outcome.study, outcome.runs
-    beside = PLACES.get(study.stands_for)
+    """Final and Best of each way to train."""
     rows = []
     for arm, name in outcome.groups.items():
-        final = outcome.final(arm)
-        row = [name, f"{outcome.rate(arm):g}", str(len(final)), runs.spread(arm, final)]
-        row.append(runs.spread(arm, runs.accuracies(arm, "best")))
-        for reference in study.references:
-            pairs = differences(final, outcome.final(reference))
-            itself = outcome.representative(reference) == arm
-            row.append("–" if itself else Spread.of(pairs).interval_text())
-        if beside:
-            row.append(_printed(outcome, arm, beside[arm.hybrid]))
-        rows.append(row)
-    columns = ["", "rate", "seeds", "Final, mean ± deviation", "Best, mean ± deviation"]
-    columns += [f"Final − {reference.label} [95%]" for reference in study.references]
-    if beside:
-        columns.append(
-            "the paper, ImageNet, ResNet-50"
-            if study.stands_for == "table4"
-            else "the paper, Birds, Final / Best (standalone)"
-        )
+        final, best = outcome.final(arm), outcome.runs.accuracies(arm, "best")
+        accuracies = (outcome.runs.spread(arm, values) for values in (final, best))
+        rows.append((name, f"{outcome.rate(arm):g}", str(len(final)), *accuracies))
+    columns = ("", "rate", "seeds", "Final, mean ± deviation", "Best, mean ± deviation")
     return Table(heading="Accuracies", columns=columns, rows=rows)
 
 
-def seeds_table(outcome: Outcome) -> Table:
-    """How far the differences scatter, and the seeds that a narrower interval would take."""
-    rows, listed = [], set[frozenset[Arm]]()
-    for reference in outcome.study.references:
-        base = outcome.final(reference)
-        for arm, name in outcome.groups.items():
-            pairs = [*differences(outcome.final(arm), base).values()]
-            both = frozenset({outcome.representative(reference) or reference, arm})
-            if len(both) == 1 or both in listed:
-                continue
-            listed.add(both)
-            needed = [seeds_needed(pairs, half) for half in HALF_WIDTHS]
-            rows.append(
-                [
-                    f"{name} − {reference.label}",
-                    str(len(pairs)),
-                    f"{statistics.stdev(pairs):.2f}" if len(pairs) > 1 else "–",
-                    *("–" if number is None else str(number) for number in needed),
-                ]
+def differences_table(claims: Sequence[Claim]) -> tuple[Table, list[dict[str, Any]]]:
+    """Each difference with its interval, its p adjusted for the number of them, how far it scatters
+    over seeds, and how many of these a narrower interval would take; the same as numbers."""
+    series = [[*claim.pairs.values()] for claim in claims]
+    adjusted = holm([p_value(pairs) for pairs in series])
+    rows = []
+    for claim, pairs, p in zip(claims, series, adjusted, strict=True):
+        needed = [seeds_needed(pairs, half) for half in HALF_WIDTHS]
+        rows.append(
+            (
+                claim.text,
+                claim.verdict,
+                claim.told(),
+                "–" if p is None else f"{p:.2g}",
+                f"{statistics.stdev(pairs):.2f}" if len(pairs) > 1 else "–",
+                *("–" if number is None else str(number) for number in needed),
             )
-    columns = ["difference", "seeds", "standard deviation"]
-    columns += [f"seeds for ±{half:g} points, as it scatters here" for half in HALF_WIDTHS]
-    return Table(heading="Seeds", columns=columns, rows=rows)
+        )
+    columns = (
+        *("difference", "above zero", "of Final [95%]", "p, by Holm of all of these"),
+        *("deviation", *(f"seeds for ±{half:g} points" for half in HALF_WIDTHS)),
+    )
+    data = [{**claim.to_dict(), "p_by_holm": p} for claim, p in zip(claims, adjusted, strict=True)]
+    return Table(heading="Differences", columns=columns, rows=rows), data
 
 
 def rates_table(outcome: Outcome) -> Table:
-    """Validation accuracy by rate, the rate taken, and whether the rates went far enough."""
+    """Validation accuracy by rate, the rate taken, and whether the rates went far enough; no rows
+    where nothing was tried."""
     rates = sorted({float(rate) for chosen in _chosen(outcome).values() for rate in _tried(chosen)})
     rows = [
         [
@@ -93,6 +68,7 @@ def rates_table(outcome: Outcome) -> Table:
             _at_edge(chosen) or "–",
         ]
         for label, chosen in _chosen(outcome).items()
+        if rates
     ]
     columns = ["validation top-1 at", *(f"{rate:g}" for rate in rates), "taken", "remark"]
     return Table(heading="Rates", columns=columns, rows=rows)
@@ -143,19 +119,6 @@ def _at_edge(chosen: Mapping[str, Any]) -> str:
     ends = {"lowest": min(tried), "highest": max(tried)}
     found = [name for name, end in ends.items() if math.isclose(rate, end, rel_tol=1e-5)]
     return f"the {found[0]} tried" if found else ""
-
-
-def _printed(outcome: Outcome, representative: Arm, place: int | None) -> str:
-    """The paper's cells of all arms that are the same here."""
-    if place is None:
-        return "–"
-    same = [arm for arm in outcome.arms if outcome.representative(arm) == representative]
-    cells = []
-    for arm in same:
-        printed = accuracies(printed_name(arm.method))
-        if printed is not None:
-            cells.append(f"{arm.label} {printed[place]}" if len(same) > 1 else printed[place])
-    return ", ".join(cells) or "–"
 
 
 def cost_table(outcome: Outcome) -> Table:
@@ -210,42 +173,3 @@ def spectrum_table(outcome: Outcome) -> Table:
 def _figure(value: float) -> str:
     # Condition numbers beyond this are of rounding errors in place of zeros.
     return f"{value:.3g}" if value < 1 / torch.finfo(torch.float64).eps else "singular"
-
-
-def reproduction_table(outcome: Outcome, earlier: Sequence[Mapping[str, Any]]) -> Table:
-    """Each arm's mean beside the interval that an earlier study's runs predict for it."""
-    rows = []
-    for arm in outcome.arms:
-        before = {
-            line["seed"]: (line["learning_rate"], 100 * line["final"]["test_top1"])
-            for line in earlier
-            if line["arm"] == arm.label and line["status"] == "finished"
-        }
-        now = outcome.final(arm)
-        values = [accuracy for _, accuracy in before.values()]
-        expected = prediction_interval(values, len(now)) if now else None
-        mean = statistics.fmean(now.values()) if now else None
-        verdict = "not measured"
-        if mean is not None and expected is not None:
-            verdict = "within" if expected[0] <= mean <= expected[1] else "outside"
-        remarks = []
-        if again := sorted(set(now) & set(before)):
-            same = all(abs(now[seed] - before[seed][1]) < 1e-9 for seed in again)
-            seeds = ", ".join(map(str, again))
-            remarks.append(f"seed {seeds} again, {'equal' if same else 'not equal'}")
-        if other := {rate for rate, _ in before.values()} - {outcome.rate(arm)}:
-            remarks.append(f"trained at {', '.join(f'{rate:g}' for rate in sorted(other))} there")
-        rows.append(
-            (
-                arm.label,
-                f"{statistics.fmean(values):.2f}, {quantity(len(values), 'seed')}"
-                if values
-                else "–",
-                f"{expected[0]:.2f} to {expected[1]:.2f}" if expected else "–",
-                f"{mean:.2f}, seed {', '.join(map(str, now))}" if mean is not None else "–",
-                verdict,
-                "; ".join(remarks) or "–",
-            )
-        )
-    columns = ("", "Final there", "95% of new runs", "Final here", "", "remark")
-    return Table(heading="Against earlier runs", columns=columns, rows=rows)

@@ -1,45 +1,38 @@
-"""A study's summary: answers with their intervals, and the tables behind them."""
+"""The summary of a study or a comparison: every difference with its interval, and the tables."""
 
 import math
 from statistics import fmean
 
-from covpool.experiments.arms import ACCURATE, BASELINES, TRUNK, Arm
-from covpool.experiments.figures import accuracy_dots, by_epoch
-from covpool.experiments.inference import BySeed, differences, holm, mean_over, p_value
+from covpool.experiments.arms import Arm
+from covpool.experiments.figures import forest
+from covpool.experiments.inference import differences, mean_over
 from covpool.experiments.observations import Claim
 from covpool.experiments.outcome import Outcome
-from covpool.experiments.sheet import Sheet, Table, notes
+from covpool.experiments.sheet import Sheet, notes
 from covpool.experiments.study_tables import (
     accuracy_table,
     cost_table,
+    differences_table,
     doubtful_rates,
     rates_table,
-    seeds_table,
     spectrum_table,
 )
 
 
-def make_sheet(outcome: Outcome) -> Sheet:
-    """The study's summary."""
-    study, runs = outcome.study, outcome.runs
+def make_sheet(outcome: Outcome, name: str = "summary") -> Sheet:
+    """The summary, in files of that name."""
+    study, runs, arms = outcome.study, outcome.runs, outcome.arms
     at_edge, alone, different_rates = doubtful_rates(outcome)
-    claims = answers(outcome)
-    adjusted = holm([p_value([*claim.pairs.values()]) for _, claim in claims])
-    questions = [
-        (question, claim.verdict, claim.told(), "–" if p is None else f"{p:.2g}")
-        for (question, claim), p in zip(claims, adjusted, strict=True)
-    ]
-    asked = ("question", "here", "difference of Final [95%]", "p, by Holm of all questions")
+    differences_found, claims = differences_table(compared(outcome))
     tables = [
-        Table(heading="Questions", columns=asked, rows=questions),
         accuracy_table(outcome),
+        differences_found,
         rates_table(outcome),
         spectrum_table(outcome),
         cost_table(outcome),
-        seeds_table(outcome),
     ]
     return Sheet(
-        name="summary",
+        name=name,
         title=study.title,
         scale=runs.about,
         lead=notes(
@@ -54,62 +47,58 @@ def make_sheet(outcome: Outcome) -> Sheet:
         tables=[table for table in tables if table.rows],
         data={
             "study": study.name,
+            "config": study.config.to_dict(),
             "rates": outcome.rates,
             "the_same": list(outcome.groups.values()),
-            "claims": [
-                {"question": question, **claim.to_dict(), "p_by_holm": p}
-                for (question, claim), p in zip(claims, adjusted, strict=True)
+            "claims": claims,
+            "runs": [
+                {"arm": run.arm.label, "seed": run.seed, "path": run.path.name}
+                for run in runs.runs.values()
             ],
         },
-        notes=notes("summary", questions=len(claims), errors=_standard_errors(outcome)),
+        notes=notes(
+            "summary",
+            split=study.config.data.evaluated_split,
+            questions=len(claims),
+            errors=_standard_errors(outcome),
+            tuned=bool(study.rates),
+            hybrid=any(arm.hybrid for arm in arms),
+            averages=any(arm.matched or arm.reduced for arm in arms),
+            probes=tables[3].rows,
+        ),
         problems=runs.problems(runs.arms),
-        figure=accuracy_dots(outcome),
-        more_figures={"epochs": by_epoch(outcome)},
+        figure=forest(outcome),
     )
 
 
-def answers(outcome: Outcome) -> list[tuple[str, Claim]]:
-    """The questions that the arms can answer, each with a difference that is above zero for yes."""
+def compared(outcome: Outcome) -> list[Claim]:
+    """Each way to train beside each reference, and hybrid training beside standalone, each pair
+    once."""
     names = outcome.groups
     final = {arm: outcome.final(arm) for arm in names}
-    asked: list[tuple[str, Claim]] = []
-
-    def ask(question: str, left: BySeed, right: BySeed) -> None:
-        asked.append((question, Claim(text=question, pairs=differences(left, right))))
-
-    exact, trunk, accurate = map(outcome.representative, (Arm("exact"), TRUNK, Arm(ACCURATE)))
-    gap = Arm("gap")
-    alone = [arm for arm in names if arm.method != "gap" and not arm.hybrid]
-    for baseline in BASELINES:
-        for arm in alone if baseline in final else ():
-            ask(f"does {names[arm]} beat {names[baseline]}?", final[arm], final[baseline])
-    for arm in BASELINES[1:]:
-        if arm in final and gap in final:
-            ask(f"does {names[arm]} beat gap?", final[arm], final[gap])
-    if exact is not None:
-        for arm in alone:
-            if arm not in (exact, trunk):  # whose difference is told with the paper's sign below
-                question = f"does {names[exact]} beat {names[arm]}, standalone?"
-                ask(question, final[exact], final[arm])
-    for arm in dict.fromkeys((accurate, exact)):
-        if arm is not None and trunk is not None and arm != trunk:
-            ask(f"is {names[trunk]} better than {names[arm]}?", final[trunk], final[arm])
-    pairs = [
-        (arm, own)
+    pairs: dict[frozenset[Arm], tuple[Arm, Arm]] = {}
+    for reference in map(outcome.representative, outcome.study.references):
+        if reference is not None:
+            for arm in names:
+                pairs.setdefault(frozenset((arm, reference)), (arm, reference))
+    hybrids = [
+        (arm, alone)
         for arm in names
-        if arm.hybrid and (own := outcome.representative(Arm(arm.method))) is not None
+        if arm.hybrid and (alone := outcome.representative(Arm(arm.method))) is not None
     ]
-    for both, own in pairs:
-        rates = outcome.rate(both), outcome.rate(own)
-        at = "" if rates[0] == rates[1] else f" (rate {rates[0]:g} for {rates[1]:g})"
-        ask(f"does hybrid training help {names[own]}?{at}", final[both], final[own])
-    if len(pairs) > 1:
-        ask(
-            f"does hybrid training help, in the mean over {', '.join(names[o] for _, o in pairs)}?",
-            mean_over([final[both] for both, _ in pairs]),
-            mean_over([final[own] for _, own in pairs]),
-        )
-    return asked
+    for both in hybrids:
+        pairs.setdefault(frozenset(both), both)
+    claims = [
+        Claim(text=f"{names[one]} − {names[other]}", pairs=differences(final[one], final[other]))
+        for one, other in pairs.values()
+        if one != other
+    ]
+    if len(hybrids) > 1:
+        means = (mean_over([final[arm] for arm in own]) for own in zip(*hybrids, strict=True))
+        methods = ", ".join(names[alone] for _, alone in hybrids)
+        text = f"hybrid − standalone, mean over {methods}"
+        claims.append(Claim(text=text, pairs=differences(*means)))
+    return claims
 
 
 def _standard_errors(outcome: Outcome) -> dict[str, float]:

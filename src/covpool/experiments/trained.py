@@ -6,14 +6,8 @@ from typing import Any
 
 from covpool.experiments.arms import ACCURATE, NEWTON_SCHULZ, Arm
 from covpool.experiments.figures import last_stage, smoothness_curves
-from covpool.experiments.inference import BySeed, geometric_mean
-from covpool.experiments.paper import (
-    METRICS,
-    TABLE_1,
-    beside_table1,
-    paper_tables,
-    printed_name,
-)
+from covpool.experiments.inference import BySeed, Spread, differences, geometric_mean
+from covpool.experiments.paper import METRICS, TABLE_1, paper_tables, printed_name
 from covpool.experiments.results import CONDITION_NUMBERS, SMALL, Results, RunSet, of_recipe
 from covpool.experiments.sheet import Sheet, Table, notes
 
@@ -24,13 +18,17 @@ def table1(results: Results) -> Sheet:
     """Accurate SVD against Newton-Schulz."""
     printed = paper_tables()["table1_resnet50_imagenet_error"]
     runs = results.get(SMALL) or results["imagenet-resnet50-fast-mpn-cov"]
-    cells = beside_table1(
-        lambda method, metric: runs.errors(Arm(method), metric),
-        lambda method, values: runs.spread(Arm(method), values),
-    )
-    names = [*((m, printed_name(m) or "–") for m in TABLE_1), ("difference, paired by seed", "")]
-    rows = [[*name, *own] for name, own in zip(names, cells, strict=True)]
     numbers = [_numbers(runs, Arm(method), printed[name]) for method, name in TABLE_1.items()]
+    rows = [[method, printed_name(method) or "–"] for method in TABLE_1]
+    last = ["difference, paired by seed", ""]
+    for place, metric in enumerate(METRICS):
+        for row, own in zip(rows, numbers, strict=True):
+            errors = runs.spread(Arm(own["method"]), own["errors"][metric])
+            row += [f"{own['paper'][place]:.2f}", errors]
+        svd, newton = numbers
+        gap = Spread.of(differences(svd["errors"][metric], newton["errors"][metric]))
+        last += [f"{svd['paper'][place] - newton['paper'][place]:+.2f}", gap.interval_text()]
+    rows.append(last)
     return _sheet(
         "table1",
         "Table 1: error of ResNet-50 on ImageNet",

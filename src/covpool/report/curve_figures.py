@@ -36,14 +36,7 @@ def learning_curves(setting: Setting, styles: Styles, name: str) -> PageFigure |
     heading = "Learning curves"
     rows = [row for row in setting.rows if any(run.history for run in row.runs)]
     if not rows:
-        finished = any(row.finished for row in setting.rows)
-        return Missing(
-            title=heading,
-            why="The runs' metrics.jsonl are not there, only their final figures; name the folder "
-            "that holds the run directories."
-            if finished
-            else "No run has come to the end of an epoch.",
-        )
+        return Missing(title=heading, why="No run has the rows of an epoch in its metrics.jsonl.")
     top1 = f"top-1 on the {setting.split} (%)"
     few = len(rows) <= TOGETHER
     panels: list[Markup] = []

@@ -98,19 +98,6 @@ class Setting:
         return f"{self.runs[0].config.get('data', {}).get('evaluate', 'test')} split"
 
     @property
-    def papers_data(self) -> str | None:
-        """Which of the paper's data sets its images are, by `data.name`; None: none of them."""
-        name = self.runs[0].config.get("data", {}).get("name")
-        return name if name in paper.DATA else None
-
-    @property
-    def own_images(self) -> bool:
-        """Whether they are neither the paper's nor embedded: its cells are not shown beside what
-        they came to, as the two cannot be compared."""
-        root = self.runs[0].config.get("data", {}).get("root")
-        return root is not None and self.papers_data is None
-
-    @property
     def seeds(self) -> list[int]:
         """The seeds of finished runs."""
         return sorted({run.seed for run in self.runs if run.finished})

@@ -11,8 +11,9 @@ from covpool.report.curve_figures import accuracy, learning_curves
 from covpool.report.figures import PageFigure, Styles
 from covpool.report.groups import Setting, group
 from covpool.report.probe_figures import conditioning, kernel_sizes, real_fidelity, smoothness
+from covpool.report.sheets import PageSheet
 from covpool.report.sources import Run
-from covpool.report.tables import PageTable, tables_of
+from covpool.report.tables import accuracy_table
 from covpool.report.template import fill
 from covpool.text import quantity
 
@@ -37,14 +38,14 @@ def render(
     runs: Sequence[Run],
     *,
     baseline: str | None = None,
-    observations: Sequence[PageTable] = (),
+    sheets: Sequence[PageSheet] = (),
 ) -> str:
     """The report as one page of HTML.
 
     Args:
         runs: what `find_runs` found.
         baseline: the label of the row that differences are taken to; None: each setting's first.
-        observations: what `find_observations` found.
+        sheets: what `find_sheets` found.
 
     Raises:
         ValueError: an unknown baseline.
@@ -57,7 +58,7 @@ def render(
         date=datetime.date.today().isoformat(),
         source=paper.SOURCE,
         runs=runs,
-        observations=observations,
+        sheets=sheets,
         sections=[
             {
                 # Numbered where there are several, as titles may be alike.
@@ -78,7 +79,7 @@ def _section(setting: Setting, styles: Styles, prefix: str) -> dict[str, Any]:
         "setting": setting,
         "standing": _standing(setting),
         "unfinished": Counter(run.status for run in setting.runs if not run.finished),
-        "tables": tables_of(setting),
+        "accuracy": accuracy_table(setting),
         "notes": dict.fromkeys(notes),
         "skipped": sum(int(run.summary.get("skipped_steps", 0)) for run in setting.runs),
         "confusions": _confusions(setting),

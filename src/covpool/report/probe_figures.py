@@ -12,7 +12,6 @@ from markupsafe import Markup
 
 from covpool.analysis import gradient_bounds
 from covpool.experiments.inference import mean_by_place
-from covpool.experiments.paper import paper_tables
 from covpool.report.figures import (
     ALONE,
     THIN,
@@ -143,7 +142,6 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
             over_epochs(axes, text)
     if not panels:
         return Missing(title=heading, why="The records of the conditioning probe hold no figures.")
-    papers = paper_tables()["table2_condition_number_mpncov"]
     first = next(iter(measured.values()))[0]
     return PageFigure(
         name=name,
@@ -154,7 +152,6 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
             "channels": first.get("channels", "?"),
             "positions": first.get("positions", "?"),
             "banded": banded,
-            "papers": {} if setting.own_images else papers,
             "failures": failures(setting, "conditioning"),
         },
     )

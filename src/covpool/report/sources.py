@@ -40,7 +40,7 @@ class Run:
         path: its directory, as found.
         config: option by group and name.
         summary: as in summary.json; of a run that has come to none, what its configuration says.
-        history: a row for each epoch; empty where only the summary is known.
+        history: a row for each epoch.
         confusions: classes called by another's name, most frequent first.
         examples: small pictures by class, JPEG in base 64, of those that are confused most often.
         analysis: records of the probes, in the order written.
@@ -118,8 +118,8 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
         found = list(_runs_below(path, DEPTH))
         if not found:
             raise ValueError(
-                f"{path} holds no run of covpool train and no comparison (no summary.json, "
-                "metrics.jsonl or comparison.json in it)"
+                f"{path} holds no run of covpool train and no comparison of runs (no summary.json "
+                "or metrics.jsonl in it or below)"
             )
         for run in found:
             runs.setdefault(run.path.resolve(), run)
@@ -130,14 +130,11 @@ def _runs_below(path: Path, depth: int) -> Iterator[Run]:
     if _is_run(path):
         yield read_run(path)
         return
-    listed = _compared_runs(path)
-    places = {run.path.name: place for place, run in enumerate(listed)}
+    places = {name: place for place, name in enumerate(_compared_names(path))}
     children = sorted(child for child in path.iterdir() if child.is_dir() and child.name[0] != ".")
     if (path / "rates.json").is_file():  # a study's: its trials are no runs that count
         children = [child for child in children if child.name != "tuning"]
     found = [run for child in children if depth for run in _runs_below(child, depth - 1)]
-    names = {run.path.name for run in found}
-    found += [run for run in listed if run.path.name not in names]
 
     def place(run: Run) -> tuple[int, bool, int]:
         """A comparison's own order, else that of the table of methods."""
@@ -197,25 +194,14 @@ def _without_summary(config: Mapping[str, Mapping[str, Any]], history: Sequence[
     }
 
 
-def _compared_runs(path: Path) -> list[Run]:
-    """The runs that comparison.json lists, of which the directories may be elsewhere by now."""
+def _compared_names(path: Path) -> list[str]:
+    """Names of the runs' directories in the order of comparison.json, where there is one."""
     file = path / "comparison.json"
     if not file.is_file():
         return []
     with reading(file, "what covpool compare writes"):
         content = json.loads(file.read_text(encoding="utf-8"))
-        return [_compared_run(path, content, entry) for entry in content["runs"]]
-
-
-def _compared_run(path: Path, content: Row, entry: Row) -> Run:
-    config = {group: dict(options) for group, options in content["config"].items()}
-    config["model"]["method"] = entry["method"]
-    config["train"]["seed"] = entry["seed"]
-    if entry["status"] == "missing":
-        entry = {"reason": "it has not run", **_without_summary(config, []), **entry}
-    summary = {"schedule": entry["method"], **entry}
-    checked = _checked_summary(path / "comparison.json", summary)
-    return Run(path=path / entry["path"], config=config, summary=checked)
+        return [str(entry["path"]) for entry in content["runs"]]
 
 
 def _checked(file: Path, rows: list[Row]) -> list[Row]:

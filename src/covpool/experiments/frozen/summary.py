@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
-
 from covpool.experiments.arms import Arm
+from covpool.experiments.figures import forest
 from covpool.experiments.frozen.features import stage_name
 from covpool.experiments.frozen.heads import LENGTH
 from covpool.experiments.frozen.plan import MATCHED, REDUCED, Frozen
-from covpool.experiments.inference import Spread, differences, holm, p_value
+from covpool.experiments.inference import differences
 from covpool.experiments.observations import Claim
 from covpool.experiments.outcome import Outcome
 from covpool.experiments.sheet import Sheet, Table, notes
-from covpool.experiments.study_tables import accuracy_table, doubtful_rates, seeds_table
+from covpool.experiments.study_tables import (
+    accuracy_table,
+    differences_table,
+    doubtful_rates,
+)
 
 
 def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
@@ -30,18 +33,12 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
         for arm in names
         if arm not in (*averages, other) and other in names
     ]
-    adjusted = holm([p_value([*claim.pairs.values()]) for claim in claims])
-    rows = [
-        (claim.text, claim.verdict, claim.told(), "–" if p is None else f"{p:.2g}")
-        for claim, p in zip(claims, adjusted, strict=True)
-    ]
-    header = ("difference", "above zero", "of Final [95%]", "p, by Holm of all of these")
+    differences_found, numbers = differences_table(claims)
     tables = [
-        Table(heading="Differences", columns=header, rows=rows),
+        differences_found,
         accuracy_table(outcome),
         trials_table(outcome),
         cost_table(outcome),
-        seeds_table(outcome),
     ]
     at_edge, alone, _ = doubtful_rates(outcome)
     trials = {len(outcome.rates[arm.label]["trials"]) for arm in outcome.arms}
@@ -60,10 +57,7 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
             "study": study.name,
             "rates": outcome.rates,
             "the_same": list(names.values()),
-            "claims": [
-                {**claim.to_dict(), "p_by_holm": p}
-                for claim, p in zip(claims, adjusted, strict=True)
-            ],
+            "claims": numbers,
         },
         notes=notes(
             "probe",
@@ -75,7 +69,7 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
             questions=len(claims),
         ),
         problems=runs.problems(runs.arms),
-        figure=forest(outcome, references[0]),
+        figure=forest(outcome),
     )
 
 
@@ -114,31 +108,6 @@ def cost_table(outcome: Outcome) -> Table:
             seconds = sum(summary["seconds"] for summary in found) / len(found)
             rows.append((name, f"{found[0]['parameters']:,}", f"{seconds:.1f} s"))
     return Table(heading="Cost", columns=("", "parameters of the head", "a run"), rows=rows)
-
-
-def forest(outcome: Outcome, reference: Arm) -> Figure:
-    """Paired differences to the reference, the largest on top, with their 95% intervals."""
-    base = outcome.final(reference)
-    spreads = {
-        name: Spread.of(differences(outcome.final(arm), base))
-        for arm, name in outcome.groups.items()
-        if arm != reference
-    }
-    drawn = sorted(
-        (spread.mean, name) for name, spread in spreads.items() if spread.mean is not None
-    )
-    figure = Figure(figsize=(7, 0.9 + 0.26 * len(drawn)), layout="constrained")
-    axes = figure.subplots()
-    for place, (mean, name) in enumerate(drawn):
-        spread = spreads[name]
-        axes.plot([mean], [place], "o", color="C0", markersize=4)
-        if spread.low is not None and spread.high is not None:
-            axes.plot([spread.low, spread.high], [place] * 2, color="C0")
-    axes.axvline(0, color="0.4", linewidth=0.8)
-    axes.set_yticks(range(len(drawn)), [name for _, name in drawn], fontsize=8)
-    axes.set_xlabel(f"top-1 accuracy above {reference.label}, points [95%]")
-    axes.grid(axis="x", alpha=0.3)
-    return figure
 
 
 def reference_arms(arms: Sequence[Arm]) -> tuple[Arm, ...]:
