@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import covpool
-from covpool.bench.small import FUNCTIONS, plain_ways
+from covpool.bench import small
 from covpool.linalg import checks, evaluate, precision
 from covpool.linalg.engine import factorisation
 from covpool.linalg.engine.small import CLOSED_SIZE, small_eigh, small_svd
@@ -153,7 +153,7 @@ def forward_and_backward(root, size):
 def test_a_call_takes_no_more_operations_than_a_function_of_30_lines(check, size):
     """Its own checks, symmetric parts and care for zeros included."""
     counts = []
-    thirty_lines = dict(plain_ways(FUNCTIONS["sqrt"], "float64"))["30 lines"]
+    thirty_lines = dict(small.plain_ways(small.FUNCTIONS["sqrt"], "float64"))["30 lines"]
     for root in (lambda a: covpool.matrix_sqrt(a, check=check), thirty_lines):
         with Operations() as operations:
             forward_and_backward(root, size)
