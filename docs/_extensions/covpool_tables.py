@@ -416,7 +416,7 @@ def bench_results(measured: str, folder: str) -> str:
     kind, sections = MEASUREMENTS[measured].measured_by(), []
     for path in sorted((DOCS.parent / "results" / folder).glob("*.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
-        sections += [f"### {path.stem}", kind.preamble(results)]
+        sections += [f"### {folder}/{path.name}", kind.preamble(results)]
         for record in results["shapes"]:
             for title, header, rows in kind.tables(record):
                 sections += [f"**{title}**", table(header, rows)]

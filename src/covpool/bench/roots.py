@@ -1,7 +1,7 @@
 """Inverse p-th roots beside those of optimisers: time, error and residual."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -95,8 +95,9 @@ class Roots(TimedMeasurement[RootsOptions]):
     def names(self) -> Iterable[str]:
         return self._points
 
-    @cached_property
-    def cases(self) -> list[Case]:
+    def cases_of(self, shape: str) -> list[Case]:
+        _, dtype, _ = self._points[shape]
+        narrow = {IN_FLOAT32: torch.float32} if dtype == "float32" else {}
         return [
             Case(
                 name=f"{name}, condition {condition:.0e}",
@@ -111,26 +112,21 @@ class Roots(TimedMeasurement[RootsOptions]):
                 context=context,
             )
             for condition in self.options.conditions
-            for name, kind, load, note, context in self._solvers()
+            for name, kind, load, note, context in self._solvers({"": None, **narrow})
         ]
 
-    def _solvers(self) -> Iterator[tuple[str, Any, Callable[[], Solver], str, Any]]:
+    def _solvers(
+        self, dtypes: Mapping[str, torch.dtype | None]
+    ) -> Iterator[tuple[str, Any, Callable[[], Solver], str, Any]]:
         """Name, kind, what gives the solver, note and context of each."""
-        for where, dtype in (("", None), (IN_FLOAT32, torch.float32)):
+        for where, dtype in dtypes.items():
             for name in INVERSE_ROOTS:
                 yield name + where, "covpool", partial(_own, name, dtype), "", nullcontext
         for opened in self.peers:
             for row in opened.peer.rows_of(*self.tasks):
-                name, context = (
-                    f"{opened.peer.name}/{row.name}",
-                    partial(as_published, opened.device),
-                )
-                yield name, "peer", partial(_peers, opened, row), row.note, context
-
-    def cases_of(self, shape: str) -> list[Case]:
-        _, dtype, _ = self._points[shape]
-        wide = dtype != "float32"  # which no one computes in float32
-        return [c for c in self.cases if not (wide and c.facts["case"].endswith(IN_FLOAT32))]
+                context = partial(as_published, opened.device)
+                name, load = f"{opened.peer.name}/{row.name}", partial(_peers, opened, row)
+                yield name, "peer", load, row.note, context
 
     def inputs(self, shape: str, batch: int | None = None) -> tuple[Callable[[float], Problem]]:
         own = self.options
