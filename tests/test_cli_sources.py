@@ -6,11 +6,11 @@ import sys
 import threading
 from pathlib import Path
 
-import jsonargparse
 import pytest
 import yaml
 
 from covpool.cli import main
+from covpool.cli.parsing import RunParser
 from covpool.train.config import RunConfig
 from covpool.train.recipe import read_recipe
 from covpool.train.run_directory import RunDirectory
@@ -34,13 +34,13 @@ def count(monkeypatch, tmp_path):
     file of the test's own was opened."""
     monkeypatch.chdir(tmp_path)
     parsed = []
-    parse_args = jsonargparse.ArgumentParser.parse_args
+    parse = RunParser._parse
 
-    def counted(self, *arguments, **options):
-        parsed.append(arguments)
-        return parse_args(self, *arguments, **options)
+    def counted(self, words):
+        parsed.append(words)
+        return parse(self, words)
 
-    monkeypatch.setattr(jsonargparse.ArgumentParser, "parse_args", counted)
+    monkeypatch.setattr(RunParser, "_parse", counted)
 
     def run(*words):
         global opened
