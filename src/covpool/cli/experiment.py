@@ -15,7 +15,7 @@ from covpool.cli import say
 from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import FileProgress, holding, users_input
 from covpool.experiments import study as studies
-from covpool.experiments.arms import NEWTON_SCHULZ, Arm
+from covpool.experiments.arms import Arm
 from covpool.experiments.estimate import Line, estimate
 from covpool.experiments.grid import GridState, Work, run_grid
 from covpool.experiments.outcome import Outcome
@@ -256,11 +256,8 @@ def show_plan(lines: Sequence[Line], runs: Iterable[Run], console: Console) -> N
             f"{quantity(line.trials, 'trial')}, " if any(other.trials for other in lines) else ""
         )
         there = f" ({line.settled} of these are there already)" if line.settled else ""
-        run, remark = first[line.arm], ""
-        if run.inherited:
-            remark = f"; the first {run.inherited} of each run are those of {NEWTON_SCHULZ}"
-        elif run.config.train.probes:
-            remark = f"; {', '.join(run.config.train.probes)} measured"
+        probes = first[line.arm].config.train.probes
+        remark = f"; {', '.join(probes)} measured" if probes else ""
         console.print(
             f"  {line.arm.label}: {trials}{quantity(line.runs, 'run')}{there}, "
             f"{quantity(line.epochs, 'epoch')}{remark}; "
