@@ -60,9 +60,9 @@ def test_peers_table_is_sound():
     for name, peer in PEERS.items():
         assert peer.name == name
         assert bool(peer.files) != bool(peer.package)
-        rows = [row.name for row in peer.rows]
+        rows = [(row.task, row.name) for row in peer.rows]
         assert len(set(rows)) == len(rows)
-        for row in peer.rows:
+        for row in peer.rows_of("pooling"):
             assert "exact" in row.counterparts
 
 

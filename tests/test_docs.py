@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-import mpmath
 import pytest
 import torch
 
@@ -82,55 +81,13 @@ else:
     assert found.returncode == 0, found.stderr
 
 
-def test_frechet_distance_of_the_page_at_any_condition():
-    """Its gradient at condition 1e8 against mpmath; two equal sets in float32."""
-    namespace: dict = {}
-    for cell in cells(PAGES["problems"]):
-        if "def frechet_distance" in cell or cell.startswith("import torch"):
-            exec(cell, namespace)
-    distance = namespace["frechet_distance"]
-    generator = torch.manual_seed(0)
-    scales = torch.logspace(0, -4, 5, dtype=torch.float64)  # 1e8 of the covariances
-    x, y, step = (
-        torch.randn(count, 5, dtype=torch.float64, generator=generator) * scales
-        for count in (9, 8, 8)
+@pytest.mark.parametrize("page", PAGES)
+def test_code_is_no_wider_than_its_page(page):
+    text = PAGES[page].read_text(encoding="utf-8")
+    blocks = re.findall(
+        r"^ *```(?:\{code-cell\} )?\w+\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE
     )
-    leaf = y.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(distance(x, leaf), leaf)
-
-    def centred(rows):
-        means = [mpmath.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
-        return means, [[v - m for v, m in zip(row, means, strict=True)] for row in rows]
-
-    def in_mpmath(first, second):
-        (mean_x, a), (mean_y, b) = centred(first), centred(second)
-        values = mpmath.svd_r(mpmath.matrix(a) * mpmath.matrix(b).T, compute_uv=False)
-        degrees = len(a) - 1, len(b) - 1
-        total = sum((p - q) ** 2 for p, q in zip(mean_x, mean_y, strict=True))
-        for rows, degree in zip((a, b), degrees, strict=True):
-            total += mpmath.fsum(v * v for row in rows for v in row) / degree
-        return total - 2 * mpmath.fsum(values) / mpmath.sqrt(degrees[0] * degrees[1])
-
-    with mpmath.workdps(40):
-        h = mpmath.mpf(10) ** -12
-        # Each feature moved by itself, as what is lost is the gradient of the small ones.
-        for feature in range(5):
-            along = torch.zeros_like(step)
-            along[:, feature] = step[:, feature]
-            moved = [
-                [
-                    [mpmath.mpf(v) + s * h * d for v, d in zip(*rows, strict=True)]
-                    for rows in zip(y.tolist(), along.tolist(), strict=True)
-                ]
-                for s in (1, -1)
-            ]
-            up, down = (in_mpmath([list(map(mpmath.mpf, r)) for r in x.tolist()], m) for m in moved)
-            expected = float((up - down) / (2 * h))
-            assert (gradient * along).sum().item() == pytest.approx(expected, rel=1e-9)
-
-    same = torch.randn(512, 192, generator=generator)
-    variance = same.var(0).sum().item()
-    assert abs(distance(same, same).item()) <= 1e-5 * variance
+    assert [line for block in blocks for line in block.splitlines() if len(line) > 92] == []
 
 
 def test_no_other_page_has_cells():
@@ -300,6 +257,15 @@ def test_docstrings_keep_their_plain_characters(written, read):
     assert lines == [read]
 
 
+def test_tables_and_formulas_of_docstrings_keep_their_lines():
+    indented = ["    κ      1e1   1e2", "    value  7e-15 1e-14", ""]
+    section = ["Args:", "    x: one", "        more, (*)", "", "    y: another", "        more", ""]
+    lines = ["Measured:", "", *indented, *section]
+    covpool_tables.escape_docstring(None, "class", "f", None, None, lines)
+    escaped = [line.replace("*", r"\*") for line in section]
+    assert lines == ["Measured:", "", "::", "", *indented, *escaped]
+
+
 def test_commands_are_those_of_the_command_line():
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES.values())
     named = set(re.findall(r"(?:^\$ |`)covpool ([a-z]+)", text, re.MULTILINE))
@@ -312,5 +278,6 @@ def test_every_page_is_in_the_table_of_contents():
     trees = re.findall(
         r"^```\{toctree\}\n(?::[^\n]*\n)*(.*?)^```$", index, re.DOTALL | re.MULTILINE
     )
-    contents = "".join(trees).split()
+    lines = "".join(trees).splitlines()
+    contents = [re.sub(r".* <(.*)>$", r"\1", line) for line in lines if line]
     assert sorted(contents) == sorted(set(PAGES) - {"index"})

@@ -443,6 +443,21 @@ REFUSED = {
         ValueError,
         "'tanh' has no parameter, got 1.0",
     ),
+    "a superfluous parameter, by the name that was given": (
+        lambda: covpool.svd_function(torch.eye(2), "polar", parameter=1.0),
+        ValueError,
+        "'polar' has no parameter, got 1.0",
+    ),
+    "a function of NumPy": (
+        lambda: covpool.svd_function(torch.eye(2), np.sin),
+        TypeError,
+        "torch function.*got <ufunc 'sin'>",
+    ),
+    "a function of numbers": (
+        lambda: covpool.matrix_function(torch.eye(2), math.sin),
+        TypeError,
+        "torch function.*got <built-in function sin>",
+    ),
     "a negative threshold": (
         lambda: covpool.svd_function(
             torch.eye(2).expand(2, 2, 2), "soft_threshold", parameter=torch.tensor([1.0, -0.5])

@@ -113,6 +113,11 @@ def test_derivatives_are_right(name):
     assert gradgradcheck(motion, (p, q, weights), fast_mode=True)
 
 
+def test_points_in_columns_are_suspected():
+    with pytest.warns(UserWarning, match=r"3 points in 50 dimensions: points are rows"):
+        covpool.kabsch(random(3, 50), random(3, 50, seed=1))
+
+
 LINE = torch.arange(6.0).double()[:, None] * rotation()[0] + 100
 ALONE = {
     "P on a line": (LINE, random(6, 3)),

@@ -1,14 +1,10 @@
 """Small matrices: closed forms for large batches of them, and how often a call waits for values."""
 
-import json
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import covpool
-from covpool.bench import small
-from covpool.cli import main
 from covpool.linalg import checks, evaluate, precision
 from covpool.linalg.engine import factorisation
 from covpool.linalg.engine.small import CLOSED_SIZE, small_eigh, small_svd
@@ -131,25 +127,6 @@ def test_a_call_waits_for_a_gpu_twice_at_most_and_unchecked_never(name, size, mo
         with Reads() as reads:
             covpool.matrix_function(matrix, check=check, **options)
         assert reads.count <= allowed
-
-
-def test_the_small_bench_measures_everything_and_names_what_fails(tmp_path, monkeypatch, capsys):
-    def failing(matrix):
-        raise RuntimeError("no such root")
-
-    monkeypatch.setitem(small.INSTALLED, "made up", ("json", lambda module: failing))
-    file = tmp_path / "small.json"
-    options = ("--shapes", "2x2,1x3", "--rounds", "1", "--output", str(file))
-    assert main(["bench", "small", *options]) == 0
-    shapes = json.loads(file.read_text())["shapes"]
-    assert [record["shape"] for record in shapes] == ["2x2", "1x3"]
-    for record in shapes:
-        found = {row["name"]: row for row in record["cases"]}
-        assert found["made up"]["error"] == "RuntimeError: no such root"
-        assert all(found[name]["median"] > 0 for name in (*small.OURS, "30 lines"))
-    assert "made up failed: RuntimeError: no such root" in capsys.readouterr().out
-    assert main(["bench", "small", "--shapes", "1x"]) == 2
-    assert "BATCHxN with whole numbers from 1 on, got '1x'" in capsys.readouterr().err
 
 
 RANK_ONE = torch.tensor([6.0, -20, -55], dtype=torch.float64)

@@ -3,6 +3,7 @@ names that editors and type checkers know."""
 
 import importlib.util
 import inspect
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 import covpool
+from covpool import distances
 from covpool.analysis import conditioning, fidelity
+from covpool.linalg.functions.odd import ODD_FUNCTIONS
 from covpool.linalg.gradients.kernels import Kernel
 from covpool.linalg.inverse_root import INVERSE_ROOTS, InverseRootMethod
 from covpool.linalg.names import (
@@ -79,6 +82,27 @@ def test_what_is_no_tensor_is_told(name, value, kind):
     assert str(caught.value).startswith(f"{name} needs a torch.Tensor, got {kind}; ")
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    ("value", "got", "remedy"),
+    [
+        (torch.eye(2).to_sparse(), "layout torch.sparse_coo", "to_dense()"),
+        (torch.eye(2).long(), "torch.int64", "float()"),
+        (torch.eye(2).to(torch.float8_e4m3fn), "torch.float8_e4m3fn", "float()"),
+    ],
+    ids=["sparse", "integers", "float8"],
+)
+def test_tensors_that_it_cannot_compute_with_are_told_with_a_remedy(name, value, got, remedy):
+    if name == "CovPool2d":
+        value = value.to_dense().to(torch.float32).expand(1, 2, 2, 2).to(value.dtype)
+        value = value.to_sparse() if "layout" in got else value
+    elif name in ("the model", "feature_fidelity", "feature_spectrum", "gauge_dependence"):
+        pytest.skip("looks at its tensor by others of these functions")
+    with pytest.raises(ValueError, match=re.escape(got)) as caught:
+        FUNCTIONS[name](value)
+    assert remedy in str(caught.value)
+
+
 def test_every_public_function_of_a_tensor_is_among_them():
     taking = {
         name
@@ -139,6 +163,19 @@ def test_a_table_names_the_nearest_row(table):
         rows[3]
     with pytest.raises(TypeError):
         rows[name] = rows[near]
+
+
+@pytest.mark.parametrize(
+    ("rows", "name", "near"),
+    [
+        (distances.DISTANCES, "bures", "bures-wasserstein"),
+        (ODD_FUNCTIONS, "soft", "soft_threshold"),
+        (covpool.METHODS, "minimax", "newton-schulz-minimax"),
+    ],
+)
+def test_a_part_of_a_name_is_near_enough(rows, name, near):
+    with pytest.raises(KeyError, match=f"did you mean '{near}'"):
+        rows[name]
 
 
 def test_the_names_that_editors_know_are_those_of_the_tables():

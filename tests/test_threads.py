@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +15,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import covpool
+from covpool.linalg import covariance
+from covpool.linalg.elementwise import Elementwise
 from covpool.linalg.engine import cores as threads
+from covpool.linalg.engine import shares
+from covpool.pooling import cov_function
+from covpool.poolings import POOLINGS, Pool2d
 
 pytestmark = pytest.mark.usefixtures("two_threads_on_time")
 
@@ -132,6 +139,45 @@ def test_a_thread_has_afterwards_what_it_had(state, team):
         else:  # by the caller alone
             threads.spread(lambda part: None, [slice(0, 1), slice(1, 2)])
         assert kept_by_threads() == before
+
+
+def leisurely(x):
+    time.sleep(0.002)  # so that other threads are in it too
+    return x.tanh()
+
+
+def pooled(name, x):
+    torch.manual_seed(0)
+    return Pool2d(x.shape[1], name).eval()(x)
+
+
+def own_pooling(x):
+    return cov_function(x, Elementwise(leisurely))
+
+
+GRADIENTS = {
+    "function of one's own": (lambda x: covpool.matrix_function(x @ x.mH, leisurely), (24, 9)),
+    "odd function of one's own": (lambda x: covpool.svd_function(x, leisurely), (24, 9)),
+    "pooling by a function of one's own": (own_pooling, (32, 3, 3)),
+    **{name: (partial(pooled, name), (32, 3, 3)) for name in POOLINGS},
+}
+
+
+@pytest.mark.parametrize("function", GRADIENTS)
+def test_threads_that_differentiate_at_once(function, team, monkeypatch):
+    """Each has a share of the batch, and torch's forward mode belongs to all of them."""
+    monkeypatch.setattr(shares, "SHARE_BYTES", 240)
+    monkeypatch.setattr(covariance, "SHARED_ELEMENTS", 0)
+    call, size = GRADIENTS[function]
+    x = samples(12, *size, dtype=torch.float32)
+
+    def gradient():
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(call(leaf).square().sum(), leaf)[0]
+
+    together = gradient()
+    torch.set_num_threads(1)
+    torch.testing.assert_close(together, gradient())
 
 
 @pytest.mark.parametrize("state", STATES)

@@ -605,7 +605,8 @@ def render(cells: Cells) -> str:
         shared: dict[tuple[str, ...], list[str]] = {}
         for group, name in dict.fromkeys((subject.group, subject.name) for subject in subjects):
             row = zip(*(cells[group, name][kind] for kind in KINDS), strict=True)
-            shared.setdefault((group, *map(BETWEEN.join, row)), []).append(f"`{name}`")
+            entries = [BETWEEN.join(dict.fromkeys(of_kinds)) for of_kinds in row]
+            shared.setdefault((group, *entries), []).append(f"`{name}`")
         lines += [[group, ", ".join(names), *row] for (group, *row), names in shared.items()]
         parts += [f"**{title}**", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
     return "\n\n".join(parts) + "\n"
@@ -616,7 +617,9 @@ def parse(text: str) -> Cells:
     for line in text.splitlines():
         if "`" in line and line.startswith("|"):
             group, names, *row = (cell.strip() for cell in line.split("|")[1:-1])
-            kinds = zip(*(cell.split(BETWEEN) for cell in row), strict=True)
+            # Where they agree, one entry stands for all kinds.
+            found_kinds = [cell.split(BETWEEN) for cell in row]
+            kinds = zip(*(each * (len(KINDS) // len(each)) for each in found_kinds), strict=True)
             entries = dict(zip(KINDS, map(list, kinds), strict=True))
             found |= {(group, name): entries for name in re.findall(r"`([^`]+)`", names)}
     return found

@@ -1,12 +1,10 @@
 """The pictures of the documentation and of the README, drawn as the report draws its own.
 
-`python docs/_extensions/covpool_pictures.py` writes the README's into `docs/pictures`: GitHub shows
-them without building anything, so they are kept beside the text.
+`python docs/_extensions/covpool_pictures.py` writes two into `docs/pictures`: that of the README,
+which GitHub shows without building anything, and that of the studies, for a page without cells.
 """
 
 import json
-import math
-import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,9 +12,9 @@ import torch
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 
 import covpool
+from covpool.experiments.inference import Spread, differences
 from covpool.report.figures import logarithmic, title
 from covpool.report.svg import SERIES, colour, drawing, inline
 
@@ -30,7 +28,7 @@ SIZE = (4.6, 3.0)
 """Of a panel, in inches at 72 units."""
 
 WIDTH = 410
-"""Of a picture of the README in pixels: two stand side by side on a page, one fills a phone."""
+"""Of a picture in a file, in pixels: one fills a phone."""
 
 _drawn = 0
 
@@ -119,21 +117,30 @@ ARMS = {
 }
 
 
-def above_average_pooling(study: str) -> dict[str, tuple[float, float]]:
-    """By arm of a study, points of accuracy above `gap`: mean and half of the 95% interval."""
+def accuracies(study: str) -> dict[str, dict[int, float]]:
+    """By arm of recorded results, top-1 accuracy in percent by seed."""
     lines = (ROOT / "results" / study / "runs.jsonl").read_text(encoding="utf-8").splitlines()
-    accuracy: dict[str, dict[int, float]] = {}
+    found: dict[str, dict[int, float]] = {}
     for run in map(json.loads, lines):
-        accuracy.setdefault(run["arm"], {})[run["seed"]] = 100 * run["final"]["test_top1"]
-    found = {}
-    for arm in ARMS:
-        own, plain = accuracy.get(arm), accuracy["gap"]
-        if own:
-            differences = [own[seed] - plain[seed] for seed in own if seed in plain]
-            spread = statistics.stdev(differences) / math.sqrt(len(differences))
-            quantile = float(stats.t.ppf(0.975, len(differences) - 1))
-            found[arm] = (statistics.mean(differences), quantile * spread)
+        if "final" in run:  # it finished
+            found.setdefault(run["arm"], {})[run["seed"]] = 100 * run["final"]["test_top1"]
     return found
+
+
+def above(study: str, reference: str) -> dict[str, Spread]:
+    """By arm of recorded results, points of accuracy above a reference, paired by seed."""
+    by_arm = accuracies(study)
+    base = by_arm.pop(reference)
+    found = {arm: Spread.of(differences(own, base)) for arm, own in by_arm.items()}
+    return {arm: spread for arm, spread in found.items() if spread.mean is not None}
+
+
+def draw_spread(axes: Axes, spread: Spread, at: float, place: int, label: str | None) -> None:
+    """A mean and its 95% interval as a mark and a bar, in the colour and form of a series."""
+    marker = {"fmt": "sod^vP"[place], "color": series(2 + place), "capsize": 2.5}
+    mean = spread.mean
+    half = (spread.high or mean) - mean  # no bar of a single seed
+    axes.errorbar([mean], [at], xerr=[half], **marker, label=label)
 
 
 def draw_gain(axes: Axes) -> None:
@@ -143,13 +150,11 @@ def draw_gain(axes: Axes) -> None:
         "typefaces, fine-tuned": "study-typefaces200-reduced",
     }
     for place, (name, study) in enumerate(studies.items()):
-        found = above_average_pooling(study)
+        found = above(study, "gap")
         for row, arm in enumerate(ARMS):
             if arm in found:
-                mean, half = found[arm]
-                at = row + 0.22 * (place - 0.5)
-                marker = {"fmt": "so"[place], "color": series(2 + place), "capsize": 2.5}
-                axes.errorbar([mean], [at], xerr=[half], **marker, label=name if row == 2 else None)
+                at, label = row + 0.22 * (place - 0.5), name if row == 2 else None
+                draw_spread(axes, found[arm], at, place, label=label)
     axes.axvline(0, color=colour("muted"), linewidth=1)
     axes.set_yticks(range(len(ARMS)), list(ARMS.values()))
     axes.set_ylim(-1.7, len(ARMS) - 0.5)  # with room for the key
@@ -163,7 +168,7 @@ DRAWINGS: Mapping[str, Callable[[Axes], None]] = {
     "gradient.svg": draw_repair,
     "accuracy.svg": draw_gain,
 }
-"""The README's pictures by file name in `docs/pictures`."""
+"""Pictures that are kept as files, by their name in `docs/pictures`."""
 
 
 def standing_alone(draw: Callable[[Axes], None]) -> str:

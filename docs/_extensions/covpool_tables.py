@@ -10,7 +10,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -377,10 +377,21 @@ def distances_table() -> str:
 
 
 def distances_reference() -> str:
-    """Every name of `covpool.distances` but the metrics, which `Distance` documents."""
-    metrics = [name.replace("-", "_") for name in covpool.distances.DISTANCES]
-    names = [name for name in covpool.distances.__all__ if name not in metrics]
-    return _paragraphs(_documented(name, covpool.distances) for name in names)
+    """Every name of `covpool.distances`; the metrics are rows, which their table describes."""
+    rows = {name.replace("-", "_"): row for name, row in covpool.distances.DISTANCES.items()}
+    return _paragraphs(
+        _metric(name, rows[name]) if name in rows else _documented(name, covpool.distances)
+        for name in covpool.distances.__all__
+    )
+
+
+def _metric(name: str, row: covpool.distances.Distance) -> str:
+    call = re.sub(r": \w+(?:\.\w+)*| -> .*", "", str(inspect.signature(row)))  # without its hints
+    about = (
+        f"The distance d of {row.name}, or with `squared` d² = {row.formula}, of matrices of "
+        f"{row.domain}. Shapes and errors: `covpool.distances.Distance`. Source: {row.reference}."
+    )
+    return _directive("py:function", f"covpool.distances.{name}{call}", "", about)
 
 
 def _documented(name: str, package: Any = covpool) -> str:
@@ -397,17 +408,17 @@ def _documented(name: str, package: Any = covpool) -> str:
     return _directive("py:data", f"{package.__name__}.{name}", "", about)
 
 
-def bench_results(folder: Path = DOCS.parent / "results" / "bench") -> str:
-    """What `covpool bench --output` wrote into the folder, a section for each file."""
-    from covpool.bench.layers import Layers, peer_notes
-    from covpool.bench.tables import failures
+def bench_results(measured: str, folder: str) -> str:
+    """What `covpool bench` wrote into that folder of results, a section for each file."""
+    from covpool.bench.options import MEASUREMENTS
+    from covpool.bench.tables import failures, peer_notes
 
-    sections = []
-    for path in sorted(folder.glob("*.json")):
+    kind, sections = MEASUREMENTS[measured].measured_by(), []
+    for path in sorted((DOCS.parent / "results" / folder).glob("*.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
-        sections += [f"## {path.stem}", Layers.preamble(results)]
+        sections += [f"### {path.stem}", kind.preamble(results)]
         for record in results["shapes"]:
-            for title, header, rows in Layers.tables(record):
+            for title, header, rows in kind.tables(record):
                 sections += [f"**{title}**", table(header, rows)]
             sections += failures(record)
         sections += peer_notes(results["shapes"][-1]) if results["shapes"] else []
@@ -469,7 +480,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "nn-reference": partial(package_reference, covpool.nn),
     "distances-table": distances_table,
     "distances-reference": distances_reference,
-    "bench-results": bench_results,
+    "bench-results": partial(bench_results, "layers", "bench"),
+    "bench-small": partial(bench_results, "small", "small"),
+    "bench-roots": partial(bench_results, "roots", "roots"),
     "bench-poolings": bench_poolings,
     "layouts-table": layouts_table,
 }
@@ -506,17 +519,44 @@ in an attribute's docstring."""
 def escape_docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: list) -> None:
     """Make reStructuredText take |, * and a final _ as the plain characters that they are.
 
-    They stand for magnitudes, shapes and subscripts outside of backticks.
+    They stand for magnitudes, shapes and subscripts outside of backticks. What is indented between
+    paragraphs in several lines, a table or a formula, keeps its lines.
     """
     example = False
-    for index, line in enumerate(lines):
-        example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
-        if not example:
-            parts = re.split(r"(`+[^`]*`+)", line)
-            parts[::2] = [re.sub(r"[|*]|_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
-            lines[index] = "".join(parts)
+    kept: list[str] = []
+    for block, indented in _blocks(lines):
+        if indented:
+            kept += ["::", "", *block]
+            continue
+        for line in block:
+            example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
+            if not example:
+                parts = re.split(r"(`+[^`]*`+)", line)
+                parts[::2] = [re.sub(r"[|*]|_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
+                line = "".join(parts)
+            kept.append(line)
+    lines[:] = kept
     if lines and what in {"attribute", "data", "property"}:
         lines[0] = lines[0].replace(":", COLON)
+
+
+def _blocks(lines: list[str]) -> Iterator[tuple[list[str], bool]]:
+    """The lines up to a blank one each, and whether they are several indented ones by themselves.
+
+    Those behind the head of a section, as "Args:", and in its further paragraphs are not.
+    """
+    section = False
+    start = 0
+    for end in range(len(lines) + 1):
+        if end < len(lines) and lines[end].strip():
+            continue
+        block = lines[start : end + 1]
+        text = [line for line in block if line.strip()]
+        if text and not text[0].startswith(" "):
+            section = bool(re.fullmatch("(Args|Returns|Raises|Attributes):", text[0]))
+        alone = len(text) > 1 and all(line.startswith("    ") for line in text)
+        yield block, alone and not section
+        start = end + 1
 
 
 def restore_colons(app: Any, what: str, name: str, thing: Any, options: Any, lines: list) -> None:

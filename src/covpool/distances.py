@@ -444,12 +444,26 @@ DISTANCES: Mapping[str, Distance] = table(
 def von_neumann_entropy(matrix: Tensor, *, check: bool = True) -> Tensor:
     """−tr A log A of positive semi-definite matrices, with 0 log 0 = 0: (*, n, n) → (*).
 
-    That is the von Neumann entropy where the trace is one; others are not normalised. At deficient
-    rank the derivative is that along changes that keep the rank.
+    That is the von Neumann entropy where the trace is one; others are not normalised. Ties need no
+    care. At deficient rank the derivative is that along changes that keep the rank.
+
+    Args:
+        matrix: (*, n, n), positive semi-definite; see the module.
+        check: as for `Distance`.
+
+    Returns:
+        (*), real.
 
     Raises:
         TypeError: not a tensor.
         ValueError: not square and, with `check`, not finite, symmetric or positive semi-definite.
+
+    Source: von Neumann, "Thermodynamik quantenmechanischer Gesamtheiten", Nachrichten von der
+    Gesellschaft der Wissenschaften zu Göttingen, 1927.
+
+    >>> import torch
+    >>> von_neumann_entropy(torch.eye(2) / 2)  # log 2
+    tensor(0.6931)
     """
     name = "von_neumann_entropy"
     _check_shape(name, matrix)
@@ -478,6 +492,10 @@ def relative_entropy(first: Tensor, second: Tensor, *, check: bool = True) -> Te
     Raises:
         TypeError: not a tensor.
         ValueError: as `Distance`.
+
+    Source: Umegaki, "Conditional expectation in an operator algebra, IV", Kodai Mathematical
+    Seminar Reports 14, 1962; of any trace: Dhillon, Tropp, "Matrix nearness problems with Bregman
+    divergences", SIAM Journal on Matrix Analysis 29, 2007.
     """
     a, b, dtype = _pair("relative_entropy", first, second, ("λ ≥ 0", "λ ≥ 0"), check)
     with full_precision(a):
@@ -518,6 +536,10 @@ def fidelity(first: Tensor, second: Tensor, *, check: bool = True) -> Tensor:
     Raises:
         TypeError: not a tensor.
         ValueError: as `Distance`.
+
+    Source: Uhlmann, "The 'transition probability' in the state space of a *-algebra", Reports on
+    Mathematical Physics 9, 1976; Jozsa, "Fidelity for mixed quantum states", Journal of Modern
+    Optics 41, 1994.
     """
     a, b, dtype = _pair("fidelity", first, second, ("λ ≥ 0", "λ ≥ 0"), check)
     with full_precision(a):
@@ -618,6 +640,15 @@ def frechet_from_samples(
         ValueError: not floating point, no two dimensions, another n, n = 0, batches that do not
             broadcast, a `correction` that is no whole number from 0 on, no more samples than it
             and, with `check`, features that are not finite, by index.
+
+    Source: as `frechet`; of the features of images Heusel, Ramsauer, Unterthiner, Nessler,
+    Hochreiter, "GANs trained by a two time-scale update rule converge to a local Nash equilibrium",
+    NeurIPS 2017.
+
+    >>> import torch
+    >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> frechet_from_samples(x, x + torch.tensor([3.0, 4.0]))
+    tensor(5.)
     """
     name = "frechet_from_samples"
     checks.require_integer(f"{name}: correction", correction, 0)

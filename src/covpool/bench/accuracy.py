@@ -1,7 +1,9 @@
-"""Errors of value and gradient, against the singular value decomposition of float64 features."""
+"""Errors of value and gradient, against the singular value decomposition of float64 features; and
+the exact inverse root of a matrix."""
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,9 +51,31 @@ class Exact:
         if root.shape != self.root.shape:
             root = matrix_of_triangle(root.flatten(1), channels)
         gradient = gradient.detach().double().cpu()
-        return _worst(root, self.root), _worst(gradient, self.gradient)
+        return worst(root, self.root), worst(gradient, self.gradient)
 
 
-def _worst(found: Tensor, exact: Tensor) -> float:
+def exact_inverse_root(matrix: Tensor, root: int) -> Tensor:
+    """A^(−1/p) of symmetric positive definite matrices (*, n, n) without ties, in float64.
+
+    The eigenvectors V of float64 leave VᵀAV diagonal but for rounding. In the processor's extended
+    precision that rest is counted in by the divided differences: what is left of it is quadratic,
+    about (finfo(float64).eps · κ)² at condition number κ.
+    """
+    vectors = torch.linalg.eigh(matrix.double().cpu()).eigenvectors.numpy().astype(np.longdouble)
+    turned = vectors.swapaxes(-1, -2)
+    vectors = vectors @ (3 * np.eye(vectors.shape[-1]) - turned @ vectors) / 2  # to orthonormal
+    turned = vectors.swapaxes(-1, -2)
+    inner = turned @ matrix.double().cpu().numpy() @ vectors
+    values = np.diagonal(inner, axis1=-2, axis2=-1)
+    roots = values ** (np.longdouble(-1) / root)
+    gaps = values[..., :, None] - values[..., None, :]
+    own = np.eye(values.shape[-1], dtype=bool)
+    slopes = (roots[..., :, None] - roots[..., None, :]) / np.where(own, 1, gaps)
+    inner = np.where(own, roots[..., None, :], slopes * inner)
+    return torch.from_numpy((vectors @ inner @ turned).astype(np.float64))
+
+
+def worst(found: Tensor, exact: Tensor) -> float:
+    """The largest relative error in the Frobenius norm of any sample, (B, …) each."""
     difference = (found - exact).flatten(1).norm(dim=1)
     return (difference / exact.flatten(1).norm(dim=1)).max().item()

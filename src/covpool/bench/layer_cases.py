@@ -67,7 +67,7 @@ def peer_case(opened: OpenPeer, row: PeerRow, vector: bool) -> Case:
     output = peer_output(row, vector)
 
     def prepare(features: Tensor, weight: Tensor) -> Step:
-        return differentiated(opened.layer(row, output), output, features, weight)
+        return differentiated(opened.function(row, output), output, features, weight)
 
     return Case(
         name=f"{opened.peer.name}/{with_output(row.name, output)}",
@@ -96,7 +96,9 @@ def make_cases(
     Our side has the form of output that the peer's has: where a peer's layer gives the triangle
     alone, the methods that it is compared with are measured with the triangle too.
     """
-    theirs = [peer_case(opened, row, vector) for opened in peers for row in opened.peer.rows]
+    theirs = [
+        peer_case(opened, row, vector) for opened in peers for row in opened.peer.rows_of("pooling")
+    ]
     compared = {name for case in theirs for name in case.facts["counterparts"]}
     plain: Output = "triangle" if vector else "matrix"
     ours = [own_case(method, plain, compute_dtype) for method in methods]

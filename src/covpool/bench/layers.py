@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -117,7 +116,7 @@ class Layers(FeatureMeasurement[OfLayers]):
                 try:
                     with case.context():
                         forward, gradient = exact.errors(*case.prepare(*inputs)())
-                    entry |= {"forward": _finite(forward), "gradient": _finite(gradient)}
+                    entry |= {"forward": finite(forward), "gradient": finite(gradient)}
                 except Exception as error:
                     entry |= {"error": describe(error)}
                 found[case.name].append(entry)
@@ -152,11 +151,8 @@ class Layers(FeatureMeasurement[OfLayers]):
             title = f"{shape}: ours over the floor, the decomposition and matrix products alone"
             yield tables.table(title, columns, over.values())
 
-    def finish(self, results: Results, output: Path | None) -> tuple[Sequence[str], int]:
-        return peer_notes(results["shapes"][-1]), 0
 
-
-def _finite(value: float) -> float | str:
+def finite(value: float) -> float | str:
     """JSON has no NaN and no infinity."""
     return value if math.isfinite(value) else "not finite"
 
@@ -212,12 +208,3 @@ def _errors(condition: float, row: Row) -> str:
         return "-" if entry is None else "failed"
     parts = (entry["forward"], entry["gradient"])
     return " / ".join(part if isinstance(part, str) else f"{part:.1e}" for part in parts)
-
-
-def peer_notes(record: Record) -> list[str]:
-    """What differs between the peers' rows, a line for each such note."""
-    names: dict[str, list[str]] = {}
-    for row in record["cases"]:
-        if row["kind"] == "peer" and row.get("note"):
-            names.setdefault(row["note"], []).append(row["name"])
-    return [f"{', '.join(found)}: {note}" for note, found in names.items()]

@@ -2,18 +2,18 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
 from covpool.bench.memory import peak_memory
 from covpool.bench.options import Options, TimedOptions
 from covpool.bench.peers import open_peers
-from covpool.bench.tables import Table
+from covpool.bench.tables import Table, peer_notes
 from covpool.bench.timing import Case, Report, Timing, fixed_threads, silent, time_cases
 from covpool.machine import describe_environment, summary_line
 from covpool.train.run_directory import replace_text
@@ -39,9 +39,12 @@ class Measurement(Generic[Chosen]):
         ValueError: options that do not fit, or a peer that is not there.
     """
 
+    tasks: ClassVar[Collection[str]] = ("pooling",)
+    """What of the peers is measured."""
+
     def __init__(self, options: Chosen) -> None:
-        self.options = self.check(options)
-        self.peers = open_peers(options.peers, torch.device(options.device))
+        self.options = options = self.check(options)
+        self.peers = open_peers(options.peers, torch.device(options.device), self.tasks)
 
     def check(self, options: Chosen) -> Chosen:
         """The options, with what depends on others filled in, or a ValueError."""
@@ -68,7 +71,7 @@ class Measurement(Generic[Chosen]):
 
     def finish(self, results: Results, output: Path | None) -> tuple[Sequence[str], int]:
         """What is said at the end, and the exit status."""
-        return (), 0
+        return peer_notes(results["shapes"][-1]), 0
 
     def run(
         self,
@@ -125,8 +128,15 @@ class Measurement(Generic[Chosen]):
 class TimedMeasurement(Measurement[Timed]):
     """Cases that take turns, at each shape; a record has a row for each."""
 
-    clock = staticmethod(time.perf_counter)
-    """What tells the seconds."""
+    by_processor: ClassVar[bool] = False
+    """Whether on a CPU it is the processor's time that counts, of which other programs take
+    little; it adds up what threads take, so it is for one thread."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """What tells the seconds."""
+        on_cpu = torch.device(self.options.device).type == "cpu"
+        return time.process_time if self.by_processor and on_cpu else time.perf_counter
 
     def check(self, options: Timed) -> Timed:
         for name, least in (("rounds", 1), ("warm_up", 0), ("threads", 1)):
@@ -149,30 +159,39 @@ class TimedMeasurement(Measurement[Timed]):
         """What is measured, in the order of the rows."""
         raise NotImplementedError
 
+    def cases_of(self, shape: str) -> Sequence[Case]:
+        """Those of one record, if it has not all of them."""
+        return self.cases
+
     def inputs(self, shape: str, batch: int | None = None) -> tuple[Any, ...]:
         """What the cases prepare their steps from.
 
         Args:
-            shape: one of the options'.
+            shape: one of the names.
             batch: samples, if not the shape's own.
         """
         raise NotImplementedError
 
+    @property
+    def names(self) -> Iterable[str]:
+        """Of the records; a shape where it says all that the inputs are made from."""
+        return self.options.shapes
+
     def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
-        for shape in self.options.shapes:
-            yield done.get(shape) or self.measure(shape, partial(_say_at, report, shape))
+        for name in self.names:
+            yield done.get(name) or self.measure(name, partial(_say_at, report, name))
 
     def measure(self, shape: str, report: Report) -> Record:
-        """The record of one shape."""
+        """The record of that name."""
         return {"shape": shape, "cases": self.rows(shape, report)}
 
     def rows(self, shape: str, report: Report) -> list[Record]:
         """Each case's times and peak memory."""
-        options = self.options
-        timings = {case.name: Timing() for case in self.cases}
+        options, cases = self.options, self.cases_of(shape)
+        timings = {case.name: Timing() for case in cases}
         if options.time:
             timings = time_cases(
-                self.cases,
+                cases,
                 *self.inputs(shape),
                 rounds=options.rounds,
                 warm_up=options.warm_up,
@@ -183,9 +202,9 @@ class TimedMeasurement(Measurement[Timed]):
         memory: Mapping[str, int | str] = {}
         if options.memory:
             failed = {name for name, timing in timings.items() if timing.error is not None}
-            able = [c for c in self.cases if c.kind != "floor" and c.name not in failed]
+            able = [c for c in cases if c.kind != "floor" and c.name not in failed]
             memory = peak_memory(self, shape, able, report)
-        return [_row(case, timings[case.name], memory.get(case.name)) for case in self.cases]
+        return [_row(case, timings[case.name], memory.get(case.name)) for case in cases]
 
 
 def _say_at(report: Report, shape: str, text: str) -> None:

@@ -30,17 +30,18 @@ Threads = Annotated[int, "of the CPU"]
 Dtype = Annotated[str, "float32 or float64"]
 Memory = Annotated[bool, "measure the peak memory"]
 Spectrum = Annotated[str, "of the features: geometric or random"]
+_PEER = {
+    "flag": "--peer",
+    "metavar": "NAME[=CHECKOUT]",
+    "action": "append",
+    "default": [],
+    "type": str,
+}
 Peers = Annotated[
     Names,
     "another project to measure beside ours, from your own clone of it (or installed: spd-learn); "
     "can be given again; DifferentiableSVD, fast-MPN-COV, FastDifferentiableMatSqrt, spd-learn",
-    {
-        "flag": "--peer",
-        "metavar": "NAME[=CHECKOUT]",
-        "action": "append",
-        "default": [],
-        "type": str,
-    },
+    _PEER,
 ]
 
 
@@ -69,14 +70,19 @@ class Options:
         """What is measured, in a line."""
         return (cls.__doc__ or "").partition(".")[0]
 
+    @classmethod
+    def measured_by(cls) -> Any:
+        """The class that measures: that of this name in the module of this name."""
+        module = importlib.import_module(f"covpool.bench.{cls.name()}")
+        return getattr(module, cls.name().capitalize())
+
     def measurement(self) -> Any:
-        """What measures with these options: the class of this name in the module of this name.
+        """What measures with these options.
 
         Raises:
             ValueError: options that do not fit, or a peer that is not there.
         """
-        module = importlib.import_module(f"covpool.bench.{self.name()}")
-        return getattr(module, self.name().capitalize())(self)
+        return self.measured_by()(self)
 
     @classmethod
     def read(cls, given: Any, **more: Any) -> Self:
@@ -194,12 +200,14 @@ class StepOptions(TimedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SmallOptions(TimedOptions):
-    """matrix_sqrt of small matrices, forward and backward, beside its peers.
+    """Functions of small matrices, forward and backward, beside their peers.
 
-    Peers that are installed take part: torch's own `matrix_sqrth`, `torch.linalg.eigh` with
-    autograd, spd-learn, pyRiemann with torch tensors, and geoopt. The function of 30 lines is what
-    anyone would write: an eigendecomposition, and the exact gradient by divided differences,
-    without any check. On a CPU it is the processor's time that is measured, on a GPU the clock's.
+    Peers that are installed take part: torch's own (`matrix_sqrth`, `matrix_exp`, `eigh`, `svd`),
+    `torch.linalg.eigh` with autograd, spd-learn, pyRiemann with torch tensors, and geoopt. The
+    function of 30 lines is what anyone would write: an eigendecomposition, and the exact gradient
+    by divided differences, without any check. Of float32 matrices ours is measured in float64, its
+    default, and in float32 too. On a CPU it is the processor's time that is measured, on a GPU the
+    clock's.
     """
 
     free: ClassVar = ("shapes",)
@@ -207,9 +215,32 @@ class SmallOptions(TimedOptions):
     shapes: Annotated[Names, "BATCHxN, …"] = (
         *("1x3", "64x3", "10000x3", "1x22", "64x22", "64x64", "8x128"),
     )
+    functions: Annotated[Names, "sqrt, inv_sqrt, power, log, exp, eigh, svd; or: all"] = ("all",)
     dtype: Dtype = "float64"
     threads: Threads = 1
     rounds: Rounds = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class RootsOptions(TimedOptions):
+    """Inverse p-th roots, their errors and residuals, beside those of optimisers.
+
+    Of positive definite matrices with geometric spectra, the value alone: `matrix_inv_root` by
+    eigendecomposition and by products, at its default, float64, and for float32 matrices in float32
+    too. A root that it refuses, its residual being too large, stands as failed. Beside it
+    distributed Shampoo, from your own clone (`--peer Shampoo=CHECKOUT`), one matrix after the
+    other, as it calls its functions itself. Neither adds a ridge. Errors are relative to the exact
+    root of the matrix as it is given, in the Frobenius norm; the residual is ‖Xᵖ A − I‖ in float64;
+    of both the worst sample's. On a CPU it is the processor's time that is measured, on a GPU the
+    clock's.
+    """
+
+    threads: Threads = 1
+    shapes: Annotated[Names, "BATCHxN, …"] = ("1x256", "16x64")
+    roots: Annotated[Numbers, "p, …"] = (2, 4)
+    conditions: Annotated[tuple[float, ...], "of the matrices"] = (1e2, 1e4, 1e6, 1e8)
+    dtypes: Annotated[Names, "of the matrices"] = DTYPES
+    peers: Annotated[Names, "beside ours: Shampoo, from your own clone of it", _PEER] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +300,7 @@ MEASUREMENTS: Mapping[str, type[Options]] = {
     options.name(): options
     for options in (
         *(LayersOptions, GrowthOptions, PoolingsOptions, StepOptions),
-        *(SmallOptions, BusyOptions, ResumeOptions, ThroughputOptions),
+        *(SmallOptions, RootsOptions, BusyOptions, ResumeOptions, ThroughputOptions),
     )
 }
 """Everything that `covpool bench` measures, by name."""

@@ -1,17 +1,20 @@
-"""PEERS, the one table of other projects' covariance pooling that ours is measured beside.
+"""PEERS, the one table of other projects' code that ours is measured beside.
 
 No code of theirs is here: the user's own clone is read (`--peer NAME=CHECKOUT`), or the installed
-package (`--peer NAME`). Each row says how that project's own parts make the root of the covariance
-of features (B, C, H, W), as its own training code calls them.
+package (`--peer NAME`). Each row says how that project's own parts do a task, as its own training
+code calls them. The task "pooling" is the root of the covariance of features (B, C, H, W); "inverse
+root" is A^(-1/p) of one matrix; the others are functions of matrices (B, n, n) by name.
 """
 
 import importlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Literal
@@ -30,34 +33,36 @@ Source = Callable[[str], ModuleType]
 
 @dataclass(frozen=True)
 class PeerRow:
-    """One of a peer's layers.
+    """One of a peer's functions.
 
     Attributes:
         name: what the peer calls it.
-        build: from a loader of the peer's modules to the layer, features → root.
+        build: from a loader of the peer's modules to the function; for pooling, features → root.
+        counterparts: our pooling methods that it is compared with, the nearest first.
         triangle: the peer's own gathering of the upper triangle, root → vector; None where `build`
             does it already, so that the layer gives nothing else, and our side is given the same.
-        counterparts: our methods that it is compared with, the nearest first.
         note: what differs from the other rows, for the results.
+        task: what it computes.
     """
 
     name: str
-    build: Callable[[Source], Root]
-    counterparts: tuple[str, ...]
+    build: Callable[[Source], Callable[..., Any]]
+    counterparts: tuple[str, ...] = ()
     triangle: Callable[[Source], Root] | None = None
     note: str = ""
+    task: str = "pooling"
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A project, and its layers.
+    """A project, and its functions.
 
     Attributes:
         name: as in `--peer`.
         home: where it is to be had.
+        rows: its functions.
         files: what a checkout of it holds; empty for an installed package.
         package: the installed package's name for importing; None for a checkout.
-        rows: its layers.
     """
 
     name: str
@@ -65,6 +70,13 @@ class Peer:
     rows: tuple[PeerRow, ...]
     files: tuple[str, ...] = ()
     package: str | None = None
+
+    def rows_of(self, *tasks: str) -> list[PeerRow]:
+        return [row for row in self.rows if row.task in tasks]
+
+    @property
+    def installed(self) -> bool:
+        return self.package is not None and importlib.util.find_spec(self.package) is not None
 
 
 @dataclass(frozen=True)
@@ -76,18 +88,18 @@ class OpenPeer:
     version: str | None
     device: torch.device
 
-    def layer(self, row: PeerRow, output: Output) -> Root:
-        """The row's layer with that output.
+    def function(self, row: PeerRow, output: Output = "matrix") -> Callable[..., Any]:
+        """The row's function; of a pooling, with that output.
 
         Raises:
             Exception: whatever its code raises when it is imported.
         """
         with as_published(self.device):
-            root = row.build(self.source)
+            function = row.build(self.source)
             if output == "triangle" and row.triangle is not None:
                 gather = row.triangle(self.source)
-                return lambda x: gather(root(x))
-        return root
+                return lambda x: gather(function(x))
+        return function
 
 
 _MPNCOV = "src/representation/MPNCOV.py"
@@ -95,6 +107,7 @@ _TORCH_UTILS = "torch_utils.py"
 _SO_VIT_MPN = "So-ViT/src/normalization/MPN.py"
 _SO_VIT_COVARIANCE = "So-ViT/src/representation/covariance.py"
 _SPD_LEARN = "spd_learn.functional"
+_SHAMPOO = "distributed_shampoo/preconditioner/matrix_functions.py"
 
 
 def _layer(name: str, source: Source, **options: Any) -> Root:
@@ -130,6 +143,53 @@ def _spd_learn(source: Source) -> Root:
 
 def _spd_learn_triangle(source: Source) -> Root:
     return partial(source(_SPD_LEARN).sym_to_upper, preserve_norm=False)
+
+
+def _functions(module: str, **paths: str) -> Iterator[PeerRow]:
+    """A row for each task, with the attribute of that module that does it."""
+    for task, path in paths.items():
+        name = path.removesuffix(".apply")
+        yield PeerRow(name, partial(_attribute, module, path), task=task)
+
+
+def _attribute(module: str, path: str, source: Source) -> Callable[..., Any]:
+    return attrgetter(path)(source(module))
+
+
+def _inverse_root(config: str, source: Source, **options: float) -> Callable[..., Tensor]:
+    module = source(_SHAMPOO)
+    chosen = getattr(module, config)(**options)
+    return lambda matrix, root, before: module.matrix_inverse_root(matrix, Fraction(root), chosen)
+
+
+def _inverse_root_by_qr(source: Source) -> Callable[..., Tensor]:
+    module = source(_SHAMPOO)
+    chosen = module.QREigendecompositionConfig()
+
+    def solve(matrix: Tensor, root: int, before: Tensor) -> Tensor:
+        pairs = module.matrix_eigendecomposition(
+            matrix, eigendecomposition_config=chosen, eigenvectors_estimate=before
+        )
+        return module.matrix_inverse_root_from_eigendecomposition(*pairs, Fraction(root))
+
+    return solve
+
+
+def _shampoo() -> Iterator[PeerRow]:
+    no_ridge = {"rel_epsilon": 0.0, "abs_epsilon": 0.0}
+    for config, options in (
+        ("EigenConfig", {}),
+        ("CoupledNewtonConfig", {}),
+        ("CoupledHigherOrderConfig", no_ridge),
+    ):
+        build = partial(_inverse_root, config, **options)
+        yield PeerRow(config, build, task="inverse root", note="in the matrix's dtype")
+    yield PeerRow(
+        "QREigendecompositionConfig",
+        _inverse_root_by_qr,
+        task="inverse root",
+        note="in the matrix's dtype; one iteration from the eigenvectors of the step before",
+    )
 
 
 def _differentiable_svd() -> Iterator[PeerRow]:
@@ -207,25 +267,82 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
                         _spd_learn_triangle,
                         "in the features' dtype; its own covariance",
                     ),
+                    *_functions(
+                        _SPD_LEARN,
+                        sqrt="matrix_sqrt.apply",
+                        inv_sqrt="matrix_inv_sqrt.apply",
+                        power="matrix_power.apply",
+                        log="matrix_log.apply",
+                        exp="matrix_exp.apply",
+                    ),
                 ),
                 package="spd_learn",
+            ),
+            Peer(
+                "pyRiemann",
+                "https://pypi.org/project/pyriemann",
+                tuple(
+                    _functions(
+                        "pyriemann.utils.base",
+                        sqrt="sqrtm",
+                        inv_sqrt="invsqrtm",
+                        power="powm",
+                        log="logm",
+                        exp="expm",
+                    )
+                ),
+                package="pyriemann",
+            ),
+            Peer(
+                "geoopt",
+                "https://pypi.org/project/geoopt",
+                tuple(
+                    _functions(
+                        "geoopt.linalg",
+                        sqrt="sym_sqrtm",
+                        inv_sqrt="sym_inv_sqrtm1",
+                        log="sym_logm",
+                        exp="sym_expm",
+                    )
+                ),
+                package="geoopt",
+            ),
+            Peer(
+                "Shampoo",
+                "https://github.com/facebookresearch/optimizers",
+                tuple(_shampoo()),
+                files=(_SHAMPOO,),
             ),
         )
     }
 )
 
 
-def open_peers(texts: Sequence[str], device: torch.device) -> list[OpenPeer]:
+def open_peers(
+    texts: Sequence[str], device: torch.device, tasks: Iterable[str] = ("pooling",)
+) -> list[OpenPeer]:
     """The peers that the texts say, each as by `open_peer`.
 
     Raises:
-        ValueError: one is not there, or is given twice.
+        ValueError: one is not there, is given twice, or does none of the tasks.
     """
     opened = [open_peer(text, device) for text in texts]
+    for one in opened:
+        if not one.peer.rows_of(*tasks):
+            able = [name for name, peer in PEERS.items() if peer.rows_of(*tasks)]
+            raise ValueError(
+                f"--peer {one.peer.name} has nothing that is measured here; choose from "
+                f"{', '.join(able)}"
+            )
     names = [one.peer.name for one in opened]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"--peer {min(twice)} is given twice; give one checkout of it")
     return opened
+
+
+def installed_peers(*tasks: str) -> tuple[str, ...]:
+    """The peers whose installed package does any of the tasks."""
+    return tuple(name for name, peer in PEERS.items() if peer.rows_of(*tasks) and peer.installed)
 
 
 def open_peer(text: str, device: torch.device) -> OpenPeer:
@@ -242,7 +359,7 @@ def open_peer(text: str, device: torch.device) -> OpenPeer:
             raise ValueError(
                 f"--peer {text}: {name} is an installed package; give --peer {name}, without a path"
             )
-        if importlib.util.find_spec(peer.package) is None:
+        if not peer.installed:
             raise ValueError(
                 f"--peer {name}: {peer.package} is not installed here; pip install {name}"
             )

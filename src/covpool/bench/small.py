@@ -1,99 +1,197 @@
-"""matrix_sqrt of small matrices, forward and backward, beside what else computes it."""
+"""Functions of small matrices, forward and backward, beside what else computes them."""
 
-import importlib
-import importlib.util
 import re
-import time
-from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial, reduce
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import covpool
 from covpool.bench import tables
-from covpool.bench.measurement import Record, TimedMeasurement, ratio
+from covpool.bench.checkouts import as_published
+from covpool.bench.measurement import Record, Results, TimedMeasurement, ratio
 from covpool.bench.options import DTYPES, SmallOptions
-from covpool.bench.tables import NAME, RATIO, Table, column
+from covpool.bench.peers import OpenPeer, PeerRow, installed_peers
+from covpool.bench.tables import Row, Table
 from covpool.bench.timing import Case, Report, Step
-from covpool.linalg.api import matrix_sqrt
 from covpool.linalg.tables import choose
+from covpool.machine import summary_line
+from covpool.text import quantity
 
-Root = Callable[[Tensor], Tensor]
-OURS = ("covpool", "covpool, unchecked")
+AnyFunction = Callable[..., Any]
+Elementwise = Callable[[Tensor], Tensor]
+Differences = Callable[[Tensor, Tensor], Tensor]
+
+EXPONENT = 0.3
+OURS = "covpool"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function:
+    """A function of matrices that is measured.
+
+    Attributes:
+        ours: takes the matrix and the arguments.
+        value: f of the eigenvalues; None for a decomposition, which is the plain way itself.
+        differences: of eigenvalues x and f(x), (*, n) each, the divided differences (*, n, n).
+        arguments: ours and the peers' take them after the matrix.
+        torch: the name in `torch.linalg` of what computes the same.
+    """
+
+    ours: AnyFunction
+    value: Elementwise | None = None
+    differences: Differences | None = None
+    arguments: tuple[float, ...] = ()
+    torch: str | None = None
+
+
+def _pairs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., :, None], y[..., None, :]
+
+
+def _of_roots(x: Tensor, y: Tensor) -> Tensor:
+    return torch.add(*_pairs(y, y)).reciprocal_()
+
+
+def _of_inverse_roots(x: Tensor, y: Tensor) -> Tensor:
+    one, other = _pairs(y, y)
+    return -(one * other).square_() / (one + other)
+
+
+def _by_slopes(slope: Elementwise) -> Differences:
+    """Quotients, and the slope between where the eigenvalues are close."""
+
+    def differences(x: Tensor, y: Tensor) -> Tensor:
+        one, other = _pairs(x, x)
+        gap, above = one - other, torch.sub(*_pairs(y, y))
+        close = gap.abs() <= torch.finfo(x.dtype).eps ** 0.5 * one.abs()
+        return torch.where(close, slope((one + other) / 2), above / gap)
+
+    return differences
+
+
+FUNCTIONS: Mapping[str, Function] = MappingProxyType(
+    {
+        "sqrt": Function(
+            ours=covpool.matrix_sqrt,
+            value=torch.sqrt,
+            differences=_of_roots,
+            torch="matrix_sqrth",
+        ),
+        "inv_sqrt": Function(
+            ours=covpool.matrix_inv_sqrt, value=torch.rsqrt, differences=_of_inverse_roots
+        ),
+        "power": Function(
+            ours=covpool.matrix_power,
+            value=lambda x: x**EXPONENT,
+            differences=_by_slopes(lambda x: EXPONENT * x ** (EXPONENT - 1)),
+            arguments=(EXPONENT,),
+        ),
+        "log": Function(
+            ours=covpool.matrix_log, value=torch.log, differences=_by_slopes(torch.reciprocal)
+        ),
+        "exp": Function(
+            ours=covpool.matrix_exp,
+            value=torch.exp,
+            differences=_by_slopes(torch.exp),
+            torch="matrix_exp",
+        ),
+        "eigh": Function(ours=covpool.eigh, torch="eigh"),
+        "svd": Function(ours=covpool.svd, torch="svd"),
+    }
+)
+"""The functions, each with its task's name in PEERS."""
 
 
 class Loewner(torch.autograd.Function):
     """The function of 30 lines."""
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+    def forward(ctx: Any, matrix: Tensor, value: Elementwise, differences: Differences) -> Tensor:
         eigenvalues, vectors = torch.linalg.eigh(matrix)
-        roots = eigenvalues.sqrt()
-        ctx.save_for_backward(roots, vectors)
-        return (vectors * roots[..., None, :]) @ vectors.mH
+        values = value(eigenvalues)
+        ctx.save_for_backward(eigenvalues, values, vectors)
+        ctx.differences = differences
+        return (vectors * values[..., None, :]) @ vectors.mH
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        roots, vectors = ctx.saved_tensors
-        weights = (roots[..., :, None] + roots[..., None, :]).reciprocal_()
-        return vectors @ (weights * (vectors.mH @ gradients[0] @ vectors)) @ vectors.mH
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        eigenvalues, values, vectors = ctx.saved_tensors
+        weights = ctx.differences(eigenvalues, values)
+        inner = weights * (vectors.mH @ gradients[0] @ vectors)
+        return vectors @ inner @ vectors.mH, None, None
 
 
-def _by_autograd(matrix: Tensor) -> Tensor:
+def _by_autograd(value: Elementwise, matrix: Tensor) -> Tensor:
     eigenvalues, vectors = torch.linalg.eigh(matrix)
-    return (vectors * eigenvalues.sqrt()[..., None, :]) @ vectors.mH
+    return (vectors * value(eigenvalues)[..., None, :]) @ vectors.mH
 
 
-INSTALLED: dict[str, tuple[str, Callable[[Any], Root]]] = {
-    "spd-learn": ("spd_learn.functional", lambda module: module.matrix_sqrt.apply),
-    "pyRiemann": ("pyriemann.utils.base", lambda module: module.sqrtm),
-    "geoopt": ("geoopt.linalg", lambda module: module.sym_sqrtm),
-}
-"""The module of each peer that may be installed, and its root."""
+def plain_ways(function: Function, dtype: str) -> Iterator[tuple[str, AnyFunction]]:
+    """Ours, what anyone would write, and torch's, by the name of the column."""
+    ours, value = partial(_call, function.ours, function.arguments), function.value
+    yield OURS, ours
+    if value is not None:
+        yield f"{OURS}, unchecked", partial(ours, check=False)
+        if dtype == "float32":
+            narrow = partial(ours, compute_dtype=torch.float32)
+            yield f"{OURS} in float32", narrow
+            yield f"{OURS} in float32, unchecked", partial(narrow, check=False)
+        yield "30 lines", lambda matrix: Loewner.apply(matrix, value, function.differences)
+        yield "eigh with autograd", partial(_by_autograd, value)
+    if hasattr(torch.linalg, function.torch or ""):
+        yield "torch.linalg", getattr(torch.linalg, str(function.torch))
 
 
-def roots() -> dict[str, Root]:
-    """What is there to be measured, ours first."""
-    found: dict[str, Root] = {
-        OURS[0]: matrix_sqrt,
-        OURS[1]: partial(matrix_sqrt, check=False),
-        "30 lines": Loewner.apply,
-        "eigh with autograd": _by_autograd,
-    }
-    if hasattr(torch.linalg, "matrix_sqrth"):
-        found["matrix_sqrth"] = torch.linalg.matrix_sqrth
-    for name, (module, root) in INSTALLED.items():
-        if importlib.util.find_spec(module.partition(".")[0]) is not None:
-            found[name] = root(importlib.import_module(module))
-    return found
+def _call(function: AnyFunction, arguments: tuple[float, ...], matrix: Tensor, **more: Any) -> Any:
+    return function(matrix, *arguments, **more)
 
 
 class Small(TimedMeasurement[SmallOptions]):
-    """Roots of batches of small matrices."""
+    """Functions of batches of small matrices."""
 
-    def __init__(self, options: SmallOptions) -> None:
-        super().__init__(options)
-        if torch.device(options.device).type == "cpu":
-            self.clock = time.process_time  # of which other programs take nothing
+    tasks = FUNCTIONS
+    by_processor = True
 
     def check(self, options: SmallOptions) -> SmallOptions:
+        if options.functions == ("all",):
+            options = replace(options, functions=tuple(FUNCTIONS))
+        for name in options.functions:
+            choose("function", name, FUNCTIONS)
         for shape in options.shapes:
-            _size(shape)
+            size_of(shape)
         choose("dtype", options.dtype, dict.fromkeys(DTYPES))
-        return super().check(options)
+        return super().check(replace(options, peers=installed_peers(*options.functions)))
 
     @cached_property
     def cases(self) -> list[Case]:
-        return [
-            Case(
-                name=name, kind="covpool" if name in OURS else "peer", prepare=partial(_step, root)
+        return [case for name in self.options.functions for case in self._cases(name)]
+
+    def _cases(self, name: str) -> Iterator[Case]:
+        function = FUNCTIONS[name]
+        for way, call in plain_ways(function, self.options.dtype):
+            yield Case(
+                name=f"{name}: {way}",
+                kind="covpool" if way.startswith(OURS) else "peer",
+                prepare=partial(_step, call),
+                facts={"function": name, "case": way},
             )
-            for name, root in roots().items()
-        ]
+        for opened in self.peers:
+            for row in opened.peer.rows_of(name):
+                yield Case(
+                    name=f"{name}: {opened.peer.name}",
+                    kind="peer",
+                    prepare=partial(_peers_step, opened, row, function.arguments),
+                    facts={"function": name, "case": opened.peer.name},
+                    context=partial(as_published, opened.device),
+                )
 
     def inputs(self, shape: str, batch: int | None = None) -> tuple[Tensor, ...]:
-        (count, size), own = _size(shape), self.options
+        (count, size), own = size_of(shape), self.options
         generator = torch.Generator().manual_seed(own.seed)
         factor = torch.randn(batch or count, size, 2 * size + 2, generator=generator).double()
         matrix = factor @ factor.mT / (2 * size + 2)
@@ -101,26 +199,56 @@ class Small(TimedMeasurement[SmallOptions]):
 
     def measure(self, shape: str, report: Report) -> Record:
         rows = self.rows(shape, report)
+        ours = {row["function"]: row["median"] for row in rows if row["case"] == OURS}
         for row in rows:
-            row["over_ours"] = ratio(row["median"], rows[0]["median"])
+            row["over_ours"] = ratio(row["median"], ours[row["function"]])
         return {"shape": shape, "cases": rows}
 
     @staticmethod
+    def preamble(results: Results) -> str:
+        settings = results["settings"]
+        clock = "the processor's time" if settings["device"] == "cpu" else "time"
+        return (
+            f"{summary_line(results['environment'])}\n"
+            f"{settings['dtype']} matrices; forward + backward, alternating; median of "
+            f"{quantity(settings['rounds'], 'round')} of {clock} in ms, and over {OURS}'s."
+        )
+
+    @staticmethod
     def tables(record: Record) -> Iterator[Table]:
-        columns = {"root": NAME, **tables.TIMES, "over ours": column("over_ours", RATIO)}
-        title = f"{record['shape']}: forward + backward"
-        yield tables.table(title, columns, record["cases"])
+        yield tables.pivot(record["shape"], "function", "case", _cell, record["cases"])
 
 
-def _step(root: Root, matrix: Tensor) -> Step:
+def _cell(row: Row) -> str:
+    own = row["case"] == OURS
+    return f"{1e3 * row['median']:.3g}" + ("" if own else f" ({row['over_ours']:.2f})")
+
+
+def _peers_step(
+    opened: OpenPeer, row: PeerRow, arguments: tuple[float, ...], matrix: Tensor
+) -> Step:
+    return _step(partial(_call, opened.function(row), arguments), matrix)
+
+
+def _step(function: AnyFunction, matrix: Tensor) -> Step:
+    """The gradient of the sum of all that the function gives."""
+
     def step() -> Tensor:
         leaf = matrix.detach().requires_grad_()
-        return torch.autograd.grad(root(leaf).sum(), leaf)[0]
+        found = function(leaf)
+        parts = (found,) if isinstance(found, Tensor) else found
+        loss = reduce(torch.add, (part.sum() for part in parts))
+        return torch.autograd.grad(loss, leaf)[0]
 
     return step
 
 
-def _size(text: str) -> tuple[int, int]:
+def size_of(text: str) -> tuple[int, int]:
+    """Batch and size of matrices, "64x22".
+
+    Raises:
+        ValueError: anything else.
+    """
     found = re.fullmatch(r"(\d*[1-9]\d*)x(\d*[1-9]\d*)", text)
     if found is None:
         raise ValueError(f"shapes are BATCHxN with whole numbers from 1 on, got {text!r}")

@@ -62,7 +62,7 @@ class Step(TimedMeasurement[StepOptions]):
         for name in dict.fromkeys((BASELINE, *self.options.methods)):
             made += self._two_cases(name, check_pooling(name), None)
         for opened in self.peers:
-            for row in opened.peer.rows:
+            for row in opened.peer.rows_of("pooling"):
                 if row.name in self.options.rows or self.options.rows == ("all",):
                     made += self._two_cases(
                         f"{opened.peer.name}/{row.name}", "exact", (opened, row)
@@ -104,7 +104,7 @@ class Step(TimedMeasurement[StepOptions]):
         )
         if peer is not None:
             opened, row = peer
-            model.pool = PeerPool(model.pool.reduction, opened.layer(row, "triangle"))
+            model.pool = PeerPool(model.pool.reduction, opened.function(row, "triangle"))
         model = model.to(own.device).train()
         return model.to(memory_format=torch.channels_last) if own.channels_last else model
 

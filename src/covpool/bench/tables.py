@@ -20,11 +20,26 @@ def table(title: str, columns: Columns, rows: Iterable[Row]) -> Table:
     return title, list(columns), shown
 
 
+def pivot(
+    title: str, down: str, across: str, show: Callable[[Row], str], rows: Iterable[Row]
+) -> Table:
+    """A line for each value of the fact `down`, a column for each of `across`; "-" for no row."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        shown = "failed" if row.get("error") else show(row)
+        cells.setdefault(row[down], {})[row[across]] = shown
+    columns = list(dict.fromkeys(name for line in cells.values() for name in line))
+    lines = [[name, *(line.get(name, "-") for name in columns)] for name, line in cells.items()]
+    return title, [down, *columns], lines
+
+
 def column(name: str, form: str = "{}", scale: float = 1) -> Callable[[Row], str]:
-    """What shows that figure of a row, times the scale; "-" where it is missing."""
+    """What shows that figure of a row, times the scale, or its word; "-" where it is missing."""
 
     def show(row: Row) -> str:
         value = row.get(name)
+        if isinstance(value, str):
+            return value
         return "-" if value is None else form.format(value if scale == 1 else scale * value)
 
     return show
@@ -39,6 +54,15 @@ NAME = column("name")
 TIMES: Columns = {"ms": column("median", "{:.4g}", 1e3), "quartiles": quartiles}
 MEMORY: Columns = {"peak MiB": column("memory", "{:.1f}", 1 / (1 << 20))}
 RATIO = "{:.3g}"
+
+
+def peer_notes(record: Row) -> list[str]:
+    """What differs between the peers' rows, a line for each such note."""
+    names: dict[str, dict[str, None]] = {}
+    for row in record.get("cases", ()):
+        if row["kind"] == "peer" and row.get("note"):
+            names.setdefault(row["note"], {})[row.get("case", row["name"])] = None
+    return [f"{', '.join(found)}: {note}" for note, found in names.items()]
 
 
 def failures(record: Row) -> Iterator[str]:

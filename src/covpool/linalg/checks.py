@@ -33,15 +33,20 @@ converted. Its two triangles differ by the roundings of that: those of a float32
 float64, of a bfloat16 product in float32."""
 
 COMPLEX_DTYPES = (torch.complex64, torch.complex128)
+REAL_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def tensor(caller: str, value: object) -> None:
-    """Refuse arrays, lists and whatever else is no tensor."""
+    """Refuse arrays, lists and whatever else is no tensor, and sparse tensors."""
     if not isinstance(value, Tensor):
         kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
         raise TypeError(
             f"{caller} needs a torch.Tensor, got {kind}; torch.as_tensor makes one of arrays and "
             "lists of numbers"
+        )
+    if value.layout is not torch.strided:
+        raise ValueError(
+            f"{caller} needs a dense tensor, got layout {value.layout}; convert it by to_dense()"
         )
 
 
@@ -56,10 +61,11 @@ def square(caller: str, matrix: Tensor, *, complex_too: bool = False) -> None:
 
 def floating(caller: str, values: Tensor, *, complex_too: bool = False) -> None:
     tensor(caller, values)
-    if values.is_floating_point() or (complex_too and values.dtype in COMPLEX_DTYPES):
+    if values.dtype in REAL_DTYPES or (complex_too and values.dtype in COMPLEX_DTYPES):
         return
     kind = "real, complex64 or complex128" if complex_too else "real"
-    raise ValueError(f"{caller} needs a {kind} floating-point tensor, got {values.dtype}")
+    remedy = "" if values.is_complex() else "; convert it, as by float()"
+    raise ValueError(f"{caller} needs a {kind} floating-point tensor, got {values.dtype}{remedy}")
 
 
 def features(caller: str, x: Tensor, check_finite: bool) -> tuple[Tensor, bool]:

@@ -308,8 +308,8 @@ def _require_matrices(caller: str, matrix: Tensor) -> None:
     checks.tensor(caller, matrix)
     if matrix.dtype not in DTYPES:
         raise ValueError(
-            f"{caller} needs float32 or float64, real or complex, got {matrix.dtype}; convert the "
-            "matrix first"
+            f"{caller} needs float32 or float64, real or complex, got {matrix.dtype}; convert it, "
+            "as by float()"
         )
     if matrix.ndim < 2:
         raise ValueError(f"{caller} needs matrices (*, m, n), got shape {tuple(matrix.shape)}")

@@ -1,5 +1,7 @@
 """Any elementwise torch function as a scalar function, without its derivatives being given."""
 
+import os
+import threading
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -57,6 +59,9 @@ class Elementwise(ScalarFunction):
     ) -> None:
         if not callable(f):
             raise TypeError(f"Elementwise needs a function of a tensor, got {f!r}")
+        home = getattr(f, "__module__", None) or type(f).__module__
+        if home in ("math", "cmath", "numpy"):
+            raise TypeError(f"Elementwise needs a torch function to differentiate, got {f!r}")
         if not torch.compiler.is_compiling():
             _prepare_forward_mode()
         self.f = self._f = f
@@ -184,11 +189,26 @@ def get_odd_function(
     return OddElementwise(function)
 
 
+def _begin_anew() -> None:
+    global _one_at_a_time
+    _one_at_a_time = threading.RLock()  # a derivative may be of a derivative
+
+
+_begin_anew()
+if hasattr(os, "register_at_fork"):  # a lock that another thread held would stay so
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
 @torch.no_grad()
 def _differentiate(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """f′ by forward mode, which keeps the scale of x on its way: in reverse mode 1/(1 + x²) of a
+    large x underflows. Its levels belong to the process, so that threads take turns."""
     # A copy, as torch refuses tensors in which elements share their memory.
-    with inner_forward_mode():
-        return torch.func.jvp(f, (x.clone(),), (torch.ones_like(x),))[1]
+    x, ones = x.clone(), torch.ones_like(x)
+    if torch.compiler.is_compiling():  # which takes no lock, and one thread traces
+        return torch.func.jvp(f, (x,), (ones,))[1]
+    with _one_at_a_time, inner_forward_mode():
+        return torch.func.jvp(f, (x,), (ones,))[1]
 
 
 def _better(

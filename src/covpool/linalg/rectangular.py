@@ -143,13 +143,12 @@ def svd_function(
     """
     matrices("svd_function", A, compute_dtype, check)
     chosen = get_odd_function(function)
+    called = function if isinstance(function, str) else chosen.name
     parameter = 0.0 if parameter is None and chosen is PINV else parameter
     if chosen.parameter is not None:
         parameter = checks.parameter("svd_function", chosen.parameter, parameter, A.shape[:-2])
     elif parameter is not None:
-        raise ValueError(
-            f"svd_function: function {chosen.name!r} has no parameter, got {parameter!r}"
-        )
+        raise ValueError(f"svd_function: function {called!r} has no parameter, got {parameter!r}")
     matrix = working(A, compute_dtype)
     powers = None
     if parameter is not None:
@@ -160,7 +159,7 @@ def svd_function(
             negative = powers < 0
             if chosen.parameter != "exponent" and negative.any():
                 raise ValueError(
-                    f"svd_function: the {chosen.parameter} of {chosen.name!r} must not be "
+                    f"svd_function: the {chosen.parameter} of {called!r} must not be "
                     f"negative, got {powers[negative].flatten()[0].item():g}"
                     f"{name_samples(negative)}; clamp it"
                 )

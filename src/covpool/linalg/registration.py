@@ -180,7 +180,7 @@ def kabsch(
         turned = product(rotation, middle_p.mT)[..., 0]
         translation = middle_q[..., 0, :] - factor.unsqueeze(-1) * turned
     if check and not unreadable(gap):
-        _warn(gap)
+        _warn(gap, *P.shape[-2:])
     result = KabschResult(rotation, translation, factor, gap)
     return KabschResult(*(each.to(P.dtype) for each in result))
 
@@ -281,13 +281,14 @@ def _gap(s: Tensor) -> Tensor:
     return gap.masked_fill(zero | (gap <= tolerance), 0)
 
 
-def _warn(gap: Tensor) -> None:
+def _warn(gap: Tensor, count: int, size: int) -> None:
     unique = gap != 0
     if not unique.all():
+        few = f" ({count} points in {size} dimensions: points are rows)" if count < size else ""
         warnings.warn(
-            f"kabsch: the rotation is not unique{name_samples(~unique)}: the points are on a line, "
-            "all the same, or a mirror image; one of the nearest is returned, without the part of "
-            "the gradient that is not defined; see `gap` of the result",
+            f"kabsch: the rotation is not unique{name_samples(~unique)}{few}: the points are on a "
+            "line, all the same, or a mirror image; one of the nearest is returned, without the "
+            "part of the gradient that is not defined; see `gap` of the result",
             UserWarning,
             stacklevel=3,
         )

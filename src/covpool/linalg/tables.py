@@ -39,5 +39,6 @@ def choose(kind: str, name: object, rows: Mapping[str, Any]) -> Any:
 def unknown(kind: str, name: object, rows: Mapping[str, Any]) -> str:
     """The message for a name that is not among the rows: their names, and the nearest one."""
     near = difflib.get_close_matches(str(name), rows, n=1)
+    near = near or [row for row in rows if name and str(name) in row]
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {name!r}; choose from {', '.join(rows)}{hint}"

@@ -32,7 +32,7 @@ def inner_forward_mode() -> AbstractContextManager[Any]:
     That opens a level of forward mode unless an outer `torch.func.jvp` has opened one, and torch
     refuses a second where `torch.autograd.forward_ad.dual_level` has.
     """
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:  # pyright: ignore[reportPrivateUsage]
+    if forward_ad._current_level < 0:  # pyright: ignore[reportPrivateUsage]
         return nullcontext()
     return jvp_increment_nesting()
 

@@ -103,13 +103,18 @@ class BiMap(nn.Module):
 
 
 class ReEig(MatrixFunction):
-    """max(λ, bound) of each eigenvalue: `MatrixFunction("clamp_min", parameter=bound)`.
+    """max(λ, bound) of each eigenvalue, (*, n, n) → (*, n, n), `MatrixFunction("clamp_min")`.
 
     Args:
         bound: a number in the unit of the matrix; a tensor, or a parameter, which is learnt.
         options: method, compute_dtype and check of `MatrixFunction`.
 
-    Where only the logarithm follows, `LogEig(floor=bound)` does both by one decomposition.
+    Ties need no care. Matrices may be singular or indefinite; of an eigenvalue at or below the
+    bound the derivative is 0. Where only the logarithm follows, `LogEig(floor=bound)` does both by
+    one decomposition.
+
+    Raises:
+        ValueError: as `MatrixFunction`.
 
     Source: Huang, Van Gool, "A Riemannian network for SPD matrix learning", AAAI 2017.
     """
@@ -126,6 +131,11 @@ class LogEig(MatrixFunction):
             lengths and angles of vectors are those of the matrices.
         options: method, floor, compute_dtype and check of `MatrixFunction`. Singular matrices are
             refused unless there is a floor, which clamps their eigenvalues from below.
+
+    Ties need no care, as for `matrix_log`.
+
+    Raises:
+        ValueError: as `MatrixFunction`; singular matrices without a floor, by index.
 
     Source: Huang, Van Gool, "A Riemannian network for SPD matrix learning", AAAI 2017.
     """

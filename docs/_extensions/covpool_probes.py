@@ -1,0 +1,79 @@
+"""What the recorded probes of frozen features say: a forest of differences, and answers."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from covpool_pictures import ROOT, above, accuracies, draw_spread
+from covpool_tables import table
+from IPython.display import Markdown
+from matplotlib.axes import Axes
+
+from covpool.experiments.inference import Spread, differences
+from covpool.report.figures import title
+from covpool.report.svg import colour
+
+FOLDER = "which-pooling"
+
+REFERENCE = "gap-reduced-matched"
+"""The average that has all that the covariance has, but for the second moments: the same reduced
+maps, and a hidden layer that makes its head as large."""
+
+QUESTIONS: Mapping[str, Sequence[tuple[str, str]]] = {
+    "Does the covariance beat an average with as rich a head?": (
+        ("isqrt-cov", REFERENCE),
+        ("covariance", REFERENCE),
+    ),
+    "Does normalisation matter?": (("exact", "covariance"),),
+    "Beyond scale?": (("exact", "frobenius"), ("exact", "sigma-max")),
+    "Does the root's scale matter?": (("root-frobenius", "exact"), ("seb", "exact")),
+    "Is the logarithm as good as the root?": (("log-e", "exact"), ("cho-tmlr", "exact")),
+    "Is the entries' root as good?": (("bcnn", "exact"),),
+    "Does the mean beside the covariance help?": (("gaussian", "exact"),),
+    "Is an approximate root as good?": (("isqrt-cov", "exact"), ("svd-topn", "exact")),
+    "Is DropCov above iSQRT?": (("dropcov", "isqrt-cov"),),
+    "Does a learned exponent help?": (("power-learned", "exact"),),
+}
+"""By question the pairs of arms whose difference answers it."""
+
+
+def probes() -> dict[str, str]:
+    """By what a recorded probe is called the folder of its results."""
+    folders = sorted((ROOT / "results" / FOLDER).glob("*/runs.jsonl"))
+    return {path.parent.name: f"{FOLDER}/{path.parent.name}" for path in folders}
+
+
+def draw_forest(axes: Axes) -> None:
+    """Every pooling above the average with as rich a head, the best over all probes on top."""
+    found = {name: above(folder, REFERENCE) for name, folder in probes().items()}
+    means: dict[str, list[float]] = {}
+    for spreads in found.values():
+        for arm, spread in spreads.items():
+            means.setdefault(arm, []).append(spread.mean or 0.0)
+    arms = sorted(means, key=lambda arm: fmean(means[arm]))
+    for place, (name, spreads) in enumerate(found.items()):
+        label: str | None = name
+        for row, arm in enumerate(arms):
+            if arm in spreads:
+                at = row - 0.16 * (place - (len(found) - 1) / 2)
+                draw_spread(axes, spreads[arm], at, place, label=label)
+                label = None
+    axes.axvline(0, color=colour("muted"), linewidth=1)
+    axes.set_yticks(range(len(arms)), arms)
+    axes.set_ylim(-0.8, len(arms) - 0.2)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    title(axes, f"Accuracy above {REFERENCE}", x="points; 95% intervals")
+
+
+def answers() -> Markdown:
+    """By question the differences that answer it, on each probe."""
+    found = {name: accuracies(folder) for name, folder in probes().items()}
+    rows = []
+    for question, pairs in QUESTIONS.items():
+        for arm, other in pairs:
+            cells = [
+                Spread.of(differences(own.get(arm, {}), own.get(other, {}))).interval_text()
+                for own in found.values()
+            ]
+            rows.append([question, f"`{arm}` − `{other}`", *cells])
+            question = ""
+    return Markdown(table(["", "points", *found], rows))
