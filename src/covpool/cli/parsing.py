@@ -557,13 +557,19 @@ _Loader.add_implicit_resolver(
 
 
 def _value(text: str, kind: Any) -> Any:
-    """What a word of the command line says: what YAML makes of it where that is of the option's
-    type, else the word itself where it is."""
+    """What a word of the command line says: text where the option takes that, else what YAML makes
+    of the word."""
     try:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
-    return text if fits(text, kind) and not fits(value, kind) else value
+    if value is None and text not in (
+        "null",
+        "~",
+    ):  # an empty word, or what YAML takes for a comment
+        return text
+    is_text = isinstance(value, str) and kind is not Any
+    return text if fits(text, kind) and (is_text or not fits(value, kind)) else value
 
 
 def _read_options(path: Path) -> Mapping[Any, Any]:
