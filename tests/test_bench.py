@@ -20,6 +20,7 @@ from covpool.bench.features import (
 )
 from covpool.bench.layer_cases import floor_cases, own_case, solvers
 from covpool.bench.layers import Layers, floors
+from covpool.bench.options import MEASUREMENTS
 from covpool.bench.progress import Progress
 from made_up_peer import SMALL, made_up_case
 
@@ -312,14 +313,20 @@ def test_progress_on_a_terminal_is_one_line(capsys, monkeypatch):
     assert shown.index("half way") < shown.index("there")
 
 
-@pytest.mark.parametrize("folder", ["bench", "growth", "memory"])
+RECORDED = {"bench": "layers", "growth": "growth", "memory": "layers"} | {
+    name: name for name in ("poolings", "small", "roots", "busy") if (RESULTS / name).is_dir()
+}
+
+
+@pytest.mark.parametrize("folder", RECORDED)
 def test_results_that_are_recorded_are_shown(folder):
+    kind = MEASUREMENTS[RECORDED[folder]].measured_by()
     files = sorted((RESULTS / folder).glob("*.json"))
     assert files
     for file in files:
         results = measurement.read_results(file)
-        assert results["environment"]["cpu"] in Layers.preamble(results)
+        assert results["environment"]["cpu"] in kind.preamble(results)
         for record in results["shapes"]:
-            for title, header, rows in Layers.tables(record):
+            for title, header, rows in kind.tables(record):
                 assert title.startswith(record["shape"])
                 assert {len(row) for row in rows} == {len(header)}

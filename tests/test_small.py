@@ -1,10 +1,13 @@
-"""Small matrices: closed forms for large batches of them, and how often a call waits for values."""
+"""Small matrices: closed forms for large batches of them, and what a call of few costs."""
+
+import sys
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import covpool
+from covpool.bench import small
 from covpool.linalg import checks, evaluate, precision
 from covpool.linalg.engine import factorisation
 from covpool.linalg.engine.small import CLOSED_SIZE, small_eigh, small_svd
@@ -127,6 +130,72 @@ def test_a_call_waits_for_a_gpu_twice_at_most_and_unchecked_never(name, size, mo
         with Reads() as reads:
             covpool.matrix_function(matrix, check=check, **options)
         assert reads.count <= allowed
+
+
+class Operations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def forward_and_backward(root, size):
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(1, size, 2 * size, dtype=torch.float64, generator=generator)
+    matrix = factor @ factor.mT
+    leaf = ((matrix + matrix.mT) / 2).requires_grad_()
+    torch.autograd.grad(root(leaf).sum(), leaf)
+
+
+@pytest.mark.parametrize("size", [3, 22])
+@pytest.mark.parametrize("check", [True, False])
+def test_a_call_takes_no_more_operations_than_a_function_of_30_lines(check, size):
+    """Its own checks, symmetric parts and care for zeros included."""
+    counts = []
+    thirty_lines = dict(small.plain_ways(small.FUNCTIONS["sqrt"], "float64"))["30 lines"]
+    for root in (lambda a: covpool.matrix_sqrt(a, check=check), thirty_lines):
+        with Operations() as operations:
+            forward_and_backward(root, size)
+        counts.append(operations.count)
+    assert counts[0] <= counts[1]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_call_goes_through_few_functions_of_python(check):
+    """After a decomposition each one is read from memory anew: together they took a third."""
+    calls = []
+
+    def root(matrix):
+        return covpool.matrix_sqrt(matrix, check=check)
+
+    forward_and_backward(root, 22)
+    sys.setprofile(lambda frame, event, _: calls.append(event) if event == "call" else None)
+    try:
+        forward_and_backward(root, 22)
+    finally:
+        sys.setprofile(None)
+    assert len(calls) <= 100
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 30])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_entry_that_is_not_finite_is_seen_wherever_it_is(size, value):
+    """LAPACK gives a finite eigenvalue for a matrix of two rows with NaN on its diagonal."""
+    for row in range(size):
+        matrix = torch.eye(size, dtype=torch.float64).repeat(2, 1, 1)
+        matrix[0, row, row] = value
+        for found in (
+            covpool.matrix_sqrt(matrix, check=False),
+            covpool.eigh(matrix, check=False)[1],
+        ):
+            assert found[0].isnan().all()
+            assert found[1].isfinite().all()
+        for function in (covpool.matrix_sqrt, covpool.matrix_exp, covpool.eigh):
+            with pytest.raises(
+                ValueError, match=r"NaN or infinite values in 1 of 2 samples: \[0\]"
+            ):
+                function(matrix)
 
 
 RANK_ONE = torch.tensor([6.0, -20, -55], dtype=torch.float64)

@@ -1,9 +1,10 @@
 """What the recorded probes of frozen features say: a forest of differences, and answers."""
 
+import json
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from covpool_pictures import ROOT, above, accuracies, draw_spread
+from covpool_pictures import ROOT, above, accuracies, draw_spread, series
 from covpool_tables import table
 from IPython.display import Markdown
 from matplotlib.axes import Axes
@@ -42,26 +43,45 @@ def probes() -> dict[str, str]:
     return {path.parent.name: f"{FOLDER}/{path.parent.name}" for path in folders}
 
 
+LEFT = -14
+"""Points at which the forest ends on the left; what lies beyond it is written there."""
+
+
 def draw_forest(axes: Axes) -> None:
-    """Every pooling above the average with as rich a head, the best over all probes on top."""
+    """Every pooling above the average with as rich a head, the best over all probes on top.
+
+    Poolings with the same accuracies, seed by seed, are one line.
+    """
     found = {name: above(folder, REFERENCE) for name, folder in probes().items()}
-    means: dict[str, list[float]] = {}
-    for spreads in found.values():
-        for arm, spread in spreads.items():
-            means.setdefault(arm, []).append(spread.mean or 0.0)
-    arms = sorted(means, key=lambda arm: fmean(means[arm]))
+    lines: dict[str, list[str]] = {}
+    for arm in dict.fromkeys(arm for spreads in found.values() for arm in spreads):
+        values = {name: spreads[arm].values for name, spreads in found.items() if arm in spreads}
+        lines.setdefault(json.dumps(values), []).append(arm)
+    means = {
+        arm: fmean(spreads[arm].mean or 0.0 for spreads in found.values() if arm in spreads)
+        for arm, *_ in lines.values()
+    }
+    rows = sorted(lines.values(), key=lambda arms: means[arms[0]])
     for place, (name, spreads) in enumerate(found.items()):
         label: str | None = name
-        for row, arm in enumerate(arms):
-            if arm in spreads:
-                at = row - 0.16 * (place - (len(found) - 1) / 2)
+        for row, (arm, *_) in enumerate(rows):
+            at = row - 0.2 * (place - (len(found) - 1) / 2)
+            if arm in spreads and (mean := spreads[arm].mean or 0.0) < LEFT:
+                axes.text(LEFT, at, f"◂ {mean:.0f}", color=series(2 + place), va="center")
+            elif arm in spreads:
                 draw_spread(axes, spreads[arm], at, place, label=label)
                 label = None
     axes.axvline(0, color=colour("muted"), linewidth=1)
-    axes.set_yticks(range(len(arms)), arms)
-    axes.set_ylim(-0.8, len(arms) - 0.2)
+    axes.set_yticks(range(len(rows)), [_label(arms) for arms in rows])
+    axes.set_ylim(-0.8, len(rows) - 0.2)
+    axes.set_xlim(LEFT, None)
     axes.legend(frameon=False, loc="lower right", fontsize=9)
-    title(axes, f"Accuracy above {REFERENCE}", x="points; 95% intervals")
+    title(axes, f"Accuracy above {REFERENCE}", x="points; 95% intervals over seeds")
+
+
+def _label(arms: Sequence[str]) -> str:
+    first, *others = arms
+    return f"{first} (and {len(others)} more)" if others else first
 
 
 def answers() -> Markdown:

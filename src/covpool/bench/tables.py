@@ -66,10 +66,15 @@ def peer_notes(record: Row) -> list[str]:
 
 
 def failures(record: Row) -> Iterator[str]:
-    """A line for whatever could not be measured at a shape."""
+    """A line for whatever could not be measured at a shape; one where a case fails alike often."""
+    failed: dict[tuple[str, str], list[Row]] = {}
     for row in record.get("cases", ()):
         if row["error"]:
-            yield f"{row['name']} failed: {row['error']}"
+            kind = row["error"].partition(":")[0]
+            failed.setdefault((row.get("case", row["name"]), kind), []).append(row)
+    for rows in failed.values():
+        yield f"{'; '.join(row['name'] for row in rows)} failed: {rows[0]['error']}"
+    for row in record.get("cases", ()):
         if row.get("memory_error"):
             yield f"{row['name']}: peak memory not measured: {row['memory_error']}"
         for entry in row.get("accuracy", ()):

@@ -52,10 +52,9 @@ def tensor(caller: str, value: object) -> None:
 
 def square(caller: str, matrix: Tensor, *, complex_too: bool = False) -> None:
     tensor(caller, matrix)
-    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
-        raise ValueError(
-            f"{caller} needs square matrices (*, n, n), got shape {tuple(matrix.shape)}"
-        )
+    shape = matrix.shape
+    if len(shape) < 2 or shape[-1] != shape[-2]:
+        raise ValueError(f"{caller} needs square matrices (*, n, n), got shape {tuple(shape)}")
     floating(caller, matrix, complex_too=complex_too)
 
 
@@ -236,6 +235,25 @@ def exactly_symmetric(matrix: Tensor) -> bool:
     return on_cpu(matrix) and torch.equal(matrix, matrix.mH)
 
 
+def nearly_symmetric(matrix: Tensor, symmetric: Tensor, least: float) -> bool:
+    """Whether matrices (*, n, n), detached, on a CPU, plainly pass for symmetric: see `entries`.
+
+    Args:
+        symmetric: their symmetric part.
+        least: what no matrix's largest magnitude is below.
+    """
+    relative, absolute = _asymmetry(matrix.shape[-1], matrix.dtype)
+    # The symmetric part is half way to the transpose; the rest is for rounding.
+    apart = 2.5 * (matrix - symmetric).abs().amax().item()
+    return apart <= max(relative * least, absolute)
+
+
+def _asymmetry(size: int, dtype: torch.dtype) -> tuple[float, float]:
+    """What passes for rounding, relative to the largest entry, and beside numbers of order one."""
+    earlier = EARLIER_DTYPE.get(dtype.to_real(), dtype)
+    return _tolerance(size, earlier), _tolerance(size, dtype)
+
+
 def entries(caller: str, matrix: Tensor, symmetric: bool = False) -> tuple[float, float]:
     """Refuse matrices (*, n, n), detached and not empty, that are not finite or not symmetric.
 
@@ -253,13 +271,11 @@ def entries(caller: str, matrix: Tensor, symmetric: bool = False) -> tuple[float
     """
     if symmetric and (found := extent(matrix))[1] < math.inf:
         return found
-    size, dtype = matrix.shape[-1], matrix.dtype
     scale = matrix.abs().amax((-2, -1))
     difference = (matrix - matrix.mH).abs().amax((-2, -1))
     # In one read: on a GPU each would synchronise.
     least, most, apart = torch.stack([*scale.aminmax(), difference.amax()]).tolist()
-    relative = _tolerance(size, EARLIER_DTYPE.get(dtype.to_real(), dtype))
-    absolute = _tolerance(size, dtype)
+    relative, absolute = _asymmetry(matrix.shape[-1], matrix.dtype)
     # At most one look at each sample: NaN and infinities make the difference NaN or infinite.
     if not apart <= max(relative * least, absolute) or most == math.inf:
         finite(caller, matrix, sample_dims=2)

@@ -295,9 +295,7 @@ def _singular_triplets(
     caller: str, matrix: Tensor, driver: str | None, kernel: Kernel, check: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     _require_matrices(caller, matrix)
-    if check:
-        require_finite(caller, matrix)
-    return singular_value_decomposition(matrix, kernel, driver)
+    return singular_value_decomposition(matrix, kernel, driver, caller if check else None)
 
 
 def _choose_kernel(kernel: str | Kernel) -> Kernel:

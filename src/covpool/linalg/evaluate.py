@@ -10,12 +10,32 @@ from torch import Tensor
 from covpool.linalg import checks, diagnostics
 from covpool.linalg.autograd.lift import lift
 from covpool.linalg.autograd.root import iterate_each
+from covpool.linalg.engine.factorisation import DIVIDED_SIZE, sum_is_finite
 from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.functions import POWER, Floored, ScalarFunction, with_floor
 from covpool.linalg.methods import METHODS, Method, get_method, warn_of_float32
-from covpool.linalg.precision import full_precision, on_cpu, range_unit
-from covpool.linalg.spectrum import clip_to_rank, of_kind, planar, real_dtype, symmetric_part
-from covpool.linalg.transforms import unreadable
+from covpool.linalg.precision import full_precision, on_cpu, range_edge, range_unit
+from covpool.linalg.spectrum import (
+    PLANAR_SIZE,
+    clip_to_rank,
+    of_kind,
+    planar,
+    real_dtype,
+    symmetric_part,
+)
+from covpool.linalg.transforms import is_ordinary, unreadable
+
+EXACT = METHODS["exact"]
+
+WIDE = (torch.float64, torch.complex128)
+"""What is computed in as it is."""
+
+ORDINARY = {
+    dtype: (torch.finfo(dtype).eps, 2 ** range_edge(dtype))
+    for dtype in (*WIDE, torch.float32, torch.complex64, torch.bfloat16, torch.float16)
+}
+"""The dtypes that most matrices have: their rounding, and the largest number whose cube they hold,
+see `range_unit`."""
 
 
 def get_pairing(caller: str, function: ScalarFunction, method: str | Method) -> Method:
@@ -31,16 +51,23 @@ def get_pairing(caller: str, function: ScalarFunction, method: str | Method) -> 
 
 
 class _Decomposed(NamedTuple):
-    """Matrices (*, n, n), eigenpairs of the symmetric part, floors (*) or None, all in one unit.
+    """Matrices (*, n, n) with the eigenpairs of their symmetric part, all in one unit.
 
+    floor: (*) in that unit, or None.
     unit: (*, 1, 1), see `range_unit`; None: 1.
+    lowest: the least eigenvalue of the batch, if it is known.
+    within_range: whether the powers of every matrix are known to be within the dtype's range.
+    clear: whether every eigenvalue is known to be further above zero than rounding.
     """
 
     matrix: Tensor
     eigenvalues: Tensor
     eigenvectors: Tensor
-    floor: Tensor | None
-    unit: Tensor | None
+    floor: Tensor | None = None
+    unit: Tensor | None = None
+    lowest: float = -math.inf
+    within_range: bool = False
+    clear: bool = False
 
     def in_unit_of(self, function: ScalarFunction) -> "_Decomposed":
         """As it is for functions that follow from those of a multiple, with unit 1 for others."""
@@ -49,8 +76,67 @@ class _Decomposed(NamedTuple):
         along = self.unit[..., 0]
         floor = None if self.floor is None else self.floor * along[..., 0]
         return _Decomposed(
-            self.matrix * self.unit, self.eigenvalues * along, self.eigenvectors, floor, None
+            self.matrix * self.unit, self.eigenvalues * along, self.eigenvectors, floor
         )
+
+
+def _at_once(
+    function: ScalarFunction | None,
+    matrix: Tensor,
+    row: Method,
+    compute_dtype: torch.dtype | None,
+    check: bool,
+) -> Tensor | _Decomposed | None:
+    """What the eigenvalues of matrices (*, n, n) on a CPU tell, without a look at the entries.
+
+    Where they tell that nothing has to be refused, clipped or rescaled, f(A) of the function if
+    there is one. This is the usual case, and a call of a small matrix takes as long as what it
+    touches: so it touches little.
+
+    Returns:
+        f(A), the eigenpairs, or None where more has to be known: of matrices to be refused, too.
+    """
+    shape, given = matrix.shape, matrix.dtype
+    if len(shape) < 2 or shape[-1] != shape[-2] or given not in ORDINARY or matrix.numel() == 0:
+        return None
+    size, dtype = shape[-1], given
+    if compute_dtype is not None or given not in WIDE:
+        if compute_dtype not in (None, torch.float32, torch.float64):
+            return None
+        dtype = row.dtype(given, compute_dtype)
+    values = matrix.detach()
+    if size <= PLANAR_SIZE:
+        values = planar(values)
+    symmetric = values if given is dtype else values.to(dtype)
+    exact = torch.equal(values, values.mH)
+    # NaN is not equal to itself. Of infinite matrices to be refused LAPACK would print messages.
+    if (check or not exact) and not sum_is_finite(values):
+        return None
+    if not exact:
+        # One fresh tensor, not two as in `symmetric_part`; where the sum overflows, it is seen.
+        symmetric = (symmetric + symmetric.mH).mul_(0.5)
+    found, solved = EIGENDECOMPOSITION.attempt(symmetric, row.exact_gradient)
+    eigenvalues, eigenvectors = found
+    lowest, highest = eigenvalues.aminmax()
+    lowest, highest = lowest.item(), highest.item()
+    if not solved or lowest == -math.inf or not highest < math.inf:
+        return None
+    if size >= DIVIDED_SIZE and EIGENDECOMPOSITION.doubtful(symmetric, found):
+        return None
+    rounding, edge = ORDINARY[dtype]
+    # The largest eigenvalue of each matrix is 1 to n times its largest entry; 2 for rounding.
+    least = lowest / (2 * size)
+    if least < 1 / edge or (check and not exact):
+        least = eigenvalues.select(-1, -1).amin().item() / (2 * size)
+    if check and not exact and not checks.nearly_symmetric(values, symmetric, least):
+        return None
+    within = 1 / edge <= least and 2 * max(-lowest, highest) <= edge
+    clear = lowest > 2 * size * rounding * highest
+    wide = matrix if given is dtype else matrix.to(dtype)
+    if within and clear and function is not None:
+        lifted = lift(wide, None, eigenvalues, eigenvectors, function, row)
+        return lifted if given is dtype else lifted.to(given)
+    return _Decomposed(wide, eigenvalues, eigenvectors, None, None, lowest, within, clear)
 
 
 def evaluate(
@@ -71,6 +157,40 @@ def evaluate(
     Returns:
         The result of each function or, with `return_info`, a tuple of it and `Diagnostics`.
     """
+    found = None
+    if method == EXACT.name and floor is None and is_ordinary(matrix) and on_cpu(matrix):
+        alone = len(functions) == 1 and functions[0].parameter is None and not return_info
+        function = functions[0] if alone else None
+        found = _at_once(function, matrix, EXACT, compute_dtype, check)
+        if isinstance(found, Tensor):
+            return [found]
+    return _evaluate(
+        caller,
+        functions,
+        matrix,
+        parameters,
+        method,
+        compute_dtype,
+        check,
+        return_info,
+        floor,
+        found,
+    )
+
+
+def _evaluate(
+    caller: str,
+    functions: Sequence[ScalarFunction],
+    matrix: Tensor,
+    parameters: Sequence[Tensor | float | None],
+    method: str | Method,
+    compute_dtype: torch.dtype | None,
+    check: bool,
+    return_info: bool,
+    floor: Tensor | float | None,
+    decomposed: _Decomposed | None,
+) -> list[Any]:
+    """The same in all generality, of matrices that may be decomposed already."""
     if floor is not None:
         functions = [Floored(function) for function in functions]
     row, *_ = [get_pairing(caller, function, method) for function in functions]
@@ -103,16 +223,13 @@ def evaluate(
     readable = not unreadable(values)
     checked = check and readable and matrix.numel() > 0
     exact = readable and checks.exactly_symmetric(values)
-    extent = None
-    if checked:
+    extent = unit = None
+    if checked and decomposed is None:
         extent = checks.entries(caller, values, exact)
-    elif readable and on_cpu(values) and matrix.numel():
-        extent = checks.extent(values)
     with full_precision(matrix):
-        unit = None
         if floor is not None:
             unit, floor = _unit_and_floor(functions, matrix, floor, dtype)
-        elif any(function.scales for function in functions):
+        elif not (decomposed and decomposed.within_range) and any(f.scales for f in functions):
             unit = range_unit(matrix, dtype, readable=readable, extent=extent)
         scaled = (matrix if unit is None else matrix / unit).to(dtype)
         if row.iteration is not None:
@@ -130,31 +247,31 @@ def evaluate(
                 )
                 found.append((lifted.to(matrix.dtype), function, symmetric, result, None, unit))
         else:
-            symmetric = (values if unit is None else values / unit).to(dtype)
-            symmetric = symmetric if exact else symmetric_part(symmetric)
-            finite = extent is not None and extent[1] < math.inf
-            # A GPU is waited for once, below.
-            eigenvalues, eigenvectors = EIGENDECOMPOSITION(
-                symmetric,
-                readable and unit is None,
-                finite=finite,
-                read=False,
-                # Other rules than the exact one tell bases of a tie apart.
-                any_basis=row.exact_gradient,
-            )
-            decomposed = _Decomposed(scaled, eigenvalues, eigenvectors, floor, unit)
+            symmetric = None
+            if decomposed is None or unit is not None:
+                symmetric = (values if unit is None else values / unit).to(dtype)
+                symmetric = symmetric if exact else symmetric_part(symmetric)
+                # A GPU is waited for once, below.
+                pairs = EIGENDECOMPOSITION(
+                    symmetric,
+                    readable and unit is None,
+                    read=False,
+                    # Other rules than the exact one tell bases of a tie apart.
+                    any_basis=row.exact_gradient,
+                )
+                decomposed = _Decomposed(scaled, *pairs, floor=floor, unit=unit)
             asked = list(zip(functions, parameters, strict=True))
             terms = [_term(*pair, decomposed) for pair in asked]
             if checked:
                 doubts = [doubt for term in terms for doubt in _doubts(term, row)]
-                if narrow:
+                if narrow and not decomposed.clear:
                     doubts += [_loses(term) for term in terms]
                 if not on_cpu(matrix):
                     doubts.append(decomposed.eigenvalues.isnan().any(-1))
                 if checks.any_of(doubts):
-                    if not on_cpu(matrix):
-                        eigenvalues, eigenvectors = EIGENDECOMPOSITION(symmetric)
-                        decomposed = _Decomposed(scaled, eigenvalues, eigenvectors, floor, unit)
+                    if symmetric is not None and not on_cpu(matrix):
+                        pairs = EIGENDECOMPOSITION(symmetric)
+                        decomposed = _Decomposed(scaled, *pairs, floor=floor, unit=unit)
                         terms = [_term(*pair, decomposed) for pair in asked]
                     for term in terms:
                         _refuse(caller, term, row, matrix.dtype)
@@ -162,7 +279,7 @@ def evaluate(
                         warn_of_float32(row, compute_dtype, stacklevel=3)
             found = [_lifted(term, row, matrix.dtype) for term in terms]
         if not return_info:
-            return [lifted for lifted, *_ in found]
+            return [each[0] for each in found]
         return [(lifted, _diagnose(row, compute_dtype, *rest)) for lifted, *rest in found]
 
 
@@ -202,7 +319,9 @@ class _Term(NamedTuple):
 
 
 def _term(
-    function: ScalarFunction, parameter: Tensor | float | None, decomposed: _Decomposed
+    function: ScalarFunction,
+    parameter: Tensor | float | None,
+    decomposed: _Decomposed,
 ) -> _Term:
     decomposed = decomposed.in_unit_of(function)
     matrix, eigenvalues = decomposed.matrix, decomposed.eigenvalues
@@ -213,7 +332,8 @@ def _term(
         known = not unreadable(powers)
         # After it a number may not be finite: the exponent of a root of zero is not.
         function, powers = function.canonical(powers)
-    clipped = function.clip(eigenvalues, matrix.shape[-1])
+    # What is further above zero than rounding stays as it is.
+    clipped = eigenvalues if decomposed.clear else function.clip(eigenvalues, matrix.shape[-1])
     return _Term(function, name or "", powers, known, decomposed, clipped)
 
 
@@ -231,7 +351,9 @@ def _doubts(term: _Term, row: Method) -> Iterator[Tensor]:
         yield ~checks.is_positive(floor)
     if term.powers is not None and term.known:
         yield ~term.powers.isfinite()
-    if not function.domain.has_negative:
+    if term.decomposed.clear:
+        return
+    if not function.domain.has_negative and term.decomposed.lowest < 0:
         yield eigenvalues[..., 0] < 0
     restricted = _restricted(term)
     if restricted is True or (restricted is not False and term.known):
@@ -256,7 +378,7 @@ def _loses(term: _Term) -> Tensor:
 
 def _refuse(caller: str, term: _Term, row: Method, given: torch.dtype) -> None:
     """Refuse floors, parameters and eigenvalues that the function does not accept."""
-    function, (matrix, eigenvalues, _, floor, unit) = term.function, term.decomposed
+    function, (matrix, eigenvalues, _, floor, unit, *_) = term.function, term.decomposed
     if floor is not None and not unreadable(floor):
         checks.positive(f"{caller}: floor", floor)
     if term.powers is not None and term.known:
@@ -273,7 +395,7 @@ def _refuse(caller: str, term: _Term, row: Method, given: torch.dtype) -> None:
 def _lifted(term: _Term, row: Method, given: torch.dtype) -> tuple[Any, ...]:
     """f(A) in the given dtype, and what `_diagnose` takes."""
     function, powers = term.function, term.powers
-    matrix, eigenvalues, eigenvectors, floor, unit = term.decomposed
+    matrix, eigenvalues, eigenvectors, floor, unit, *_ = term.decomposed
     clipped = term.clipped if floor is None else with_floor(term.clipped, floor)
     result = lift(matrix, powers, clipped, eigenvectors, function, row)
     lifted = result

@@ -16,6 +16,11 @@ def on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
+def range_edge(dtype: torch.dtype, power: int = 3) -> float:
+    """The binary logarithm of the largest number whose power `dtype` holds."""
+    return math.log2(torch.finfo(dtype).max) / power
+
+
 def range_unit(
     tensor: Tensor,
     dtype: torch.dtype,
@@ -38,8 +43,8 @@ def range_unit(
         readable: whether values can be looked at.
         extent: the smallest and largest of the samples' largest magnitudes, where they are known.
     """
-    own, other = torch.finfo(tensor.dtype), torch.finfo(dtype)
-    edge = math.log2(other.max) / power
+    own = torch.finfo(tensor.dtype)
+    edge = range_edge(dtype, power)
     least, most = math.log2(own.tiny) + math.log2(own.eps), math.log2(own.max)
     if -edge <= least and most <= edge:
         return None
@@ -47,8 +52,10 @@ def range_unit(
         return None
     largest = tensor.detach().abs().amax((-2, -1), keepdim=True)
     if readable and on_cpu(tensor):
-        within = (largest >= 2**-edge) & (largest <= 2**edge) | (largest == 0)
-        if within.all():
+        if largest.numel() == 0:
+            return None
+        smallest_most = torch.where(largest == 0, 1, largest).aminmax()
+        if 2**-edge <= smallest_most.min.item() and smallest_most.max.item() <= 2**edge:
             return None
     wide = largest.to(real_dtype(torch.promote_types(tensor.dtype, dtype)))
     # Below the least normal number a logarithm may be infinite; above, the largest is rounded up.
@@ -64,6 +71,8 @@ def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     """
     device = tensor.device.type
     autocast = nullcontext()
+    if device == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return autocast
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         autocast = torch.autocast(device, enabled=False)
     return _WithoutTf32(autocast) if uses_tf32(tensor) else autocast

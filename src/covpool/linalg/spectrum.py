@@ -56,6 +56,12 @@ def symmetric_part(matrix: Tensor) -> Tensor:
     return half + half.mH
 
 
+def symmetric_part_(matrix: Tensor) -> Tensor:
+    """The same of a matrix that is written over. Fresh memory costs more than the arithmetic."""
+    half = matrix.mul_(0.5)
+    return half + half.mH
+
+
 PLANAR_SIZE = 3
 """Rows and columns up to which large batches are computed with by planes, see `planar`."""
 
@@ -64,9 +70,10 @@ PLANAR_ELEMENTS = 2**11
 
 
 def _by_planes(matrix: Tensor) -> bool:
+    rows, columns = matrix.shape[-2:]
     return (
-        matrix.shape[-1] <= PLANAR_SIZE
-        and matrix.shape[-2] <= PLANAR_SIZE
+        columns <= PLANAR_SIZE
+        and rows <= PLANAR_SIZE
         # A graph must not depend on the batch.
         and not torch.compiler.is_compiling()
         and matrix.numel() >= PLANAR_ELEMENTS

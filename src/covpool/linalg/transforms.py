@@ -9,8 +9,8 @@ from torch._functorch.eager_transforms import jvp_increment_nesting
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-# Documented by torch, but not listed in its `__all__`.
-is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]
+is_tracing = torch._C._is_tracing  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+"""torch.jit.is_tracing, without two calls of Python."""
 
 in_transform = torch._C._are_functorch_transforms_active  # pyright: ignore[reportPrivateUsage]
 """Whether a transform of torch.func is at work, on whatever tensor. torch has no public test for it
@@ -93,18 +93,36 @@ def as_leaf(module: nn.Module, *inputs: Any) -> Any:
     return tracer.create_proxy("call_module", tracer.path_of_module(module), inputs, {})
 
 
+# torch has no public test for it (2.11 to 2.15).
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def transformed(tensor: Tensor) -> bool:
     """Whether the tensor is inside a transform of torch.func, and not being compiled."""
-    if torch.compiler.is_compiling():
-        return False
-    # torch has no public test for it (2.11 to 2.15).
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
-    return wrapped(tensor)
+    return not torch.compiler.is_compiling() and _wrapped(tensor)
 
 
 # What torch.autograd.grad(is_grads_batched=True) and functional.jacobian(vectorize=True) hand to
 # backward passes; torch has no public test for it (2.11 to 2.15).
 _batched_gradient = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+_OWN = (Tensor, nn.Parameter)
+
+
+def is_ordinary(tensor: object) -> bool:
+    """Whether it is torch's own kind of tensor, and neither transforms nor tracers are at work.
+
+    Nor is autocast on a CPU. On one its values can be looked at then.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) in _OWN
+        and not in_transform()
+        and not is_tracing()
+        and not torch.is_autocast_enabled("cpu")
+        and not _batched_gradient(tensor)
+    )
 
 
 def unreadable(tensor: Tensor) -> bool:
@@ -114,6 +132,6 @@ def unreadable(tensor: Tensor) -> bool:
         or is_tracing()
         or tensor.is_meta
         or isinstance(tensor, FakeTensor)
-        or transformed(tensor)
+        or _wrapped(tensor)
         or _batched_gradient(tensor)
     )

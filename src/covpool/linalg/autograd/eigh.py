@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from covpool.linalg.autograd.modes import in_both_modes, refuse_second_derivative
-from covpool.linalg.engine.factorisation import require_finite
+from covpool.linalg.engine.factorisation import sum_is_finite
 from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.gradients.kernels import Kernel
+from covpool.linalg.precision import on_cpu
 from covpool.linalg.spectrum import (
     antisymmetric_part,
     congruence,
@@ -17,7 +18,7 @@ from covpool.linalg.spectrum import (
     rank_tolerance,
     symmetric_part,
 )
-from covpool.linalg.transforms import nested_forward_mode
+from covpool.linalg.transforms import nested_forward_mode, unreadable
 
 
 def from_triangle(matrix: Tensor, lower: bool) -> Tensor:
@@ -42,10 +43,14 @@ class Eigh(Function):
     def forward(
         matrix: Tensor, kernel: Kernel, lower: bool, caller: str | None
     ) -> tuple[Tensor, Tensor]:
-        matrix = from_triangle(matrix, lower)
-        if caller is not None:
-            require_finite(caller, matrix)
-        eigenvalues, eigenvectors = EIGENDECOMPOSITION(matrix)
+        # LAPACK, as it is asked, reads the lower triangle alone.
+        given = (matrix if lower else matrix.mH).detach()
+        readable = on_cpu(given) and given.numel() > 0 and not unreadable(given)
+        if readable and sum_is_finite(given):
+            found, solved = EIGENDECOMPOSITION.attempt(given)
+            if solved and not EIGENDECOMPOSITION.doubtful(given, found):
+                return found[0], found[1]
+        eigenvalues, eigenvectors = EIGENDECOMPOSITION(from_triangle(matrix, lower), caller=caller)
         return eigenvalues, eigenvectors
 
     @staticmethod

@@ -1,8 +1,8 @@
 """f(A) of symmetric matrices as autograd functions, given the eigendecomposition of A.
 
-`lift` is f(A). Its first derivative, in both directions, is `derive`, an autograd function itself,
-so that derivatives of second order are right or refused. Eigenpairs are constants to autograd
-throughout: their dependence on A is accounted for in the formulas.
+`lift` is f(A), `Lift` applied. Its first derivative, in both directions, is `derive`, an autograd
+function too, so that derivatives of second order are right or refused. Eigenpairs are constants to
+autograd throughout: their dependence on A is accounted for in the formulas.
 
 Of complex Hermitian matrices everything holds with the adjoint in place of the transpose: f, λ and
 the Loewner matrix L are real, and inner products are their real parts. Gradients are torch's,
@@ -18,43 +18,14 @@ from torch.autograd import Function
 from covpool.linalg.autograd.modes import in_both_modes, refuse_second_derivative, save
 from covpool.linalg.functions import THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.methods import Method
-from covpool.linalg.spectrum import congruence, inner_product, product, symmetric_part
+from covpool.linalg.spectrum import (
+    congruence,
+    inner_product,
+    product,
+    symmetric_part,
+    symmetric_part_,
+)
 from covpool.linalg.transforms import nested_forward_mode
-
-
-def lift(
-    matrix: Tensor,
-    exponent: Tensor | None,
-    eigenvalues: Tensor,
-    eigenvectors: Tensor,
-    function: ScalarFunction,
-    method: Method,
-) -> Tensor:
-    """F = V diag(f) Vᵀ, differentiable with respect to the matrix and the exponent.
-
-    Args:
-        matrix: (*, n, n), whose symmetric part is taken.
-        exponent: (*), the parameter of functions that have one.
-        eigenvalues: (*, n) of the matrix, ascending, as the function's `clip` gives them, with what
-            its `prepare` takes off again; detached.
-        eigenvectors: (*, n, n); detached.
-    """
-    return _lift(matrix, exponent, eigenvalues, eigenvectors, function, method)
-
-
-def derive(
-    direction: Tensor,
-    anchor: Tensor,
-    exponent: Tensor | None,
-    eigenvalues: Tensor,
-    eigenvectors: Tensor,
-    function: ScalarFunction,
-    method: Method,
-    adjoint: bool,
-) -> Tensor:
-    return _derivative(
-        direction, anchor, exponent, eigenvalues, eigenvectors, function, method, adjoint
-    )
 
 
 def _by_lyapunov(function: ScalarFunction, method: Method) -> bool:
@@ -69,7 +40,7 @@ def rate_of(function: ScalarFunction) -> ScalarFunction:
 
 
 class Lift(Function):
-    """See `lift`."""
+    """F = V diag(f) Vᵀ, differentiable with respect to the matrix and the exponent."""
 
     @staticmethod
     def forward(
@@ -80,10 +51,21 @@ class Lift(Function):
         function: ScalarFunction,
         method: Method,
     ) -> Tensor:
+        """Compute it.
+
+        Args:
+            matrix: (*, n, n), whose symmetric part is taken.
+            exponent: (*), the parameter of functions that have one.
+            eigenvalues: (*, n) of the matrix, ascending, as the function's `clip` gives them, with
+                what its `prepare` takes off again; detached.
+            eigenvectors: (*, n, n); detached.
+            function: f.
+            method: whose forward algorithm and gradient are taken.
+        """
         bound, eigenvalues = function.prepare(exponent, eigenvalues)
         values = method.forward.values(bound, eigenvalues, eigenvectors.shape[-1])
         result = product(eigenvectors * values.unsqueeze(-2), eigenvectors.mH)
-        return symmetric_part(result).contiguous()
+        return symmetric_part_(result).contiguous()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -142,7 +124,7 @@ class Lift(Function):
         return total
 
 
-_lift = in_both_modes(Lift)
+lift = in_both_modes(Lift)
 
 
 class Derivative(Function):
@@ -176,16 +158,20 @@ class Derivative(Function):
     ) -> Tensor:
         bound, eigenvalues = function.prepare(exponent, eigenvalues)
         loewner, trace = method.gradient.loewner(bound, eigenvalues, eigenvectors.shape[-1])
-        projected = congruence(direction, eigenvectors.mH)
-        inner = loewner * projected
-        if trace is not None:
-            diagonal = projected.diagonal(dim1=-2, dim2=-1)
+        dual = eigenvectors.mH
+        inner = product(product(dual, direction), eigenvectors)
+        diagonal = None if trace is None else inner.diagonal(dim1=-2, dim2=-1).clone()
+        # In place: fresh memory costs more than the arithmetic.
+        inner = inner.mul_(loewner)
+        del loewner
+        if trace is not None and diagonal is not None:
             if adjoint:
                 isotropic = (trace * diagonal).sum(-1, keepdim=True).expand(trace.shape)
             else:
                 isotropic = trace * diagonal.sum(-1, keepdim=True)
             inner = inner + torch.diag_embed(isotropic)
-        return symmetric_part(congruence(inner, eigenvectors)).contiguous()
+        inner = product(eigenvectors, inner)
+        return symmetric_part_(product(inner, dual)).contiguous()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -261,7 +247,7 @@ class Derivative(Function):
         return sum(parts[1:], parts[0]) if parts else None
 
 
-_derivative = in_both_modes(Derivative)
+derive = in_both_modes(Derivative)
 
 
 def _last(anchor: Tensor, eigenvalues: Tensor) -> Tensor:

@@ -73,8 +73,9 @@ def in_both_modes(function: type[Function]) -> Callable[..., Any]:
     def apply(tensor: Tensor, *others: Any) -> Any:
         if torch.compiler.is_compiling():
             refuse_compiled_forward_mode()
-            chosen = compiled.apply
-        elif in_transform() and not is_tracing():
+            with full_precision(tensor):
+                return compiled.apply(tensor, *others)
+        if in_transform() and not is_tracing():
             chosen = transformed.apply
         else:
             forward_mode = forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
@@ -98,9 +99,11 @@ def _in_full_precision(function: Callable[..., Any], tensor: Tensor, *inputs: An
 def save(ctx: Any, *tensors: Any) -> None:
     """Save tensors for both modes; gradients and tangents that nobody has are None, not zeros."""
     ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
-    if not torch.compiler.is_compiling():
-        ctx.set_materialize_grads(False)
+    if torch.compiler.is_compiling():
+        return
+    ctx.set_materialize_grads(False)
+    if in_transform() or forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
+        ctx.save_for_forward(*tensors)
 
 
 class _NoSecondDerivative(Function):

@@ -88,14 +88,17 @@ def _outside(basis: Tensor, columns: Tensor) -> Tensor:
 
 
 class Svd(Function):
-    """(matrix, kernel, driver) → U (*, m, k), S (*, k), Vh (*, k, n), all differentiable."""
+    """(matrix, kernel, driver, caller) → U (*, m, k), S (*, k), Vh (*, k, n), all differentiable.
+
+    Matrices that are not finite are refused in the name of `caller`, unless it is None.
+    """
 
     @staticmethod
     def forward(
-        matrix: Tensor, kernel: Kernel, driver: str | None
+        matrix: Tensor, kernel: Kernel, driver: str | None, caller: str | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         factorisation = by_driver(driver) if driver else SINGULAR_VALUE_DECOMPOSITION
-        u, s, vh = factorisation(matrix)
+        u, s, vh = factorisation(matrix, caller=caller)
         return u, s, vh
 
     @staticmethod
@@ -105,7 +108,7 @@ class Svd(Function):
         ctx.save_for_forward(*output)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_u, grad_s, grad_vh = grad_outputs
         u, s, vh = ctx.saved_tensors
         v, grad_v = vh.mH, grad_vh.mH
@@ -121,7 +124,8 @@ class Svd(Function):
         left = u @ inner + _outside(u, _capped(grad_u * inverse / weights.root))
         gradient = left @ vh + u @ _outside(v, _capped(grad_v * inverse / weights.root)).mH
         longer_side = max(u.shape[-2], v.shape[-2])
-        return refuse_unless_exact("svd", gradient, ctx.kernel, s, longer_side), None, None
+        gradient = refuse_unless_exact("svd", gradient, ctx.kernel, s, longer_side)
+        return gradient, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,9 +193,9 @@ _completion = in_both_modes(_Completion)
 
 
 def singular_value_decomposition(
-    matrix: Tensor, kernel: Kernel, driver: str | None = None
+    matrix: Tensor, kernel: Kernel, driver: str | None, caller: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, vh = _svd(matrix, kernel, driver)
+    u, s, vh = _svd(matrix, kernel, driver, caller)
     return u, s, vh
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ class Factorisation:
         matrix: Tensor,
         readable: bool = False,
         *,
-        finite: bool = False,
+        caller: str | None = None,
         read: bool = True,
         any_basis: bool = False,
     ) -> Factors:
@@ -115,7 +115,7 @@ class Factorisation:
         Args:
             matrix: to be given in a context of full precision.
             readable: whether its values are known to be readable; else it is asked.
-            finite: whether they are known to be finite; else it is asked.
+            caller: in whose name matrices that are not finite are refused; None: they are not.
             read: whether a GPU may be waited for to see which samples have failed. If not, those
                 are NaN.
             any_basis: whether the caller's result is the same for each choice of basis, so that the
@@ -123,6 +123,7 @@ class Factorisation:
 
         Raises:
             DecompositionError: samples for which every way failed.
+            InvalidMatrixError: a matrix that is not finite, where there is a caller.
         """
         matrix = matrix.detach()
         if not readable and unreadable(matrix):
@@ -132,32 +133,77 @@ class Factorisation:
             return self.solve(matrix)
         if matrix.numel() == 0:
             return self.solve(matrix)
-        if matrix.ndim == 3:
-            return self.probed(matrix, finite, read, any_basis)
-        factors = self.probed(matrix.reshape(-1, *matrix.shape[-2:]), finite, read, any_basis)
+        finite = on_cpu(matrix) and sum_is_finite(matrix)
+        if caller is not None and not finite:
+            require_finite(caller, matrix)
+        factors, solved = self.attempt(matrix, any_basis)
+        if solved and finite and not self.doubtful(matrix, factors):
+            return factors
+        if self._by_closed_form(matrix, any_basis):
+            return factors
+        outer, read = matrix.ndim - 2, read or not solved
+        if outer == 1:
+            return self._probed(matrix, factors, read)
+        flat = [each.reshape(-1, *each.shape[outer:]) for each in (matrix, *factors)]
+        factors = self._probed(flat[0], tuple(flat[1:]), read)
         # Copies, as autograd treats views that a function returns specially.
-        batch = matrix.shape[:-2]
-        return tuple(factor.reshape(*batch, *factor.shape[1:]).clone() for factor in factors)
+        return tuple(each.reshape(*matrix.shape[:-2], *each.shape[1:]).clone() for each in factors)
 
     def solve(self, matrix: Tensor, **out: Factors) -> Factors:
         """What the solver gives, unprobed."""
         return getattr(torch.linalg, self.solver)(matrix, **self.options, **out)
 
-    def probed(self, matrices: Tensor, finite: bool, read: bool, any_basis: bool) -> Factors:
-        """The same of (batch, m, n), not empty."""
-        cpu = on_cpu(matrices)
-        small = max(matrices.shape[-2:]) <= CLOSED_SIZE
-        many = not cpu or matrices.numel() >= CLOSED_ELEMENTS
-        if any_basis and self.closed is not None and small and many:
-            return self.closed(matrices)
-        factors, solved = self._solved(matrices)
-        if solved and cpu:
-            divided = max(matrices.shape[-2:]) >= DIVIDED_SIZE
-            looked_at = [*(() if finite else (matrices,)), *(factors if divided else ())]
-            if all(cmath.isfinite(each.sum().item()) for each in looked_at):
-                return factors
+    def attempt(self, matrix: Tensor, any_basis: bool = False) -> tuple[Factors, bool]:
+        """The factors of (*, m, n), detached, readable and not empty, and whether all were found.
+
+        They are NaN where the solver raised. Those that were found on a CPU of finite matrices are
+        right unless they are `doubtful`.
+        """
+        if self._by_closed_form(matrix, any_basis):
+            return cast(Any, self.closed)(matrix), True
+        rows, columns = matrix.shape[-2:]
+        batch, threads = 1, 1
+        if matrix.numel() * min(rows, columns) >= PARALLEL_WORK and on_cpu(matrix):
+            batch = matrix.shape[:-2].numel()
+            threads = min(usable_threads(), batch)
+        if threads == 1:
+            try:
+                return self.solve(matrix), True
+            except LinAlgError:
+                return tuple(f.fill_(torch.nan) for f in self.blank(matrix)), False
+        factors = self.blank(matrix)
+        given = matrix.reshape(batch, rows, columns)
+        flat = [factor.view(batch, *factor.shape[matrix.ndim - 2 :]) for factor in factors]
+        raised: list[slice] = []
+
+        def solve(part: slice) -> None:
+            out = tuple(factor[part] for factor in flat)
+            try:
+                self.solve(given[part], out=out)
+            except LinAlgError:
+                raised.append(part)
+                for factor in out:
+                    factor.fill_(torch.nan)
+
+        # One call for each thread: between calls they wait for Python's lock.
+        spread(solve, shares(batch, -(-batch // threads)), small=is_small(matrix))
+        return factors, not raised
+
+    def doubtful(self, matrix: Tensor, factors: Factors) -> bool:
+        """Whether LAPACK may have failed without a word: where it divides, and has found NaN."""
+        divided = max(matrix.shape[-2:]) >= DIVIDED_SIZE
+        return divided and not all(map(sum_is_finite, factors))
+
+    def _by_closed_form(self, matrix: Tensor, any_basis: bool) -> bool:
+        rows, columns = matrix.shape[-2:]
+        if rows > CLOSED_SIZE or columns > CLOSED_SIZE or self.closed is None or not any_basis:
+            return False
+        return matrix.numel() >= CLOSED_ELEMENTS or not on_cpu(matrix)
+
+    def _probed(self, matrices: Tensor, factors: Factors, read: bool) -> Factors:
+        """Factors of (batch, m, n), and those that are not right found in other ways."""
         failed = self.failed(matrices, factors)
-        if solved and not read and not cpu:
+        if not read and not on_cpu(matrices):
             return tuple(
                 factor.masked_fill(failed.reshape(-1, *(1,) * (factor.ndim - 1)), torch.nan)
                 for factor in factors
@@ -190,32 +236,6 @@ class Factorisation:
         found = self.errors(matrices, factors, short, long)
         masks = [_exceeds(error, numbers, max(rows, columns)) for error, numbers in found]
         return masks[0] if len(masks) == 1 else torch.stack(masks).any(0)
-
-    def _solved(self, matrices: Tensor) -> tuple[Factors, bool]:
-        """The solver's factors, NaN where it raised, and whether it nowhere has."""
-        batch, rows, columns = matrices.shape
-        large = matrices.numel() * min(rows, columns) >= PARALLEL_WORK
-        threads = min(usable_threads(), batch) if large and on_cpu(matrices) else 1
-        if threads == 1:
-            try:
-                return self.solve(matrices), True
-            except LinAlgError:
-                return tuple(f.fill_(torch.nan) for f in self.blank(matrices)), False
-        factors = self.blank(matrices)
-        raised: list[slice] = []
-
-        def solve(part: slice) -> None:
-            out = tuple(factor[part] for factor in factors)
-            try:
-                self.solve(matrices[part], out=out)
-            except LinAlgError:
-                raised.append(part)
-                for factor in out:
-                    factor.fill_(torch.nan)
-
-        # One call for each thread: between calls they wait for Python's lock.
-        spread(solve, shares(batch, -(-batch // threads)), small=is_small(matrices))
-        return factors, not raised
 
     def _retry(self, matrix: Tensor) -> Factors | None:
         if not matrix.isfinite().all():
@@ -253,6 +273,11 @@ def with_jitter(factorisation: Factorisation, matrix: Tensor) -> tuple[Tensor, F
             stacklevel=3,
         )
     return jittered, factors
+
+
+def sum_is_finite(values: Tensor) -> bool:
+    """Whether all numbers are finite, in one pass; a sum may overflow where they are."""
+    return cmath.isfinite(values.sum().item())
 
 
 def _probe_of(size: int, like: Tensor) -> Tensor:
