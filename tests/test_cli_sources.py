@@ -6,12 +6,11 @@ import sys
 import threading
 from pathlib import Path
 
+import jsonargparse
 import pytest
 import yaml
 
 from covpool.cli import main
-from covpool.cli.parsers import train_parser
-from covpool.cli.parsing import RunParser
 from covpool.train.config import RunConfig
 from covpool.train.recipe import read_recipe
 from covpool.train.run_directory import RunDirectory
@@ -35,13 +34,13 @@ def count(monkeypatch, tmp_path):
     file of the test's own was opened."""
     monkeypatch.chdir(tmp_path)
     parsed = []
-    parse = RunParser._parse
+    parse_args = jsonargparse.ArgumentParser.parse_args
 
-    def counted(self, words):
-        parsed.append(words)
-        return parse(self, words)
+    def counted(self, *arguments, **options):
+        parsed.append(arguments)
+        return parse_args(self, *arguments, **options)
 
-    monkeypatch.setattr(RunParser, "_parse", counted)
+    monkeypatch.setattr(jsonargparse.ArgumentParser, "parse_args", counted)
 
     def run(*words):
         global opened
@@ -149,37 +148,3 @@ def test_entries_are_added_to_those_of_the_study(tmp_path, capsys):
     ):
         found = printed(capsys, "study", str(file), *words)
         assert found["model"]["backbone_options"] == options
-
-
-@pytest.mark.parametrize(
-    ("option", "word", "value"),
-    [
-        ("data.root", "", ""),
-        ("data.root", "#1", "#1"),
-        ("data.root", "photos #1", "photos #1"),
-        ("data.root", "a: b", "a: b"),
-        ("data.root", "[x", "[x"),
-        ("data.root", "001", "001"),
-        ("data.root", "null", None),
-        ("optim.learning_rate", "1e-3", 0.001),
-        ("optim.learning_rate", "1", 1.0),
-        ("optim.milestones", "[3, 5]", [3, 5]),
-        ("model.pretrained", "true", True),
-        ("model.drop_rate", "5e-1", 0.5),
-    ],
-)
-def test_a_word_is_read_by_the_type_of_its_option(option, word, value):
-    given = train_parser().read([f"--{option}", word])
-    group, name = option.split(".")
-    assert given.options == {group: {name: value}}
-    assert type(given.options[group][name]) is type(value)
-
-
-def test_a_number_in_a_file_is_one_in_either_notation(tmp_path, capsys):
-    file = tmp_path / "own.yaml"
-    file.write_text("optim: {learning_rate: 1e-3, weight_decay: 5.0e-4}\nseeds: 2\n")
-    found = printed(capsys, "compare", "--config", str(file))
-    assert (found["optim"]["learning_rate"], found["optim"]["weight_decay"]) == (1e-3, 5e-4)
-    assert found["seeds"] == 2
-    assert printed(capsys, "compare", "--config", str(file), "--seeds", "7")["seeds"] == 7
-    assert printed(capsys, "compare", "--seeds", "7", "--config", str(file))["seeds"] == 2

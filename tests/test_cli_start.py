@@ -22,6 +22,7 @@ from covpool.cli.parsers import DEFAULT_POOLINGS, EVALUATED, NO_EFFECT, PARSERS,
 from covpool.cli.parsing import ALIASES, COMMON
 from covpool.cli.train import first_process
 from covpool.data.layouts import LAYOUTS
+from covpool.experiments.outcome import RUN_LINES
 from covpool.experiments.study import RATES
 from covpool.experiments.targets import TARGETS
 from covpool.linalg.methods import METHODS
@@ -98,7 +99,7 @@ def options_in(text):
         "data": LAYOUTS,
         "export": FORMATS,
         "reproduce": TARGETS,
-        "study": [RATES],
+        "study": [RATES, RUN_LINES],
     }.items(),
 )
 def test_words_of_the_help_are_those_of_the_tables(command, names, capsys, monkeypatch):
@@ -307,6 +308,13 @@ def test_evaluate_takes_its_short_names_and_names_the_others_in_full(capsys):
     assert "--optim.learning_rate cannot be changed here" in capsys.readouterr().err
     assert main(["evaluate", "nowhere", "--batch-size", "3", "--data", "photos"]) == 2
     assert "no run directory nowhere" in capsys.readouterr().err
+
+
+def test_a_file_of_a_whole_group_is_still_one(capsys, tmp_path):
+    file = tmp_path / "images.yaml"
+    file.write_text("batch_size: 5\n")
+    data = yaml.safe_load(shown(capsys, "train", "--data", str(file), "--print_config"))["data"]
+    assert (data["batch_size"], data["root"]) == (5, None)
 
 
 def test_a_value_that_looks_like_an_option_is_none(capsys):

@@ -14,7 +14,7 @@ import torch
 import covpool
 
 SOURCE = Path(covpool.__file__).parent
-HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "rich")
+HEAVY = ("timm", "torchvision", "lightning", "numpy.testing", "matplotlib", "jsonargparse", "rich")
 GROUND = ("_version", "lazy", "text", "machine", "head")
 # Each package may import those before it; `data` stands beside the layers.
 ORDER = (

@@ -94,7 +94,7 @@ def test_load_model_needs_no_training_packages(run, published, images):
     image = str(next(images.rglob("*.png")))
     code = (
         "import sys\n"
-        "for name in ('lightning', 'matplotlib', 'rich', 'scipy'):\n"
+        "for name in ('lightning', 'jsonargparse', 'matplotlib', 'rich', 'scipy'):\n"
         "    sys.modules[name] = None\n"
         "import covpool\n"
         "for path in sys.argv[2:]:\n"

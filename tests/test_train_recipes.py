@@ -140,7 +140,7 @@ def test_a_file_of_options_may_name_its_recipe(tmp_path, capsys):
     assert (found["train"]["epochs"], found["data"]["batch_size"]) == (7, 8)
     file.write_text("recipe: {title: mine}\n")
     assert main(["train", "--config", str(file)]) == 2
-    assert "recipe.title; did you mean recipe?" in capsys.readouterr().err
+    assert "recipe must be a recipe's name" in capsys.readouterr().err
 
 
 def test_recipes_are_listed(capsys):

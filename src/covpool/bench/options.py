@@ -333,6 +333,8 @@ def _shown(value: Any) -> str:
 
 def _separated(kind: Callable[[str], Any], what: str) -> Callable[[str], tuple[Any, ...]]:
     def read(text: Any) -> tuple[Any, ...]:
+        if isinstance(text, tuple):  # jsonargparse checks a value by reading it again
+            return text
         try:
             parts = [kind(part.strip()) for part in text.split(",") if part.strip()]
         except ValueError as error:

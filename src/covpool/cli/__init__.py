@@ -184,7 +184,7 @@ def _run(name: str, arguments: list[str]) -> int:
         from covpool.cli.parsers import PARSERS
 
         given = PARSERS[name]().read(arguments)  # ends here for --help
-        answers = getattr(given, "printed", False)  # --print_config, with YAML alone
+        answers = getattr(given, "printed", None) is not None  # --print_config, with YAML alone
         if command.begins and not answers:
             say(f"{command.begins}; loading PyTorch")
         with loading() if command.loads else nullcontext():

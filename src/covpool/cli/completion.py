@@ -4,15 +4,17 @@ The script holds all words itself, so that pressing Tab starts no Python.
 """
 
 import argparse
+import types
 import typing
-from pathlib import Path
+from typing import Any
 
 import shtab
 
 from covpool.cli import COMMANDS, make_parser, say
 from covpool.cli.parsers import PARSERS
-from covpool.cli.parsing import RunParser, choices_of
+from covpool.cli.parsing import RunParser, read_as_path
 from covpool.linalg.names import MethodName, PoolingName
+from covpool.train.config import RunConfig
 from covpool.train.recipe import read_recipes
 
 FILES = ("path", "root", "data.root", "model.init_from", "config")
@@ -37,17 +39,32 @@ def script(shell: str) -> str:
         **{(name, "model.method"): poolings for name in COMMANDS},
         **{(name, "model.hybrid"): typing.get_args(MethodName) for name in COMMANDS},
     }
+    kinds = {
+        f"{group}.{name}": kind
+        for group, owner in RunConfig.groups().items()
+        for name, kind in typing.get_type_hints(owner).items()
+    }
     for name, command in COMMANDS.items():
         own = PARSERS[name]()
-        of_run = isinstance(own, RunParser)
-        options, kinds = (own.shown(everything=True), own.kinds) if of_run else (own, {})
+        options = own.shown(everything=True) if isinstance(own, RunParser) else own
         for action in options._actions:
             choices = words.get((name, action.dest)) or choices_of(kinds.get(action.dest))
             if choices:
                 action.choices = choices
-            elif action.dest in FILES or action.type is Path:
+            elif action.dest in FILES or read_as_path(action.type):
                 # shtab looks for this attribute, which argparse's own actions do not have.
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
         commands.add_parser(name, help=command.description)
         commands.choices[name] = options
     return shtab.complete(parser, shell)
+
+
+def choices_of(kind: Any) -> tuple[str, ...]:
+    """The words that a field of that type takes, as far as the type names them."""
+    if kind is bool:
+        return ("true", "false")
+    if typing.get_origin(kind) is typing.Literal:
+        return tuple(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return tuple(word for part in typing.get_args(kind) for word in choices_of(part))
+    return ()

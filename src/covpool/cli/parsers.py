@@ -57,10 +57,10 @@ def train_parser() -> RunParser:
         },
     )
     parser.add_sources()
-    parser.add_argument("--output", type=Path, help="run directory (default: runs/…)")
+    parser.add_argument("--output", type=Path | None, help="run directory (default: runs/…)")
     parser.add_argument(
         "--resume",
-        type=Path,
+        type=Path | None,
         help="go on with this run directory; auto: with --output where it is a run, else start it",
     )
     return parser
@@ -107,7 +107,7 @@ def compare_parser() -> RunParser:
     add_experiment_options(
         parser, seeds={"default": 3, "help": "seeds, from train.seed on"}, jobs={}
     )
-    parser.add_argument("--output", type=Path, help="folder (default: runs/compare-…)")
+    parser.add_argument("--output", type=Path | None, help="folder (default: runs/compare-…)")
     return parser
 
 
@@ -180,7 +180,7 @@ def probe_parser() -> RunParser:
     )
     parser.add_argument(
         "--stages",
-        type=str,
+        type=str | None,
         help="stages of the backbone whose features are pooled, as 3,last (default: "
         "model.feature_stage)",
     )
@@ -201,7 +201,7 @@ def probe_parser() -> RunParser:
     add_experiment_options(
         parser,
         seeds={"default": SEEDS, "help": "seeds, from train.seed on"},
-        jobs={"default": None, "help": most},
+        jobs={"type": int | None, "default": None, "help": most},
     )
     parser.add_argument(
         "--features",
@@ -209,7 +209,7 @@ def probe_parser() -> RunParser:
         default=Path("runs") / "features",
         help="folder where features are kept and looked for",
     )
-    parser.add_argument("--output", type=Path, help="folder (default: runs/probe-…)")
+    parser.add_argument("--output", type=Path | None, help="folder (default: runs/probe-…)")
     return parser
 
 
@@ -222,12 +222,14 @@ def study_parser() -> RunParser:
         "stopped. Further options as in covpool train.",
     )
     parser.add_argument("study", type=Path, metavar="FILE", help="YAML file of the study")
-    parser.add_argument("--arms", type=str, help="only these, separated by commas")
-    add_experiment_options(parser, seeds={"help": "seeds of every arm"}, jobs={})
-    parser.add_argument(
-        "--rates", type=Path, help="rates.json of an earlier study: nothing is tuned"
+    parser.add_argument("--arms", type=str | None, help="only these, separated by commas")
+    add_experiment_options(
+        parser, seeds={"type": int | None, "help": "seeds of every arm"}, jobs={}
     )
-    parser.add_argument("--output", type=Path, help="folder (default: runs/study-NAME)")
+    parser.add_argument(
+        "--rates", type=Path | None, help="rates.json of an earlier study: nothing is tuned"
+    )
+    parser.add_argument("--output", type=Path | None, help="folder (default: runs/study-NAME)")
     return parser
 
 
@@ -246,12 +248,14 @@ def reproduce_parser() -> RunParser:
         type=str,
         help="table1, table2, table3, table4, table5, table6, figure1, figure2, or all",
     )
-    parser.add_argument("--methods", type=str, help="only these poolings, separated by commas")
+    parser.add_argument(
+        "--methods", type=str | None, help="only these poolings, separated by commas"
+    )
     most = "runs at a time (default: as many as cores on the embedded images, else 1)"
     add_experiment_options(
         parser,
         seeds={"default": SEEDS, "help": "seeds, from train.seed on"},
-        jobs={"default": None, "help": most},
+        jobs={"type": int | None, "default": None, "help": most},
     )
     parser.add_argument(
         "--output", type=Path, default=Path("runs") / "reproduce", help="folder for everything"
@@ -535,7 +539,7 @@ def throughput_parser() -> RunParser:
     parser = RunParser("bench throughput", about)
     parser.add_recipe()
     add_options(parser, options)
-    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--output", type=Path | None, help="JSON file")
     return parser
 
 

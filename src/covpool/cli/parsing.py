@@ -1,25 +1,22 @@
-"""From command line and YAML to `RunConfig`: the fields of its dataclasses, with their types and
-docstrings, are the options."""
+"""From command line and YAML to `RunConfig`, by jsonargparse over the configuration's dataclasses.
+
+Unknown keys are looked for before jsonargparse sees them, in both places alike, because its own
+message does not name the nearest valid one.
+"""
 
 import argparse
-import ast
+import dataclasses
 import difflib
-import inspect
 import re
-import types
 import typing
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from covpool.cli import ArgumentParser, UserError, say
-from covpool.data.types import check_value, fits
+from covpool.cli import UserError, say
 
 if TYPE_CHECKING:
     from covpool.train.config import RunConfig
@@ -101,10 +98,6 @@ COMMON = (
 """The options of a run that --help shows where a command takes all; --help-all shows the rest."""
 
 
-NO_CONFIGURATION = ("config", "print_config", "help", "help_all")
-"""The command's own arguments that no configuration holds."""
-
-
 def nearest_option(name: str, known: Collection[str], *, in_file: bool = False) -> str:
     """As `nearest`, for options such as group.name: by the last word where it fits, since users
     leave out the group, and by what other projects call it.
@@ -170,6 +163,21 @@ def add_allow_external(parser: Any) -> None:
     )
 
 
+class PathReader:
+    """The type of an option that takes a path; None, its default, stays."""
+
+    def __call__(self, text: str | None) -> Path | None:
+        return None if text is None else Path(text)
+
+    def __repr__(self) -> str:
+        return "path"  # what help shows; of a function it would be the address
+
+
+def read_as_path(kind: object) -> bool:
+    """Whether an argument of this type takes a path."""
+    return kind is Path or isinstance(kind, PathReader)
+
+
 FileProgress = Callable[[int, int], None]
 """Called with (files checked, files in all)."""
 
@@ -192,13 +200,13 @@ class Given:
         own: the command's own arguments.
         options: the run's options that were given, by group and name.
         named: those options as they were written, each after where: "--", or the file's name.
-        printed: whether --print_config was given.
+        printed: what --print_config was given, without it None.
     """
 
     own: argparse.Namespace
     options: Mapping[str, Mapping[str, Any]]
     named: Sequence[tuple[str, str]]
-    printed: bool
+    printed: str | None
     parser: "RunParser"
 
     def config(
@@ -224,16 +232,11 @@ class Given:
         given_whole = {name for _, name in self.named}
         for group, fields in self.options.items():
             for name, value in fields.items():
-                if isinstance(value, dict) and f"{group}.{name}" not in given_whole:
+                if isinstance(value, dict) and not {group, f"{group}.{name}"} & given_whole:
                     value = {**values[group][name], **value}
                 values[group][name] = value
-        if self.printed:
-            own = {
-                name: str(value) if isinstance(value, Path) else value
-                for name, value in vars(self.own).items()
-                if name not in NO_CONFIGURATION
-            }
-            say(yaml.safe_dump({**values, **own}, sort_keys=False, allow_unicode=True).rstrip())
+        if self.printed is not None:
+            say(self.parser.dump(self, base, values))
             raise SystemExit(0)
         try:
             return RunConfig.from_dict(values)
@@ -243,9 +246,6 @@ class Given:
 
 class RunParser:
     """The options of a command that takes a run's configuration, or a part of it.
-
-    Those of the run are read here, in the order in which they were written; argparse reads the
-    command's own, and shows all of them.
 
     Args:
         command: the sub-command, for the usage line.
@@ -265,35 +265,44 @@ class RunParser:
         hidden: Collection[str] = (),
         examples: Mapping[str, str] | None = None,
     ) -> None:
+        import jsonargparse
+
         from covpool.train.config import RunConfig
 
+        jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
         self.command = command
-        self.parser = ArgumentParser(
-            prog=f"covpool {command}", description=description, add_help=False, allow_abbrev=False
+        self.parser = jsonargparse.ArgumentParser(
+            prog=f"covpool {command}", description=description, exit_on_error=False
         )
-        self.kinds = {
-            f"{group}.{name}": kind
-            for group, owner in RunConfig.groups().items()
-            for name, kind in typing.get_type_hints(owner).items()
-        }
-        self.defaults = RunConfig()
+        self.groups = RunConfig.groups()
         self.allowed, self.hidden = allowed, frozenset(hidden)
         self.examples = examples or {}
         self.takes_path = False
         self.base: RunConfig | None = None
-        self.flags: set[str] = set()
-        self.own: list[str] = []
-        self.add_argument("--help", action="store_true", help="show this and exit")
+        self.flags = {"--help", "--help-all", "--print_config"}
+        self.own: list[str] = ["config", "print_config", "help"]
+        self.parser.add_argument("--config", action="config", help="YAML file of options")
         if allowed is None:
-            self.add_argument("--help-all", action="store_true", help="show every option and exit")
-        self.add_argument("--config", help="YAML file of options")
-        self.add_argument(
-            "--print_config", action="store_true", help="print the configuration as YAML and exit"
+            self.own.append("help-all")
+            self.parser.add_argument("--help-all", action="help", help="show every option")
+        for group, owner in self.groups.items():
+            self.parser.add_class_arguments(owner, group)
+
+    def set_defaults(self, config: "RunConfig") -> None:
+        """Show this configuration instead of the dataclasses' defaults."""
+        self.parser.set_defaults(
+            {
+                f"{group}.{name}": value
+                for group, fields in config.to_dict().items()
+                for name, value in fields.items()
+            }
         )
 
     def add_recipe(self) -> None:
         """Add --recipe, the configuration that options are laid over."""
-        self.add_argument("--recipe", help="start from this one of covpool recipes; options hold")
+        self.add_argument(
+            "--recipe", type=str | None, help="start from this one of covpool recipes; options hold"
+        )
 
     def add_sources(self) -> None:
         """Add the arguments that say what a training starts from: PATH and --recipe."""
@@ -305,17 +314,18 @@ class RunParser:
         from covpool.train.config import RunConfig
 
         self.takes_path = True
-        self.base = self.defaults = RunConfig.from_dict(options)
+        self.base = RunConfig.from_dict(options)
 
     def add_argument(self, name: str, **options: Any) -> None:
         """Add an argument of the command itself, as in argparse."""
-        default = options.get("default")
-        if isinstance(default, str | int | Path) and "(default:" not in options["help"]:
-            options["help"] += f" (default: {default})"
-        action = self.parser.add_argument(name, **options)
-        self.own += [option[2:] for option in action.option_strings]
-        if action.nargs == 0:
-            self.flags.update(action.option_strings)
+        if options.get("type") in (Path, Path | None):
+            # As a type, jsonargparse reads it as YAML, which names of files need not be.
+            options["type"] = PathReader()
+        self.parser.add_argument(name, **options)
+        if name.startswith("--"):
+            self.own.append(name[2:])
+        if options.get("action") == "store_true":
+            self.flags.add(name)
 
     def read(self, arguments: Sequence[str]) -> Given:
         """What the arguments give.
@@ -334,7 +344,7 @@ class RunParser:
             raise SystemExit(0)
         given = self._parse(words)
         starts_anew = "recipe" in self.own and getattr(given.own, "resume", None) is None
-        if given.printed and (starts_anew or self.base):
+        if given.printed is not None and (starts_anew or self.base):
             with users_input():
                 recipe = None if self.base else chosen_recipe(given)
             given.config(recipe.config if recipe else self.base)
@@ -356,7 +366,7 @@ class RunParser:
                 name, equals, value = word.partition("=")
                 if not equals and name not in self.flags and queue and queue[0][:2] != "--":
                     equals, value = "=", queue.popleft()
-                words.append(f"{_in_full(name)}{equals}{value}")
+                words.append(f"{_in_full(name, value)}{equals}{value}")
             elif word.startswith("-") or not self.takes_path:
                 words.append(word)
             else:
@@ -368,7 +378,9 @@ class RunParser:
 
     def _show_help(self, words: Sequence[str], everything: bool) -> None:
         recipe = None
-        if self.takes_path and self.base is None:
+        if self.base is not None:
+            self.set_defaults(self.base)
+        elif self.takes_path:
             try:
                 given = self._parse(words)
             except UserError:
@@ -377,7 +389,7 @@ class RunParser:
                 with users_input():
                     recipe = chosen_recipe(given)
         if recipe is not None:
-            self.defaults = recipe.config
+            self.set_defaults(recipe.config)
         say(self.help(everything=everything))
         if self.takes_path and self.base is None:
             whose = "for your own images" if recipe is None else f"those of recipe {recipe.name}"
@@ -393,34 +405,26 @@ class RunParser:
             if not action.option_strings
         ]
         parser.usage = " ".join([f"covpool {self.command}", *map(str, positionals), "[options]"])
-        text = parser.format_help()
+        text = parser.format_help().replace(" \b[", "[")  # jsonargparse's own
         if self.examples and not everything:
             lines = (f"  $ {line}\n      {what}" for line, what in self.examples.items())
             text += "\n".join(["\nexamples:", *lines])
         return text.rstrip()
 
-    def shown(self, *, everything: bool) -> argparse.ArgumentParser:
-        """The parser to be shown, not to be parsed with: the run's options, aliases and PATH stand
-        in it too, without what the command does not take and, unless everything is wanted, what is
-        rarely needed."""
+    def shown(self, *, everything: bool) -> Any:
+        """The parser to be shown, not to be parsed with: aliases and PATH stand in it, and what
+        the command does not take, or what is rarely needed, is hidden."""
         if self.takes_path:
             self.parser.add_argument(
                 "path", metavar="PATH", nargs="?", help="the images: short for --data.root PATH"
             )
-        names = {real: [f"--{alias}"] for alias, real in ALIASES.items()}
-        for group, options in self.defaults.to_dict().items():
-            title, about = _docs_of(type(getattr(self.defaults, group)))
-            section = self.parser.add_argument_group(title)
-            for name, value in options.items():
-                key = f"{group}.{name}"
-                if self._is_shown(key, everything):
-                    section.add_argument(
-                        *names.get(key, ()),
-                        f"--{key}",
-                        dest=key,
-                        metavar=_metavar(name, self.kinds[key]),
-                        help=f"{about[name]} (default: {_shown(value)})".replace("%", "%%"),
-                    )
+        names = {real: f"--{alias}" for alias, real in ALIASES.items()}
+        configurable = {*self._known_keys(), *self.groups}
+        for action in self.parser._actions:
+            if action.dest in names:
+                action.option_strings = [names[action.dest], *action.option_strings]
+            if action.dest in configurable and not self._is_shown(action.dest, everything):
+                action.help = argparse.SUPPRESS
         return self.parser
 
     def _is_shown(self, key: str, everything: bool) -> bool:
@@ -428,73 +432,104 @@ class RunParser:
             return key in self.allowed
         return key not in self.hidden and (everything or key in COMMON)
 
+    def dump(
+        self, given: Given, base: "RunConfig", options: Mapping[str, Mapping[str, Any]]
+    ) -> str:
+        """The answer to --print_config, as YAML.
+
+        Args:
+            given: the command line.
+            base: what its options were laid over.
+            options: the outcome, by group and name; whether it can be trained is not asked here.
+
+        Raises:
+            UserError: --print_config was given a word that it does not know.
+        """
+        flags = dict.fromkeys(("skip_default", "skip_unset"), False)
+        for flag in filter(None, (given.printed or "").split(",")):
+            if flag not in flags:
+                raise self.error(f"--print_config takes {' and '.join(flags)}, not {flag!r}")
+            flags[flag] = True
+        self.set_defaults(base)
+        values = self.parser.get_defaults()
+        for group, fields in options.items():
+            for name, value in fields.items():
+                values[f"{group}.{name}"] = value
+        for name, value in vars(given.own).items():
+            values[name] = str(value) if isinstance(value, Path) else value
+        return self.parser.dump(values, **flags).rstrip()
+
     def error(self, text: str) -> UserError:
         """A mistake in the options, with the way to their list."""
         return UserError(f"{text} (see covpool {self.command} --help)")
 
     def _parse(self, words: Sequence[str]) -> Given:
-        options: dict[str, dict[str, Any]] = {}
-        named: list[tuple[str, str]] = []
+        given = [word[2:].partition("=") for word in words if word.startswith("--")]
+        named = [("--", name) for name, *_ in given]
+        self._check(named)
+        printed = [value for name, _, value in given if name == "print_config"]
+        recipes: list[str] = []
         rest: list[str] = []
         for word in words:
-            name, equals, text = word[2:].partition("=")
-            if not word.startswith("--"):
+            if word.startswith("--config="):
+                path = Path(word.partition("=")[2])
+                text, content = _read_options(path)
+                in_file = [(f"{path}: ", key) for key in _flatten(content, "", self._open_keys())]
+                self._check(in_file)
+                named += in_file
+                recipes += filter(None, [content.get("recipe")])
+                word = f"--config={text}"  # jsonargparse takes the content as it takes the name
+            if not word.startswith("--print_config"):
                 rest.append(word)
-                continue
-            if name == "config" and equals:
-                found = _flatten(_read_options(Path(text)), "", self._open_keys())
-                items = [(f"{text}: ", key, value) for key, value in found]
-            else:
-                items = [("--", name, _value(text, self.kinds.get(name, Any)))]
-            for where, key, value in items:
-                named.append((where, key))
-                self._check(where, key)
-                if key not in self.own:
-                    if where == "--" and not equals:
-                        raise self.error(f"--{key} needs a value")
-                    self._note(options, key, value)
-                elif where == "--":
-                    rest.append(word)
-                elif f"--{key}" in self.flags:
-                    rest += [f"--{key}"] * bool(value)
-                elif value is not None:
-                    rest.append(f"--{key}={value}")
-        own, unread = self.parser.parse_known_args(rest)
-        if unread:
-            raise self.error(
-                f"unexpected argument {unread[0]}; images are given by --data.root PATH"
-            )
-        return Given(own=own, options=options, named=named, printed=own.print_config, parser=self)
-
-    def _note(self, options: dict[str, dict[str, Any]], name: str, value: Any) -> None:
-        """Take an option's value, or that of an entry of a mapping."""
-        group, field, *entry = name.split(".")
-        own = options.setdefault(group, {})
-        if entry:
-            value = {**own.get(field, {}), entry[0]: value}
-        kind = self.kinds[f"{group}.{field}"]
         try:
-            check_value(f"{group}.{field}", value, kind)
-        except ValueError as error:
-            raise self.error(str(error)) from None
-        numbers = typing.get_args(kind) or (kind,)
-        is_float = type(value) is int and float in numbers and int not in numbers
-        own[field] = float(value) if is_float else value
+            parsed = self.parser.parse_args(rest, defaults=False).clone(with_meta=False)
+        except (argparse.ArgumentError, ValueError, TypeError) as error:
+            raise self.error(_readable(one_line(error), self._known_keys())) from error
+        options = {name: parsed.pop(name).as_dict() for name in self.groups if name in parsed}
+        own = {
+            name: value
+            for name, value in (vars(self.parser.get_defaults()) | vars(parsed)).items()
+            if name not in (*self.groups, "config")
+        }
+        if recipes := [*recipes, *_values_of("--recipe", words)]:
+            own["recipe"] = recipes[-1]
+        return Given(
+            own=argparse.Namespace(**own),
+            options=options,
+            named=named,
+            printed=printed[-1] if printed else None,
+            parser=self,
+        )
+
+    def _known_keys(self) -> list[str]:
+        return [
+            f"{group}.{item.name}"
+            for group, owner in self.groups.items()
+            for item in dataclasses.fields(owner)
+        ]
 
     def _open_keys(self) -> list[str]:
         """Keys that hold a mapping, whose own keys are checked by its reader."""
-        return [key for key, kind in self.kinds.items() if typing.get_origin(kind) is dict]
+        return [
+            f"{group}.{item.name}"
+            for group, owner in self.groups.items()
+            for item in dataclasses.fields(owner)
+            if typing.get_origin(item.type) is dict
+        ]
 
-    def _check(self, where: str, name: str) -> None:
-        entry = name.count(".") == 2 and name.rpartition(".")[0] in self._open_keys()
-        if name not in self.kinds and name not in self.own and not entry:
-            hint = nearest_option(name, [*self.kinds, *self.own], in_file=where != "--")
-            lists = "--help" if self.allowed else "--help-all"
-            raise UserError(
-                f"unknown option {where}{name}{hint} (covpool {self.command} {lists} lists all)"
-            )
+    def _check(self, named: Iterable[tuple[str, str]]) -> None:
+        known = self._known_keys()
+        accepted = {*known, *self.own, *self.groups}
+        lists = "--help" if self.allowed else "--help-all"
+        for where, name in named:
+            root = ".".join(name.split(".")[:2])
+            if name not in accepted and not (root in self._open_keys() and name.count(".") == 2):
+                hint = nearest_option(name, [*known, *self.own], in_file=where != "--")
+                raise UserError(
+                    f"unknown option {where}{name}{hint} (covpool {self.command} {lists} lists all)"
+                )
         if self.allowed is not None:
-            self.check_allowed([(where, name)], self.allowed)
+            self.check_allowed(named, self.allowed)
 
     def check_allowed(self, named: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:
         """Raise a UserError for the first of a run's options that is not among the allowed."""
@@ -536,10 +571,35 @@ def refuse_methods(config: Any, instead: str) -> None:
             raise ValueError(f"model.{option} {value!r} cannot be used here: {instead}")
 
 
-def _in_full(option: str) -> str:
-    """The option's own name, where it is an alias."""
+def _readable(text: str, known: Collection[str]) -> str:
+    """jsonargparse's report of what does not fit, in the words of the other messages."""
+    if found := re.match(r"unrecognized arguments: ([^-].*)$", text):
+        return f"unexpected argument {found[1]}; images are given by --data.root PATH"
+    if found := re.match(r"Parser key \"(\w+)\": Unable to load config '(.*?)'", text):
+        hint = nearest_option(found[1], known)
+        return f"--{found[1]} {found[2]}: no such YAML file of the options --{found[1]}.NAME{hint}"
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
+    # Shells take brackets for a pattern of file names.
+    text = re.sub(
+        r'^Parser key "([^"]+)": Expected a tuple\. Got value: (.*)$',
+        r"\1 must be a list, not '\2'; write it in brackets and quotes: --\1 '[\2]'",
+        text,
+    )
+    return re.sub(
+        r'^Parser key "([^"]+)": Expected an? (.*)\. Got value: (.*)$',
+        r"\1 must be \2, not '\3'",
+        text,
+    )
+
+
+def _in_full(option: str, value: str) -> str:
+    """The option's own name, where it is an alias. --data FILE.yaml, which jsonargparse takes for
+    the whole group of that name, stays."""
     name = option[2:].replace("_", "-")
-    return f"--{ALIASES[name]}" if name in ALIASES else option
+    if name not in ALIASES or (name == "data" and value.endswith((".yaml", ".yml"))):
+        return option
+    return f"--{ALIASES[name]}"
 
 
 def _values_of(option: str, words: Iterable[str]) -> list[str]:
@@ -547,41 +607,19 @@ def _values_of(option: str, words: Iterable[str]) -> list[str]:
     return [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as in Python."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _value(text: str, kind: Any) -> Any:
-    """What a word of the command line says: text where the option takes that, else what YAML makes
-    of the word."""
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        return text
-    if value is None and text not in (
-        "null",
-        "~",
-    ):  # an empty word, or what YAML takes for a comment
-        return text
-    is_text = isinstance(value, str) and kind is not Any
-    return text if fits(text, kind) and (is_text or not fits(value, kind)) else value
-
-
-def _read_options(path: Path) -> Mapping[Any, Any]:
-    """What a YAML file of options holds.
+def _read_options(path: Path) -> tuple[str, Mapping[Any, Any]]:
+    """A YAML file of options, as text and as what it holds.
 
     Raises:
         UserError: it cannot be read, or holds no mapping.
     """
+    import yaml
+
     from covpool.train.config import RunConfig
 
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"--config {one_line(error)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -594,52 +632,16 @@ def _read_options(path: Path) -> Mapping[Any, Any]:
                 f"--config {path}: {group} must hold options, as in `{group}: {{…: …}}`, not "
                 f"{content[group]!r}"
             )
-    return content
+    if not isinstance(name := content.get("recipe"), str | None):
+        raise UserError(f"--config {path}: recipe must be a recipe's name, not {name!r}")
+    return text, content
 
 
-def _flatten(
-    content: Mapping[Any, Any], prefix: str, open_keys: Collection[str]
-) -> Iterator[tuple[str, Any]]:
-    """The values with their dotted keys."""
+def _flatten(content: Mapping[Any, Any], prefix: str, open_keys: Collection[str]) -> Iterator[str]:
+    """The dotted keys."""
     for key, value in content.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and name not in open_keys:
             yield from _flatten(value, f"{name}.", open_keys)
         else:
-            yield name, value
-
-
-def choices_of(kind: Any) -> tuple[str, ...]:
-    """The words that a field of that type takes, as far as the type names them."""
-    if kind is bool:
-        return ("true", "false")
-    if typing.get_origin(kind) is typing.Literal:
-        return tuple(map(str, typing.get_args(kind)))
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return tuple(word for part in typing.get_args(kind) for word in choices_of(part))
-    return ()
-
-
-def _metavar(name: str, kind: Any) -> str:
-    """What stands for an option's value in the help."""
-    if kind is bool or typing.get_origin(kind) is typing.Literal:
-        return f"{{{','.join(choices_of(kind))}}}"
-    return {dict: "{KEY: …}", tuple: "[ITEM,…]"}.get(typing.get_origin(kind), name.upper())
-
-
-def _shown(value: Any) -> str:
-    """A default as YAML has it."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _docs_of(owner: type) -> tuple[str, dict[str, str]]:
-    """The first words of a dataclass's docstring, and the text below each of its fields."""
-    body = ast.parse(inspect.getsource(owner)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    return re.split("[.;]", ast.get_docstring(body) or "")[0], {
-        ast.unparse(field.target): " ".join(str(ast.literal_eval(text.value)).split())
-        for field, text in pairwise(body.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
+            yield name
