@@ -143,11 +143,7 @@ def test_every_figure_that_has_data_is_drawn(page, text):
 
 def test_fidelity_on_real_covariances_is_told_in_numbers(page):
     # Steps 0 to 10: the distance of svd-taylor is 0.1% to 1.1%.
-    rows = [row for row in page.rows if len(row) == 7]
-    taylor = next(row for row in rows if row[0] == "svd-taylor" and "(" in row[1])
-    assert taylor[1:] == ["0.6 (0.3 to 1.2)", "0.34°"] * 3
-    newton = next(row for row in rows if row[0] == "isqrt-cov" and "(" in row[1])
-    assert newton[1:] == ["18 (9 to 36)", "10°"] * 3
+    assert "Medians over all measurements: svd-taylor 0.006; isqrt-cov 0.18." in page.text
     assert "Not drawn, as within 10⁻⁹ throughout: exact and svd." in page.text
 
 

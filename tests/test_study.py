@@ -263,7 +263,7 @@ def test_options_that_a_study_does_not_take(
 
 def test_the_file_must_be_named(capsys):
     assert command("study", "--jobs", "2") == 2
-    assert "the following arguments are required: study" in capsys.readouterr().err
+    assert "the following arguments are required: FILE" in capsys.readouterr().err
 
 
 def test_a_report_of_a_study_is_of_the_runs_that_count(trained):
@@ -396,17 +396,11 @@ def test_no_rate_is_chosen_over_a_trial_that_failed(tmp_path):
         chosen_rates(study, trials)
 
 
-def test_hybrid_runs_begin_from_the_newton_schulz_run(tmp_path):
+def test_a_part_of_a_study_has_references_of_its_own(tmp_path):
     study = read_study(write_study(tmp_path / "textures.yaml"))
-    rates = {arm.label: {"rate": 0.1} for arm in study.arms}
-    runs = final_runs(study, rates, tmp_path, threads=1)
-    run = runs[Arm("exact", hybrid=True), 0]
-    assert run.trunk == runs[Arm("isqrt-cov"), 0].path
-    assert run.inherited == runs[Arm("isqrt-cov"), 0].keeps == 1
     alone = study.restricted(["hybrid-exact"])
-    assert alone.references == alone.arms
-    run = final_runs(alone, rates, tmp_path, threads=1)[Arm("exact", hybrid=True), 0]
-    assert (run.trunk, run.inherited) == (None, 0)
+    assert alone.references == alone.arms == (Arm("exact", hybrid=True),)
+    assert study.restricted(["exact", "gap"]).references == (Arm("gap"),)
 
 
 @pytest.mark.parametrize("half_width", [0.5, 1.0, 3.0])

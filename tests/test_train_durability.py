@@ -9,21 +9,17 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 import yaml
 
 import processes
-import quick
 from covpool.cli import main
 from covpool.data import Images
 from covpool.experiments import grid
-from covpool.experiments.arms import TRUNK, Arm
-from covpool.experiments.branches import BranchPoint
-from covpool.experiments.runs import BRANCH, Run
+from covpool.experiments.arms import Arm
+from covpool.experiments.runs import Run
 from covpool.publish.weights import read_weights
 from covpool.train import claim, engine, run_directory
 from covpool.train.checkpoint import DamagedCheckpoint, read_checkpoint
@@ -225,49 +221,12 @@ def test_a_cell_of_a_comparison_that_was_killed_before_its_summary_is_healed(ima
             grid.run_one(again)
 
 
-@quick.parametrize(
-    "left", [[], ["config.yaml"], ["config.yaml", "best.ckpt"]], keep=[["config.yaml"]]
-)
-def test_a_hybrid_run_killed_at_its_beginning_still_begins_at_its_trunk(
-    left, images, tmp_path, dead_process
-):
-    hybrid = ["--optim.decay", "step", "--optim.milestones", "[1]", "--train.epochs", "2"]
-    trunk, path = tmp_path / "trunk", tmp_path / "hybrid"
-    base = ["train", "--data.root", images, "--output", str(trunk), *RUN, *hybrid, "--keep", "all"]
-    assert main(base) == 0
-    branch = trunk / BRANCH
-    branch.mkdir()
-    shutil.copy(trunk / "previous.ckpt", branch / "last.ckpt")
-    shutil.copy(trunk / "best.ckpt", branch)
-    config = RunDirectory(trunk).read_config()
-    begun = RunDirectory(trunk).read_metrics()[0]
-    path.mkdir()
-    (path / f".partial-{dead_process}-last.ckpt").touch()
-    for name in left:
-        shutil.copy(trunk / name, path)
-    grid.run_one(Run(arm=TRUNK, seed=0, config=config, path=path, trunk=trunk, inherited=1))
-    assert RunDirectory(path).read_metrics()[0] == begun  # its times too: it was not trained again
-    assert not list(path.glob(".*"))
-
-
 def test_the_reason_in_a_summary_is_no_markup():
     summary = {"data": "x", "backbone": "y", "schedule": "gap", "status": "failed", "epochs": 0}
     summary |= {"epochs_planned": 1, "seconds": 0.0, "seed": 0, "parameters": 5}
     summary |= {"covpool": "1", "torch": "2", "reason": "cannot read <b>.png\n[x](y)\x1b"}
     text = run_directory.summary_markdown(summary)
     assert text.splitlines()[-1] == r"cannot read \<b\>.png \[x\](y)\\x1b"
-
-
-def test_a_branch_needs_the_best_checkpoint(tmp_path):
-    (tmp_path / "last.ckpt").touch()
-    point = BranchPoint(tmp_path, epochs=1)
-    trainer: Any = SimpleNamespace(is_global_zero=True)
-    module: Any = SimpleNamespace(epoch=1)
-    point.on_train_epoch_end(trainer, module)
-    assert os.listdir(tmp_path) == ["last.ckpt"]
-    (tmp_path / "best.ckpt").touch()
-    point.on_train_epoch_end(trainer, module)
-    assert set(os.listdir(tmp_path / BRANCH)) == {"last.ckpt", "best.ckpt"}
 
 
 STUDY = {

@@ -95,7 +95,7 @@ def test_defaults_for_own_images_are_said_in_a_line(
     case, command, run, images, tmp_path, capsys, monkeypatch
 ):
     options, wanted = SAID[case]
-    monkeypatch.setattr("covpool.cli.compare._run", lambda *rest: 0)
+    monkeypatch.setattr("covpool.cli.experiment.run_study", lambda request: 0)
     options = [option.format(run=run / "best.ckpt") for option in options]
     if case == "recipe":
         options += ["--data.name", "folder", "--data.resize", "16"]

@@ -15,7 +15,7 @@ from covpool.cli import say
 from covpool.cli.console import PlainConsole
 from covpool.cli.parsing import FileProgress, holding, users_input
 from covpool.experiments import study as studies
-from covpool.experiments.arms import NEWTON_SCHULZ, Arm
+from covpool.experiments.arms import Arm
 from covpool.experiments.estimate import Line, estimate
 from covpool.experiments.grid import GridState, Work, run_grid
 from covpool.experiments.outcome import Outcome
@@ -169,9 +169,7 @@ def _plan(request: Request, console: Console) -> None:
     runs = studies.final_runs(study, rates, request.runs, threads)
     runs = [run for arm in study.arms for (own, _), run in runs.items() if own == arm]
     trials = [] if request.rates else studies.tuning_runs(study, output, threads)
-    with console.status("measuring steps") as status:
-        lines = estimate(study.config, runs, job=request.job, trials=trials, report=status.update)
-    show_plan(lines, runs, console)
+    lines = show_plan(study.config, runs, request.job, console, trials)
     show_total(lines, request.jobs, output, console)
 
 
@@ -248,24 +246,28 @@ def settled(runs: Iterable[Run]) -> str:
     return f"{number} {'is' if number == 1 else 'are'} there already"
 
 
-def show_plan(lines: Sequence[Line], runs: Iterable[Run], console: Console) -> None:
-    """Print a line for each arm."""
-    first = {run.arm: run for run in reversed(list(runs))}
+def show_plan(
+    shared: RunConfig,
+    runs: Sequence[Run],
+    job: Job,
+    console: Console,
+    trials: Sequence[Run] = (),
+) -> list[Line]:
+    """Measure steps, and print a line for each arm; the arguments are those of `estimate`."""
+    with console.status("measuring steps") as status:
+        lines = estimate(shared, runs, job=job, trials=trials, report=status.update)
+    first = {run.arm: run for run in reversed(runs)}
     for line in lines:
-        trials = (
-            f"{quantity(line.trials, 'trial')}, " if any(other.trials for other in lines) else ""
-        )
+        tried = f"{quantity(line.trials, 'trial')}, " if trials else ""
         there = f" ({line.settled} of these are there already)" if line.settled else ""
-        run, remark = first[line.arm], ""
-        if run.inherited:
-            remark = f"; the first {run.inherited} of each run are those of {NEWTON_SCHULZ}"
-        elif run.config.train.probes:
-            remark = f"; {', '.join(run.config.train.probes)} measured"
+        probes = first[line.arm].config.train.probes
+        remark = f"; {', '.join(probes)} measured" if probes else ""
         console.print(
-            f"  {line.arm.label}: {trials}{quantity(line.runs, 'run')}{there}, "
+            f"  {line.arm.label}: {tried}{quantity(line.runs, 'run')}{there}, "
             f"{quantity(line.epochs, 'epoch')}{remark}; "
             f"{line.parameters / 1e6:.2f} M parameters, {duration(line.seconds)}"
         )
+    return lines
 
 
 def show_total(lines: Sequence[Line], jobs: int, folder: Path, console: Console) -> None:

@@ -16,7 +16,6 @@ from covpool.cli.parsing import (
     refuse_methods,
     users_input,
 )
-from covpool.experiments.estimate import estimate
 from covpool.experiments.observations import observations
 from covpool.experiments.reproduce import CHECKS, Plan, make_run_set, plan, results_of
 from covpool.experiments.results import SMALL, RunSet
@@ -168,15 +167,13 @@ def _targets(names: Sequence[str]) -> list[str]:
 
 
 def _estimate(request: Request, console: Console) -> None:
-    everything = []
-    for run_set, job in request.prepared:
-        runs = [*run_set.runs.values()]
-        with console.status("measuring steps") as status:
-            lines = estimate(run_set.config, runs, job=job, report=status.update)
-        experiment.show_plan(lines, runs, console)
-        everything += lines
-    if everything:
-        experiment.show_total(everything, request.jobs, request.output, console)
+    lines = [
+        line
+        for runs, job in request.prepared
+        for line in experiment.show_plan(runs.config, [*runs.runs.values()], job, console)
+    ]
+    if lines:
+        experiment.show_total(lines, request.jobs, request.output, console)
     for name in request.targets:
         if not TARGETS[name].trained:
             console.print(f"{name} is computed, in seconds")

@@ -129,11 +129,10 @@ class _Cost:
     momenta: int
 
     def kept(self, run: Run) -> int:
-        """Bytes of a finished run's checkpoints and of the state that it keeps for others."""
+        """Bytes of a finished run's checkpoints."""
         last = self.weights + self.momenta
         best = self.weights
-        kept = {"best": best, "last": best + last, "all": best + 2 * last}[run.config.train.keep]
-        return kept + (best + last) * bool(run.keeps)
+        return {"best": best, "last": best + last, "all": best + 2 * last}[run.config.train.keep]
 
     def beside(self, run: Run) -> int:
         """Bytes of the checkpoints that are removed when the run has finished."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from covpool.experiments.runs import BRANCH, Run
+from covpool.experiments.runs import Run
 from covpool.train.allocator import keep_freed_memory
 from covpool.train.claim import claimed
 from covpool.train.interruption import StopRequest
@@ -50,20 +50,15 @@ def run_one(run: Run) -> None:
     Raises:
         Interrupted: the comparison was asked to stop.
     """
-    from covpool.experiments.branches import BranchPoint, begin_at_branch
     from covpool.train.engine import train
     from covpool.train.job import prepare_resume
     from covpool.train.module import TrainingDiverged
 
     with taken(run) as directory:
-        if run.trunk is not None and not directory.has_checkpoint():
-            directory.write_config(run.config)
-            begin_at_branch(run.trunk, directory, run.config)
         job, checkpoint = prepare_resume(run.config, directory)
         directory.write_config(run.config)
         with suppress(TrainingDiverged):  # noted in the summary, which the table reads
-            callbacks = [BranchPoint(run.path, epochs=run.keeps)] if run.keeps else []
-            train(job, directory, checkpoint=checkpoint, report=False, callbacks=callbacks)
+            train(job, directory, checkpoint=checkpoint, report=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +118,8 @@ def run_grid(
         pool = _pool(jobs)
         try:
             while pending or running:
-                while len(running) < jobs:
-                    run = _next(pending, [*pending, *running.values()])
-                    if run is None:
-                        break
-                    pending.remove(run)
+                while pending and len(running) < jobs:
+                    run = pending.pop(0)
                     running[pool.submit(work or run_one, run)] = run
                 report(state(), None)
                 ended, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
@@ -151,15 +143,6 @@ def run_grid(
             pool.shutdown(cancel_futures=True)
         request.check()
     return failures
-
-
-def _next(pending: Sequence[Run], unfinished: Sequence[Run]) -> Run | None:
-    """The first run that need not wait for the state that it begins from."""
-    paths = {run.path for run in unfinished}
-    for run in pending:
-        if run.trunk not in paths or (run.trunk / BRANCH).is_dir():
-            return run
-    return None
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:

@@ -78,17 +78,17 @@ class Spread:
             return None
         return (self.low > 0) - (self.high < 0)
 
-    def text(self, none: str = "–") -> str:
+    def text(self) -> str:
         """Mean ± deviation, as far as they are known."""
         if self.mean is None:
-            return none
+            return "–"
         mean = f"{self.mean:.2f}"
         return mean if self.deviation is None else f"{mean} ± {self.deviation:.2f}"
 
-    def interval_text(self, none: str = "–") -> str:
+    def interval_text(self) -> str:
         """A difference and its interval, as far as they are known."""
         if self.mean is None:
-            return none
+            return "–"
         mean = f"{self.mean:+.2f}"
         return mean if self.low is None else f"{mean} [{self.low:+.2f}, {self.high:+.2f}]"
 

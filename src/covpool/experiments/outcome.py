@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from covpool.analysis.records import plain
-from covpool.experiments.arms import TRUNK, Arm
+from covpool.experiments.arms import Arm
 from covpool.experiments.inference import BySeed, geometric_mean, median_or_none
 from covpool.experiments.results import PAPERS_WAY, RunSet, median_of
 from covpool.experiments.study import Rates, Study, rate_of
@@ -131,33 +131,21 @@ class Outcome:
     def by_epoch(self, arm: Arm, seed: int) -> dict[str, dict[int, float]]:
         """Condition number, effective rank and smoothness: the geometric mean over an epoch's
         measurements (of the median over samples).
-
-        Hybrid runs that begin from the Newton-Schulz run have its measurements before that.
         """
         found: dict[str, dict[int, list[float]]] = {}
 
         def note(name: str, row: Row, value: float) -> None:
             found.setdefault(name, {}).setdefault(row["epoch"], []).append(value)
 
-        for row in self._rows(arm, seed, "conditioning"):
+        for row in self.runs.measured(arm, "conditioning").get(seed, []):
             for name, place in SPECTRA.items():
                 note(name, row, median_of(row, *place))
-        for row in self._rows(arm, seed, "smoothness"):
+        for row in self.runs.measured(arm, "smoothness").get(seed, []):
             note("smoothness", row, float(row["smoothness"]))
         return {
             name: {epoch: geometric_mean(values) for epoch, values in own.items()}
             for name, own in found.items()
         }
-
-    def _rows(self, arm: Arm, seed: int, probe: str) -> list[Row]:
-        own = self.runs.measured(arm, probe).get(seed, [])
-        if not arm.hybrid or not own:
-            return own
-        switch = self.study.config.optim.milestones[-1]
-        if min(row["epoch"] for row in own) <= switch:  # it trained these epochs itself
-            return own
-        before = self.runs.measured(TRUNK, probe).get(seed, [])
-        return [*(row for row in before if row["epoch"] <= switch), *own]
 
     def write_lines(self, folder: Path) -> None:
         """Write runs.jsonl."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from covpool.data.layouts import layout_name
-from covpool.experiments.arms import Arm
+from covpool.experiments.arms import TRUNK, Arm
 from covpool.experiments.results import SMALL, Results, RunSet
 from covpool.experiments.runs import (
     RUNS,
@@ -14,9 +14,8 @@ from covpool.experiments.runs import (
     found_runs,
     make_runs,
     threads_of,
-    trunks_first,
 )
-from covpool.experiments.targets import HYBRID_RECIPES, PROBED, PROBED_RECIPES, TARGETS
+from covpool.experiments.targets import PROBED, PROBED_RECIPES, TARGETS
 from covpool.text import quantity
 from covpool.train.config import RunConfig
 from covpool.train.job import Job
@@ -96,8 +95,13 @@ def plan(config: RunConfig, targets: Iterable[str], methods: Sequence[str] | Non
             if not wanted:
                 needed = ", ".join(dict.fromkeys(arm.method for arm in own))
                 left_out[name] = f"it needs one of {needed}"
-    ordered = {recipe: trunks_first(own) for recipe, own in arms.items() if own}
-    return Plan(small=small, arms=ordered, left_out=left_out)
+    # Newton-Schulz first, with which the paper compares the rest; hybrid training last.
+    chosen = {
+        recipe: sorted(own, key=lambda arm: (arm.hybrid, arm != TRUNK))
+        for recipe, own in arms.items()
+        if own
+    }
+    return Plan(small=small, arms=chosen, left_out=left_out)
 
 
 def make_run_set(
@@ -132,7 +136,6 @@ def make_run_set(
         output / RUNS / recipe,
         threads=threads_of(config, jobs),
         probes=dict.fromkeys(probed, PROBES),
-        branching=recipe in HYBRID_RECIPES,
     )
     images = f"{len(job.splits.classes)} classes, {len(job.splits.train)} training images"
     return _run_set(recipe, config, runs, f"{job.splits.name}: {images}")

@@ -7,14 +7,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from covpool.experiments.arms import TRUNK, Arm
+from covpool.experiments.arms import Arm
 from covpool.machine import available_cores
 from covpool.train.config import RunConfig
 from covpool.train.run_directory import RunDirectory, is_free
 from covpool.train.same_options import GRID_KEYS, MACHINE_KEYS, difference
-
-BRANCH = "branch"
-"""The folder in a run directory where the state is kept that other runs begin from."""
 
 RUNS = "runs"
 """Where in an experiment's folder the runs that count are."""
@@ -30,10 +27,6 @@ class Run:
         config: of the whole run.
         path: its directory.
         rate: of a trial, the learning rate that it tries.
-        keeps: after so many epochs its state is kept, for others to begin from; 0: never.
-        trunk: directory of another run of the grid that this one is equal to in its first
-            `inherited` epochs, and that keeps its state there (`covpool.experiments.branches`).
-        inherited: how many.
     """
 
     arm: Arm
@@ -41,9 +34,6 @@ class Run:
     config: RunConfig
     path: Path
     rate: float | None = None
-    keeps: int = 0
-    trunk: Path | None = None
-    inherited: int = 0
 
     @property
     def name(self) -> str:
@@ -64,14 +54,12 @@ class Run:
 
     @property
     def epochs(self) -> int:
-        """The epochs that it has to train itself."""
-        return self.config.train.epochs - self.inherited
+        """The epochs that it has to train."""
+        return self.config.train.epochs
 
     def epochs_done(self) -> int:
         """Those of them that are finished; all of them where the run is settled."""
-        if self.settled():
-            return self.epochs
-        return max(0, len(RunDirectory(self.path).read_metrics()) - self.inherited)
+        return self.epochs if self.settled() else len(RunDirectory(self.path).read_metrics())
 
 
 Runs = Mapping[tuple[Arm, int], Run]
@@ -86,7 +74,6 @@ def make_runs(
     threads: int,
     rates: Mapping[Arm, float] = MappingProxyType({}),
     probes: Mapping[Arm, Sequence[str]] = MappingProxyType({}),
-    branching: bool = False,
 ) -> dict[tuple[Arm, int], Run]:
     """The runs, seed by seed so that all arms are compared early.
 
@@ -97,39 +84,21 @@ def make_runs(
         threads: of each run.
         rates: learning rates of arms that do not take the shared one.
         probes: what is measured along an arm beside what all have.
-        branching: whether hybrid runs begin from the state that the run of Newton-Schulz with
-            their seed had at the last decay, bit for bit as if they had trained until there; that
-            run then has to come before them.
 
     Raises:
         ValueError: an arm that the options do not allow, such as a switch after the last epoch.
     """
-    switch = shared.optim.milestones[-1] if branching and shared.optim.milestones else 0
     runs = {}
     for seed in sorted({seed for own in seeds.values() for seed in own}):
-        shares = switch if seed in seeds.get(TRUNK, ()) else 0
         for arm, own in seeds.items():
-            if seed not in own:
-                continue
-            inherited = shares if arm.hybrid else 0
-            config = configured(
-                shared, arm, seed=seed, threads=threads, rate=rates.get(arm), probes=probes.get(arm)
-            )
-            runs[arm, seed] = Run(
-                arm=arm,
-                seed=seed,
-                config=config,
-                path=path_of(folder, arm, seed),
-                keeps=shares if arm == TRUNK else 0,
-                trunk=path_of(folder, TRUNK, seed) if inherited else None,
-                inherited=inherited,
-            )
+            if seed in own:
+                rate, measured = rates.get(arm), probes.get(arm)
+                config = configured(
+                    shared, arm, seed=seed, threads=threads, rate=rate, probes=measured
+                )
+                path = path_of(folder, arm, seed)
+                runs[arm, seed] = Run(arm=arm, seed=seed, config=config, path=path)
     return runs
-
-
-def trunks_first(arms: Iterable[Arm]) -> list[Arm]:
-    """The arms in the order that `branching` needs: hybrid ones last, their trunk first."""
-    return sorted(arms, key=lambda arm: (arm.hybrid, arm != TRUNK))
 
 
 def configured(

@@ -23,7 +23,6 @@ from covpool.experiments.runs import (
     configured,
     found_runs,
     make_runs,
-    trunks_first,
 )
 from covpool.linalg.tables import choose
 from covpool.train.config import RunConfig
@@ -267,11 +266,10 @@ def final_runs(
     """The runs that count, each arm at its rate, in a folder of their own."""
     return make_runs(
         study.config,
-        {arm: study.seeds_of(arm) for arm in trunks_first(study.arms)},
+        {arm: study.seeds_of(arm) for arm in study.arms},
         folder,
         threads=threads,
         rates={arm: rate_of(rates, arm) for arm in study.arms},
-        branching=bool(study.rates),  # a comparison has no hybrid arms to keep a state for
     )
 
 

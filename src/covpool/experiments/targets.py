@@ -104,16 +104,3 @@ PROBED = frozenset(_OF_TABLE_1)
 whichever targets are asked for: a run serves all of them."""
 
 PROBED_RECIPES = frozenset({SMALL, *TARGETS["table2"].trainings, *TARGETS["figure1"].trainings})
-
-HYBRID_RECIPES = frozenset(
-    {
-        SMALL,
-        *(
-            recipe
-            for target in TARGETS.values()
-            for recipe, arms in target.trainings.items()
-            if any(arm.hybrid for arm in arms)
-        ),
-    }
-)
-"""Where runs of Newton-Schulz keep their state at the last decay, for hybrid runs to begin from."""

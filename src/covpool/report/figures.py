@@ -17,7 +17,6 @@ from covpool.report.groups import MethodRow
 from covpool.report.numbers import power_of_ten
 from covpool.report.series import Points
 from covpool.report.svg import SERIES, colour, drawing, inline
-from covpool.report.tables import PageTable
 from covpool.text import printable, shortened
 
 ALONE, WIDE, SMALL = (4.8, 3.1), (4.3, 2.9), (2.3, 1.9)
@@ -43,7 +42,6 @@ class PageFigure:
         legend: sample and text of each series.
         about: what its caption tells; see captions.html.jinja.
         small: whether the panels are many and small.
-        table: its figures in numbers.
     """
 
     name: str
@@ -52,7 +50,6 @@ class PageFigure:
     legend: Sequence[tuple[Markup, str]] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
     small: bool = False
-    table: PageTable | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,6 @@ from covpool.report.figures import (
     title,
 )
 from covpool.report.groups import MethodRow, Setting
-from covpool.report.numbers import number
 from covpool.report.series import (
     Points,
     Record,
@@ -43,7 +42,6 @@ from covpool.report.series import (
     switches,
 )
 from covpool.report.svg import colour
-from covpool.report.tables import PageTable
 from covpool.text import shortened
 
 BANDS = 3
@@ -283,7 +281,7 @@ LEAST_DISTANCE = 1e-16
 """Where a distance of zero is drawn."""
 
 APART = 4
-"""Up to so many trained methods have a panel and a column each; more are taken together."""
+"""Up to so many trained methods have a panel each; more are taken together."""
 
 Trained = tuple[str, Sequence[MethodRow], Sequence[Record]]
 """What was trained, the setting's rows that are in it, and the records of all its runs."""
@@ -333,8 +331,11 @@ def real_fidelity(setting: Setting, styles: Styles, name: str) -> PageFigure | M
         title=heading,
         panels=panels,
         legend=styles.legend(name, drawn),
-        table=_table(trained, [*drawn]),
         about={
+            "medians": {
+                method: median(_figure(r, method, "relative_distance") for r in records)
+                for method in drawn
+            },
             "samples": " to ".join(map(str, dict.fromkeys((samples[0], samples[-1])))),
             "exact": exact,
             "rounding": ROUNDING,
@@ -357,40 +358,5 @@ def _trained(setting: Setting) -> list[Trained]:
     return [(f"any of {len(found)} methods", rows, [*chain(*(own for _, _, own in found))])]
 
 
-def _figure(record: Record, method: str, figure: str, share: float = 0.5) -> float:
-    return quantile(record["methods"].get(method, {}).get(figure), share)
-
-
-def _table(trained: Sequence[Trained], methods: Sequence[str]) -> PageTable | None:
-    if not methods:
-        return None
-    columns = [
-        f"trained with {label}: {text}" if len(trained) > 1 else text
-        for label, _, _ in trained
-        for text in ("distance, %", "angle")
-    ]
-    rows = [
-        (method, *(cell for _, _, records in trained for cell in _cells(records, method)))
-        for method in methods
-    ]
-    return PageTable(kind="gradients", columns=["gradient of", *columns], rows=rows)
-
-
-def _cells(records: Sequence[Record], method: str) -> tuple[str, str]:
-    """Medians over the measurements, of the distance with its least and most distant image."""
-    middle, least, most = (
-        100 * median(_figure(record, method, "relative_distance", share) for record in records)
-        for share in (0.5, 0.0, 1.0)
-    )
-    if math.isnan(middle):
-        return "–", "–"
-    angle = median(_figure(record, method, "angle") for record in records)
-    distance = f"{_percent(middle)} ({_percent(least)} to {_percent(most)})"
-    return distance, f"{_percent(angle)}°"
-
-
-def _percent(value: float) -> str:
-    """Two digits."""
-    if not math.isfinite(value) or (value and not 1e-3 <= value < 1e5):
-        return number(value)
-    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+def _figure(record: Record, method: str, figure: str) -> float:
+    return quantile(record["methods"].get(method, {}).get(figure), 0.5)
