@@ -243,9 +243,11 @@ def nearly_symmetric(matrix: Tensor, symmetric: Tensor, least: float) -> bool:
         least: what no matrix's largest magnitude is below.
     """
     relative, absolute = _asymmetry(matrix.shape[-1], matrix.dtype)
-    # The symmetric part is half way to the transpose; the rest is for rounding.
-    apart = 2.5 * (matrix - symmetric).abs().amax().item()
-    return apart <= max(relative * least, absolute)
+    apart = matrix - symmetric
+    ends = (torch.view_as_real(apart) if apart.is_complex() else apart).aminmax()
+    # It is half way to the transpose, and a complex number at most √2 times its larger part.
+    largest = 3 * max(-ends.min.item(), ends.max.item())
+    return largest <= max(relative * least, absolute)
 
 
 def _asymmetry(size: int, dtype: torch.dtype) -> tuple[float, float]:

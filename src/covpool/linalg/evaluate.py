@@ -217,7 +217,7 @@ def _evaluate(
         ]
     narrow = compute_dtype == torch.float32 and not row.smooth
     if narrow and row.iteration is not None:
-        warn_of_float32(row, compute_dtype, stacklevel=3)
+        warn_of_float32(row, compute_dtype, stacklevel=4)
     dtype = row.dtype(matrix.dtype, compute_dtype)
     values = planar(matrix.detach())
     readable = not unreadable(values)
@@ -276,7 +276,7 @@ def _evaluate(
                     for term in terms:
                         _refuse(caller, term, row, matrix.dtype)
                     if narrow and checks.any_of([_loses(term) for term in terms]):
-                        warn_of_float32(row, compute_dtype, stacklevel=3)
+                        warn_of_float32(row, compute_dtype, stacklevel=4)
             found = [_lifted(term, row, matrix.dtype) for term in terms]
         if not return_info:
             return [each[0] for each in found]
