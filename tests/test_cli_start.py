@@ -22,7 +22,6 @@ from covpool.cli.parsers import DEFAULT_POOLINGS, EVALUATED, NO_EFFECT, PARSERS,
 from covpool.cli.parsing import ALIASES, COMMON
 from covpool.cli.train import first_process
 from covpool.data.layouts import LAYOUTS
-from covpool.experiments.outcome import RUN_LINES
 from covpool.experiments.study import RATES
 from covpool.experiments.targets import TARGETS
 from covpool.linalg.methods import METHODS
@@ -99,7 +98,7 @@ def options_in(text):
         "data": LAYOUTS,
         "export": FORMATS,
         "reproduce": TARGETS,
-        "study": [RATES, RUN_LINES],
+        "study": [RATES],
     }.items(),
 )
 def test_words_of_the_help_are_those_of_the_tables(command, names, capsys, monkeypatch):

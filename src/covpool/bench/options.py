@@ -39,8 +39,9 @@ _PEER = {
 }
 Peers = Annotated[
     Names,
-    "another project to measure beside ours, from your own clone of it (or installed: spd-learn); "
-    "can be given again; DifferentiableSVD, fast-MPN-COV, FastDifferentiableMatSqrt, spd-learn",
+    "another project to measure beside ours, from your own clone of it (or installed: spd-learn, "
+    "pyRiemann, geoopt); can be given again; DifferentiableSVD, fast-MPN-COV, "
+    "FastDifferentiableMatSqrt, spd-learn, pyRiemann, geoopt, Shampoo",
     _PEER,
 ]
 
