@@ -38,7 +38,7 @@ EVALUATED = (
 """What may differ between training and evaluation: the images and the machine."""
 
 DEFAULT_METHODS = "gap,isqrt-cov,svd-pade,exact"
-DEFAULT_POOLINGS = "isqrt-cov,covariance,log-e,bcnn,gem"
+DEFAULT_POOLINGS = "isqrt-cov,gaussian,gamma,bcnn,covariance"
 PROBED_RATES, PROBED_DECAYS = "0.01,0.03,0.1", "1e-3,1e-2"
 SEEDS = 5
 
