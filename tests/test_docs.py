@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from xml.etree import ElementTree
 
 import pytest
@@ -45,6 +46,7 @@ EXECUTED = [
         "analysis",
         "adding",
         "layers",
+        "which-pooling",
     ),
 ]
 
@@ -207,12 +209,25 @@ def test_what_loads_from_the_network_is_found(element, loads):
 def test_picture_of_the_readme_has_the_figures_of_the_studies():
     """As the summaries of the studies state them."""
     for study in ("study-icons100-reduced", "study-typefaces200-reduced"):
-        found = covpool_pictures.above_average_pooling(study)
+        found = covpool_pictures.above(study, "gap")
         summary = json.loads((DOCS.parent / "results" / study / "summary.json").read_text())
         claims = {claim["question"]: claim for claim in summary["claims"]}
         claim = claims["does isqrt-cov beat gap?"]
-        mean, half = found["isqrt-cov"]
-        assert (mean - half, mean + half) == pytest.approx((claim["low"], claim["high"]))
+        spread = found["isqrt-cov"]
+        assert (spread.low, spread.high) == pytest.approx((claim["low"], claim["high"]))
+
+
+def test_accuracies_of_the_readme_are_those_recorded():
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    table = text.partition("10 kinds of clothes |\n|---|---|---|---|\n")[2].partition("\n\n")[0]
+    rows = [[cell.strip(" *") for cell in row.split("|")[1:-1]] for row in table.splitlines()]
+    averages = ("gap-matched", "gap-reduced", "gap-reduced-matched")
+    arms = [("gap",), averages, ("covariance",), ("isqrt-cov",), ("gaussian",), ("log-e",)]
+    sets = ("typefaces200", "icons100", "fashion500")
+    for place, name in enumerate(sets, start=1):
+        found = covpool_pictures.accuracies(f"which-pooling/{name}-lite0")
+        means = [max(fmean(found[arm].values()) for arm in group) for group in arms]
+        assert [float(row[place]) for row in rows] == [round(mean, 1) for mean in means]
 
 
 def test_kernels_page_has_every_kernel():

@@ -263,7 +263,7 @@ def test_options_that_a_study_does_not_take(
 
 def test_the_file_must_be_named(capsys):
     assert command("study", "--jobs", "2") == 2
-    assert "the following arguments are required: FILE" in capsys.readouterr().err
+    assert "the following arguments are required: study" in capsys.readouterr().err
 
 
 def test_a_report_of_a_study_is_of_the_runs_that_count(trained):

@@ -99,6 +99,8 @@ def _at_once(
     shape, given = matrix.shape, matrix.dtype
     if len(shape) < 2 or shape[-1] != shape[-2] or given not in ORDINARY or matrix.numel() == 0:
         return None
+    if matrix.layout is not torch.strided:  # to be refused
+        return None
     size, dtype = shape[-1], given
     if compute_dtype is not None or given not in WIDE:
         if compute_dtype not in (None, torch.float32, torch.float64):

@@ -58,8 +58,7 @@ def symmetric_part(matrix: Tensor) -> Tensor:
 
 def symmetric_part_(matrix: Tensor) -> Tensor:
     """The same of a matrix that is written over. Fresh memory costs more than the arithmetic."""
-    half = matrix.mul_(0.5)
-    return half + half.mH
+    return matrix.mul_(0.5) + matrix.mH
 
 
 PLANAR_SIZE = 3
