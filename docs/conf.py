@@ -41,6 +41,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_output_stderr = "remove-warn"
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # with tables
 
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
