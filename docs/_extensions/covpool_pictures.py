@@ -139,7 +139,7 @@ def draw_spread(axes: Axes, spread: Spread, at: float, place: int, label: str | 
     """A mean and its 95% interval as a mark and a bar, in the colour and form of a series."""
     marker = {"fmt": "sod^vP"[place], "color": series(2 + place), "capsize": 2.5}
     mean = spread.mean
-    half = (spread.high or mean) - mean  # no bar of a single seed
+    half = 0 if spread.high is None else spread.high - mean  # no bar of a single seed
     axes.errorbar([mean], [at], xerr=[half], **marker, label=label)
 
 

@@ -159,40 +159,13 @@ def evaluate(
     Returns:
         The result of each function or, with `return_info`, a tuple of it and `Diagnostics`.
     """
-    found = None
+    decomposed = None
     if method == EXACT.name and floor is None and is_ordinary(matrix) and on_cpu(matrix):
         alone = len(functions) == 1 and functions[0].parameter is None and not return_info
         function = functions[0] if alone else None
-        found = _at_once(function, matrix, EXACT, compute_dtype, check)
-        if isinstance(found, Tensor):
-            return [found]
-    return _evaluate(
-        caller,
-        functions,
-        matrix,
-        parameters,
-        method,
-        compute_dtype,
-        check,
-        return_info,
-        floor,
-        found,
-    )
-
-
-def _evaluate(
-    caller: str,
-    functions: Sequence[ScalarFunction],
-    matrix: Tensor,
-    parameters: Sequence[Tensor | float | None],
-    method: str | Method,
-    compute_dtype: torch.dtype | None,
-    check: bool,
-    return_info: bool,
-    floor: Tensor | float | None,
-    decomposed: _Decomposed | None,
-) -> list[Any]:
-    """The same in all generality, of matrices that may be decomposed already."""
+        decomposed = _at_once(function, matrix, EXACT, compute_dtype, check)
+        if isinstance(decomposed, Tensor):
+            return [decomposed]
     if floor is not None:
         functions = [Floored(function) for function in functions]
     row, *_ = [get_pairing(caller, function, method) for function in functions]
@@ -219,7 +192,7 @@ def _evaluate(
         ]
     narrow = compute_dtype == torch.float32 and not row.smooth
     if narrow and row.iteration is not None:
-        warn_of_float32(row, compute_dtype, stacklevel=4)
+        warn_of_float32(row, compute_dtype, stacklevel=3)
     dtype = row.dtype(matrix.dtype, compute_dtype)
     values = planar(matrix.detach())
     readable = not unreadable(values)
@@ -278,7 +251,7 @@ def _evaluate(
                     for term in terms:
                         _refuse(caller, term, row, matrix.dtype)
                     if narrow and checks.any_of([_loses(term) for term in terms]):
-                        warn_of_float32(row, compute_dtype, stacklevel=4)
+                        warn_of_float32(row, compute_dtype, stacklevel=3)
             found = [_lifted(term, row, matrix.dtype) for term in terms]
         if not return_info:
             return [each[0] for each in found]
