@@ -43,14 +43,21 @@ from covpool.experiments.frozen.features import (
     stage_name,
 )
 from covpool.experiments.frozen.plan import Frozen, HeadPlan
-from covpool.experiments.frozen.reduction import reduced_maps
+from covpool.experiments.frozen.reduction import learned_reduction
 from covpool.experiments.frozen.summary import make_sheet, reference_arms
 from covpool.experiments.frozen.work import made_of, make_bundle
 from covpool.experiments.outcome import Outcome
 from covpool.experiments.results import RunSet
 from covpool.experiments.runs import Run, check_same_options, threads_of
 from covpool.experiments.sheet import Sheet, Table
-from covpool.experiments.study import RATES, TUNING, Study, earlier_rates, write_rates
+from covpool.experiments.study import (
+    FIRST_TUNING_SEED,
+    RATES,
+    TUNING,
+    Study,
+    earlier_rates,
+    write_rates,
+)
 from covpool.machine import available_cores
 from covpool.text import file_name, quantity
 from covpool.train.config import RunConfig
@@ -279,17 +286,15 @@ def _widths(request: Request, frozen: Frozen) -> list[int]:
 
 
 def _learn_reductions(request: Request, frozen: Frozen, console: Console) -> None:
-    """From all training images, and from the kept ones for the trials."""
+    """That of the trials, from the images that they are trained on, and of each seed, from all."""
+    seeds = [FIRST_TUNING_SEED, *request.seeds]
     with StopRequest(announce=True) as stop, console.status("") as status, users_input():
         for width in _widths(request, frozen):
-            assert frozen.reduction is not None
-            for trial in (True, False):
-                images = "the trials' images" if trial else "all training images"
-                told = f"channel reduction to {width}, from {images}"
+            for place, seed in enumerate(seeds):
+                told = f"channel reduction to {width}, {place + 1} of {len(seeds)}"
                 status.update(f"learning the {told}")
                 console.print(told)
-                whole = frozen.examples(frozen.features.open(), trial=trial)
-                reduced_maps(frozen.features, whole, width, frozen.reduction, stop.check)
+                learned_reduction(frozen, width, seed, stop.check, trial=not place)
         stop.check()
 
 
@@ -309,8 +314,7 @@ def _plan(
             config, frozen = of_stage(request.config, file.stage), _frozen(request, file)
             folder = _folder(request, file.stage)
             for width in _widths(request, frozen):
-                alone.append(reduction_line(frozen, width))
-                disk += 2 * file.bytes * width // file.shape[1]
+                alone.append(reduction_line(frozen, width, len(request.seeds)))
             trials = _trials(request, config, folder)
             runs = _guessed(request, config, folder)
             for made, trial in ((trials, True), ([*runs.values()], False)):

@@ -37,6 +37,9 @@ MATCHED, REDUCED, REDUCED_MATCHED = (
 MADE_OF = "features.json"
 """Beside a run's configuration: the digest of what it was trained on, which no option tells."""
 
+REDUCTIONS = "a reduction for each seed"
+"""Runs that were made with another, as one reduction for all seeds, are no pairs of these."""
+
 Rates = Mapping[str, Mapping[str, Any]]
 """As of a study, with `weight_decay` beside `rate`, and all `trials`."""
 
@@ -66,8 +69,8 @@ class Frozen:
         test_labels: of the test images.
         kept, held: numbers of the training images that trials are trained and evaluated on.
         mirrored: whether the features have the training images' mirror images.
-        reduction: by which options the reduction is learned that the poolings share; None: each
-            learns its own with its head.
+        reduction: by which options the reductions are learned that the poolings of a seed share;
+            None: each learns its own with its head.
         notes: what was said when the images were opened.
     """
 
@@ -84,9 +87,11 @@ class Frozen:
 
     @cached_property
     def digest(self) -> str:
-        """Of the features, by the name of their folder, and of the labels and the held-out ones."""
+        """Of the features, by the name of their folder, of the labels and the held-out ones, and of
+        which seeds have a reduction of their own."""
         parts = (self.classes, self.labels, self.test_labels, self.kept, self.held)
-        text = json.dumps([self.features.folder.name, *parts])
+        reductions = [] if self.reduction is None else [REDUCTIONS]
+        text = json.dumps([self.features.folder.name, *parts, *reductions])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def mark(self, run: Path) -> None:
@@ -108,7 +113,8 @@ class Frozen:
             if run.parent.name in (RUNS, TUNING) and found != self.digest:
                 raise ValueError(
                     f"these are other images or weights than those that the runs in {output} were "
-                    f"made of, as {run.parent.name}/{run.name}; give another --output"
+                    f"made of, as {run.parent.name}/{run.name}, or an older covpool made them; "
+                    "give another --output"
                 )
 
     def examples(self, array: np.ndarray, *, trial: bool) -> Examples:
@@ -204,6 +210,8 @@ class Bundle(Run):
         if len(self.members) == 1:
             decay = f" decay {self.config.optim.weight_decay:g}" if self.trial else ""
             return f"{labels} rate {self.config.optim.learning_rate:g}{decay} seed {self.seed}"
+        if len(seeds) == 1 and not self.trial:
+            return f"{labels} seed {self.seed}"
         many = (len(self.members), "trial") if self.trial else (len(seeds), "seed")
         return f"{labels}, {quantity(*many)}"
 
@@ -235,6 +243,7 @@ def bundled(runs: Iterable[Run], frozen: Frozen, *, trial: bool) -> list[Bundle]
     """The runs that are not settled, and those that are, in bundles that are trained at once.
 
     Linear classifiers of the same vectors are one bundle; heads with more to train are each one.
+    Vectors behind a shared reduction are those of a seed.
     """
     channels, classes = frozen.features.shape[1], len(frozen.classes)
     groups: dict[object, list[Run]] = {}
@@ -243,7 +252,9 @@ def bundled(runs: Iterable[Run], frozen: Frozen, *, trial: bool) -> list[Bundle]
         own = frozen.reduction is not None or plan.reduced is None
         linear = plan.hidden is None and not run.config.model.drop_rate
         together = own and linear and not learns(plan, plan.reduced or channels)
-        groups.setdefault((plan.key, run.settled()) if together else run.path, []).append(run)
+        seed = None if plan.reduced is None else run.seed
+        key = (plan.key, seed, run.settled()) if together else run.path
+        groups.setdefault(key, []).append(run)
     return [Bundle.of(members, frozen, trial=trial) for members in groups.values()]
 
 

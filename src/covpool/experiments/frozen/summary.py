@@ -6,7 +6,7 @@ from covpool.experiments.arms import Arm
 from covpool.experiments.figures import forest
 from covpool.experiments.frozen.features import stage_name
 from covpool.experiments.frozen.heads import LENGTH
-from covpool.experiments.frozen.plan import MATCHED, REDUCED, Frozen
+from covpool.experiments.frozen.plan import MATCHED, REDUCED, REDUCED_MATCHED, Frozen
 from covpool.experiments.inference import differences
 from covpool.experiments.observations import Claim
 from covpool.experiments.outcome import Outcome
@@ -17,13 +17,16 @@ from covpool.experiments.study_tables import (
     doubtful_rates,
 )
 
+AVERAGES = (MATCHED, REDUCED, REDUCED_MATCHED)
+"""With as many parameters as a covariance's head, with its reduction, and with both."""
+
 
 def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
     """The summary: is each pooling above the references, accuracies, trials, costs, and a forest of
     the differences."""
     study, runs, names = outcome.study, outcome.runs, outcome.groups
     references = list(dict.fromkeys(outcome.representative(arm) or arm for arm in study.references))
-    averages = [outcome.representative(arm) or arm for arm in (MATCHED, REDUCED)]
+    averages = [outcome.representative(arm) or arm for arm in AVERAGES]
     claims = [
         Claim(
             text=f"{names[arm]} − {names[other]}",
@@ -111,6 +114,6 @@ def cost_table(outcome: Outcome) -> Table:
 
 
 def reference_arms(arms: Sequence[Arm]) -> tuple[Arm, ...]:
-    """What every pooling is compared with: the matched average, and the best known covariance."""
+    """What every pooling is compared with: averages, and the best known covariance."""
     root = Arm("isqrt-cov")
-    return (MATCHED, REDUCED, *([root] if root in arms else []))
+    return (*AVERAGES, *([root] if root in arms else []))
