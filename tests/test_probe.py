@@ -19,9 +19,10 @@ from covpool.experiments.arms import Arm
 from covpool.experiments.frozen import features, heads
 from covpool.experiments.frozen.features import Extractor, Views, compute, feature_files
 from covpool.experiments.frozen.heads import Examples, Head, train_head, train_linear
-from covpool.experiments.frozen.plan import Frozen, bundled, chosen_arms, counted, trials
+from covpool.experiments.frozen.plan import Frozen, bundled, chosen_arms
 from covpool.experiments.frozen.reduction import learned_reduction
 from covpool.experiments.frozen.work import made_of, make_bundle
+from covpool.experiments.study import Study, final_runs, tuning_runs
 from covpool.poolings import POOLINGS
 from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted
@@ -495,6 +496,19 @@ def frozen_of(job, cache, *, shared=True):
     )
 
 
+def study_of(config, arms, rate=0.1):
+    return Study(
+        name="probe",
+        title="Poolings",
+        arms=tuple(arms),
+        references=(arms[0],),
+        seeds=2,
+        rates=(rate,),
+        decays=(1e-3,),
+        config=config,
+    )
+
+
 def test_trials_meet_neither_test_images_nor_held_out_ones_in_training(job, tmp_path):
     frozen = frozen_of(job, tmp_path)
     examples = frozen.examples(frozen.features.open(), trial=True)
@@ -524,8 +538,8 @@ def test_the_matched_average_has_the_parameters_of_a_covariance(job, tmp_path):
 def test_each_may_learn_its_own_reduction(job, tmp_path):
     frozen = frozen_of(job, tmp_path / "f", shared=False)
     arms = [Arm("exact"), Arm("svd-pade"), Arm("gap")]
-    made = trials(job.config, arms, [0.1], [1e-3], tmp_path / "o", threads=1)
-    bundles = bundled(made, frozen, trial=True)
+    made = tuning_runs(study_of(job.config, arms), tmp_path / "o", threads=1)
+    bundles = bundled(made, frozen)
     assert [len(bundle.members) for bundle in bundles] == [1, 1, 1]
     for bundle in bundles:
         make_bundle(bundle)
@@ -544,12 +558,12 @@ def test_each_seed_has_a_reduction_that_its_poolings_share(job, tmp_path):
     assert not any(torch.equal(seen[0, False], seen[other]) for other in ((1, False), (0, True)))
     arms = [Arm("exact"), Arm("svd"), Arm("max"), Arm("gap")]
     rates = {arm.label: {"rate": 0.1, "weight_decay": 1e-3} for arm in arms}
-    runs = counted(job.config, arms, (0, 1), rates, tmp_path / "o", threads=1)
-    bundles = bundled(runs.values(), frozen, trial=False)
+    runs = final_runs(study_of(job.config, arms), rates, tmp_path / "o", threads=1)
+    bundles = bundled(runs.values(), frozen)
     # Without a reduction all seeds have the same vectors, and are trained at once.
     names = {bundle.name for bundle in bundles}
     assert names == {"exact / svd seed 0", "exact / svd seed 1"} | {
-        *(f"max rate 0.1 seed {seed}" for seed in (0, 1)),
+        *(f"max seed {seed}" for seed in (0, 1)),
         "gap, 2 seeds",
     }
     for bundle in bundles:
@@ -578,7 +592,7 @@ def test_runs_with_one_reduction_for_all_seeds_are_refused(job, tmp_path):
 
 def test_a_request_to_stop_after_the_last_run_is_heard(job, tmp_path, monkeypatch):
     frozen = frozen_of(job, tmp_path / "f", shared=False)
-    made = trials(job.config, [Arm("exact")], [0.1], [1e-3], tmp_path / "o", threads=1)
+    made = tuning_runs(study_of(job.config, [Arm("exact")]), tmp_path / "o", threads=1)
     monkeypatch.setattr(grid, "_pool", lambda jobs: Inline())
 
     def ask(state, ended):
@@ -586,7 +600,7 @@ def test_a_request_to_stop_after_the_last_run_is_heard(job, tmp_path, monkeypatc
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        grid.run_grid(bundled(made, frozen, trial=True), 1, ask, make_bundle)
+        grid.run_grid(bundled(made, frozen), 1, ask, make_bundle)
     assert made[0].settled()
 
 
@@ -604,8 +618,8 @@ def test_every_pooling_goes_through(job, tmp_path):
     config = replace(job.config, model=replace(job.config.model, reduced_channels=32))
     job = replace(job, config=config)
     frozen = frozen_of(job, tmp_path / "f")
-    made = trials(config, chosen_arms("all"), [0.03], [1e-3], tmp_path / "o", threads=1)
-    for bundle in bundled(made, frozen, trial=True):
+    made = tuning_runs(study_of(config, chosen_arms("all"), 0.03), tmp_path / "o", threads=1)
+    for bundle in bundled(made, frozen):
         make_bundle(bundle)
     assert {run.summary()["status"] for run in made} == {"finished"}
 

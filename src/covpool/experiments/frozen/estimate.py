@@ -62,7 +62,7 @@ def bundle_lines(
             known[plan.key, heads] = _per_step(bundle.config, heads, frozen)
         steps = steps_and_batch(_trained(bundle), bundle.config.data.batch_size)[0]
         seconds = bundle.config.train.epochs * steps * known[plan.key, heads]
-        lines.append(Line(name=bundle.name, runs=len(missing), seconds=seconds))
+        lines.append(Line(name=bundle.labels, runs=len(missing), seconds=seconds))
     return lines
 
 

@@ -15,6 +15,7 @@ from covpool.experiments.study_tables import (
     accuracy_table,
     differences_table,
     doubtful_rates,
+    rates_table,
 )
 
 AVERAGES = (MATCHED, REDUCED, REDUCED_MATCHED)
@@ -40,7 +41,7 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
     tables = [
         differences_found,
         accuracy_table(outcome),
-        trials_table(outcome),
+        rates_table(outcome),
         cost_table(outcome),
     ]
     at_edge, alone, _ = doubtful_rates(outcome)
@@ -74,32 +75,6 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
         problems=runs.problems(runs.arms),
         figure=forest(outcome),
     )
-
-
-def trials_table(outcome: Outcome) -> Table:
-    """Accuracy on the held-out images by rate and weight decay, and what was taken."""
-    labels = [arm.label for arm in outcome.arms]
-    tried = {
-        (trial["rate"], trial["weight_decay"]): None
-        for label in labels
-        for trial in outcome.rates[label]["trials"]
-    }
-    rows = []
-    for label in labels:
-        chosen = outcome.rates[label]
-        tops = {
-            (trial["rate"], trial["weight_decay"]): trial["validation_top1"]
-            for trial in chosen["trials"]
-        }
-        cells = ["diverged" if tops.get(pair) is None else f"{tops[pair]:.2f}" for pair in tried]
-        rows.append([label, *cells, f"{chosen['rate']:g}", f"{chosen['weight_decay']:g}"])
-    columns = [
-        "validation top-1 at rate, decay",
-        *(f"{rate:g}, {decay:g}" for rate, decay in tried),
-        "rate taken",
-        "decay taken",
-    ]
-    return Table(heading="Rates", columns=columns, rows=rows)
 
 
 def cost_table(outcome: Outcome) -> Table:
