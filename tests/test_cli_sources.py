@@ -49,7 +49,8 @@ def count(monkeypatch, tmp_path):
         opened = []
         try:
             assert main([*words]) == 2
-            return len(parsed), Counter(Path(name).name for name in opened if name.endswith(".yaml"))
+            sources = [name for name in opened if name.endswith(".yaml")]
+            return len(parsed), Counter(Path(name).name for name in sources)
         finally:
             opened = None
 
