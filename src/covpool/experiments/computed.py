@@ -10,14 +10,12 @@ import torch
 from covpool.analysis import approximation_error, gradient_bounds
 from covpool.analysis.conditioning import EPS
 from covpool.experiments.arms import METHODS_OF_PAPER
-from covpool.experiments.paper import paper_tables, printed_name
+from covpool.experiments.paper import paper_tables
 from covpool.experiments.sheet import Table
 from covpool.linalg.gradients.kernels import Kernel, Pade, Taylor
 
 PADE_DIGITS = (15, 20, 30)
 """Working precisions, in decimal digits, at which the Padé coefficients are solved for Table 6."""
-
-SVD_IN_TABLE_6 = {"MPN-COV": "SVD"}
 
 
 def verdict(ours: float, cell: float) -> str:
@@ -43,7 +41,7 @@ def table3() -> dict[str, Any]:
     ratios = printed["ratio"]
     kernels: dict[str, dict[str, Kernel]] = {
         "SVD-Taylor": {"": Taylor(degree=100)},
-        "SVD-Pade": {
+        "SVD-Padé": {
             " (coefficients)": Pade(evaluation="coefficients"),
             " (closed-form)": Pade(),
         },
@@ -94,7 +92,7 @@ def table6() -> dict[str, Any]:
     for row in gradient_bounds():
         if row.method not in METHODS_OF_PAPER:
             continue
-        name = SVD_IN_TABLE_6.get(row.paper_name or "", printed_name(row.method))
+        name = row.paper_name
         cell = printed.get(name)
         maximum = cell and cell["maximum"]
         maximum = None if maximum is None else float(maximum)

@@ -84,7 +84,7 @@ def _section(setting: Setting, styles: Styles, prefix: str) -> dict[str, Any]:
         "standing": _standing(setting),
         "unfinished": Counter(run.status for run in setting.runs if not run.finished),
         "accuracy": accuracy_table(setting),
-        "papers": {row.label: row.paper_name for row in setting.rows},
+        "papers": {row.label: paper.printed_name(row.method) for row in setting.rows},
         "notes": dict.fromkeys(notes),
         "skipped": sum(int(run.summary.get("skipped_steps", 0)) for run in setting.runs),
         "confusions": _confusions(setting),
