@@ -1,9 +1,7 @@
-"""The data that everything is measured on: features of a prescribed spectrum, and a loss."""
+"""The data that layers are measured on: features of a prescribed spectrum, and a loss."""
 
 import math
-import re
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -11,8 +9,21 @@ from torch import Tensor
 from covpool.pooling import triu_vector
 
 
-@dataclass(frozen=True)
-class Shape:
+def sizes_of(text: str, *forms: str) -> tuple[int, ...]:
+    """The numbers of a shape such as "16x22", which has one of the forms, such as "BATCHxN".
+
+    Raises:
+        ValueError: other than whole numbers from 1 on, or not as many.
+    """
+    parts = text.strip().split("x")
+    right = all(part.isdecimal() and int(part) for part in parts)
+    if not right or len(parts) not in {len(form.split("x")) for form in forms}:
+        form = " or ".join(forms)
+        raise ValueError(f"shape {text!r} must be {form}, in whole numbers from 1 on")
+    return tuple(map(int, parts))
+
+
+class Shape(NamedTuple):
     """Features (batch, channels, positions), written "16x256x49"."""
 
     batch: int
@@ -23,24 +34,15 @@ class Shape:
     def parse(cls, text: str) -> Self:
         """
         Raises:
-            ValueError: not three whole numbers, of which positions and channels are too few.
+            ValueError: not three whole numbers from 1 on, or a single position.
         """
-        found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
-        if not found:
-            raise ValueError(
-                f"shape {text!r} must be BATCHxCHANNELSxPOSITIONS, such as 16x256x49 for "
-                "16 feature maps of 256 channels and 7×7 positions"
-            )
-        shape = cls(*map(int, found.groups()))
-        if shape.batch < 1 or shape.channels < 1 or shape.positions < 2:
-            raise ValueError(
-                f"shape {text!r} needs at least 1 sample, 1 channel and 2 positions: the "
-                "covariance of one position is zero"
-            )
+        shape = cls(*sizes_of(text, "BATCHxCHANNELSxPOSITIONS"))
+        if shape.positions < 2:
+            raise ValueError(f"shape {text!r}: the covariance of one position is zero; give more")
         return shape
 
     def __str__(self) -> str:
-        return f"{self.batch}x{self.channels}x{self.positions}"
+        return "x".join(map(str, self))
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -70,9 +72,8 @@ def make_features(
     Made in float64 on the CPU, so that they are the same on every device, then rounded to `dtype`.
     """
     generator = torch.Generator().manual_seed(seed)
-    size = (shape.batch, shape.channels, shape.positions)
     if spectrum == "random":
-        features = torch.randn(size, generator=generator, dtype=torch.float64)
+        features = torch.randn(shape, generator=generator, dtype=torch.float64)
     else:
         rank = shape.rank
         left = _orthonormal(shape.batch, shape.channels, rank, generator, centred=False)
@@ -80,7 +81,7 @@ def make_features(
         values = torch.logspace(0, -math.log10(condition), rank, dtype=torch.float64)
         features = (left * values) @ right.mT
         features = features / features.square().mean((-2, -1), keepdim=True).sqrt()
-    return features.reshape(shape.batch, shape.channels, *shape.map_size).to(device, dtype)
+    return features.unflatten(-1, shape.map_size).to(device, dtype)
 
 
 def _orthonormal(
@@ -98,6 +99,13 @@ def make_weight(
     size = (shape.batch, shape.channels, shape.channels)
     draw = torch.randn(size, generator=generator, dtype=torch.float64)
     return (0.5 * (draw + draw.mT)).to(device, dtype)
+
+
+def positive_definite(batch: int, size: int, *, seed: int) -> Tensor:
+    """Well-conditioned matrices (B, n, n) in float64, those of a Wishart distribution."""
+    generator = torch.Generator().manual_seed(seed)
+    factor = torch.randn(batch, size, 2 * size + 2, generator=generator).double()
+    return factor @ factor.mT / factor.shape[-1]
 
 
 def triangle_weight(weight: Tensor) -> Tensor:

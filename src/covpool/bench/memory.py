@@ -43,23 +43,23 @@ RESOLUTION = 1 << 20
 """Peaks below this many bytes are not told apart."""
 
 
-def peak_memory(measurement: Any, shape: str, cases: Sequence[Case], report: Report) -> Memory:
-    """The peak memory of each case's step at that shape of the measurement, in bytes."""
+def peak_memory(measurement: Any, point: Any, cases: Sequence[Case], report: Report) -> Memory:
+    """The peak memory of each case's step at that point of the measurement, in bytes."""
     if torch.device(measurement.options.device).type == "cuda":
-        return {case.name: growth(measurement, shape, case) for case in cases}
+        return {case.name: growth(measurement, point, case) for case in cases}
     found: Memory = {}
     while left := [case.name for case in cases if case.name not in found]:
-        _in_a_process(measurement.options, shape, left, found, report)
+        _in_a_process(measurement.options, point, left, found, report)
     return found
 
 
 def _in_a_process(
-    options: Options, shape: str, names: Sequence[str], found: Memory, report: Report
+    options: Options, point: Any, names: Sequence[str], found: Memory, report: Report
 ) -> None:
     """Measures in a new process until all is done or it dies; then the case in hand has failed."""
     context = multiprocessing.get_context("spawn")
     answers, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, options, shape, names), daemon=True)
+    process = context.Process(target=_work, args=(theirs, options, point, names), daemon=True)
     with mock.patch.dict(os.environ, ALLOCATOR):
         process.start()
     theirs.close()
@@ -77,22 +77,22 @@ def _in_a_process(
         process.join()
 
 
-def _work(answers: Connection, options: Options, shape: str, names: Sequence[str]) -> None:
+def _work(answers: Connection, options: Options, point: Any, names: Sequence[str]) -> None:
     os.dup2(2, 1)  # what a peer prints, or LAPACK by itself below Python, is no result
     measurement = options.measurement()
-    cases = {case.name: case for case in measurement.cases}
+    cases = {case.name: case for case in measurement.cases(point)}
     with fixed_threads(options.threads):
         for name in names:
-            answers.send(growth(measurement, shape, cases[name]))
+            answers.send(growth(measurement, point, cases[name]))
 
 
-def growth(measurement: Any, shape: str, case: Case) -> int | str:
+def growth(measurement: Any, point: Any, case: Case) -> int | str:
     """The growth of this process's memory during the case's step, or what that failed with."""
     device = torch.device(measurement.options.device)
     try:
         with case.context():
-            case.prepare(*measurement.inputs(shape, batch=1))()
-            step = case.prepare(*measurement.inputs(shape))
+            case.prepare(*measurement.inputs(point, batch=1))()
+            step = case.prepare(*measurement.inputs(point))
             gc.collect()
             return _on_cuda(step, device) if device.type == "cuda" else _on_cpu(step)
     except Exception as error:

@@ -1,21 +1,42 @@
 """The options of every measurement, each declared once.
 
 The command line makes its arguments of these classes, and results hold their values. Nothing here
-imports PyTorch, so that help is quick; what depends on covpool's tables is checked by the
-measurement itself.
+imports PyTorch, so that help is quick; names are held against covpool's tables by the measurement
+itself.
 """
 
 import argparse
 import importlib
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
+from covpool.linalg.tables import choose
 from covpool.machine import available_cores
 
 DTYPES = ("float32", "float64")
-SPECTRA = ("geometric", "random")
+SPECTRA = {
+    "geometric": "geometric singular values, cond(X) {condition:.0e}",
+    "random": "normally distributed entries",
+}
+"""Of features, in the words of the results."""
+
 FEWEST_ROUNDS = 7
+LEAST = {
+    **dict.fromkeys(("rounds", "threads", "batch", "size", "classes", "last_stride", "roots"), 1),
+    **dict.fromkeys(("condition", "conditions", "accuracy_conditions"), 1),
+    **dict.fromkeys(("kills", "processes", "steps"), 1),
+    **dict.fromkeys(("warm_up", "busy", "workers"), 0),
+}
+"""What can be measured with begins at that, by option; all are finite."""
+
+CHOICES = {
+    **dict.fromkeys(("dtype", "dtypes", "compute_dtype"), DTYPES),
+    "spectrum": SPECTRA,
+    "precision": ("float32", "bfloat16"),
+}
+MAY_BE_EMPTY = ("peers", "methods", "rows", "accuracy_conditions")
 
 Names = tuple[str, ...]
 Numbers = tuple[int, ...]
@@ -48,7 +69,11 @@ Peers = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a measurement is told, as it stands in its results."""
+    """What a measurement is told, as it stands in its results.
+
+    Raises:
+        ValueError: a value that nothing can be measured with.
+    """
 
     free: ClassVar[Collection[str]] = ()
     """Options that may change when earlier results are continued."""
@@ -56,10 +81,32 @@ class Options:
     continues: ClassVar[bool] = False
     """Whether the same command goes on with its earlier results without being asked to."""
 
+    least: ClassVar[Mapping[str, float]] = LEAST
+
     shapes: Names = ()
     peers: Names = ()
     threads: int = 1
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in self.declared():
+            value = getattr(self, name)
+            several = value if isinstance(value, tuple) else (value,)
+            if not several and name not in MAY_BE_EMPTY:
+                raise ValueError(f"no {name} to measure; give at least one")
+            for one in several if value is not None else ():
+                if name in CHOICES:
+                    choose(name.removesuffix("s"), one, dict.fromkeys(CHOICES[name]))
+                least = self.least.get(name, -math.inf)
+                if not isinstance(one, str) and not least <= one < math.inf:
+                    finite = " and finite" if isinstance(one, float) else ""
+                    raise ValueError(f"{name} must be at least {least}{finite}, got {one}")
+
+    @classmethod
+    def declared(cls) -> Mapping[str, Any]:
+        """The options by name, each with its type and what is said of it."""
+        kinds = get_type_hints(cls, include_extras=True)
+        return {name: kind for name, kind in kinds.items() if get_origin(kind) is Annotated}
 
     @classmethod
     def name(cls) -> str:
@@ -291,6 +338,8 @@ class ThroughputOptions(Options):
     counts in the step.
     """
 
+    least: ClassVar = {**LEAST, "warm_up": 1}
+
     workers: Annotated[Numbers, "numbers of loader processes"] = (0, 1, 2)
     steps: Annotated[int, "timed steps"] = 30
     warm_up: Annotated[int, "steps before them", {"flag": "--warm_up"}] = 5
@@ -310,9 +359,7 @@ MEASUREMENTS: Mapping[str, type[Options]] = {
 def add_options(parser: Any, options: type[Options]) -> None:
     """Add every option of a measurement to a parser of arguments."""
     defaults = asdict(options())
-    for name, kind in get_type_hints(options, include_extras=True).items():
-        if get_origin(kind) is not Annotated:
-            continue
+    for name, kind in options.declared().items():
         read, about, *more = get_args(kind)
         given = {"dest": name, "default": defaults[name], "help": about}
         if read is bool:

@@ -168,8 +168,8 @@ class Resume(Measurement[ResumeOptions]):
             trials.append(trial)
             yield trial
 
-    @staticmethod
-    def tables(record: Record) -> Iterator[Table]:
+    @classmethod
+    def tables(cls, record: Record) -> Iterator[Table]:
         columns = {
             "killed after s": column("seconds", "{:.1f}"),
             "goes on from step": column("goes_on_from_step", f"{{}} of {record['steps']}"),

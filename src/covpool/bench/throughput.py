@@ -89,14 +89,6 @@ class Throughput(Measurement[ThroughputOptions]):
         self.batch = min(job.config.data.batch_size, size)
         self.epochs = -(-(options.warm_up + options.steps) // (size // self.batch)) + 1
 
-    def check(self, options: ThroughputOptions) -> ThroughputOptions:
-        if min(options.warm_up, options.steps) < 1 or min(options.workers, default=-1) < 0:
-            raise ValueError(
-                f"--warm_up and --steps must be at least 1 and --workers at least 0, got "
-                f"{options.warm_up}, {options.steps} and {options.workers}"
-            )
-        return options
-
     def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
         rates = {}
         for workers in self.options.workers:

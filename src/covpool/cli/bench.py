@@ -56,25 +56,19 @@ def measure(
     measurement: Measurement[Any], output: Path | None, earlier: dict[str, Any] | None = None
 ) -> int:
     """Measure what the earlier results lack; print and write after each record."""
-    console, progress, shown = PlainConsole(), Progress(), 0
+    console, results = PlainConsole(), {}
     if earlier:
         say(f"{output}: going on after {len(earlier['shapes'])} shapes", error=True)
-
-    def recorded(record: dict[str, Any], results: dict[str, Any]) -> None:
-        nonlocal shown
-        if output is not None:  # before a line that nobody may read any more
-            with users_input():
+    with users_input(), Progress() as progress:
+        for number, (record, results) in enumerate(measurement.run(progress, earlier)):
+            if output is not None:  # before a line that nobody may read any more
                 write_results(results, output)
-        progress.clear()
-        if shown == 0:
-            console.print(measurement.preamble(results))
-        shown += 1
-        show(measurement.tables(record), console)
-        for line in tables.failures(record):
-            console.print(f"\n{line}")
-
-    with users_input(), progress:
-        results = measurement.run(progress, recorded, earlier)
+            progress.clear()
+            if number == 0:
+                console.print(measurement.preamble(results))
+            show(measurement.tables(record), console)
+            for line in tables.failures(record):
+                console.print(f"\n{line}")
     lines, status = measurement.finish(results, output)
     for line in ("", *lines, *([] if output is None else [f"results: {output}"])):
         console.print(line)
