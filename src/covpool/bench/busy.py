@@ -13,9 +13,9 @@ from torch import Tensor
 
 from covpool.bench import tables
 from covpool.bench.features import positive_definite, sizes_of
-from covpool.bench.measurement import Record, TimedMeasurement, ratio
+from covpool.bench.measurement import Record, TimedMeasurement
 from covpool.bench.options import BusyOptions
-from covpool.bench.tables import NAME, RATIO, column
+from covpool.bench.tables import NAME, RATIO, column, ratio
 from covpool.bench.timing import Case, Report, Step
 from covpool.linalg.api import matrix_sqrt
 from covpool.pooling import cov_pool

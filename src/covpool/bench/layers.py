@@ -16,11 +16,11 @@ from torch import Tensor
 from covpool.bench import tables
 from covpool.bench.accuracy import Exact
 from covpool.bench.features import Shape, make_features, make_weight, triangle_weight
-from covpool.bench.measurement import Record, TimedMeasurement, finite, named, ratio
+from covpool.bench.measurement import Record, TimedMeasurement, named
 from covpool.bench.memory import RESOLUTION
 from covpool.bench.options import FeatureOptions, LayersOptions
 from covpool.bench.peers import OpenPeer, Output, Root
-from covpool.bench.tables import NAME, RATIO, Row, Table, column
+from covpool.bench.tables import NAME, RATIO, Row, Table, column, finite, ratio
 from covpool.bench.timing import Case, Report, Step, describe
 from covpool.linalg.covariance import centre, works_on_gram
 from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION

@@ -7,9 +7,8 @@ as a `Table`, and `figures` says in words what stands there.
 """
 
 import json
-import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -211,29 +210,19 @@ class TimedMeasurement(Measurement[Timed]):
             if options.memory:
                 able = [c for c in cases if c.kind != "floor" and timings[c.name].error is None]
                 memory = peak_memory(self, point, able, report)
-        rows = [_row(case, timings[case.name], memory.get(case.name)) for case in cases]
+        rows = [
+            {"name": case.name, "kind": case.kind, **case.facts, **timings[case.name].figures()}
+            for case in cases
+        ]
+        for row in rows:
+            found = memory.get(row["name"])
+            row["memory"] = found if isinstance(found, int) else None
+            row["memory_error"] = found if isinstance(found, str) else None
         return {"cases": rows, **self.complete(point, rows, report)}
 
 
 def _say_at(report: Report, name: str, text: str) -> None:
     report(f"{name}: {text}")
-
-
-def _row(case: Case, timing: Timing, memory: int | str | None) -> Record:
-    low, high = timing.quartiles or (None, None)
-    return {
-        "name": case.name,
-        "kind": case.kind,
-        **case.facts,
-        "error": timing.error,
-        "median": timing.median,
-        "lower_quartile": low,
-        "upper_quartile": high,
-        "rounds": timing.seconds,
-        "calls": timing.calls,
-        "memory": memory if isinstance(memory, int) else None,
-        "memory_error": memory if isinstance(memory, str) else None,
-    }
 
 
 def named(kind: str, names: Sequence[str], rows: Mapping[str, Any]) -> tuple[str, ...]:
@@ -247,24 +236,6 @@ def named(kind: str, names: Sequence[str], rows: Mapping[str, Any]) -> tuple[str
     for name in names:
         choose(kind, name, rows)
     return tuple(names)
-
-
-def compare(
-    rows: Iterable[Record], base: Record, name: str, figure: str = "median", least: float = 0
-) -> None:
-    """Give each row, by that name, the ratio of its figure to the base's."""
-    for row in rows:
-        row[name] = ratio(row[figure], base[figure], least)
-
-
-def ratio(value: float | None, base: float | None, least: float = 0) -> float | None:
-    """Their quotient; None where one is missing, or the base is not above the least."""
-    return None if value is None or base is None or base <= least else value / base
-
-
-def finite(value: float) -> float | str:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else "not finite"
 
 
 def read_results(file: Path) -> Results | None:

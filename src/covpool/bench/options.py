@@ -23,13 +23,8 @@ SPECTRA = {
 """Of features, in the words of the results."""
 
 FEWEST_ROUNDS = 7
-LEAST = {
-    **dict.fromkeys(("rounds", "threads", "batch", "size", "classes", "last_stride", "roots"), 1),
-    **dict.fromkeys(("condition", "conditions", "accuracy_conditions"), 1),
-    **dict.fromkeys(("kills", "processes", "steps"), 1),
-    **dict.fromkeys(("warm_up", "busy", "workers"), 0),
-}
-"""What can be measured with begins at that, by option; all are finite."""
+LEAST = {"warm_up": 0, "busy": 0, "workers": 0, "seed": -math.inf}
+"""Where a number begins that can be measured with, if not at 1."""
 
 CHOICES = {
     **dict.fromkeys(("dtype", "dtypes", "compute_dtype"), DTYPES),
@@ -97,8 +92,8 @@ class Options:
             for one in several if value is not None else ():
                 if name in CHOICES:
                     choose(name.removesuffix("s"), one, dict.fromkeys(CHOICES[name]))
-                least = self.least.get(name, -math.inf)
-                if not isinstance(one, str) and not least <= one < math.inf:
+                least = self.least.get(name, 1)
+                if not isinstance(one, str | bool) and not least <= one < math.inf:
                     finite = " and finite" if isinstance(one, float) else ""
                     raise ValueError(f"{name} must be at least {least}{finite}, got {one}")
 
@@ -338,7 +333,7 @@ class ThroughputOptions(Options):
     counts in the step.
     """
 
-    least: ClassVar = {**LEAST, "warm_up": 1}
+    least: ClassVar = {"workers": 0}
 
     workers: Annotated[Numbers, "numbers of loader processes"] = (0, 1, 2)
     steps: Annotated[int, "timed steps"] = 30
@@ -359,13 +354,13 @@ MEASUREMENTS: Mapping[str, type[Options]] = {
 def add_options(parser: Any, options: type[Options]) -> None:
     """Add every option of a measurement to a parser of arguments."""
     defaults = asdict(options())
-    for name, kind in options.declared().items():
-        read, about, *more = get_args(kind)
+    for name, annotated in options.declared().items():
+        kind, about, *more = get_args(annotated)
         given = {"dest": name, "default": defaults[name], "help": about}
-        if read is bool:
+        if kind is bool:
             given["action"] = argparse.BooleanOptionalAction
         else:
-            given["type"] = READERS.get(read, str)
+            given["type"] = READERS.get(kind, str)
             if defaults[name] not in (None, ()):
                 given["help"] += f" (default: {_shown(defaults[name])})"
         for further in more:
@@ -379,26 +374,32 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _separated(kind: Callable[[str], Any], what: str) -> Callable[[str], tuple[Any, ...]]:
-    def read(text: Any) -> tuple[Any, ...]:
+@dataclass(frozen=True)
+class Separated:
+    """Reads values with commas between, each once."""
+
+    kind: Callable[[str], Any]
+    what: str
+
+    def __call__(self, text: Any) -> tuple[Any, ...]:
         if isinstance(text, tuple):  # jsonargparse checks a value by reading it again
             return text
         try:
-            parts = [kind(part.strip()) for part in text.split(",") if part.strip()]
+            parts = [self.kind(part.strip()) for part in text.split(",") if part.strip()]
         except ValueError as error:
-            message = f"{text!r} must be {what} with commas between"
-            raise argparse.ArgumentTypeError(message) from error
+            raise argparse.ArgumentTypeError(f"{text!r} must be {self!r}") from error
         return tuple(dict.fromkeys(parts))
 
-    return read
+    def __repr__(self) -> str:
+        return f"{self.what} with commas between"  # what help shows
 
 
 READERS: Mapping[Any, Callable[[str], Any]] = {
     int: int,
     int | None: int,
     float: float,
-    Names: _separated(str, "words"),
-    Numbers: _separated(int, "whole numbers"),
-    tuple[float, ...]: _separated(float, "numbers"),
+    Names: Separated(str, "words"),
+    Numbers: Separated(int, "whole numbers"),
+    tuple[float, ...]: Separated(float, "numbers"),
 }
 """What reads an option of that type; others are text."""

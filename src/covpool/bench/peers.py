@@ -10,7 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -187,15 +187,23 @@ def _inverse_root_by_qr(source: Source) -> Callable[..., Tensor]:
     return solve
 
 
-def _functions(module: str, **paths: str) -> Iterator[PeerRow]:
-    """A row for each task, with the attribute of that module that does it."""
-    for task, path in paths.items():
-        build = partial(_attribute, module, path)
-        yield PeerRow(path.removesuffix(".apply"), build, task=task)
-
-
 def _attribute(module: str, path: str, source: Source) -> Callable[..., Any]:
     return attrgetter(path)(source(module))
+
+
+def _package(name: str, module: str, *rows: PeerRow, **paths: str) -> Peer:
+    """An installed package: the rows, and by its task each function of that module."""
+    functions = (
+        PeerRow(path.removesuffix(".apply"), partial(_attribute, module, path), task=task)
+        for task, path in paths.items()
+    )
+    home = f"https://pypi.org/project/{name.lower()}"
+    return Peer(name, home, (*rows, *functions), package=module.partition(".")[0])
+
+
+def _clone(home: str, *rows: PeerRow, files: tuple[str, ...], name: str = "") -> Peer:
+    """A checkout from GitHub that holds the files; by default its last word is its name."""
+    return Peer(name or home.partition("/")[2], f"https://github.com/{home}", rows, files=files)
 
 
 def _svd(name: str, method: str, **options: Any) -> PeerRow:
@@ -209,129 +217,95 @@ def _coupled(name: str, build: Callable[[Source], Root], method: str, more: str 
     return PeerRow(name, build, (method, "exact"), triangle, note)
 
 
-def _root(
-    config: str, build: Callable[[Source], Root] | None = None, more: str = "", **options: float
-) -> PeerRow:
-    """A way of distributed Shampoo to its inverse roots, without a ridge."""
-    build = build or partial(_inverse_root, config, **options)
-    return PeerRow(config, build, task="inverse root", note=f"in the matrix's dtype{more}")
+def _root(config: str, **no_ridge: float) -> PeerRow:
+    build = partial(_inverse_root, config, **no_ridge)
+    return PeerRow(config, build, task="inverse root", note="in the matrix's dtype")
 
 
 _TABLE = (
-    Peer(
-        "DifferentiableSVD",
-        "https://github.com/KingJamesSong/DifferentiableSVD",
-        (
-            _svd("SVD_Original", "svd"),
-            _svd("SVD_TopN", "svd-topn"),
-            _svd("SVD_Trunc", "svd-trunc"),
-            _svd("SVD_PI", "svd-pi"),
-            _svd("SVD_Newton", "svd-newton", iterNum=10),
-            _svd("SVD_Taylor", "svd-taylor"),
-            _svd("SVD_Pade", "svd-pade"),
-            PeerRow(
-                "MPNCOV",
-                partial(_newton_schulz_triangle, _MPNCOV),
-                ("isqrt-cov", "exact"),
-                note="float64 throughout; 5 iterations; its class cannot be constructed "
-                "(NameError), so its functions are called; triangle, as in its forward",
-            ),
+    _clone(
+        "KingJamesSong/DifferentiableSVD",
+        _svd("SVD_Original", "svd"),
+        _svd("SVD_TopN", "svd-topn"),
+        _svd("SVD_Trunc", "svd-trunc"),
+        _svd("SVD_PI", "svd-pi"),
+        _svd("SVD_Newton", "svd-newton", iterNum=10),
+        _svd("SVD_Taylor", "svd-taylor"),
+        _svd("SVD_Pade", "svd-pade"),
+        PeerRow(
+            "MPNCOV",
+            partial(_newton_schulz_triangle, _MPNCOV),
+            ("isqrt-cov", "exact"),
+            note="float64 throughout; 5 iterations; its class cannot be constructed (NameError), "
+            "so its functions are called; triangle, as in its forward",
         ),
         files=(_MPNCOV, "src/representation/SVD_Pade.py"),
     ),
-    Peer(
-        "fast-MPN-COV",
-        "https://github.com/jiangtaoxie/fast-MPN-COV",
-        (
-            PeerRow(
-                "iSQRT-COV",
-                partial(_newton_schulz, _MPNCOV),
-                ("isqrt-cov", "exact"),
-                partial(_triuvec, _MPNCOV),
-                "in the features' dtype; 5 iterations",
-            ),
+    _clone(
+        "jiangtaoxie/fast-MPN-COV",
+        PeerRow(
+            "iSQRT-COV",
+            partial(_newton_schulz, _MPNCOV),
+            ("isqrt-cov", "exact"),
+            partial(_triuvec, _MPNCOV),
+            "in the features' dtype; 5 iterations",
         ),
         files=(_MPNCOV,),
     ),
-    Peer(
-        "FastDifferentiableMatSqrt",
-        "https://github.com/KingJamesSong/FastDifferentiableMatSqrt",
-        (
-            _coupled("MPA_Lya", partial(_lyapunov, "matrix_pade_approximant"), "mpa-lyapunov"),
-            _coupled(
-                "MTP_Lya",
-                partial(_lyapunov, "matrix_taylor_polynomial"),
-                "mtp-lyapunov",
-                "; its polynomial overwrites the identity that its gradient reads",
-            ),
-            _coupled("NS", partial(_newton_schulz, _SO_VIT_MPN), "isqrt-cov", "; 5 iterations"),
+    _clone(
+        "KingJamesSong/FastDifferentiableMatSqrt",
+        _coupled("MPA_Lya", partial(_lyapunov, "matrix_pade_approximant"), "mpa-lyapunov"),
+        _coupled(
+            "MTP_Lya",
+            partial(_lyapunov, "matrix_taylor_polynomial"),
+            "mtp-lyapunov",
+            "; its polynomial overwrites the identity that its gradient reads",
         ),
+        _coupled("NS", partial(_newton_schulz, _SO_VIT_MPN), "isqrt-cov", "; 5 iterations"),
         files=(_TORCH_UTILS, _SO_VIT_MPN, _SO_VIT_COVARIANCE),
     ),
-    Peer(
+    _package(
         "spd-learn",
-        "https://pypi.org/project/spd-learn",
-        (
-            PeerRow(
-                "matrix_sqrt",
-                _spd_learn,
-                ("exact",),
-                _spd_learn_triangle,
-                "in the features' dtype; its own covariance",
-            ),
-            *_functions(
-                _SPD_LEARN,
-                **{
-                    name: f"matrix_{name}.apply"
-                    for name in ("sqrt", "inv_sqrt", "power", "log", "exp")
-                },
-            ),
+        _SPD_LEARN,
+        PeerRow(
+            "matrix_sqrt",
+            _spd_learn,
+            ("exact",),
+            _spd_learn_triangle,
+            "in the features' dtype; its own covariance",
         ),
-        package="spd_learn",
+        **{task: f"matrix_{task}.apply" for task in ("sqrt", "inv_sqrt", "power", "log", "exp")},
     ),
-    Peer(
+    _package(
         "pyRiemann",
-        "https://pypi.org/project/pyriemann",
-        tuple(
-            _functions(
-                "pyriemann.utils.base",
-                sqrt="sqrtm",
-                inv_sqrt="invsqrtm",
-                power="powm",
-                log="logm",
-                exp="expm",
-            )
-        ),
-        package="pyriemann",
+        "pyriemann.utils.base",
+        sqrt="sqrtm",
+        inv_sqrt="invsqrtm",
+        power="powm",
+        log="logm",
+        exp="expm",
     ),
-    Peer(
+    _package(
         "geoopt",
-        "https://pypi.org/project/geoopt",
-        tuple(
-            _functions(
-                "geoopt.linalg",
-                sqrt="sym_sqrtm",
-                inv_sqrt="sym_inv_sqrtm1",
-                log="sym_logm",
-                exp="sym_expm",
-            )
-        ),
-        package="geoopt",
+        "geoopt.linalg",
+        sqrt="sym_sqrtm",
+        inv_sqrt="sym_inv_sqrtm1",
+        log="sym_logm",
+        exp="sym_expm",
     ),
-    Peer(
-        "Shampoo",
-        "https://github.com/facebookresearch/optimizers",
-        (
-            _root("EigenConfig"),
-            _root("CoupledNewtonConfig"),
-            _root("CoupledHigherOrderConfig", rel_epsilon=0.0, abs_epsilon=0.0),
-            _root(
-                "QREigendecompositionConfig",
-                _inverse_root_by_qr,
-                "; one iteration from the eigenvectors of the step before",
-            ),
+    _clone(
+        "facebookresearch/optimizers",
+        _root("EigenConfig"),
+        _root("CoupledNewtonConfig"),
+        _root("CoupledHigherOrderConfig", rel_epsilon=0.0, abs_epsilon=0.0),
+        PeerRow(
+            "QREigendecompositionConfig",
+            _inverse_root_by_qr,
+            task="inverse root",
+            note="in the matrix's dtype; one iteration from the eigenvectors of the step before",
         ),
         files=(_SHAMPOO,),
+        name="Shampoo",
     ),
 )
 PEERS: Mapping[str, Peer] = MappingProxyType({peer.name: peer for peer in _TABLE})

@@ -11,10 +11,10 @@ from torch import Tensor
 from covpool.bench import tables
 from covpool.bench.features import Shape
 from covpool.bench.layers import FeatureMeasurement
-from covpool.bench.measurement import Record, Results, compare
+from covpool.bench.measurement import Record, Results
 from covpool.bench.memory import RESOLUTION
 from covpool.bench.options import PoolingsOptions
-from covpool.bench.tables import NAME, RATIO, Columns, Row, Table, column
+from covpool.bench.tables import NAME, RATIO, Columns, Row, Table, column, compare
 from covpool.bench.timing import Case, Report, Step
 from covpool.poolings import POOLINGS, Pool2d, Pooling, check_pooling
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from covpool.bench import tables
 from covpool.bench.accuracy import exact_inverse_root, worst
 from covpool.bench.features import sizes_of
-from covpool.bench.measurement import Record, TimedMeasurement, finite
+from covpool.bench.measurement import Record, TimedMeasurement
 from covpool.bench.options import RootsOptions
-from covpool.bench.tables import Row, Table, column
+from covpool.bench.tables import Row, Table, column, finite
 from covpool.bench.timing import Case, Report, Step
 from covpool.linalg.inverse_root import INVERSE_ROOTS, matrix_inv_root
 from covpool.linalg.methods import Method

@@ -12,10 +12,10 @@ from torch import Tensor
 import covpool
 from covpool.bench import tables
 from covpool.bench.features import positive_definite, sizes_of
-from covpool.bench.measurement import Record, TimedMeasurement, compare, named
+from covpool.bench.measurement import Record, TimedMeasurement, named
 from covpool.bench.options import SmallOptions
 from covpool.bench.peers import installed_peers
-from covpool.bench.tables import Row, Table
+from covpool.bench.tables import Row, Table, compare
 from covpool.bench.timing import Case, Report, Step
 
 AnyFunction = Callable[..., Any]

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from covpool.bench.measurement import Record, TimedMeasurement, compare, ratio
+from covpool.bench.measurement import Record, TimedMeasurement
 from covpool.bench.options import StepOptions
 from covpool.bench.peers import Root
-from covpool.bench.tables import NAME, column
+from covpool.bench.tables import NAME, column, compare, ratio
 from covpool.bench.timing import Case, Report
 from covpool.bench.timing import Step as Repeated
 from covpool.linalg.names import PoolingName

@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from covpool.bench.measurement import Measurement, Record, Results
 from covpool.bench.options import ThroughputOptions
@@ -47,27 +47,14 @@ class Watch(Callback):
         self.taken(trainer.global_step)
 
 
-class Held(Dataset[Any]):
-    """A few batches of the run, over and over, from memory."""
-
-    def __init__(self, batches: list[Any], number: int) -> None:
-        self.batches, self.number = batches, number
-
-    def __getitem__(self, index: int) -> Any:
-        return self.batches[index % len(self.batches)]
-
-    def __len__(self) -> int:
-        return self.number
-
-
 class HeldImages(ImageDataModule):
-    """The run's loaders, with training batches that need no reading."""
+    """The run's loaders, with training batches that need no reading: a few, over and over."""
 
     def train_dataloader(self) -> DataLoader:
         loader = super().train_dataloader()
         few = list(islice(endless(loader), 4 * self.config.train.accumulate))
-        pin = torch.cuda.is_available()
-        return DataLoader(Held(few, len(loader)), batch_size=None, pin_memory=pin)
+        held: Any = list(islice(cycle(few), len(loader)))
+        return DataLoader(held, batch_size=None, pin_memory=torch.cuda.is_available())
 
 
 def endless(loader: DataLoader) -> Iterator[Any]:

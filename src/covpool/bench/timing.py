@@ -73,6 +73,18 @@ class Timing:
         lower, _, upper = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return lower, upper
 
+    def figures(self) -> dict[str, Any]:
+        """What stands in the case's row."""
+        low, high = self.quartiles or (None, None)
+        return {
+            "error": self.error,
+            "median": self.median,
+            "lower_quartile": low,
+            "upper_quartile": high,
+            "rounds": self.seconds,
+            "calls": self.calls,
+        }
+
     @contextmanager
     def noting_errors(self) -> Iterator[None]:
         """Within it an exception is the case's error, and ends the block alone."""
