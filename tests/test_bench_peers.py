@@ -10,13 +10,8 @@ import pytest
 import torch
 
 from covpool.bench import memory
-from covpool.bench.accuracy import Exact
 from covpool.bench.checkouts import as_published, load_module
-from covpool.bench.features import (
-    Shape,
-    make_features,
-    make_weight,
-)
+from covpool.bench.features import Exact, Shape, make_features, make_weight
 from covpool.bench.layers import Layers, make_cases
 from covpool.bench.peers import PEERS, open_peer
 from covpool.bench.timing import silent

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from covpool.bench.accuracy import exact_inverse_root
 from covpool.bench.checkouts import load_module
-from covpool.bench.roots import Problem
+from covpool.bench.roots import Problem, exact_inverse_root
 from covpool.cli import main
 
 TINY = ("--rounds", "1", "--warm-up", "1", "--threads", "1")

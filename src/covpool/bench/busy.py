@@ -20,8 +20,6 @@ from covpool.bench.timing import Case, Report, Step
 from covpool.linalg.api import matrix_sqrt
 from covpool.pooling import cov_pool
 
-FORMS = ("BATCHxCHANNELSxPOSITIONS", "BATCHxN")
-
 
 def _ours(values: Tensor) -> Step:
     features = values.shape[-1] != values.shape[-2]
@@ -48,14 +46,17 @@ class Busy(TimedMeasurement[BusyOptions]):
         "as many times as beside the first": column("over_first", RATIO),
     }
 
-    def check(self, options: BusyOptions) -> BusyOptions:
-        for shape in options.shapes:
-            _, *sizes = sizes_of(shape, *FORMS)
-            if len(sizes) == 2 and sizes[0] == sizes[1]:
-                what = "as many channels as positions are taken for matrices"
-                raise ValueError(f"shape {shape!r}: {what}")
+    def __init__(self, options: BusyOptions) -> None:
+        super().__init__(options)
         self.first: dict[str, float | None] = {}
-        return super().check(options)
+
+    @staticmethod
+    def read_shape(text: str) -> tuple[int, ...]:
+        sizes = sizes_of(text, "BATCHxCHANNELSxPOSITIONS", "BATCHxN")
+        if len(sizes) == 3 and sizes[1] == sizes[2]:
+            what = "as many channels as positions are taken for matrices"
+            raise ValueError(f"shape {text!r}: {what}")
+        return sizes
 
     def points(self) -> Iterator[tuple[str, Any]]:
         for shape, count in product(self.options.shapes, self.options.busy):
@@ -68,7 +69,7 @@ class Busy(TimedMeasurement[BusyOptions]):
         ]
 
     def inputs(self, point: Any, batch: int | None = None) -> tuple[Tensor]:
-        count, *sizes = sizes_of(point[0], *FORMS)
+        count, *sizes = self.read_shape(point[0])
         seed = self.options.seed
         if len(sizes) == 2:
             generator = torch.Generator().manual_seed(seed)

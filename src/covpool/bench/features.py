@@ -1,6 +1,8 @@
-"""The data that layers are measured on: features of a prescribed spectrum, and a loss."""
+"""What layers are measured on, features of a prescribed spectrum and a loss, and the exact value
+and gradient, by the singular value decomposition in float64."""
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
@@ -21,6 +23,11 @@ def sizes_of(text: str, *forms: str) -> tuple[int, ...]:
         form = " or ".join(forms)
         raise ValueError(f"shape {text!r} must be {form}, in whole numbers from 1 on")
     return tuple(map(int, parts))
+
+
+def matrix_sizes(text: str) -> tuple[int, ...]:
+    """Batch and size of matrices, "64x22"."""
+    return sizes_of(text, "BATCHxN")
 
 
 class Shape(NamedTuple):
@@ -113,9 +120,51 @@ def triangle_weight(weight: Tensor) -> Tensor:
     return triu_vector(2 * weight - torch.diag_embed(weight.diagonal(dim1=-2, dim2=-1)))
 
 
-def matrix_of_triangle(vector: Tensor, channels: int) -> Tensor:
-    """The symmetric matrices (B, C, C) of upper triangles (B, C(C+1)/2)."""
-    row, column = torch.triu_indices(channels, channels, device=vector.device)
-    matrix = vector.new_zeros(len(vector), channels, channels)
-    matrix[:, row, column] = matrix[:, column, row] = vector
-    return matrix
+@dataclass(frozen=True)
+class Exact:
+    """The exact root (B, C, C) and the exact gradient (B, C, H, W), in float64."""
+
+    root: Tensor
+    gradient: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, weight: Tensor) -> "Exact":
+        """Of √cov(X) and of the gradient of ⟨weight, √cov(X)⟩, the weight being symmetric.
+
+        With Xc = U S Vᵀ over √N: √Σ = U S Uᵀ and, G the weight, the gradient of Xc is
+        2 (U (T ∘ sⱼ) + (I − U Uᵀ) G U) Vᵀ, Tij = (UᵀGU)ij / (si + sj). No covariance is formed, so
+        that nothing is squared; singular values at rounding error's height count as zero.
+        """
+        x = features.detach().double().flatten(2).cpu()
+        weight = weight.double().cpu()
+        channels, positions = x.shape[-2:]
+        centred = (x - x.mean(-1, keepdim=True)) / positions**0.5
+        left, values, right = torch.linalg.svd(centred, full_matrices=False)
+        epsilon = torch.finfo(torch.float64).eps
+        kept = values > max(channels, positions) * epsilon * values[..., :1]
+        values, left = torch.where(kept, values, 0), left * kept[..., None, :]
+        root = (left * values[..., None, :]) @ left.mT
+        product = weight @ left
+        projected = left.mT @ product
+        sums = values[..., :, None] + values[..., None, :]
+        inner = torch.where(sums > 0, projected / sums, 0) * values[..., None, :]
+        gradient = 2 * (left @ (inner - projected) + product) @ (right * kept[..., None])
+        return cls(root, gradient.reshape(features.shape) / positions**0.5)
+
+    def errors(self, root: Tensor, gradient: Tensor) -> tuple[float, float]:
+        """Relative errors of both in the Frobenius norm, the worst sample's.
+
+        The root is (B, C, C), or its upper triangle (B, C(C+1)/2) or (B, C(C+1)/2, 1).
+        """
+        exact = self.root
+        if root.shape != exact.shape:
+            # Of the matrix the norm is taken, in which entries beside the diagonal stand twice.
+            scale = triu_vector(torch.ones_like(exact[0]), isometric=True)
+            exact, root = triu_vector(exact, isometric=True), scale * root.flatten(1).cpu()
+        return worst(root, exact), worst(gradient, self.gradient)
+
+
+def worst(found: Tensor, exact: Tensor) -> float:
+    """The largest relative error in the Frobenius norm of any sample, (B, …) each."""
+    difference = found.detach().double().cpu() - exact
+    return (difference.flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).max().item()

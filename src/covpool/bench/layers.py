@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from covpool.bench import tables
-from covpool.bench.accuracy import Exact
-from covpool.bench.features import Shape, make_features, make_weight, triangle_weight
+from covpool.bench.features import Exact, Shape, make_features, make_weight, triangle_weight
 from covpool.bench.measurement import Record, TimedMeasurement, named
 from covpool.bench.memory import RESOLUTION
 from covpool.bench.options import FeatureOptions, LayersOptions
@@ -168,10 +167,7 @@ class FeatureMeasurement(TimedMeasurement[OnFeatures]):
         "{rounds}."
     )
 
-    def check(self, options: OnFeatures) -> OnFeatures:
-        for text in options.shapes:
-            Shape.parse(text)
-        return super().check(options)
+    read_shape = staticmethod(Shape.parse)
 
     def inputs(self, point: str, batch: int | None = None, **changed: Any) -> tuple[Tensor, Tensor]:
         """Features and the weight of the loss; `changed` are another spectrum or condition."""

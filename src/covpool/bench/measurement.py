@@ -153,7 +153,14 @@ class TimedMeasurement(Measurement[Timed]):
     """Whether on a CPU it is the processor's time that counts, of which other programs take
     little; it adds up what threads take, so it is for one thread."""
 
+    @staticmethod
+    def read_shape(text: str) -> Any:
+        """A shape's text taken apart, or a ValueError."""
+        return text
+
     def check(self, options: Timed) -> Timed:
+        for shape in options.shapes:
+            self.read_shape(shape)
         try:
             device = torch.device(options.device)
         except RuntimeError as error:

@@ -7,18 +7,17 @@ from functools import cache, partial
 from itertools import product
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from covpool.bench import tables
-from covpool.bench.accuracy import exact_inverse_root, worst
-from covpool.bench.features import sizes_of
+from covpool.bench.features import matrix_sizes, worst
 from covpool.bench.measurement import Record, TimedMeasurement
 from covpool.bench.options import RootsOptions
 from covpool.bench.tables import Row, Table, column, finite
 from covpool.bench.timing import Case, Report, Step
-from covpool.linalg.inverse_root import INVERSE_ROOTS, matrix_inv_root
-from covpool.linalg.methods import Method
+from covpool.linalg.inverse_root import INVERSE_ROOTS, InverseRootMethod, matrix_inv_root
 
 IN_FLOAT32 = ", in float32"
 UPDATE = 1e-3
@@ -49,7 +48,7 @@ class Problem:
     def make(
         cls, shape: str, dtype: str, root: int, condition: float, *, seed: int, device: str
     ) -> Self:
-        count, size = sizes_of(shape, "BATCHxN")
+        count, size = matrix_sizes(shape)
         generator = torch.Generator().manual_seed(seed)
         draw = torch.randn(count, size, size + 1, generator=generator, dtype=torch.float64)
         vectors = torch.linalg.qr(draw[..., :-1]).Q
@@ -61,20 +60,37 @@ class Problem:
         return cls((matrix + matrix.mT) / 2, root, before)
 
 
+def exact_inverse_root(matrix: Tensor, root: int) -> Tensor:
+    """A^(−1/p) of symmetric positive definite matrices (*, n, n) without ties, in float64.
+
+    The eigenvectors V of float64 leave VᵀAV diagonal but for rounding. In the processor's extended
+    precision that rest is counted in by the divided differences: what is left of it is quadratic,
+    about (finfo(float64).eps · κ)² at condition number κ.
+    """
+    vectors = torch.linalg.eigh(matrix.double().cpu()).eigenvectors.numpy().astype(np.longdouble)
+    turned = vectors.swapaxes(-1, -2)
+    vectors = vectors @ (3 * np.eye(vectors.shape[-1]) - turned @ vectors) / 2  # to orthonormal
+    turned = vectors.swapaxes(-1, -2)
+    inner = turned @ matrix.double().cpu().numpy() @ vectors
+    values = np.diagonal(inner, axis1=-2, axis2=-1)
+    roots = values ** (np.longdouble(-1) / root)
+    gaps = values[..., :, None] - values[..., None, :]
+    own = np.eye(values.shape[-1], dtype=bool)
+    slopes = (roots[..., :, None] - roots[..., None, :]) / np.where(own, 1, gaps)
+    inner = np.where(own, roots[..., None, :], slopes * inner)
+    return torch.from_numpy((vectors @ inner @ turned).astype(np.float64))
+
+
 class Roots(TimedMeasurement[RootsOptions]):
     """The rows of INVERSE_ROOTS and the peers' at each condition number."""
 
     tasks = ("inverse root",)
     by_processor = True
+    read_shape = staticmethod(matrix_sizes)
     figures = (
         "The value alone, alternating, at each condition number: median of {rounds} of the "
         "processor's time in ms / relative error / residual."
     )
-
-    def check(self, options: RootsOptions) -> RootsOptions:
-        for shape in options.shapes:
-            sizes_of(shape, "BATCHxN")
-        return super().check(options)
 
     def points(self) -> Iterator[tuple[str, Any]]:
         own = self.options
@@ -120,7 +136,7 @@ class Roots(TimedMeasurement[RootsOptions]):
         for row, case in zip(rows, self.cases(point), strict=True):
             if row["error"] is None:
                 report(f"errors of {case.name}")
-                found = case.once(problem_at).double().cpu()
+                found = case.once(problem_at)
                 row["relative_error"] = finite(worst(found, exact(row["condition"])))
                 row["residual"] = finite(_residual(found, problem_at(row["condition"])))
         return {}
@@ -138,7 +154,7 @@ def _prepared(case: Case, condition: float, problem_at: Callable[[float], Proble
     return case.prepare(problem_at(condition))
 
 
-def _own(row: Method, dtype: torch.dtype | None, problem: Problem) -> Step:
+def _own(row: InverseRootMethod, dtype: torch.dtype | None, problem: Problem) -> Step:
     return partial(matrix_inv_root, problem.matrix, problem.root, row, compute_dtype=dtype)
 
 
@@ -157,6 +173,7 @@ def _exact(problem: Problem) -> Tensor:
 
 
 def _residual(found: Tensor, problem: Problem) -> float:
-    product = torch.linalg.matrix_power(found, problem.root) @ problem.matrix.double().cpu()
-    identity = torch.eye(product.shape[-1], dtype=product.dtype)
-    return torch.linalg.matrix_norm(product - identity).max().item()
+    power = torch.linalg.matrix_power(found.double().cpu(), problem.root)
+    product = power @ problem.matrix.double().cpu()
+    product.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return torch.linalg.matrix_norm(product).max().item()

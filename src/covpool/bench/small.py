@@ -11,7 +11,7 @@ from torch import Tensor
 
 import covpool
 from covpool.bench import tables
-from covpool.bench.features import positive_definite, sizes_of
+from covpool.bench.features import matrix_sizes, positive_definite
 from covpool.bench.measurement import Record, TimedMeasurement, named
 from covpool.bench.options import SmallOptions
 from covpool.bench.peers import installed_peers
@@ -152,6 +152,7 @@ class Small(TimedMeasurement[SmallOptions]):
 
     tasks = FUNCTIONS
     by_processor = True
+    read_shape = staticmethod(matrix_sizes)
     figures = (
         "{dtype} matrices; forward + backward, alternating; median of {rounds} of {clock} in ms, "
         f"and over {OURS}'s."
@@ -159,8 +160,6 @@ class Small(TimedMeasurement[SmallOptions]):
 
     def check(self, options: SmallOptions) -> SmallOptions:
         functions = named("function", options.functions, FUNCTIONS)
-        for shape in options.shapes:
-            sizes_of(shape, "BATCHxN")
         return super().check(
             replace(options, functions=functions, peers=installed_peers(*functions))
         )
@@ -187,7 +186,7 @@ class Small(TimedMeasurement[SmallOptions]):
                 )
 
     def inputs(self, point: str, batch: int | None = None) -> tuple[Tensor]:
-        (count, size), own = sizes_of(point, "BATCHxN"), self.options
+        (count, size), own = matrix_sizes(point), self.options
         matrix = positive_definite(batch or count, size, seed=own.seed)
         return (matrix.to(own.device, getattr(torch, own.dtype)),)
 
