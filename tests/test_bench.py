@@ -193,8 +193,8 @@ def test_earlier_shapes_are_not_measured_again(tmp_path):
     measured = []
 
     class Quick(Layers):
-        def measure(self, shape, report):
-            report("measuring")
+        def measure(self, shape):
+            self.say("measuring")
             measured.append(shape)
             return {}
 
@@ -237,7 +237,7 @@ def test_values_that_are_not_finite_are_written_as_words(tmp_path):
         return lambda: (weight * torch.nan, features * torch.inf)
 
     case = replace(made_up_case("bad"), prepare=prepare)
-    found = Layers(SMALL).errors(str(shape), [case], timing.silent)["bad"]
+    found = Layers(SMALL).errors(str(shape), [case])["bad"]
     assert {entry["forward"] for entry in found} == {"not finite"}
     assert {entry["gradient"] for entry in found} == {"not finite"}
     measurement.write_results({"found": found}, tmp_path / "x.json")

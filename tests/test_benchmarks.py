@@ -37,6 +37,7 @@ def test_help(name, bench):
     status, shown = bench(name, "--help")
     assert status == 0
     assert f"usage: covpool bench {name}" in shown.out
+    assert "<function" not in shown.out
     assert name in bench("--help")[1].out
 
 

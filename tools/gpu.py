@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 import covpool  # noqa: E402
 from covpool.bench.features import Shape, make_features, make_weight  # noqa: E402
 from covpool.bench.layers import differentiated, make_cases, solvers  # noqa: E402
+from covpool.bench.memory import allocated  # noqa: E402
 from covpool.bench.options import StepOptions  # noqa: E402
 from covpool.bench.peers import open_peers  # noqa: E402
 from covpool.bench.timing import Case, describe, time_cases  # noqa: E402
@@ -101,10 +102,7 @@ class Bench:
             with case.context():
                 step = case.prepare(*inputs)
                 step()
-                torch.cuda.reset_peak_memory_stats(self.device)
-                before = torch.cuda.memory_allocated(self.device)
-                step()
-            return torch.cuda.max_memory_allocated(self.device) - before
+                return allocated(step, self.device)
         except Exception:
             return None  # the timing says what it failed with
 

@@ -16,7 +16,7 @@ from covpool.bench.features import positive_definite, sizes_of
 from covpool.bench.measurement import Record, TimedMeasurement
 from covpool.bench.options import BusyOptions
 from covpool.bench.tables import NAME, RATIO, column, ratio
-from covpool.bench.timing import Case, Report, Step
+from covpool.bench.timing import Case, Step
 from covpool.linalg.api import matrix_sqrt
 from covpool.pooling import cov_pool
 
@@ -88,7 +88,7 @@ class Busy(TimedMeasurement[BusyOptions]):
                 process.kill()
                 process.wait()
 
-    def complete(self, point: Any, rows: list[Record], report: Report) -> Record:
+    def complete(self, point: Any, rows: list[Record]) -> Record:
         ours, theirs = rows
         over = ratio(ours["median"], theirs["median"])
         first = self.first.setdefault(point[0], over)

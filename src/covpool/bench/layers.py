@@ -20,7 +20,7 @@ from covpool.bench.memory import RESOLUTION
 from covpool.bench.options import FeatureOptions, LayersOptions
 from covpool.bench.peers import OpenPeer, Output, Root
 from covpool.bench.tables import NAME, RATIO, Row, Table, column, finite, ratio
-from covpool.bench.timing import Case, Report, Step, describe
+from covpool.bench.timing import Case, Step, describe
 from covpool.linalg.covariance import centre, works_on_gram
 from covpool.linalg.engine.symmetric import EIGENDECOMPOSITION
 from covpool.linalg.methods import METHODS
@@ -199,17 +199,15 @@ class Layers(FeatureMeasurement[OfLayers]):
             made += floor_cases(dtypes, torch.device(own.device))
         return made
 
-    def complete(self, point: str, rows: list[Record], report: Report) -> Record:
+    def complete(self, point: str, rows: list[Record]) -> Record:
         working = {row["name"] for row in rows if row["error"] is None and row["kind"] != "floor"}
         cases = [case for case in self.cases(point) if case.name in working]
-        found = self.errors(point, cases, report)
+        found = self.errors(point, cases)
         for row in rows:
             row["accuracy"] = found.get(row["name"], [])
         return {**Shape.parse(point)._asdict(), "floor": floors(rows), "pairs": pairs(rows)}
 
-    def errors(
-        self, shape: str, cases: Sequence[Case], report: Report
-    ) -> Mapping[str, list[Record]]:
+    def errors(self, shape: str, cases: Sequence[Case]) -> Mapping[str, list[Record]]:
         """Each case's errors at each condition number, against `Exact`."""
         batch = min(Shape.parse(shape).batch, ACCURACY_BATCH)
         found: dict[str, list[Record]] = {case.name: [] for case in cases}
@@ -217,7 +215,7 @@ class Layers(FeatureMeasurement[OfLayers]):
             inputs = self.inputs(shape, batch, spectrum="geometric", condition=condition)
             exact = Exact.of(*inputs)
             for case in cases:
-                report(f"errors of {case.name} at cond(X) {condition:g}")
+                self.say(f"errors of {case.name} at cond(X) {condition:g}")
                 entry: Record = {"condition": condition, "batch": batch}
                 try:
                     forward, gradient = exact.errors(*case.once(*inputs))

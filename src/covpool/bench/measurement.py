@@ -11,7 +11,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -63,19 +62,24 @@ class Measurement(Generic[Chosen]):
     def __init__(self, options: Chosen) -> None:
         self.options = options = self.check(options)
         self.peers = open_peers(options.peers, torch.device(options.device), self.tasks)
+        self.report: Report = silent
+        self.place = ""
 
     def check(self, options: Chosen) -> Chosen:
         """The options, with what depends on others filled in, or a ValueError."""
         return options
 
-    def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
+    def records(self, done: Mapping[str, Record]) -> Iterator[Record]:
         """What is measured, one after the other; "shape" is a record's name.
 
         Args:
             done: by name, records that are there already.
-            report: told in a few words what goes on.
         """
         raise NotImplementedError
+
+    def say(self, text: str) -> None:
+        """Tell in a few words what goes on."""
+        self.report(f"{self.place}{text}")
 
     @classmethod
     def preamble(cls, results: Results) -> str:
@@ -105,13 +109,13 @@ class Measurement(Generic[Chosen]):
         """Measure all that the earlier results lack: each record, and the results so far.
 
         Args:
-            report: told in a few words what goes on.
+            report: told what goes on.
             earlier: results to go on from, of which none is lost.
 
         Raises:
             ValueError: the earlier results are of other settings, another machine or versions.
         """
-        options = self.options
+        options, self.report = self.options, report
         homes = {
             one.peer.name: {"home": one.peer.home, "version": one.version} for one in self.peers
         }
@@ -125,7 +129,7 @@ class Measurement(Generic[Chosen]):
         }
         done = {} if earlier is None else self._records_to_keep(earlier, results)
         with fixed_threads(options.threads):
-            for record in self.records(dict(done), report):
+            for record in self.records(dict(done)):
                 done[record["shape"]] = record
                 results["shapes"] = list(done.values())
                 yield record, results
@@ -187,16 +191,16 @@ class TimedMeasurement(Measurement[Timed]):
         """What goes on beside the cases."""
         return nullcontext()
 
-    def complete(self, point: Any, rows: list[Record], report: Report) -> Record:
+    def complete(self, point: Any, rows: list[Record]) -> Record:
         """What else the record holds; the rows may be added to."""
         return {}
 
-    def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
+    def records(self, done: Mapping[str, Record]) -> Iterator[Record]:
         for name, point in self.points():
-            say = partial(_say_at, report, name)
-            yield done.get(name) or {"shape": name, **self.measure(point, say)}
+            self.place = f"{name}: "
+            yield done.get(name) or {"shape": name, **self.measure(point)}
 
-    def measure(self, point: Any, report: Report) -> Record:
+    def measure(self, point: Any) -> Record:
         """The record: each case's times and peak memory, and what completes them."""
         options, cases = self.options, self.cases(point)
         device = torch.device(options.device)
@@ -211,12 +215,12 @@ class TimedMeasurement(Measurement[Timed]):
                     rounds=options.rounds,
                     warm_up=options.warm_up,
                     device=device,
-                    report=report,
+                    report=self.say,
                     clock=time.process_time if by_processor else time.perf_counter,
                 )
             if options.memory:
                 able = [c for c in cases if c.kind != "floor" and timings[c.name].error is None]
-                memory = peak_memory(self, point, able, report)
+                memory = peak_memory(self, point, able)
         rows = [
             {"name": case.name, "kind": case.kind, **case.facts, **timings[case.name].figures()}
             for case in cases
@@ -225,11 +229,7 @@ class TimedMeasurement(Measurement[Timed]):
             found = memory.get(row["name"])
             row["memory"] = found if isinstance(found, int) else None
             row["memory_error"] = found if isinstance(found, str) else None
-        return {"cases": rows, **self.complete(point, rows, report)}
-
-
-def _say_at(report: Report, name: str, text: str) -> None:
-    report(f"{name}: {text}")
+        return {"cases": rows, **self.complete(point, rows)}
 
 
 def named(kind: str, names: Sequence[str], rows: Mapping[str, Any]) -> tuple[str, ...]:

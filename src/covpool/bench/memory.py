@@ -26,7 +26,7 @@ from unittest import mock
 import torch
 
 from covpool.bench.options import Options
-from covpool.bench.timing import Case, Report, Step, describe, fixed_threads
+from covpool.bench.timing import Case, Step, describe, fixed_threads
 
 Memory = dict[str, int | str]
 """Bytes by the case's name, or what it failed with."""
@@ -43,29 +43,28 @@ RESOLUTION = 1 << 20
 """Peaks below this many bytes are not told apart."""
 
 
-def peak_memory(measurement: Any, point: Any, cases: Sequence[Case], report: Report) -> Memory:
+def peak_memory(measurement: Any, point: Any, cases: Sequence[Case]) -> Memory:
     """The peak memory of each case's step at that point of the measurement, in bytes."""
     if torch.device(measurement.options.device).type == "cuda":
         return {case.name: growth(measurement, point, case) for case in cases}
     found: Memory = {}
     while left := [case.name for case in cases if case.name not in found]:
-        _in_a_process(measurement.options, point, left, found, report)
+        _in_a_process(measurement, point, left, found)
     return found
 
 
-def _in_a_process(
-    options: Options, point: Any, names: Sequence[str], found: Memory, report: Report
-) -> None:
+def _in_a_process(measurement: Any, point: Any, names: Sequence[str], found: Memory) -> None:
     """Measures in a new process until all is done or it dies; then the case in hand has failed."""
     context = multiprocessing.get_context("spawn")
     answers, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, options, point, names), daemon=True)
+    work = (theirs, measurement.options, point, names)
+    process = context.Process(target=_work, args=work, daemon=True)
     with mock.patch.dict(os.environ, ALLOCATOR):
         process.start()
     theirs.close()
     try:
         for name in names:
-            report(f"memory of {name}")
+            measurement.say(f"memory of {name}")
             try:
                 found[name] = answers.recv()
             except EOFError:
@@ -94,12 +93,13 @@ def growth(measurement: Any, point: Any, case: Case) -> int | str:
             case.prepare(*measurement.inputs(point, batch=1))()
             step = case.prepare(*measurement.inputs(point))
             gc.collect()
-            return _on_cuda(step, device) if device.type == "cuda" else _on_cpu(step)
+            return allocated(step, device) if device.type == "cuda" else _on_cpu(step)
     except Exception as error:
         return describe(error)
 
 
-def _on_cuda(step: Step, device: torch.device) -> int:
+def allocated(step: Step, device: torch.device) -> int:
+    """The growth of what torch has allocated on a CUDA device during the step."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

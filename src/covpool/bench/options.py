@@ -333,7 +333,7 @@ class ThroughputOptions(Options):
     counts in the step.
     """
 
-    least: ClassVar = {"workers": 0}
+    least: ClassVar = {"workers": 0}  # the clock starts when a first step has been taken
 
     workers: Annotated[Numbers, "numbers of loader processes"] = (0, 1, 2)
     steps: Annotated[int, "timed steps"] = 30

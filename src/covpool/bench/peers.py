@@ -164,10 +164,6 @@ def _spd_learn(source: Source) -> Root:
     return lambda x: functional.matrix_sqrt.apply(functional.covariance(x.flatten(2)))
 
 
-def _spd_learn_triangle(source: Source) -> Root:
-    return partial(source(_SPD_LEARN).sym_to_upper, preserve_norm=False)
-
-
 def _inverse_root(config: str, source: Source, **options: float) -> Callable[..., Tensor]:
     module = source(_SHAMPOO)
     chosen = getattr(module, config)(**options)
@@ -187,16 +183,14 @@ def _inverse_root_by_qr(source: Source) -> Callable[..., Tensor]:
     return solve
 
 
-def _attribute(module: str, path: str, source: Source) -> Callable[..., Any]:
-    return attrgetter(path)(source(module))
-
-
 def _package(name: str, module: str, *rows: PeerRow, **paths: str) -> Peer:
     """An installed package: the rows, and by its task each function of that module."""
-    functions = (
-        PeerRow(path.removesuffix(".apply"), partial(_attribute, module, path), task=task)
-        for task, path in paths.items()
-    )
+
+    def row(task: str, path: str) -> PeerRow:
+        name = path.removesuffix(".apply")
+        return PeerRow(name, lambda source: attrgetter(path)(source(module)), task=task)
+
+    functions = (row(task, path) for task, path in paths.items())
     home = f"https://pypi.org/project/{name.lower()}"
     return Peer(name, home, (*rows, *functions), package=module.partition(".")[0])
 
@@ -271,7 +265,7 @@ _TABLE = (
             "matrix_sqrt",
             _spd_learn,
             ("exact",),
-            _spd_learn_triangle,
+            lambda source: partial(source(_SPD_LEARN).sym_to_upper, preserve_norm=False),
             "in the features' dtype; its own covariance",
         ),
         **{task: f"matrix_{task}.apply" for task in ("sqrt", "inv_sqrt", "power", "log", "exp")},

@@ -15,7 +15,7 @@ from covpool.bench.measurement import Record, Results
 from covpool.bench.memory import RESOLUTION
 from covpool.bench.options import PoolingsOptions
 from covpool.bench.tables import NAME, RATIO, Columns, Row, Table, column, compare
-from covpool.bench.timing import Case, Report, Step
+from covpool.bench.timing import Case, Step
 from covpool.poolings import POOLINGS, Pool2d, Pooling, check_pooling
 
 BASELINE = "exact"
@@ -72,7 +72,7 @@ class Poolings(FeatureMeasurement[PoolingsOptions]):
 
         return step
 
-    def complete(self, point: str, rows: list[Record], report: Report) -> Record:
+    def complete(self, point: str, rows: list[Record]) -> Record:
         for row in rows:
             row |= _sizes(POOLINGS[row["name"]], Shape.parse(point).channels)
         base = next(row for row in rows if row["name"] == BASELINE)

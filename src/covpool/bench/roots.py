@@ -16,7 +16,7 @@ from covpool.bench.features import matrix_sizes, worst
 from covpool.bench.measurement import Record, TimedMeasurement
 from covpool.bench.options import RootsOptions
 from covpool.bench.tables import Row, Table, column, finite
-from covpool.bench.timing import Case, Report, Step
+from covpool.bench.timing import Case, Step
 from covpool.linalg.inverse_root import INVERSE_ROOTS, InverseRootMethod, matrix_inv_root
 
 IN_FLOAT32 = ", in float32"
@@ -130,12 +130,12 @@ class Roots(TimedMeasurement[RootsOptions]):
         own = self.options
         return (cache(partial(Problem.make, *point, seed=own.seed, device=own.device)),)
 
-    def complete(self, point: Any, rows: list[Record], report: Report) -> Record:
+    def complete(self, point: Any, rows: list[Record]) -> Record:
         (problem_at,) = self.inputs(point)
         exact = cache(lambda condition: _exact(problem_at(condition)))
         for row, case in zip(rows, self.cases(point), strict=True):
             if row["error"] is None:
-                report(f"errors of {case.name}")
+                self.say(f"errors of {case.name}")
                 found = case.once(problem_at)
                 row["relative_error"] = finite(worst(found, exact(row["condition"])))
                 row["residual"] = finite(_residual(found, problem_at(row["condition"])))

@@ -16,7 +16,7 @@ from covpool.bench.measurement import Record, TimedMeasurement, named
 from covpool.bench.options import SmallOptions
 from covpool.bench.peers import installed_peers
 from covpool.bench.tables import Row, Table, compare
-from covpool.bench.timing import Case, Report, Step
+from covpool.bench.timing import Case, Step
 
 AnyFunction = Callable[..., Any]
 Elementwise = Callable[[Tensor], Tensor]
@@ -190,7 +190,7 @@ class Small(TimedMeasurement[SmallOptions]):
         matrix = positive_definite(batch or count, size, seed=own.seed)
         return (matrix.to(own.device, getattr(torch, own.dtype)),)
 
-    def complete(self, point: str, rows: list[Record], report: Report) -> Record:
+    def complete(self, point: str, rows: list[Record]) -> Record:
         for name in self.options.functions:
             same = [row for row in rows if row["function"] == name]
             compare(same, next(row for row in same if row["case"] == OURS), "over_ours")

@@ -12,7 +12,7 @@ from covpool.bench.measurement import Record, TimedMeasurement
 from covpool.bench.options import StepOptions
 from covpool.bench.peers import Root
 from covpool.bench.tables import NAME, column, compare, ratio
-from covpool.bench.timing import Case, Report
+from covpool.bench.timing import Case
 from covpool.bench.timing import Step as Repeated
 from covpool.linalg.names import PoolingName
 from covpool.models import create_model
@@ -146,7 +146,7 @@ class Step(TimedMeasurement[StepOptions]):
 
         return step
 
-    def complete(self, point: str, rows: list[Record], report: Report) -> Record:
+    def complete(self, point: str, rows: list[Record]) -> Record:
         """A row for each network: its step, its pooling, and the ratios."""
         by_name = {row["name"]: row for row in rows}
         steps = [row for name, row in by_name.items() if ALONE.format(name) in by_name]

@@ -57,6 +57,9 @@ class HeldImages(ImageDataModule):
         return DataLoader(held, batch_size=None, pin_memory=torch.cuda.is_available())
 
 
+Work = Callable[[Job, ImageDataModule, Watch], None]
+
+
 def endless(loader: DataLoader) -> Iterator[Any]:
     while True:
         yield from loader
@@ -76,32 +79,25 @@ class Throughput(Measurement[ThroughputOptions]):
         self.batch = min(job.config.data.batch_size, size)
         self.epochs = -(-(options.warm_up + options.steps) // (size // self.batch)) + 1
 
-    def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
+    def records(self, done: Mapping[str, Record]) -> Iterator[Record]:
         rates = {}
         for workers in self.options.workers:
-            record = self._timed(self._read, ImageDataModule, workers, "loader alone", report)
+            record = self._timed("loader alone", self._read, ImageDataModule, workers)
             rates[workers] = record["images_per_second"]
             yield record
         best = max(rates, key=lambda workers: rates[workers])
-        yield self._timed(self._train, HeldImages, best, "step alone", report)
-        yield self._timed(self._train, ImageDataModule, best, "both", report)
+        yield self._timed("step alone", self._train, HeldImages, best)
+        yield self._timed("both", self._train, ImageDataModule, best)
 
-    def _timed(
-        self,
-        work: Callable[[Job, ImageDataModule, Watch], None],
-        images: type[ImageDataModule],
-        workers: int,
-        what: str,
-        report: Report,
-    ) -> Record:
-        own = self.options
+    def _timed(self, what: str, work: Work, images: type[ImageDataModule], workers: int) -> Record:
+        own, self.place = self.options, f"{what}: "
         config = replace(
             self.job.config,
             data=replace(self.job.config.data, workers=workers),
             train=replace(self.job.config.train, epochs=self.epochs),
         )
         job = replace(self.job, config=config)
-        watch = Watch(own.warm_up, own.steps, lambda text: report(f"{what}: {text}"))
+        watch = Watch(own.warm_up, own.steps, self.say)
         with suppress(Enough):
             work(job, images(job.splits, config), watch)
         rate = own.steps * self.batch / watch.seconds
