@@ -4,6 +4,7 @@ parsed once whatever they are laid over."""
 import os
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import jsonargparse
@@ -31,7 +32,7 @@ sys.addaudithook(note)  # there is no way to remove one
 @pytest.fixture
 def count(monkeypatch, tmp_path):
     """Runs a command that ends by a mistake; tells how often words were parsed, and how often each
-    file of the test's own was opened."""
+    YAML file of options was opened: of the test's own, and of the package's recipes."""
     monkeypatch.chdir(tmp_path)
     parsed = []
     parse_args = jsonargparse.ArgumentParser.parse_args
@@ -48,7 +49,8 @@ def count(monkeypatch, tmp_path):
         opened = []
         try:
             assert main([*words]) == 2
-            return len(parsed), {name: opened.count(name) for name in ("own.yaml", "study.yaml")}
+            sources = [name for name in opened if name.endswith(".yaml")]
+            return len(parsed), Counter(Path(name).name for name in sources)
         finally:
             opened = None
 
@@ -56,22 +58,25 @@ def count(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "sources"),
     [
-        ["train"],
-        ["compare"],
-        ["study", "study.yaml"],
-        ["reproduce", "table4"],
-        ["bench", "throughput", "--output", "results.json"],
+        (["train"], ["typefaces.yaml"]),
+        (["train", "photos", "--recipe", "birds"], ["birds.yaml"]),
+        (["compare", "photos", "--model.pretrained", "true"], ["fine-tuning.yaml"]),
+        (["probe", "photos"], []),
+        (["study", "study.yaml"], ["study.yaml"]),
+        (["reproduce", "table3"], ["typefaces-steps.yaml"]),
+        (["bench", "throughput", "--output", "results.json"], ["typefaces.yaml"]),
     ],
-    ids=" ".join,
+    ids=lambda words: " ".join(words) or "none",
 )
-def test_each_source_is_read_once_and_the_words_are_parsed_once(words, count, capsys):
+def test_each_source_is_read_once_and_the_words_are_parsed_once(words, sources, count, capsys):
     Path("own.yaml").write_text("train: {threads: 1}\n")
     Path("study.yaml").write_text(STUDY.read_text(encoding="utf-8"), encoding="utf-8")
-    found = count(*words, "--config", "own.yaml", "--model.backbone", "resnet5")
-    assert "'resnet5'" in capsys.readouterr().err
-    assert found == (1, {"own.yaml": 1, "study.yaml": int("study.yaml" in words)})
+    read_recipe.cache_clear()
+    found = count(*words, "--config", "own.yaml", "--optim.momentum", "2")
+    assert "optim.momentum" in capsys.readouterr().err
+    assert found == (1, Counter(["own.yaml", *sources]))
 
 
 @pytest.mark.parametrize("words", [["train", "--resume", "run"], ["evaluate", "run"]], ids=" ".join)
@@ -79,8 +84,9 @@ def test_an_earlier_run_is_laid_under_words_that_are_parsed_once(words, count, c
     RunDirectory.create(Path("run"), RunConfig())
     Path("run/last.ckpt").touch()
     Path("own.yaml").write_text("train: {threads: 1}\n")
-    assert count(*words, "--config", "own.yaml") == (1, {"own.yaml": 1, "study.yaml": 0})
-    assert "last.ckpt" in capsys.readouterr().err
+    found = count(*words, "--config", "own.yaml", "--train.threads", "-1")
+    assert "train.threads must be at least 1" in capsys.readouterr().err
+    assert found == (1, Counter(["own.yaml", "config.yaml"]))
 
 
 def test_a_file_of_options_may_be_a_pipe(tmp_path, capsys):

@@ -201,7 +201,7 @@ def test_pade_by_its_coefficients_loses_what_the_docstring_says():
 
 def test_table_6_bounds():
     paper = PAPER["table6_gradient_upper_bound"]
-    assert Pade().bound(EPS) == pytest.approx(paper["SVD-Pade"]["maximum"], rel=5e-3)
+    assert Pade().bound(EPS) == pytest.approx(paper["SVD-Padé"]["maximum"], rel=5e-3)
     assert Taylor().bound(EPS) == pytest.approx(paper["SVD-Taylor"]["maximum"], rel=5e-3)
     assert Truncated().bound(EPS) == paper["SVD-Trunc"]["maximum"]
     assert Difference().bound(EPS) == float("inf")
@@ -211,7 +211,7 @@ def test_table_3_is_no_worse_than_the_papers():
     """Approximation errors of |1/(1 − x) − K|, the kernel's formula at 60 digits as in the paper,
     and beside them the float64 kernels, which half a unit in the last place limits."""
     paper = PAPER["table3_approximation_error_degree100_float64"]
-    rows = {"SVD-Taylor": "taylor", "SVD-Pade": "pade"}
+    rows = {"SVD-Taylor": "taylor", "SVD-Padé": "pade"}
     lines = []
     for title, name in rows.items():
         for ratio, cell in zip(paper["ratio"], paper[title], strict=True):

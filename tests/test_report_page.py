@@ -11,8 +11,7 @@ from scipy import stats
 from covpool.cli import main
 from covpool.experiments.sheet import Sheet, Table
 from covpool.report.page import render
-from covpool.report.sheets import find_sheets
-from covpool.report.sources import find_runs
+from covpool.report.sources import find_runs, find_sheets
 from covpool.report.svg import SERIES
 from covpool.train.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from made_up_runs import HOSTILE, make_run

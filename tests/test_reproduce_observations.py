@@ -163,7 +163,7 @@ def test_tables_have_ours_beside_the_papers(paper_like):
     results = {SMALL: paper_like}
     table4 = TARGETS["table4"].make(results)
     rows = {row[0]: row for row in table4.tables[0].rows}
-    assert rows["svd-pade"][1:4] == ["SVD-Pade", "22.67", "21.00 ± 0.10"]
+    assert rows["svd-pade"][1:4] == ["SVD-Padé", "22.67", "21.00 ± 0.10"]
     assert rows["isqrt-cov"][3] == rows["isqrt-cov"][7]
     assert rows["gap"][1:3] == ["Vanilla ResNet-50", "23.85"]
     assert rows["exact"][1:3] == ["–", "–"]

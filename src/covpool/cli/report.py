@@ -6,8 +6,7 @@ from pathlib import Path
 from covpool.cli import UserError, say
 from covpool.cli.parsing import users_input
 from covpool.report.page import GENERATOR, render
-from covpool.report.sheets import find_sheets
-from covpool.report.sources import find_runs
+from covpool.report.sources import find_runs, find_sheets
 from covpool.text import quantity
 from covpool.train.run_directory import replace_text
 

@@ -10,16 +10,12 @@ import torch
 from covpool.analysis import approximation_error, gradient_bounds
 from covpool.analysis.conditioning import EPS
 from covpool.experiments.arms import METHODS_OF_PAPER
-from covpool.experiments.paper import paper_tables, printed_name
-from covpool.experiments.sheet import Sheet, Table, notes
+from covpool.experiments.paper import paper_tables
+from covpool.experiments.sheet import Table
 from covpool.linalg.gradients.kernels import Kernel, Pade, Taylor
 
 PADE_DIGITS = (15, 20, 30)
 """Working precisions, in decimal digits, at which the Padé coefficients are solved for Table 6."""
-
-EXACT = "Computed exactly as the paper has it; nothing is trained."
-
-SVD_IN_TABLE_6 = {"MPN-COV": "SVD"}
 
 
 def verdict(ours: float, cell: float) -> str:
@@ -39,13 +35,13 @@ def _last_digit(cell: float) -> float:
     return 1.0 if cell >= 10 else 10.0 ** math.floor(math.log10(cell))
 
 
-def table3() -> Sheet:
+def table3() -> dict[str, Any]:
     """The error of |K| over the ratio of eigenvalues, for degree 100 in double precision."""
     printed = paper_tables()["table3_approximation_error_degree100_float64"]
     ratios = printed["ratio"]
     kernels: dict[str, dict[str, Kernel]] = {
         "SVD-Taylor": {"": Taylor(degree=100)},
-        "SVD-Pade": {
+        "SVD-Padé": {
             " (coefficients)": Pade(evaluation="coefficients"),
             " (closed-form)": Pade(),
         },
@@ -68,15 +64,10 @@ def table3() -> Sheet:
             data.append({"row": name, "paper": cells, "verdicts": verdicts, **found.to_dict()})
     found = approximation_error(Pade(), ratios)
     rows.append(["the nearest float64 number", *map(_short, found.nearest)])
-    return Sheet(
-        name="table3",
-        title="Table 3: error of the Taylor polynomial and the Padé approximant, degree 100",
-        scale=EXACT,
-        paper_scale=True,
-        tables=[Table(columns=["λj/λi", *map(str, ratios)], rows=rows)],
-        data={"rows": data},
-        notes=notes("table3"),
-    )
+    return {
+        "tables": [Table(columns=["λj/λi", *map(str, ratios)], rows=rows)],
+        "data": {"rows": data},
+    }
 
 
 def _short(value: float) -> str:
@@ -92,7 +83,7 @@ def pade_bound(digits: int, floor: float = EPS) -> float:
         return float(abs(sum(p) / sum(q)) / mpmath.mpf(floor))
 
 
-def table6() -> Sheet:
+def table6() -> dict[str, Any]:
     """The bound of |K| for each method."""
     printed = paper_tables()["table6_gradient_upper_bound"]
     in_float32 = {row.method: row for row in gradient_bounds(torch.float32)}
@@ -101,7 +92,7 @@ def table6() -> Sheet:
     for row in gradient_bounds():
         if row.method not in METHODS_OF_PAPER:
             continue
-        name = SVD_IN_TABLE_6.get(row.paper_name or "", printed_name(row.method))
+        name = row.paper_name
         cell = printed.get(name)
         maximum = cell and cell["maximum"]
         maximum = None if maximum is None else float(maximum)
@@ -138,12 +129,8 @@ def table6() -> Sheet:
         "reached at",
         "float32",
     )
-    return Sheet(
-        name="table6",
-        title="Table 6: upper bound of the gradient's K",
-        scale=EXACT,
-        paper_scale=True,
-        tables=[
+    return {
+        "tables": [
             Table(columns=columns, rows=rows),
             Table(
                 heading="The Padé bound by the precision that solved the coefficients",
@@ -151,9 +138,9 @@ def table6() -> Sheet:
                 rows=[(f"{n}", f"{bound:.2e}") for n, bound in by_digits.items()],
             ),
         ],
-        data={"rows": data, "pade_bound_by_digits": by_digits},
-        notes=notes("table6", eps=f"{EPS:.2e}"),
-    )
+        "data": {"rows": data, "pade_bound_by_digits": by_digits},
+        "about": {"eps": f"{EPS:.2e}"},
+    }
 
 
 def _judge(ours: float | None, cell: float | None) -> str:

@@ -108,8 +108,8 @@ def estimate(
                 steps=steps_and_batch(len(job.splits.train), shared.data.batch_size)[0],
                 parameters=cost(alone).parameters,
                 seconds=sum(count * cost(each).seconds for each, count in epochs.items() if count),
-                disk=sum(cost(alone).kept(run) for run in missing),
-                beside=max((cost(alone).beside(run) for run in missing), default=0),
+                disk=sum(cost(alone).disk(run)[0] for run in missing),
+                beside=max((cost(alone).disk(run)[1] for run in missing), default=0),
             )
         )
     return lines
@@ -128,16 +128,11 @@ class _Cost:
     weights: int
     momenta: int
 
-    def kept(self, run: Run) -> int:
-        """Bytes of a finished run's checkpoints."""
+    def disk(self, run: Run) -> tuple[int, int]:
+        """Bytes of a finished run's checkpoints, and of those that are removed when it has."""
+        kept = {"best": 0, "last": 1, "all": 2}[run.config.train.keep]  # beside best.ckpt
         last = self.weights + self.momenta
-        best = self.weights
-        return {"best": best, "last": best + last, "all": best + 2 * last}[run.config.train.keep]
-
-    def beside(self, run: Run) -> int:
-        """Bytes of the checkpoints that are removed when the run has finished."""
-        last = self.weights + self.momenta
-        return {"best": 2 * last, "last": last, "all": 0}[run.config.train.keep]
+        return self.weights + kept * last, (2 - kept) * last
 
 
 def _model_of(config: RunConfig) -> tuple[Any, ...]:

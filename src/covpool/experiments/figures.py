@@ -1,6 +1,7 @@
 """Figures of experiments, each a file of its own: by step, by epoch, by arm."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,8 +13,6 @@ from covpool.experiments.inference import Spread, differences, mean_by_place
 from covpool.experiments.outcome import Outcome
 from covpool.experiments.paper import METRICS
 from covpool.experiments.results import RunSet
-
-MARKERS = "osv^D<>Xp"
 
 Points = Mapping[int, float]
 """Values by epoch or by step."""
@@ -45,13 +44,16 @@ def last_stage(runs: RunSet, arms: Sequence[Arm]) -> Figure:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     both: Sequence[Axes] = figure.subplots(1, 2)
     for axes, metric in zip(both, METRICS, strict=True):
-        for place, arm in enumerate(arms):
-            means = mean_by_place(_histories(runs, arm, metric, runs.first_epochs[-1]))
-            errors = {epoch: 100 * (1 - mean) for epoch, mean in means.items()}
-            marker = MARKERS[place % len(MARKERS)]
-            _plot(axes, errors, marker=marker, markersize=4, label=arm.method)
-        top = metric.removeprefix("test_top")
-        _by_epoch(axes, ylabel=f"top-{top} error (%)")
+        for arm, marker in zip(arms, cycle("osv^D<>Xp"), strict=False):
+            errors = mean_by_place(
+                {row["epoch"]: 100 * (1 - row[metric]) for row in runs.history(arm, seed)}
+                for seed in runs.finished(arm)
+            )
+            last = {epoch: e for epoch, e in errors.items() if epoch >= runs.first_epochs[-1]}
+            _plot(axes, last, marker=marker, markersize=4, label=arm.method)
+        axes.set(xlabel="epoch", ylabel=f"top-{metric.removeprefix('test_top')} error (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
     both[-1].legend(fontsize=8, loc="upper right")
     return figure
 
@@ -65,16 +67,13 @@ def forest(outcome: Outcome) -> Figure:
         for arm, name in outcome.groups.items()
         if arm != itself
     }
-    drawn = sorted(
-        (spread.mean, name) for name, spread in spreads.items() if spread.mean is not None
-    )
+    drawn = sorted((own.mean, name) for name, own in spreads.items() if own.mean is not None)
     figure = Figure(figsize=(7, 0.9 + 0.26 * len(drawn)), layout="constrained")
     axes = figure.subplots()
     for place, (mean, name) in enumerate(drawn):
-        spread = spreads[name]
-        axes.plot([mean], [place], "o", color="C0", markersize=4)
-        if spread.low is not None and spread.high is not None:
-            axes.plot([spread.low, spread.high], [place] * 2, color="C0")
+        high = spreads[name].high
+        reach = None if high is None else high - mean
+        axes.errorbar(mean, place, xerr=reach, fmt="o", color="C0", markersize=4)
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.set_yticks(range(len(drawn)), [name for _, name in drawn], fontsize=8)
     axes.set_xlabel(f"top-1 accuracy above {reference.label}, points [95%]")
@@ -82,19 +81,5 @@ def forest(outcome: Outcome) -> Figure:
     return figure
 
 
-def _histories(runs: RunSet, arm: Arm, metric: str, first: int = 1) -> list[Points]:
-    """By epoch, from the first one on, of each finished run."""
-    return [
-        {row["epoch"]: row[metric] for row in runs.history(arm, seed) if row["epoch"] >= first}
-        for seed in runs.finished(arm)
-    ]
-
-
 def _plot(axes: Axes, points: Points, **look: Any) -> None:
     axes.plot(list(points), list(points.values()), **look)
-
-
-def _by_epoch(axes: Axes, **texts: str) -> None:
-    axes.set(xlabel="epoch", **texts)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)

@@ -12,9 +12,6 @@ SOURCE = (
     "covariance pooling? ICCV 2021"
 )
 
-NAMES = {"SVD-Padé": "SVD-Pade"}
-"""Paper names of `METHODS` that `paper_tables` spells otherwise."""
-
 METRICS = ("test_top1", "test_top5")
 """What its tables have of a training, as a run's rows call it."""
 
@@ -26,12 +23,7 @@ def paper_tables() -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-TABLE_1 = {"svd": "MPN-COV (SVD)", "isqrt-cov": "iSQRT-COV (Newton-Schulz)"}
-"""The methods of the paper's Table 1, and their names in it."""
-
-
 def printed_name(method: str) -> str | None:
     """The method's row in the paper's tables, None where it has none."""
     row = METHODS.get(method)
-    name = row.paper_name if row else None
-    return NAMES.get(name, name) if name else None
+    return row.paper_name if row else None

@@ -180,11 +180,6 @@ Results = Mapping[str, RunSet]
 """By recipe; where the images are none of the paper's, of `SMALL` alone."""
 
 
-def of_recipe(results: Results, recipe: str) -> RunSet | None:
-    """The runs of a recipe, or those that stand in for all recipes."""
-    return results.get(SMALL) or results.get(recipe)
-
-
 def median_of(row: Row, way: str, figure: str) -> float:
     """The median over the samples of a figure of the conditioning probe."""
     return float(row[way][figure]["quantiles"][QUANTILES.index(0.5)])

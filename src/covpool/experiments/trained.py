@@ -1,4 +1,4 @@
-"""The targets that need training: from finished runs to ours beside the paper's."""
+"""The targets that need training: from the runs of each recipe to ours beside the paper's."""
 
 from collections.abc import Sequence
 from itertools import chain, product
@@ -7,19 +7,19 @@ from typing import Any
 from covpool.experiments.arms import ACCURATE, NEWTON_SCHULZ, Arm
 from covpool.experiments.figures import last_stage, smoothness_curves
 from covpool.experiments.inference import BySeed, Spread, differences, geometric_mean
-from covpool.experiments.paper import METRICS, TABLE_1, paper_tables, printed_name
-from covpool.experiments.results import CONDITION_NUMBERS, SMALL, Results, RunSet, of_recipe
-from covpool.experiments.sheet import Sheet, Table, notes
+from covpool.experiments.paper import METRICS, paper_tables, printed_name
+from covpool.experiments.results import CONDITION_NUMBERS, SMALL, RunSet
+from covpool.experiments.sheet import Table
 
 FINE_GRAINED = ("birds", "dogs", "cars")
 
 
-def table1(results: Results) -> Sheet:
+def table1(runs: RunSet) -> dict[str, Any]:
     """Accurate SVD against Newton-Schulz."""
     printed = paper_tables()["table1_resnet50_imagenet_error"]
-    runs = results.get(SMALL) or results["imagenet-resnet50-fast-mpn-cov"]
-    numbers = [_numbers(runs, Arm(method), printed[name]) for method, name in TABLE_1.items()]
-    rows = [[method, printed_name(method) or "–"] for method in TABLE_1]
+    names = {method: str(printed_name(method)) for method in (ACCURATE, NEWTON_SCHULZ)}
+    numbers = [_numbers(runs, Arm(method), printed[name]) for method, name in names.items()]
+    rows = [[*both] for both in names.items()]
     last = ["difference, paired by seed", ""]
     for place, metric in enumerate(METRICS):
         for row, own in zip(rows, numbers, strict=True):
@@ -29,37 +29,25 @@ def table1(results: Results) -> Sheet:
         gap = Spread.of(differences(svd["errors"][metric], newton["errors"][metric]))
         last += [f"{svd['paper'][place] - newton['paper'][place]:+.2f}", gap.interval_text()]
     rows.append(last)
-    return _sheet(
-        "table1",
-        "Table 1: error of ResNet-50 on ImageNet",
-        [runs],
-        [Arm(method) for method in TABLE_1],
-        tables=[_beside([runs], ["top-1 error %", "top-5 error %"], rows)],
-        data={"rows": numbers},
-    )
+    table = _beside([runs], ["top-1 error %", "top-5 error %"], rows)
+    return {"tables": [table], "data": {"rows": numbers}}
 
 
-def table2(results: Results) -> Sheet:
+def table2(runs: RunSet) -> dict[str, Any]:
     """Condition numbers at the first epoch of each stage."""
     printed = list(paper_tables()["table2_condition_number_mpncov"].values())
-    runs = results.get(SMALL) or results["imagenet-alexnet"]
-    arm = Arm(ACCURATE)
     epochs = runs.first_epochs
     cells = [f"{cell:.2e}" for cell in printed[: len(epochs)]]
     papers = ["the paper, epochs 1, 11, 21", *cells, *["–"] * (len(epochs) - len(printed))]
     ours = {
-        (title, way, figure): [runs.condition_numbers(arm, e, way, figure) for e in epochs]
-        for title, way, figure in CONDITION_NUMBERS
+        (title, *place): [runs.condition_numbers(Arm(ACCURATE), e, *place) for e in epochs]
+        for title, *place in CONDITION_NUMBERS
     }
     rows = [[title, *map(_factors, found)] for (title, _, _), found in ours.items()]
     columns = ["", *(f"epoch {epoch}" for epoch in epochs)]
-    return _sheet(
-        "table2",
-        "Table 2: condition number of the covariances by epoch, accurate SVD",
-        [runs],
-        [arm],
-        tables=[Table(columns=columns, rows=rows if runs.own_images else [papers, *rows])],
-        data={
+    return {
+        "tables": [Table(columns=columns, rows=rows if runs.own_images else [papers, *rows])],
+        "data": {
             "paper": printed,
             "epochs": epochs,
             "rows": [
@@ -67,25 +55,20 @@ def table2(results: Results) -> Sheet:
                 for (_, way, figure), found in ours.items()
             ],
         },
-    )
+    }
 
 
-def table4(results: Results) -> Sheet:
-    """All methods by both protocols."""
-    printed = paper_tables()["table4_imagenet_error"]
-    tables, data, used = [], {}, []
-    for network, recipe in (
-        ("ResNet-50", "imagenet-resnet50"),
-        ("ResNet-101", "imagenet-resnet101"),
-    ):
-        runs = of_recipe(results, recipe)
+def table4(*run_sets: RunSet | None) -> dict[str, Any]:
+    """All methods by both protocols, on ResNet-50 and ResNet-101."""
+    tables, data = [], {}
+    for network, runs in zip(("ResNet-50", "ResNet-101"), run_sets, strict=True):
         if runs is None:
             continue
-        used.append(runs)
+        printed = paper_tables()["table4_imagenet_error"][network]
         rows, data[network] = [], []
         for method in dict.fromkeys(arm.method for arm in runs.arms):
             name = f"Vanilla {network}" if method == "gap" else printed_name(method)
-            cells = printed[network].get(name)
+            cells = printed.get(name)
             if cells is None and network == "ResNet-101":
                 continue
             once = method in ("gap", NEWTON_SCHULZ)
@@ -105,26 +88,19 @@ def table4(results: Results) -> Sheet:
             rows.append([method, name if cells and name else "–", *beside])
         names = [f"{p} {m} error %" for p in ("standalone", "hybrid") for m in ("top-1", "top-5")]
         tables.append(_beside([runs], names, rows, heading=f"{network} in the paper"))
-    return _sheet(
-        "table4",
-        "Table 4: errors of ResNet-50 and ResNet-101 on ImageNet, standalone and hybrid",
-        used,
-        [arm for runs in used for arm in runs.arms],
-        tables=tables,
-        data=data,
-    )
+    return {"tables": tables, "data": data}
 
 
-def table5(results: Results) -> Sheet:
-    """Accuracies of fine-tuning."""
+def table5(*run_sets: RunSet | None) -> dict[str, Any]:
+    """Accuracies of fine-tuning, on `FINE_GRAINED`."""
     printed = paper_tables()["table5_fine_grained_accuracy"]
-    found = [of_recipe(results, name) for name in FINE_GRAINED]
-    ours = list({runs.name: runs for runs in found if runs}.values())
+    ours = list({runs.name: runs for runs in run_sets if runs}.values())
     arms = dict.fromkeys(arm for runs in ours for arm in runs.arms)
-    arms = [arm for arm in arms if not arm.hybrid and arm.method != "gap"]
     rows: list[list[str]] = []
     data: list[dict[str, Any]] = []
     for arm in arms:
+        if arm.hybrid or arm.method == "gap":
+            continue
         cells = printed.get(printed_name(arm.method))
         shown = ["no convergence" if c is None else f"{c:.2f}" for c in cells or ()]
         pairs = [" / ".join(shown[place : place + 2]) or "–" for place in range(0, 6, 2)]
@@ -136,20 +112,15 @@ def table5(results: Results) -> Sheet:
             data[-1][f"{runs.name} {measure}"] = values
     papers = [f"{name.capitalize()}: paper, Final / Best" for name in FINE_GRAINED]
     here = [f"ours, {runs.name}, {m}" for runs in ours for m in ("Final", "Best")]
-    return _sheet(
-        "table5",
-        "Table 5: accuracy on Birds, Dogs and Cars",
-        ours,
-        arms,
-        tables=[_table(ours, ["method", "paper's name", *papers, *here], rows)],
-        data={"rows": data},
-        about={"small": SMALL in results},
-    )
+    return {
+        "tables": [_table(ours, ["method", "paper's name", *papers, *here], rows)],
+        "data": {"rows": data},
+        "about": {"small": any(runs.name == SMALL for runs in ours)},
+    }
 
 
-def figure1(results: Results) -> Sheet:
+def figure1(runs: RunSet) -> dict[str, Any]:
     """Smoothness along training."""
-    runs = results.get(SMALL) or results["imagenet-alexnet"]
     accurate, iterated = arms = Arm(ACCURATE), Arm(NEWTON_SCHULZ)
     stages = runs.stages
     ours = {
@@ -164,55 +135,25 @@ def figure1(results: Results) -> Sheet:
     rows = [[name, *map(_factors, found)] for name, found in told.items()]
     columns = ["", *(f"epochs {first} to {last}" for first, last in stages)]
     data = [{"method": method, "by_stage": found} for method, found in ours.items()]
-    return _sheet(
-        "figure1",
-        "Figure 1: effective β-smoothness of accurate SVD and of Newton-Schulz",
-        [runs],
-        arms,
-        tables=[Table(columns=columns, rows=rows)],
-        data={"stages": stages, "rows": data, "ratio_by_stage": ratios},
-        figure=smoothness_curves(runs, arms),
-    )
+    return {
+        "tables": [Table(columns=columns, rows=rows)],
+        "data": {"stages": stages, "rows": data, "ratio_by_stage": ratios},
+        "figure": smoothness_curves(runs, arms),
+    }
 
 
-def figure2(results: Results) -> Sheet:
+def figure2(runs: RunSet) -> dict[str, Any]:
     """The last stage of hybrid training."""
-    runs = results.get(SMALL) or results["imagenet-alexnet"]
     arms = [arm for arm in runs.arms if arm.hybrid or arm.method == NEWTON_SCHULZ]
     rows = [
         [arm.method, *(runs.spread(arm, runs.errors(arm, metric)) for metric in METRICS)]
         for arm in arms
     ]
-    return _sheet(
-        "figure2",
-        "Figure 2: errors in the last stage of hybrid training",
-        [runs],
-        arms,
-        tables=[Table(columns=["method", "top-1 error %", "top-5 error %"], rows=rows)],
-        data={"rows": [_numbers(runs, arm, None) for arm in arms]},
-        figure=last_stage(runs, arms),
-    )
-
-
-def _sheet(
-    name: str,
-    title: str,
-    run_sets: Sequence[RunSet],
-    arms: Sequence[Arm],
-    about: dict[str, Any] | None = None,
-    **parts: Any,
-) -> Sheet:
-    """The sheet of these arms' runs, of different recipes or of one that stands in for several."""
-    own = list({runs.name: runs for runs in run_sets}.values())
-    return Sheet(
-        name=name,
-        title=title,
-        scale=" ".join(runs.about for runs in own),
-        paper_scale=all(runs.paper_scale for runs in own),
-        problems=[problem for runs in own for problem in runs.problems(arms)],
-        notes=notes(name, **(about or {})),
-        **parts,
-    )
+    return {
+        "tables": [Table(columns=["method", "top-1 error %", "top-5 error %"], rows=rows)],
+        "data": {"rows": [_numbers(runs, arm, None) for arm in arms]},
+        "figure": last_stage(runs, arms),
+    }
 
 
 def _beside(

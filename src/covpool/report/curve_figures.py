@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from covpool.experiments.inference import Spread, mean_by_place
@@ -12,17 +11,13 @@ from covpool.report.figures import (
     SMALL,
     THIN,
     WIDE,
-    Missing,
     PageFigure,
     Styles,
     mark_switches,
-    over_epochs,
-    panel,
     plot,
     rows_beside,
-    title,
 )
-from covpool.report.groups import MethodRow, Setting
+from covpool.report.groups import MethodRow
 from covpool.report.series import Points, switch_epochs
 from covpool.report.svg import colour
 from covpool.text import printable, shortened
@@ -31,47 +26,39 @@ TOGETHER = 6
 """As many methods' learning curves are drawn in one panel; more get a panel each."""
 
 
-def learning_curves(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
+def learning_curves(figure: PageFigure) -> None:
     """Top-1 on the split that was evaluated and training loss by epoch."""
-    heading = "Learning curves"
+    setting, styles = figure.setting, figure.styles
     rows = [row for row in setting.rows if any(run.history for run in row.runs)]
     if not rows:
-        return Missing(title=heading, why="No run has the rows of an epoch in its metrics.jsonl.")
+        figure.missing = "No run has the rows of an epoch in its metrics.jsonl."
+        return
     top1 = f"top-1 on the {setting.split} (%)"
-    few = len(rows) <= TOGETHER
-    panels: list[Markup] = []
-    if few:
-        for key, scale, text in (("test_top1", 100.0, top1), ("train_loss", 1.0, "training loss")):
-            seeds = _by_epoch(rows, key, scale)
-            with panel(panels, f"{name}-{key}", f"{heading}: {text}") as axes:
-                _draw(axes, rows, seeds, styles)
-                over_epochs(axes, text)
-    else:
-        seeds = _by_epoch(rows, "test_top1", 100.0)
+    figure.small = len(rows) > TOGETHER
+    seeds = _by_epoch(rows, "test_top1", 100.0)
+    if figure.small:
         every = [point for own in seeds.values() for run in own for point in run.items()]
-        for i, row in enumerate(rows):
-            label = f"{heading}: {top1}, {row.label}"
-            with panel(panels, f"{name}-{i}", label, size=SMALL) as axes:
+        for row in rows:
+            beside, label = shortened(row.label, AXIS), f"{top1}, {row.label}"
+            with figure.panel(beside, size=SMALL, label=label) as axes:
                 for other in rows:
                     plot(axes, mean_by_place(seeds[other]), color=colour("grid"), linewidth=1.2)
                 _draw(axes, [row], seeds, styles)
                 # All panels have the limits that hold every run.
                 axes.update_datalim([point for point in every if math.isfinite(point[1])])
-                over_epochs(axes, shortened(row.label, AXIS))
-    return PageFigure(
-        name=name,
-        title=heading,
-        panels=panels,
-        legend=styles.legend(name, rows) if few else (),
-        about={
-            "few": few,
-            "several": any(len(row.runs) > 1 for row in rows),
-            "top1": top1,
-            "coinciding": _coinciding(rows),
-            "switched": any(row.hybrid for row in rows),
-        },
-        small=not few,
-    )
+    else:
+        losses = _by_epoch(rows, "train_loss")
+        for values, text in ((seeds, top1), (losses, "training loss")):
+            with figure.panel(text) as axes:
+                _draw(axes, rows, values, styles)
+        figure.legend = styles.legend(figure.name, rows)
+    figure.about = {
+        "few": not figure.small,
+        "several": any(len(row.runs) > 1 for row in rows),
+        "top1": top1,
+        "coinciding": _coinciding(seeds),
+        "switched": any(row.hybrid for row in rows),
+    }
 
 
 def _by_epoch(
@@ -101,45 +88,41 @@ def _draw(
     mark_switches(axes, switch_epochs(rows))
 
 
-def _coinciding(rows: Sequence[MethodRow]) -> list[list[str]]:
+def _coinciding(seeds: Mapping[MethodRow, Sequence[Points]]) -> list[list[str]]:
     """Rows with the very same curves, of which one hides the others."""
     by_curve: dict[str, list[str]] = {}
-    for row, curves in _by_epoch(rows, "test_top1").items():
+    for row, curves in seeds.items():
         by_curve.setdefault(repr(curves), []).append(row.label)
     return [labels for labels in by_curve.values() if len(labels) > 1]
 
 
-def accuracy(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
+def accuracy(figure: PageFigure) -> None:
     """Final top-1 by method, each seed a dot; differences to the baseline."""
-    heading = "Accuracy by method"
+    setting = figure.setting
     if not any(row.finished for row in setting.rows):
-        return Missing(title=heading, why="No run has finished.")
+        figure.missing = "No run has finished."
+        return
     finals = {row: row.spread() for row in setting.rows}
     gaps = {row: gap for row in setting.rows if (gap := setting.difference(row)).values}
-    panels: list[Markup] = []
-    for spreads, label, text in (
-        (finals, "Final top-1", f"Final top-1 on the {setting.split} (%)"),
-        (gaps, "differences", f"difference to {setting.baseline} (points)"),
+    for spreads, text in (
+        (finals, f"Final top-1 on the {setting.split} (%)"),
+        (gaps, f"difference to {setting.baseline} (points)"),
     ):
         if spreads:
             size = (WIDE[0], 0.75 + 0.34 * len(spreads))
-            with panel(panels, f"{name}-{len(panels)}", f"{heading}: {label}", size=size) as axes:
-                _dots(axes, spreads, styles)
+            with figure.panel(text, x="", size=size) as axes:
+                _dots(axes, spreads, figure.styles)
                 if spreads is gaps:
                     axes.axvline(0, color=colour("ink"), linewidth=1)
-                title(axes, text)
-    return PageFigure(
-        name=name,
-        title=heading,
-        panels=panels,
-        about={
-            "baseline": setting.baseline,
-            "above": [row.label for row, gap in gaps.items() if gap.sign == 1],
-            "below": [row.label for row, gap in gaps.items() if gap.sign == -1],
-            "level": [row.label for row, gap in gaps.items() if gap.sign == 0],
-            "seeds": len(setting.seeds),
+    signs = {"above": 1, "below": -1, "level": 0}
+    figure.about = {
+        "baseline": setting.baseline,
+        "seeds": len(setting.seeds),
+        **{
+            word: [row.label for row, gap in gaps.items() if gap.sign == sign]
+            for word, sign in signs.items()
         },
-    )
+    }
 
 
 def _dots(axes: Axes, spreads: Mapping[MethodRow, Spread], styles: Styles) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Self
+from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from covpool.poolings import POOLINGS
-from covpool.report.groups import MethodRow
+from covpool.report.groups import MethodRow, Setting
 from covpool.report.numbers import power_of_ten
-from covpool.report.series import Points
+from covpool.report.series import Points, Record
 from covpool.report.svg import SERIES, colour, drawing, inline
 from covpool.text import printable, shortened
 
@@ -29,41 +29,6 @@ THIN: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.45, "marker": None}
 
 AXIS = 26
 """How many characters fit beside an axis."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PageFigure:
-    """A figure of the page.
-
-    Attributes:
-        name: its id in the page.
-        title: what it is of.
-        panels: its drawings, side by side where there is room.
-        legend: sample and text of each series.
-        about: what its caption tells; see captions.html.jinja.
-        small: whether the panels are many and small.
-    """
-
-    name: str
-    title: str
-    panels: Sequence[Markup]
-    legend: Sequence[tuple[Markup, str]] = ()
-    about: Mapping[str, Any] = field(default_factory=dict)
-    small: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Missing:
-    """A figure that there is no data for, and what would give some."""
-
-    title: str
-    why: str
-
-    @classmethod
-    def of_probe(cls, title: str, probe: str) -> Self:
-        """A figure of a probe that measured nothing."""
-        why = f"The runs were trained without the {probe} probe; --train.probes [{probe}] "
-        return cls(title=title, why=f"{why}switches it on.")
 
 
 @dataclass
@@ -128,22 +93,60 @@ def _sample(look: tuple[tuple[str, Any], ...]) -> str:
         return str(inline(figure, _SAMPLE, ""))
 
 
-@contextmanager
-def panel(
-    panels: list[Markup], name: str, label: str, *, size: tuple[float, float] = WIDE
-) -> Iterator[Axes]:
-    """Axes to draw on; the drawing is the next one of the panels.
+WHOLE = ("epoch", "training step")
+"""Horizontal axes with ticks at whole numbers."""
 
-    Args:
-        panels: those before it.
-        name: of the drawing, unique in the page.
-        label: what assistive technology reads.
-        size: in inches.
+
+@dataclass(kw_only=True)
+class PageFigure:
+    """A figure of the page, which a function of this package fills.
+
+    Attributes:
+        name: its id in the page.
+        title: what it is of.
+        setting: whose runs are drawn.
+        styles: of their methods.
+        measured: by row, the records of the figure's probe of each run that has any.
+        panels: its drawings, side by side where there is room.
+        legend: sample and text of each series.
+        about: what its caption tells; see captions.html.jinja.
+        small: whether the panels are many and small.
+        missing: why there is nothing to draw; empty where there is.
     """
-    with drawing():
-        figure = Figure(figsize=size, layout="constrained")
-        yield figure.subplots()
-        panels.append(inline(figure, name, label))
+
+    name: str
+    title: str
+    setting: Setting
+    styles: Styles
+    measured: Mapping[MethodRow, Sequence[Sequence[Record]]] = field(default_factory=dict)
+    panels: list[Markup] = field(default_factory=list)
+    legend: Sequence[tuple[Markup, str]] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+    small: bool = False
+    missing: str = ""
+
+    @contextmanager
+    def panel(
+        self, text: str, *, x: str = "epoch", size: tuple[float, float] = WIDE, label: str = ""
+    ) -> Iterator[Axes]:
+        """Axes to draw on; the drawing is the next one of the panels.
+
+        Args:
+            text: the name of the vertical axis.
+            x: that of the horizontal one.
+            size: in inches.
+            label: what assistive technology reads in place of the text.
+        """
+        with drawing():
+            figure = Figure(figsize=size, layout="constrained")
+            axes = figure.subplots()
+            title(axes, text, x=x)
+            if x in WHOLE:
+                whole = MaxNLocator(nbins=6, integer=True, min_n_ticks=1)
+                axes.xaxis.set_major_locator(whole)
+            yield axes
+            name = f"{self.name}-{len(self.panels)}"
+            self.panels.append(inline(figure, name, f"{self.title}: {label or text}"))
 
 
 def plot(axes: Axes, points: Points, **look: Any) -> None:
@@ -162,12 +165,6 @@ def title(axes: Axes, text: str, *, x: str = "") -> None:
     """Name the vertical axis above it, where its name stands level, and the horizontal one."""
     axes.set_title(printable(text), fontsize=10, x=0)
     axes.set_xlabel(x)
-
-
-def over_epochs(axes: Axes, text: str, *, x: str = "epoch") -> None:
-    """Name both axes, the lower one with ticks at whole numbers."""
-    title(axes, text, x=x)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
 
 def rows_beside(axes: Axes, labels: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 from covpool.experiments import paper
 from covpool.experiments.inference import Spread, differences, median_or_none
-from covpool.linalg.methods import METHODS
 from covpool.report.sources import Run
 from covpool.train.same_options import shared_options
 
@@ -36,12 +35,6 @@ class MethodRow:
     def hybrid(self) -> bool:
         """Whether the pooling is switched during training."""
         return self.runs[0].hybrid
-
-    @property
-    def paper_name(self) -> str | None:
-        """What the paper calls the method."""
-        row = METHODS.get(self.method)
-        return row.paper_name if row else None
 
     @property
     def finished(self) -> list[Run]:

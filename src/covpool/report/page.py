@@ -2,18 +2,18 @@
 
 import datetime
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from covpool.experiments import paper
 from covpool.experiments.inference import Spread, differences
+from covpool.experiments.sheet import Sheet, Table
 from covpool.report.curve_figures import accuracy, learning_curves
 from covpool.report.figures import PageFigure, Styles
 from covpool.report.groups import Setting, group
 from covpool.report.probe_figures import conditioning, kernel_sizes, real_fidelity, smoothness
-from covpool.report.sheets import PageSheet
+from covpool.report.series import failures, probed
 from covpool.report.sources import Run
-from covpool.report.tables import accuracy_table
 from covpool.report.template import fill
 from covpool.text import quantity
 
@@ -23,22 +23,27 @@ GENERATOR = "covpool report"
 CONFUSIONS = 24
 """As many of the most frequent confusions are listed, at least 3 and at most 8 for a method."""
 
-FIGURES = {
-    "curves": learning_curves,
-    "accuracy": accuracy,
-    "smoothness": smoothness,
-    "conditioning": conditioning,
-    "kernels": kernel_sizes,
-    "gradients": real_fidelity,
+FIGURES: Mapping[str, tuple[str, str, Callable[[PageFigure], None]]] = {
+    "curves": ("Learning curves", "", learning_curves),
+    "accuracy": ("Accuracy by method", "", accuracy),
+    "smoothness": ("Effective β-smoothness along training", "smoothness", smoothness),
+    "conditioning": ("Conditioning by epoch", "conditioning", conditioning),
+    "kernels": ("The largest |K| met in training, and its bound", "conditioning", kernel_sizes),
+    "gradients": (
+        "Gradient fidelity on the covariances of these runs",
+        "fidelity",
+        real_fidelity,
+    ),
 }
-"""The figures of each setting, in the page's order; their captions have these names too."""
+"""The figures of each setting, in the page's order: title, the probe that they need, and what draws
+them. Their captions have these names too."""
 
 
 def render(
     runs: Sequence[Run],
     *,
     baseline: str | None = None,
-    sheets: Sequence[PageSheet] = (),
+    sheets: Sequence[Sheet] = (),
 ) -> str:
     """The report as one page of HTML.
 
@@ -72,23 +77,62 @@ def render(
 
 def _section(setting: Setting, styles: Styles, prefix: str) -> dict[str, Any]:
     """What the page says of one setting."""
-    found = {name: draw(setting, styles, f"{prefix}-{name}") for name, draw in FIGURES.items()}
-    drawn = {name: each for name, each in found.items() if isinstance(each, PageFigure)}
+    figures = {name: _figure(setting, styles, name, prefix) for name in FIGURES}
     notes = (str(note) for run in setting.runs for note in run.summary.get("notes", ()))
     return {
         "setting": setting,
         "standing": _standing(setting),
         "unfinished": Counter(run.status for run in setting.runs if not run.finished),
         "accuracy": accuracy_table(setting),
+        "papers": {row.label: paper.printed_name(row.method) for row in setting.rows},
         "notes": dict.fromkeys(notes),
         "skipped": sum(int(run.summary.get("skipped_steps", 0)) for run in setting.runs),
         "confusions": _confusions(setting),
         "pictures": {name: own for run in setting.runs for name, own in run.examples.items()},
-        "figures": drawn,
-        "missing": [each for name, each in found.items() if name not in drawn],
+        "figures": {name: each for name, each in figures.items() if not each.missing},
+        "missing": [each for each in figures.values() if each.missing],
         "facts": _facts(setting),
         "options": _options(setting),
     }
+
+
+def _figure(setting: Setting, styles: Styles, name: str, prefix: str) -> PageFigure:
+    title, probe, draw = FIGURES[name]
+    figure = PageFigure(name=f"{prefix}-{name}", title=title, setting=setting, styles=styles)
+    if probe:
+        figure.measured = probed(setting, probe)
+        figure.about["failures"] = failures(setting, probe)
+    if probe and not figure.measured:
+        figure.missing = (
+            f"The runs were trained without the {probe} probe; --train.probes [{probe}] switches "
+            "it on."
+        )
+    else:
+        draw(figure)
+    return figure
+
+
+def accuracy_table(setting: Setting) -> Table:
+    """The accuracies of each method, and differences to the baseline."""
+    rows = [
+        (
+            row.label,
+            f"{len(row.finished)} of {len(row.runs)}",
+            row.spread().text(),
+            row.spread("best").text(),
+            row.spread(score="test_top5").text(),
+            "baseline"
+            if row is setting.base
+            else setting.difference(row).interval_text().replace("-", "−"),
+            "–" if row.seconds is None else f"{row.seconds:.2f}",
+        )
+        for row in setting.rows
+    ]
+    columns = (
+        *("method", "finished", "Final top-1 %", "Best top-1 %", "Final top-5 %"),
+        *(f"Final, difference to {setting.baseline}", "s / epoch"),
+    )
+    return Table(columns=columns, rows=rows)
 
 
 def _standing(setting: Setting) -> Mapping[str, Any]:

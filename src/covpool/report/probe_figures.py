@@ -8,35 +8,26 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from markupsafe import Markup
-
 from covpool.analysis import gradient_bounds
 from covpool.experiments.inference import mean_by_place
 from covpool.report.figures import (
     ALONE,
     THIN,
     WIDE,
-    Missing,
     PageFigure,
-    Styles,
     logarithmic,
     mark_switches,
-    over_epochs,
-    panel,
     plot,
     rows_beside,
     sample,
-    title,
 )
-from covpool.report.groups import MethodRow, Setting
+from covpool.report.groups import MethodRow
 from covpool.report.series import (
     Points,
     Record,
     as_float,
-    failures,
     median,
     median_by_epoch,
-    probed,
     quantile,
     switch_epochs,
     switches,
@@ -48,18 +39,14 @@ BANDS = 3
 """As many methods get bands, which more would make one grey."""
 
 
-def smoothness(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
+def smoothness(figure: PageFigure) -> None:
     """Effective β-smoothness along training, as the paper's first figure."""
-    heading = "Effective β-smoothness along training"
-    measured = probed(setting, "smoothness")
-    if not measured:
-        return Missing.of_probe(heading, "smoothness")
+    measured, styles = figure.measured, figure.styles
     values = {
         row: [{r["step"]: as_float(r.get("smoothness")) for r in records} for records in runs]
         for row, runs in measured.items()
     }
-    panels: list[Markup] = []
-    with panel(panels, f"{name}-beta", heading, size=ALONE) as axes:
+    with figure.panel("β (low is smooth)", x="training step", size=ALONE) as axes:
         for row, runs in measured.items():
             for points in values[row]:
                 plot(axes, points, **styles.line(row) | THIN)
@@ -67,21 +54,14 @@ def smoothness(setting: Setting, styles: Styles, name: str) -> PageFigure | Miss
             plot(axes, medians, **styles.line(row), linewidth=1.9)
         logarithmic(axes, "y", [v for runs in values.values() for p in runs for v in p.values()])
         mark_switches(axes, switches(chain(*measured.values()), "step"))
-        over_epochs(axes, "β (low is smooth)", x="training step")
-    return PageFigure(
-        name=name,
-        title=heading,
-        panels=panels,
-        legend=styles.legend(name, measured),
-        about={
-            "switched": any(row.hybrid for row in measured),
-            "medians": {
-                row.label: median(v for points in runs for v in points.values() if math.isfinite(v))
-                for row, runs in values.items()
-            },
-            "failures": failures(setting, "smoothness"),
+    figure.legend = styles.legend(figure.name, measured)
+    figure.about |= {
+        "switched": any(row.hybrid for row in measured),
+        "medians": {
+            row.label: median(v for points in runs for v in points.values() if math.isfinite(v))
+            for row, runs in values.items()
         },
-    )
+    }
 
 
 def _epoch_medians(records: Sequence[Record]) -> Points:
@@ -93,11 +73,7 @@ def _epoch_medians(records: Sequence[Record]) -> Points:
 
 
 FIGURES = (
-    (
-        "of_features",
-        "condition_number_of_range",
-        "condition number of the features’ range",
-    ),
+    ("of_features", "condition_number_of_range", "condition number of the features’ range"),
     ("of_covariance", "condition_number_floored", "condition number as formed, floored at EPS"),
     ("of_features", "effective_rank", "effective rank"),
     ("of_features", "smallest_relative_gap", "smallest relative gap"),
@@ -105,24 +81,20 @@ FIGURES = (
 """Where a figure stands in a record, and the panel's title."""
 
 
-def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
+def conditioning(figure: PageFigure) -> None:
     """Condition number, effective rank and smallest gap by epoch, as the paper's second table."""
-    heading = "Conditioning by epoch"
-    measured = {row: [*chain(*runs)] for row, runs in probed(setting, "conditioning").items()}
-    if not measured:
-        return Missing.of_probe(heading, "conditioning")
+    measured = {row: [*chain(*runs)] for row, runs in figure.measured.items()}
     banded = len(measured) <= BANDS
-    panels: list[Markup] = []
-    for way, figure, text in FIGURES:
+    for way, name, text in FIGURES:
         low, middle, high = (
-            {row: median_by_epoch(own, _quantile(way, figure, q)) for row, own in measured.items()}
+            {row: median_by_epoch(own, _quantile(way, name, q)) for row, own in measured.items()}
             for q in (0.05, 0.5, 0.95)
         )
         if not any(math.isfinite(v) for points in middle.values() for v in points.values()):
             continue
-        with panel(panels, f"{name}-{figure}", f"{heading}: {text}") as axes:
+        with figure.panel(text) as axes:
             for row in measured:
-                look = styles.line(row)
+                look = figure.styles.line(row)
                 upper = {e: v for e, v in high[row].items() if e in middle[row] and v < math.inf}
                 plot(axes, middle[row], **look)
                 if banded:
@@ -131,28 +103,21 @@ def conditioning(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
                     axes.fill_between([*upper], lower, [*upper.values()], **band)
                 else:
                     plot(axes, upper, **look | THIN)
-            if figure != "effective_rank":
+            if name != "effective_rank":
                 drawn = (low if banded else middle, high)
                 logarithmic(
                     axes, "y", [v for d in drawn for points in d.values() for v in points.values()]
                 )
             mark_switches(axes, switch_epochs(measured))
-            over_epochs(axes, text)
-    if not panels:
-        return Missing(title=heading, why="The records of the conditioning probe hold no figures.")
+    if not figure.panels:
+        figure.missing = "The records of the conditioning probe hold no figures."
     first = next(iter(measured.values()))[0]
-    return PageFigure(
-        name=name,
-        title=heading,
-        panels=panels,
-        legend=styles.legend(name, measured),
-        about={
-            "channels": first.get("channels", "?"),
-            "positions": first.get("positions", "?"),
-            "banded": banded,
-            "failures": failures(setting, "conditioning"),
-        },
-    )
+    figure.legend = figure.styles.legend(figure.name, measured)
+    figure.about |= {
+        "channels": first.get("channels", "?"),
+        "positions": first.get("positions", "?"),
+        "banded": banded,
+    }
 
 
 def _quantile(way: str, figure: str, share: float) -> Callable[[Record], float]:
@@ -205,31 +170,27 @@ class Sizes:
         )
 
 
-def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
+def kernel_sizes(figure: PageFigure) -> None:
     """The sizes of each kernel on the covariances met in training, against their bounds."""
-    heading = "The largest |K| met in training, and its bound"
-    rows = [row for runs in probed(setting, "conditioning").values() for run in runs for row in run]
-    if not rows:
-        return Missing.of_probe(heading, "conditioning")
+    styles = figure.styles
     records: dict[str, list[tuple[int, Record]]] = {}
-    for row in rows:
+    for row in chain(*chain(*figure.measured.values())):
         for method, sizes in (row.get("kernels") or {}).items():
             if sizes.get("largest"):
                 records.setdefault(method, []).append((int(row["epoch"]), sizes))
     if not records:
-        return Missing(title=heading, why="None of the methods measured has a kernel K.")
+        figure.missing = "None of the methods measured has a kernel K."
+        return
     bounds = {row.method: row.bound for row in gradient_bounds()}
     measured = {method: Sizes.of(own, bounds.get(method)) for method, own in records.items()}
-    panels: list[Markup] = []
 
-    with panel(panels, f"{name}-largest", heading) as axes:
+    with figure.panel("largest |K| of the epoch") as axes:
         for method, sizes in measured.items():
             plot(axes, sizes.largest, **styles.line(method))
         logarithmic(axes, "y", [value for s in measured.values() for value in s.largest.values()])
-        over_epochs(axes, "largest |K| of the epoch")
 
     if all(sizes.shares for sizes in measured.values()):
-        with panel(panels, f"{name}-histogram", "Histogram of |K|") as axes:
+        with figure.panel("share of pairs by |K|", x="|K|") as axes:
             for method, sizes in measured.items():
                 edges = range(min(sizes.shares), max(sizes.shares) + 2)
                 heights = [sizes.shares.get(edge, 0.0) for edge in edges]
@@ -239,12 +200,11 @@ def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
             logarithmic(axes, "y", [least, 1.0])
             axes.set_ylim(least / 2, 2)
             logarithmic(axes, "x", [10.0**p for s in measured.values() for p in s.shares] + [1.0])
-            title(axes, "share of pairs by |K|", x="|K|")
 
     ring: dict[str, Any] = {"color": colour("ink"), "marker": "o", "linestyle": "none"}
     ring |= {"markerfacecolor": "none", "markeredgewidth": 0.9}
     size = (WIDE[0], 0.9 + 0.36 * len(measured))
-    with panel(panels, f"{name}-bound", "|K| met against its bound", size=size) as axes:
+    with figure.panel("largest |K| met, and its bound", x="", size=size) as axes:
         seen = [value for s in measured.values() for value in (s.most, s.bound or 0.0)]
         positive = [value for value in seen if 0 < value < math.inf] or [1.0]
         limits = (min(positive) / 30, max(positive) * 1e3)
@@ -258,20 +218,15 @@ def kernel_sizes(setting: Setting, styles: Styles, name: str) -> PageFigure | Mi
                 axes.plot([sizes.bound], [place], **ring, ms=9)
         logarithmic(axes, "x", limits)
         rows_beside(axes, [*measured])
-        title(axes, "largest |K| met, and its bound")
 
     key = "bound (the paper’s Table 6), a triangle where there is none"
-    return PageFigure(
-        name=name,
-        title=heading,
-        panels=panels,
-        legend=[*styles.legend(name, measured), (sample(f"{name}-bound-key", **ring, ms=8), key)],
-        about={
-            "measured": measured,
-            "ties": sum(sizes.ties for sizes in measured.values()),
-            "nonfinite": sum(sizes.nonfinite for sizes in measured.values()),
-        },
-    )
+    bound = sample(f"{figure.name}-bound-key", **ring, ms=8)
+    figure.legend = [*styles.legend(figure.name, measured), (bound, key)]
+    figure.about |= {
+        "measured": measured,
+        "ties": sum(sizes.ties for sizes in measured.values()),
+        "nonfinite": sum(sizes.nonfinite for sizes in measured.values()),
+    }
 
 
 ROUNDING = 1e-9
@@ -287,12 +242,12 @@ Trained = tuple[str, Sequence[MethodRow], Sequence[Record]]
 """What was trained, the setting's rows that are in it, and the records of all its runs."""
 
 
-def real_fidelity(setting: Setting, styles: Styles, name: str) -> PageFigure | Missing:
+def real_fidelity(figure: PageFigure) -> None:
     """How far each method's gradient is from the exact one, on the covariances of the runs."""
-    heading = "Gradient fidelity on the covariances of these runs"
-    trained = _trained(setting)
+    trained = _trained(figure)
     if not trained:
-        return Missing.of_probe(heading, "fidelity")
+        figure.missing = "The records of the fidelity probe hold no figures."
+        return
     records = [record for _, _, own in trained for record in own]
     distances = {
         method: [
@@ -313,43 +268,34 @@ def real_fidelity(setting: Setting, styles: Styles, name: str) -> PageFigure | M
     }
     values = [v for found in drawn.values() for p in found for v in p.values() if math.isfinite(v)]
     limits = (min(values) / 2, max(values) * 2) if values else (LEAST_DISTANCE, 1.0)
-    panels: list[Markup] = []
     for place, (label, rows, _) in enumerate(trained if drawn else ()):
         size = ALONE if len(trained) == 1 else WIDE
-        about = f"{heading}: trained with {label}"
-        with panel(panels, f"{name}-{place}", about, size=size) as axes:
+        beside = shortened(f"relative distance, trained with {label}", 52)
+        with figure.panel(beside, size=size, label=f"trained with {label}") as axes:
             for method, found in drawn.items():
-                plot(axes, found[place], **styles.line(method))
+                plot(axes, found[place], **figure.styles.line(method))
             logarithmic(axes, "y", limits)
             axes.set_ylim(*limits)
             mark_switches(axes, switch_epochs(rows))
-            over_epochs(axes, shortened(f"relative distance, trained with {label}", 52))
     samples = sorted({int(record.get("samples", 0)) for record in records})
     figures = [each.get("relative_distance", {}) for r in records for each in r["methods"].values()]
-    return PageFigure(
-        name=name,
-        title=heading,
-        panels=panels,
-        legend=styles.legend(name, drawn),
-        about={
-            "medians": {
-                method: median(_figure(r, method, "relative_distance") for r in records)
-                for method in drawn
-            },
-            "samples": " to ".join(map(str, dict.fromkeys((samples[0], samples[-1])))),
-            "exact": exact,
-            "rounding": ROUNDING,
-            "lost": sum(int(figure.get("not_a_number") or 0) for figure in figures),
-            "failures": failures(setting, "fidelity"),
+    figure.legend = figure.styles.legend(figure.name, drawn)
+    figure.about |= {
+        "medians": {
+            method: median(_figure(r, method, "relative_distance") for r in records)
+            for method in drawn
         },
-    )
+        "samples": " to ".join(map(str, dict.fromkeys((samples[0], samples[-1])))),
+        "exact": exact,
+        "rounding": ROUNDING,
+        "lost": sum(int(each.get("not_a_number") or 0) for each in figures),
+    }
 
 
-def _trained(setting: Setting) -> list[Trained]:
-    measured = probed(setting, "fidelity")
+def _trained(figure: PageFigure) -> list[Trained]:
     known = {
         row: [record for record in chain(*runs) if isinstance(record.get("methods"), Mapping)]
-        for row, runs in measured.items()
+        for row, runs in figure.measured.items()
     }
     found: list[Trained] = [(row.label, [row], own) for row, own in known.items() if own]
     if len(found) <= APART:

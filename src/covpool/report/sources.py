@@ -1,4 +1,4 @@
-"""Finding runs in what the user names, and reading what they wrote.
+"""Finding runs and sheets in what the user names, and reading what they wrote.
 
 Configurations are read as plain YAML, not as `RunConfig`: a report may show runs of an earlier
 version, whose options were others.
@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from covpool.experiments.sheet import Sheet, Table
 from covpool.poolings import POOLINGS
 from covpool.train.analysis_rows import read_analysis, read_json_lines
 from covpool.train.run_directory import Row, RunDirectory
@@ -124,6 +125,44 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
         for run in found:
             runs.setdefault(run.path.resolve(), run)
     return list(runs.values())
+
+
+def find_sheets(paths: Iterable[Path]) -> list[Sheet]:
+    """The sheets in the folders named, the paper's observations first.
+
+    What holds no tables is none, and neither is a comparison's, as the page has its figures itself.
+
+    Raises:
+        ValueError: a file that is not what `covpool reproduce`, `study` or `probe` writes.
+    """
+    files = [file for path in paths for file in sorted(path.glob("*.json"))]
+    files.sort(key=lambda file: file.stem != "observations")
+    return [sheet for file in files if (sheet := _read_sheet(file)) is not None]
+
+
+def _read_sheet(file: Path) -> Sheet | None:
+    again = "what a covpool command wrote (the same command again writes it anew, without training)"
+    with reading(file, again):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or "tables" not in content:
+            return None
+        if content["name"] == "comparison":
+            return None
+        return Sheet(
+            name=content["name"],
+            title=str(content["title"]),
+            scale=str(content["scale"]),
+            tables=[
+                Table(
+                    heading=str(table["heading"]),
+                    columns=[*map(str, table["columns"])],
+                    rows=[[*map(str, row)] for row in table["rows"]],
+                )
+                for table in content["tables"]
+            ],
+            data={},
+            notes=[*map(str, content["notes"])],
+        )
 
 
 def _runs_below(path: Path, depth: int) -> Iterator[Run]:

@@ -7,7 +7,9 @@ it leaves open is as in the configuration's dataclasses.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -68,15 +70,14 @@ class Recipe:
             )
 
 
+@cache
 def read_recipe(name: str) -> Recipe:
     """The recipe of that name.
 
     Raises:
         ValueError: no such recipe; the message lists all and names the nearest.
     """
-    files = _files()
-    choose("recipe", name, files)
-    text = files[name]
+    text = choose("recipe", name, _files()).read_text(encoding="utf-8")
     content = yaml.safe_load(text)
     about: Mapping[str, Any] = content.pop("recipe")
     body = re.sub(r"^recipe:\n(?:[ \t]+.*\n)*", "", text, flags=re.MULTILINE)
@@ -142,10 +143,10 @@ def read_recipes() -> list[Recipe]:
     return [read_recipe(name) for name in _files()]
 
 
-def _files() -> dict[str, str]:
+def _files() -> dict[str, Traversable]:
     folder = resources.files("covpool.train") / "recipes"
     return {
-        file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8")
+        file.name.removesuffix(".yaml"): file
         for file in sorted(folder.iterdir(), key=lambda file: file.name)
         if file.name.endswith(".yaml")
     }
