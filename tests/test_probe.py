@@ -19,8 +19,10 @@ from covpool.experiments.arms import Arm
 from covpool.experiments.frozen import features, heads
 from covpool.experiments.frozen.features import Extractor, Views, compute, feature_files
 from covpool.experiments.frozen.heads import Examples, Head, train_head, train_linear
-from covpool.experiments.frozen.plan import Frozen, bundled, chosen_arms, trials
+from covpool.experiments.frozen.plan import Frozen, bundled, chosen_arms
+from covpool.experiments.frozen.reduction import learned_reduction
 from covpool.experiments.frozen.work import made_of, make_bundle
+from covpool.experiments.study import Study, final_runs, tuning_runs
 from covpool.poolings import POOLINGS
 from covpool.train.config import RunConfig
 from covpool.train.interruption import Interrupted
@@ -98,9 +100,9 @@ def test_every_pooling_is_compared_with_the_averages(probed):
     summary = json.loads((probed[1] / "output" / "summary.json").read_text())
     claims = {claim["claim"]: claim["p_by_holm"] for claim in summary["claims"]}
     for name in ("exact / svd", "dropcov", "isqrt-cov"):
-        assert {f"{name} − gap-matched", f"{name} − gap-reduced"} <= claims.keys()
+        assert {f"{name} − {average}" for average in BASELINES[1:]} <= claims.keys()
     assert "dropcov − isqrt-cov" in claims
-    assert not any(claim.startswith(("gap-matched −", "gap-reduced −")) for claim in claims)
+    assert not any(claim.startswith(tuple(f"{a} −" for a in BASELINES[1:])) for claim in claims)
 
 
 @pytest.mark.slow
@@ -435,10 +437,10 @@ def test_a_request_to_stop_after_the_last_step_of_the_reduction_is_heard(
 
     def ask(*given):
         asked.append(given)
-        if len(asked) == 2:  # the last of the two that are learned
+        if len(asked) == 3:  # the last: that of the trials, and one for each of two seeds
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("covpool.cli.probe.reduced_maps", ask)
+    monkeypatch.setattr("covpool.cli.probe.learned_reduction", lambda *given, trial: ask(given))
     options = ["--output", str(tmp_path / "o"), "--features", str(tmp_path / "f")]
     arguments = ["probe", images, "--model.init_from", weights, *OPTIONS, *options]
     assert command(*arguments) == 128 + signal.SIGTERM
@@ -494,6 +496,19 @@ def frozen_of(job, cache, *, shared=True):
     )
 
 
+def study_of(config, arms, rate=0.1):
+    return Study(
+        name="probe",
+        title="Poolings",
+        arms=tuple(arms),
+        references=(arms[0],),
+        seeds=2,
+        rates=(rate,),
+        decays=(1e-3,),
+        config=config,
+    )
+
+
 def test_trials_meet_neither_test_images_nor_held_out_ones_in_training(job, tmp_path):
     frozen = frozen_of(job, tmp_path)
     examples = frozen.examples(frozen.features.open(), trial=True)
@@ -502,9 +517,9 @@ def test_trials_meet_neither_test_images_nor_held_out_ones_in_training(job, tmp_
     config = replace(job.config, data=replace(job.config.data, batch_size=4))
     drawn = torch.cat([rows for rows, _ in examples.epoch(config, 0)]) % len(frozen.labels)
     assert set(drawn.tolist()) <= set(frozen.kept)
-    counted = frozen.examples(frozen.features.open(), trial=False)
-    assert len(counted.train) == len(frozen.labels)
-    assert min(counted.test) == 2 * len(frozen.labels)
+    whole = frozen.examples(frozen.features.open(), trial=False)
+    assert len(whole.train) == len(frozen.labels)
+    assert min(whole.test) == 2 * len(frozen.labels)
 
 
 def test_the_matched_average_has_the_parameters_of_a_covariance(job, tmp_path):
@@ -523,8 +538,8 @@ def test_the_matched_average_has_the_parameters_of_a_covariance(job, tmp_path):
 def test_each_may_learn_its_own_reduction(job, tmp_path):
     frozen = frozen_of(job, tmp_path / "f", shared=False)
     arms = [Arm("exact"), Arm("svd-pade"), Arm("gap")]
-    made = trials(job.config, arms, [0.1], [1e-3], tmp_path / "o", threads=1)
-    bundles = bundled(made, frozen, trial=True)
+    made = tuning_runs(study_of(job.config, arms), tmp_path / "o", threads=1)
+    bundles = bundled(made, frozen)
     assert [len(bundle.members) for bundle in bundles] == [1, 1, 1]
     for bundle in bundles:
         make_bundle(bundle)
@@ -535,9 +550,49 @@ def test_each_may_learn_its_own_reduction(job, tmp_path):
     assert found["gap"]["parameters"] == (8 + 1) * 3
 
 
+def test_each_seed_has_a_reduction_that_its_poolings_share(job, tmp_path):
+    frozen, seen = frozen_of(job, tmp_path / "f"), {}
+    for seed, trial in ((0, False), (1, False), (0, True)):
+        layer = learned_reduction(frozen, 4, seed, lambda: None, trial=trial)
+        seen[seed, trial] = layer[0].weight
+    assert not any(torch.equal(seen[0, False], seen[other]) for other in ((1, False), (0, True)))
+    arms = [Arm("exact"), Arm("svd"), Arm("max"), Arm("gap")]
+    rates = {arm.label: {"rate": 0.1, "weight_decay": 1e-3} for arm in arms}
+    runs = final_runs(study_of(job.config, arms), rates, tmp_path / "o", threads=1)
+    bundles = bundled(runs.values(), frozen)
+    # Without a reduction all seeds have the same vectors, and are trained at once.
+    names = {bundle.name for bundle in bundles}
+    assert names == {"exact / svd seed 0", "exact / svd seed 1"} | {
+        *(f"max seed {seed}" for seed in (0, 1)),
+        "gap, 2 seeds",
+    }
+    for bundle in bundles:
+        make_bundle(bundle)
+    maps, one = torch.from_numpy(np.array(frozen.features.open())), Arm("max")
+    with torch.no_grad():
+        for seed in (0, 1):
+            reduction = learned_reduction(frozen, 4, seed, lambda: None, trial=False)
+            examples = frozen.examples(reduction(maps).amax((2, 3)).numpy(), trial=False)
+            config = runs[one, seed].config
+            (expected,) = train_linear(examples, [config], lambda: None)
+            found = runs[one, seed].summary()["final"]
+            assert found["test_loss"] == pytest.approx(expected.history[-1]["test_loss"], rel=1e-5)
+
+
+def test_runs_with_one_reduction_for_all_seeds_are_refused(job, tmp_path):
+    frozen = frozen_of(job, tmp_path / "f")
+    own = replace(frozen, reduction=None)
+    run = tmp_path / "o" / "runs" / "exact-seed0"
+    run.mkdir(parents=True)
+    RunDirectory(run).write_config(job.config)
+    own.mark(run)  # as it was before there was a reduction for each seed
+    with pytest.raises(ValueError, match="an older covpool made them"):
+        frozen.check_runs(tmp_path / "o")
+
+
 def test_a_request_to_stop_after_the_last_run_is_heard(job, tmp_path, monkeypatch):
     frozen = frozen_of(job, tmp_path / "f", shared=False)
-    made = trials(job.config, [Arm("exact")], [0.1], [1e-3], tmp_path / "o", threads=1)
+    made = tuning_runs(study_of(job.config, [Arm("exact")]), tmp_path / "o", threads=1)
     monkeypatch.setattr(grid, "_pool", lambda jobs: Inline())
 
     def ask(state, ended):
@@ -545,7 +600,7 @@ def test_a_request_to_stop_after_the_last_run_is_heard(job, tmp_path, monkeypatc
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        grid.run_grid(bundled(made, frozen, trial=True), 1, ask, make_bundle)
+        grid.run_grid(bundled(made, frozen), 1, ask, make_bundle)
     assert made[0].settled()
 
 
@@ -563,8 +618,8 @@ def test_every_pooling_goes_through(job, tmp_path):
     config = replace(job.config, model=replace(job.config.model, reduced_channels=32))
     job = replace(job, config=config)
     frozen = frozen_of(job, tmp_path / "f")
-    made = trials(config, chosen_arms("all"), [0.03], [1e-3], tmp_path / "o", threads=1)
-    for bundle in bundled(made, frozen, trial=True):
+    made = tuning_runs(study_of(config, chosen_arms("all"), 0.03), tmp_path / "o", threads=1)
+    for bundle in bundled(made, frozen):
         make_bundle(bundle)
     assert {run.summary()["status"] for run in made} == {"finished"}
 

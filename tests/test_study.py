@@ -341,6 +341,8 @@ def test_rates_at_the_edge_are_told(tmp_path, tried, rate, remark, doubt):
         ({"rates": [-1.0]}, r"study.rates must be above 0"),
         ({"seeds": 0}, r"study.seeds must be at least 1, not 0"),
         ({"rates": []}, r"study.rates must name something"),
+        ({"decays": [-1.0]}, r"study.decays must be at least 0"),
+        ({"decays": 0.1}, r"study.decays must be a list"),
         ({"rates": 0.1}, r"study.rates must be a list, as in \[a, b\], not 0.1"),
         ({"sedes": 3}, r"study.sedes is unknown; known are .*seeds"),
     ],
@@ -358,10 +360,10 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path):
     trials = tuning_runs(study, tmp_path, threads=1)
     for trial in trials:
         directory = RunDirectory.create(trial.path, trial.config)
-        diverged = trial.arm == Arm("exact") and trial.rate == 0.05
+        diverged = trial.arm == Arm("exact") and trial.tried["learning_rate"] == 0.05
         outcome = {"status": "diverged", "reason": "Training diverged in step 7."}
         if not diverged:
-            row = {"test_top1": 0.5 if trial.rate == 0.01 else 0.9}
+            row = {"test_top1": 0.5 if trial.tried["learning_rate"] == 0.01 else 0.9}
             outcome = {"status": "finished", "epochs": 30, "final": row, "best": row}
         (directory.path / "summary.json").write_text(json.dumps(outcome))
     rates = chosen_rates(study, trials)
@@ -374,10 +376,36 @@ def write_trials(study, output, summaries):
     trials = tuning_runs(study, output, threads=1)
     for trial in trials:
         directory = RunDirectory.create(trial.path, trial.config)
-        done = {"status": "finished", "epochs": 30, "final": {"test_top1": trial.rate}}
+        final = {"test_top1": trial.tried["learning_rate"]}
+        done = {"status": "finished", "epochs": 30, "final": final}
         content = summaries.get(trial.arm.label, done)
         (directory.path / "summary.json").write_text(json.dumps(content))
     return trials
+
+
+def test_decays_are_tried_with_each_rate(tmp_path):
+    study = read_study(write_study(tmp_path / "textures.yaml", {"decays": [1e-3, 0.0]}))
+    tops = {(0.01, 0.0): 0.5, (0.01, 1e-3): 0.7, (0.05, 0.0): 0.7, (0.05, 1e-3): 0.6}
+    trials = tuning_runs(study, tmp_path, threads=1)
+    assert "exact-rate0.05-decay0.001-seed1000" in {trial.path.name for trial in trials}
+    for trial in trials:
+        directory, own = RunDirectory.create(trial.path, trial.config), trial.config.optim
+        final = {"test_top1": tops[own.learning_rate, own.weight_decay]}
+        outcome = {"status": "finished", "epochs": 30, "final": final}
+        (directory.path / "summary.json").write_text(json.dumps(outcome))
+    rates = chosen_rates(study, trials)
+    chosen = rates["exact"]
+    assert (chosen["rate"], chosen["weight_decay"]) == (0.01, 1e-3)  # of a tie the lower rate
+    assert chosen["validation_top1"] == {"0.01": 70.0, "0.05": 70.0}
+    planned = final_runs(study, rates, tmp_path, threads=1)
+    assert planned[Arm("exact"), 0].config.optim.weight_decay == 1e-3
+    runs = RunSet(name="textures", config=study.config, runs=planned)
+    outcome = Outcome(study=study, runs=runs, rates=rates, train_images=64, test_images=32)
+    table = rates_table(outcome)
+    pairs = ["0.01, 0", "0.01, 0.001", "0.05, 0", "0.05, 0.001"]
+    assert table.columns == ["validation top-1 at rate, decay", *pairs, "taken", "remark"]
+    exact = next(row for row in table.rows if row[0] == "exact")
+    assert exact[1:-1] == ["50.00", "70.00", "70.00", "60.00", "0.01, 0.001"]
 
 
 def test_an_arm_whose_every_trial_diverged_does_not_stop_the_others(tmp_path):

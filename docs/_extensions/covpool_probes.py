@@ -1,6 +1,7 @@
 """What the recorded probes of frozen features say: a forest of differences, and answers."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -9,6 +10,7 @@ from covpool_tables import table
 from IPython.display import Markdown
 from matplotlib.axes import Axes
 
+from covpool.experiments.arms import BASELINES
 from covpool.experiments.inference import Spread, differences
 from covpool.report.figures import title
 from covpool.report.svg import colour
@@ -82,6 +84,36 @@ def draw_forest(axes: Axes) -> None:
 def _label(arms: Sequence[str]) -> str:
     first, *others = arms
     return f"{first} (and {len(others)} more)" if others else first
+
+
+SETS = {
+    "letters": "typefaces200-lite0",
+    "icons": "icons100-lite0",
+    "clothes": "fashion500-lite0",
+    "lite1": "typefaces200-lite1",
+    "lite2": "typefaces200-lite2",
+}
+"""What sentences call a recorded probe; the first three are meant where none is named."""
+
+AVERAGES = tuple(arm.label for arm in BASELINES)
+
+
+def stated(text: str) -> Markdown:
+    """A text with differences in it, as recorded: {gamma − exact} in points on letters, icons and
+    clothes, {gamma − exact on letters} on one of them; `average` is the best of the averages."""
+
+    def found(match: re.Match[str]) -> str:
+        arm, other, where = match.groups()
+        names = [where] if where else list(SETS)[:3]
+        return " / ".join(f"{_points(SETS[name], arm, other):+.1f}" for name in names)
+
+    return Markdown(re.sub(r"\{(\S+) − ([^\s}]+)(?: on (\w+))?\}", found, text))
+
+
+def _points(name: str, arm: str, other: str) -> float:
+    means = {k: fmean(own.values()) for k, own in accuracies(f"{FOLDER}/{name}").items()}
+    means["average"] = max(means[average] for average in AVERAGES)
+    return means[arm] - means[other]
 
 
 def answers() -> Markdown:

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -63,6 +63,17 @@ class Request:
     jobs: int
     dry_run: bool
 
+    work: ClassVar[Work | None] = None
+    """As for `run_grid`."""
+
+    def together(self, runs: Sequence[Run]) -> Sequence[Run]:
+        """The runs as they are made: each by itself."""
+        return runs
+
+    def summary(self, outcome: Outcome) -> Sheet:
+        """The sheet that is written and shown."""
+        return make_sheet(outcome, self.sheet)
+
     @property
     def threads(self) -> int:
         """Of each run."""
@@ -88,18 +99,25 @@ def run_study(request: Request) -> int:
         _announce(request, console)
         _plan(request, console)
         return 0
-    return holding_folder(request.output, lambda: _run(request, console))
+    return holding_folder(request.output, lambda: _announced(request, console))
 
 
 def _announce(request: Request, console: Console) -> None:
     console.print(f"{request.study.title}\n{request.about(request.study)}")
 
 
-def _run(request: Request, console: Console) -> int:
-    study, whole, output, rates = request.study, request.whole, request.output, request.rates
+def _announced(request: Request, console: Console) -> int:
     with users_input():
         request.begin()
     _announce(request, console)
+    sheet = train_study(request, console)
+    console.print(f"summary and runs: {request.output}")
+    return 1 if sheet.problems else 0
+
+
+def train_study(request: Request, console: Console) -> Sheet:
+    """Choose the rates, train, summarise; return the summary, which is written and shown."""
+    study, whole, output, rates = request.study, request.whole, request.output, request.rates
     if rates is None:
         trials = studies.tuning_runs(study, output, request.threads)
         failed = _train(trials, request, output / TUNING, "trials of the rate", console)
@@ -114,7 +132,8 @@ def _run(request: Request, console: Console) -> int:
             studies.earlier_runs(whole, rates, request.runs)
             studies.write_rates(output, rates)
         for label, chosen in rates.items():
-            console.print(f"rate of {label}: {chosen['rate']:g}, by {_tried(chosen)}")
+            decay = f", decay {chosen['weight_decay']:g}" if "weight_decay" in chosen else ""
+            console.print(f"rate of {label}: {chosen['rate']:g}{decay}, by {_tried(chosen)}")
     failures = _train([*runs.values()], request, request.runs, "runs that count", console)
     with users_input():
         # Runs of other arms and seeds that an earlier command trained here are summarised too.
@@ -135,12 +154,11 @@ def _run(request: Request, console: Console) -> int:
             test_images=len(request.job.splits.test),
             not_run=tuple(label for label in named if label not in labels),
         )
-        sheet = make_sheet(outcome, request.sheet)
+        sheet = request.summary(outcome)
         sheet.write(output)
         outcome.write_lines(output)
     show(sheet, console)
-    console.print(f"summary and runs: {output}")
-    return 1 if sheet.problems else 0
+    return sheet
 
 
 def show(sheet: Sheet, console: Console) -> None:
@@ -158,8 +176,18 @@ def _tried(chosen: Mapping[str, Any]) -> str:
 def _train(
     runs: Sequence[Run], request: Request, folder: Path, what: str, console: Console
 ) -> dict[str, str]:
+    with users_input():
+        for run in runs:
+            check_same_options(run)
     console.print(f"{len(runs)} {what} ({settled(runs)}), {request.jobs} at a time, in {folder}")
-    return run_all(runs, request.jobs, console)
+    together = request.together(runs)
+    failed = run_all(together, request.jobs, console, work=request.work)
+    return {
+        run.name: failed[made.name]
+        for made in together
+        if made.name in failed
+        for run in made.members
+    }
 
 
 def _plan(request: Request, console: Console) -> None:

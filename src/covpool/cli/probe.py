@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from rich.console import Console
@@ -25,7 +26,6 @@ from covpool.cli.parsing import (
 )
 from covpool.data.selection import validation_numbers
 from covpool.experiments.arms import Arm
-from covpool.experiments.frozen import plan as plans
 from covpool.experiments.frozen.estimate import (
     RUN_BYTES,
     Line,
@@ -42,15 +42,22 @@ from covpool.experiments.frozen.features import (
     feature_files,
     stage_name,
 )
-from covpool.experiments.frozen.plan import Frozen, HeadPlan
-from covpool.experiments.frozen.reduction import reduced_maps
+from covpool.experiments.frozen.plan import Frozen, HeadPlan, bundled, chosen_arms
+from covpool.experiments.frozen.reduction import learned_reduction
 from covpool.experiments.frozen.summary import make_sheet, reference_arms
 from covpool.experiments.frozen.work import made_of, make_bundle
+from covpool.experiments.grid import Work
 from covpool.experiments.outcome import Outcome
-from covpool.experiments.results import RunSet
-from covpool.experiments.runs import Run, check_same_options, threads_of
+from covpool.experiments.runs import RUNS, Run, check_same_options, threads_of
 from covpool.experiments.sheet import Sheet, Table
-from covpool.experiments.study import RATES, TUNING, Study, earlier_rates, write_rates
+from covpool.experiments.study import (
+    FIRST_TUNING_SEED,
+    RATES,
+    TUNING,
+    Study,
+    final_runs,
+    tuning_runs,
+)
 from covpool.machine import available_cores
 from covpool.text import file_name, quantity
 from covpool.train.config import RunConfig
@@ -60,15 +67,6 @@ from covpool.train.progress import duration
 from covpool.train.run_directory import is_free
 
 SHARED, OWN = "shared", "own"
-
-TRIALS, COUNTED = (
-    ("trial of rate and decay", "trials of rate and decay"),
-    ("run that counts", "runs that count"),
-)
-"""What is made, one of it and several."""
-
-GUESS = {"rate": 0.1, "weight_decay": 0.0}
-"""In the place of rates that are not chosen yet: they change no time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +132,8 @@ def _run(
             _learn_reductions(request, _frozen(request, file), console)
     sheets = []
     for file in files:
-        sheets.append(_probe_stage(request, file, _folder(request, file.stage), console))
+        stage = StageRequest.of(request, _frozen(request, file))
+        sheets.append(experiment.train_study(stage, console))
     if len(sheets) > 1:
         sheet = _of_stages(request, sheets)
         sheet.write(request.output)
@@ -179,39 +178,69 @@ class FeatureProgress:
             self.console.print(f"features: {done:,} of {total:,} views  {left}")
 
 
-def _probe_stage(request: Request, file: FeatureFile, folder: Path, console: Console) -> Sheet:
-    frozen, config = _frozen(request, file), request.config
-    splits, threads = request.job.splits, threads_of(config, request.jobs)
-    config = of_stage(config, file.stage)
-    tried = _trials(request, config, folder)
-    failed = _make(tried, frozen, request, TRIALS, console, trial=True)
-    with users_input():
-        rates = plans.chosen(request.arms, tried, failed)
-        write_rates(folder, {**earlier_rates(folder), **rates})
-    runs = plans.counted(config, request.arms, request.seeds, rates, folder, threads=threads)
-    failures = _make([*runs.values()], frozen, request, COUNTED, console, trial=False)
-    study = Study(
-        name=f"probe-{splits.name}",
-        title=f"Poolings of frozen features: {splits.name}, {config.model.backbone}",
+@dataclass(frozen=True, kw_only=True)
+class StageRequest(experiment.Request):
+    """The study of a stage's features.
+
+    Attributes:
+        frozen: what heads are trained on.
+        told: what is compared, in a sentence.
+    """
+
+    frozen: Frozen
+    told: str
+    work: ClassVar[Work | None] = staticmethod(make_bundle)
+
+    def about(self, study: Study) -> str:
+        return self.told
+
+    def together(self, runs: Sequence[Run]) -> Sequence[Run]:
+        return bundled(runs, self.frozen)
+
+    def summary(self, outcome: Outcome) -> Sheet:
+        return make_sheet(outcome, self.frozen)
+
+    @classmethod
+    def of(cls, request: Request, frozen: Frozen) -> "StageRequest":
+        """That of a stage."""
+        stage = frozen.features.stage
+        study, folder = _study(request, stage), _folder(request, stage)
+        return cls(
+            study=study,
+            whole=study,
+            job=request.job,
+            rates=None,
+            output=folder,
+            runs=folder / RUNS,
+            jobs=request.jobs,
+            dry_run=request.dry_run,
+            frozen=frozen,
+            told=_about(request),
+        )
+
+
+def _study(request: Request, stage: Stage) -> Study:
+    config, name = of_stage(request.config, stage), request.job.splits.name
+    return Study(
+        name=f"probe-{name}",
+        title=f"Poolings of frozen features: {name}, {config.model.backbone}",
         arms=request.arms,
         references=reference_arms(request.arms),
         seeds=len(request.seeds),
         rates=request.rates,
+        decays=request.decays,
         config=config,
     )
-    found = RunSet(name=study.name, about=_about(request), config=config, runs=runs)
-    outcome = Outcome(
-        study=study,
-        runs=found.ended(failures),
-        rates=rates,
-        train_images=len(splits.train),
-        test_images=len(splits.test),
-    )
-    sheet = make_sheet(outcome, frozen)
-    sheet.write(folder)
-    outcome.write_lines(folder)
-    console.print(f"\n{sheet.markdown()}")
-    return sheet
+
+
+def _planned(request: Request, stage: Stage) -> tuple[list[Run], list[Run]]:
+    """Trials, and the runs that count before their rates are chosen."""
+    study, folder = _study(request, stage), _folder(request, stage)
+    threads = threads_of(study.config, request.jobs)
+    guess = {"rate": study.rates[0], "weight_decay": study.decays[0]}
+    rates = dict.fromkeys((arm.label for arm in study.arms), guess)
+    runs = final_runs(study, rates, folder / RUNS, threads)
+    return tuning_runs(study, folder, threads), [*runs.values()]
 
 
 def of_stage(config: RunConfig, stage: Stage) -> RunConfig:
@@ -240,20 +269,6 @@ def _frozen(request: Request, file: FeatureFile) -> Frozen:
     )
 
 
-def _trials(request: Request, config: RunConfig, folder: Path) -> list[Run]:
-    threads = threads_of(config, request.jobs)
-    return plans.trials(
-        config, request.arms, request.rates, request.decays, folder, threads=threads
-    )
-
-
-def _guessed(request: Request, config: RunConfig, folder: Path) -> dict[tuple[Arm, int], Run]:
-    """The runs that count, before their rates are chosen."""
-    rates = dict.fromkeys((arm.label for arm in request.arms), GUESS)
-    threads = threads_of(config, request.jobs)
-    return plans.counted(config, request.arms, request.seeds, rates, folder, threads=threads)
-
-
 def _check_options(request: Request) -> None:
     """Refuse an output folder whose trials or runs were begun with other options, before any work.
 
@@ -262,10 +277,10 @@ def _check_options(request: Request) -> None:
     """
     chosen_later = (("optim", "learning_rate"), ("optim", "weight_decay"))
     for stage in request.stages:
-        config, folder = of_stage(request.config, stage), _folder(request, stage)
-        for run in _trials(request, config, folder):
+        trials, runs = _planned(request, stage)
+        for run in trials:
             check_same_options(run)
-        for run in _guessed(request, config, folder).values():
+        for run in runs:
             check_same_options(run, chosen_later)
 
 
@@ -279,17 +294,15 @@ def _widths(request: Request, frozen: Frozen) -> list[int]:
 
 
 def _learn_reductions(request: Request, frozen: Frozen, console: Console) -> None:
-    """From all training images, and from the kept ones for the trials."""
+    """That of the trials, from the images that they are trained on, and of each seed, from all."""
+    seeds = [FIRST_TUNING_SEED, *request.seeds]
     with StopRequest(announce=True) as stop, console.status("") as status, users_input():
         for width in _widths(request, frozen):
-            assert frozen.reduction is not None
-            for trial in (True, False):
-                images = "the trials' images" if trial else "all training images"
-                told = f"channel reduction to {width}, from {images}"
+            for place, seed in enumerate(seeds):
+                told = f"channel reduction to {width}, {place + 1} of {len(seeds)}"
                 status.update(f"learning the {told}")
                 console.print(told)
-                whole = frozen.examples(frozen.features.open(), trial=trial)
-                reduced_maps(frozen.features, whole, width, frozen.reduction, stop.check)
+                learned_reduction(frozen, width, seed, stop.check, trial=not place)
         stop.check()
 
 
@@ -306,21 +319,15 @@ def _plan(
     disk = sum(file.bytes for file in files if not file.whole)
     with console.status("measuring steps") as status:
         for file in files:
-            config, frozen = of_stage(request.config, file.stage), _frozen(request, file)
-            folder = _folder(request, file.stage)
+            frozen = _frozen(request, file)
             for width in _widths(request, frozen):
-                alone.append(reduction_line(frozen, width))
-                disk += 2 * file.bytes * width // file.shape[1]
-            trials = _trials(request, config, folder)
-            runs = _guessed(request, config, folder)
-            for made, trial in ((trials, True), ([*runs.values()], False)):
-                bundles = plans.bundled(made, frozen, trial=trial)
-                beside += bundle_lines(bundles, frozen, status.update)
+                alone.append(reduction_line(frozen, width, len(request.seeds)))
+            for runs in _planned(request, file.stage):
+                beside += bundle_lines(bundled(runs, frozen), frozen, status.update)
     of_pooling: dict[str, tuple[int, float]] = {}
     for line in beside:
-        name = line.name.partition(",")[0].partition(" rate ")[0]
-        number, seconds = of_pooling.get(name, (0, 0.0))
-        of_pooling[name] = number + line.runs, seconds + line.seconds
+        number, seconds = of_pooling.get(line.name, (0, 0.0))
+        of_pooling[line.name] = number + line.runs, seconds + line.seconds
     for line in alone:
         console.print(f"  {line.name}: {duration(line.seconds)}")
     for name, (number, seconds) in of_pooling.items():
@@ -337,31 +344,6 @@ def _plan(
     )
     if disk > free:
         console.print("this is more than there is free: choose other --features and --output")
-
-
-def _make(
-    runs: Sequence[Run],
-    frozen: Frozen,
-    request: Request,
-    what: tuple[str, str],
-    console: Console,
-    *,
-    trial: bool,
-) -> dict[str, str]:
-    """Make the runs that are missing; reasons by name of those that failed."""
-    with users_input():
-        for run in runs:
-            check_same_options(run)
-    bundles = plans.bundled(runs, frozen, trial=trial)
-    many = quantity(len(runs), *what)
-    console.print(f"{many} ({experiment.settled(runs)}), {request.jobs} at a time")
-    failed = experiment.run_all(bundles, request.jobs, console, work=make_bundle)
-    return {
-        run.name: failed[bundle.name]
-        for bundle in bundles
-        if bundle.name in failed
-        for run in bundle.members
-    }
 
 
 def _of_stages(request: Request, sheets: Sequence[Sheet]) -> Sheet:
@@ -386,7 +368,7 @@ def _prepare(given: Given, progress: FileProgress) -> Request:
     experiment.check_counts(own)
     if own.reduction not in (SHARED, OWN):
         raise ValueError(f"--reduction must be {SHARED} or {OWN}, not {own.reduction!r}")
-    arms = plans.chosen_arms(own.poolings)
+    arms = chosen_arms(own.poolings)
     stages = _stages(own.stages, config)
     rates = _numbers("rates", own.rates, least=math.ulp(0.0))
     decays = _numbers("decays", own.decays, least=0.0)

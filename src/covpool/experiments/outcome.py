@@ -10,7 +10,7 @@ from covpool.analysis.records import plain
 from covpool.experiments.arms import Arm
 from covpool.experiments.inference import BySeed, median_or_none
 from covpool.experiments.results import PAPERS_WAY, RunSet
-from covpool.experiments.study import Rates, Study, rate_of
+from covpool.experiments.study import Rates, Study, optim_of
 from covpool.train.run_directory import Row, replace_text
 from covpool.train.sampling import steps_and_batch
 
@@ -92,7 +92,7 @@ class Outcome:
 
     def rate(self, arm: Arm) -> float:
         """The arm's learning rate."""
-        return float(rate_of(self.rates, arm))
+        return optim_of(self.rates, arm)["learning_rate"]
 
     def seconds_per_step(self, arm: Arm) -> float | None:
         """The median over the epochs that the arm's own method trained, of all seeds."""
@@ -123,7 +123,7 @@ class Outcome:
                 "method": arm.method,
                 "protocol": arm.protocol,
                 "seed": seed,
-                "learning_rate": self.rate(arm),
+                **optim_of(self.rates, arm),
                 **({"reason": reason} if reason else {}),
                 **summary,
                 "by_epoch": self.by_epoch(arm, seed),

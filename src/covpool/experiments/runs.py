@@ -2,7 +2,7 @@
 there."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,12 @@ from covpool.train.same_options import GRID_KEYS, MACHINE_KEYS, difference
 RUNS = "runs"
 """Where in an experiment's folder the runs that count are."""
 
+Optim = Mapping[str, float]
+"""Options of the optimiser, by name."""
+
+SHORT = {"learning_rate": "rate", "weight_decay": "decay"}
+"""What those that trials try are called in names of runs and files."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -26,20 +32,25 @@ class Run:
         seed: the run's.
         config: of the whole run.
         path: its directory.
-        rate: of a trial, the learning rate that it tries.
+        tried: of a trial, the options of the optimiser that it tries.
     """
 
     arm: Arm
     seed: int
     config: RunConfig
     path: Path
-    rate: float | None = None
+    tried: Optim = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """For people."""
-        rate = "" if self.rate is None else f" rate {self.rate:g}"
-        return f"{self.arm.label}{rate} seed {self.seed}"
+        tried = "".join(f" {SHORT[name]} {value:g}" for name, value in self.tried.items())
+        return f"{self.arm.label}{tried} seed {self.seed}"
+
+    @property
+    def members(self) -> "Sequence[Run]":
+        """The runs that are made with it: itself."""
+        return (self,)
 
     def summary(self) -> dict[str, Any]:
         """The run's summary; its status is "missing" where it has come to none."""
@@ -72,7 +83,7 @@ def make_runs(
     folder: Path,
     *,
     threads: int,
-    rates: Mapping[Arm, float] = MappingProxyType({}),
+    optim: Mapping[Arm, Optim] = MappingProxyType({}),
     probes: Mapping[Arm, Sequence[str]] = MappingProxyType({}),
 ) -> dict[tuple[Arm, int], Run]:
     """The runs, seed by seed so that all arms are compared early.
@@ -82,7 +93,7 @@ def make_runs(
         seeds: of each arm, in the order in which a seed's runs are trained.
         folder: that of the runs.
         threads: of each run.
-        rates: learning rates of arms that do not take the shared one.
+        optim: options of the optimiser of arms that do not take the shared ones.
         probes: what is measured along an arm beside what all have.
 
     Raises:
@@ -92,9 +103,9 @@ def make_runs(
     for seed in sorted({seed for own in seeds.values() for seed in own}):
         for arm, own in seeds.items():
             if seed in own:
-                rate, measured = rates.get(arm), probes.get(arm)
+                own_optim, measured = optim.get(arm, {}), probes.get(arm, ())
                 config = configured(
-                    shared, arm, seed=seed, threads=threads, rate=rate, probes=measured
+                    shared, arm, seed=seed, threads=threads, optim=own_optim, probes=measured
                 )
                 path = path_of(folder, arm, seed)
                 runs[arm, seed] = Run(arm=arm, seed=seed, config=config, path=path)
@@ -107,15 +118,14 @@ def configured(
     *,
     seed: int,
     threads: int | None,
-    rate: float | None = None,
-    probes: Sequence[str] | None = None,
+    optim: Optim = MappingProxyType({}),
+    probes: Sequence[str] = (),
 ) -> RunConfig:
     """The configuration of an arm's run."""
     config = arm.config(shared)
-    optim = config.optim if rate is None else replace(config.optim, learning_rate=rate)
-    measured = tuple(dict.fromkeys((*config.train.probes, *(probes or ()))))
+    measured = tuple(dict.fromkeys((*config.train.probes, *probes)))
     train = replace(config.train, seed=seed, threads=threads, probes=measured)
-    return replace(config, optim=optim, train=train)
+    return replace(config, optim=replace(config.optim, **optim), train=train)
 
 
 def path_of(folder: Path, arm: Arm, seed: int) -> Path:

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
@@ -19,6 +20,8 @@ import yaml
 from covpool.data.types import check_value
 from covpool.experiments.arms import Arm, read_arm
 from covpool.experiments.runs import (
+    SHORT,
+    Optim,
     Run,
     check_same_options,
     configured,
@@ -44,7 +47,8 @@ class Chosen(TypedDict):
 
 
 Rates = Mapping[str, Mapping[str, Any]]
-"""By label of an arm a `Chosen`."""
+"""By label of an arm a `Chosen`; where decays were tried too with its `weight_decay`, and all
+`trials`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,7 @@ class Study:
         references: the arms that all others are compared with.
         rates: learning rates that each arm is tried with on the validation images; of a comparison
             none, as its arms have one rate.
+        decays: weight decays that each of them is tried with; none: that of `config`.
         tuning_seeds: seeds of these trials, from 1000 on so that no trial is a run that counts.
         config: options of every run.
     """
@@ -75,6 +80,7 @@ class Study:
     seeds: int = 3
     leading_seeds: int = 5
     rates: tuple[float, ...] = ()
+    decays: tuple[float, ...] = ()
     tuning_seeds: int = 1
     config: RunConfig
 
@@ -87,6 +93,8 @@ class Study:
             _check_names(field, getattr(self, field))
         if not all(0 < rate < math.inf for rate in self.rates):
             raise ValueError(f"study.rates must be above 0 and finite, not {list(self.rates)}")
+        if not all(0 <= decay < math.inf for decay in self.decays):
+            raise ValueError(f"study.decays must be at least 0, not {list(self.decays)}")
         for field in ("leading", "references"):
             strange = [arm.label for arm in getattr(self, field) if arm not in self.arms]
             if strange:
@@ -96,6 +104,13 @@ class Study:
         """The seeds that an arm is trained with."""
         first = self.config.train.seed
         return range(first, first + (self.leading_seeds if arm in self.leading else self.seeds))
+
+    @property
+    def trials(self) -> list[dict[str, float]]:
+        """What each arm is tried with: options of the optimiser."""
+        tried = {"learning_rate": self.rates, "weight_decay": self.decays}
+        axes = {name: sorted(values) for name, values in tried.items() if values}
+        return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
     def restricted(self, labels: Sequence[str]) -> "Study":
         """The study with these arms alone; references that are not among them are left out.
@@ -151,19 +166,21 @@ def _typed(about: Mapping[str, Any]) -> dict[str, Any]:
     for field in ("title", "arms", "references", "rates"):
         if field not in typed:
             raise ValueError(f"study.{field} is missing")
-    for field in ("arms", "leading", "references", "rates"):
+    for field in ("arms", "leading", "references", "rates", "decays"):
         if not isinstance(typed.get(field, []), list):
             raise ValueError(f"study.{field} must be a list, as in [a, b], not {typed[field]!r}")
     for field in ("arms", "leading", "references"):
         if field in typed:
             typed[field] = tuple(read_arm(label) for label in typed[field])
-    typed["rates"] = tuple(float(rate) for rate in typed["rates"])
-    _check_names("rates", typed["rates"])
+    for field in ("rates", "decays"):
+        if field in typed:
+            typed[field] = tuple(float(value) for value in typed[field])
+            _check_names(field, typed[field])
     return typed
 
 
 def tuning_runs(study: Study, output: Path, threads: int) -> list[Run]:
-    """The trials: each arm with each rate, evaluated on held-out training images."""
+    """The trials: each arm with each rate and decay, evaluated on held-out training images."""
     data = replace(study.config.data, evaluate="validation")
     # Nothing is read of a finished trial but its accuracy.
     keep = "best" if study.config.train.keep == "last" else study.config.train.keep
@@ -173,23 +190,28 @@ def tuning_runs(study: Study, output: Path, threads: int) -> list[Run]:
         Run(
             arm=arm,
             seed=seed,
-            rate=rate,
-            config=configured(shared, arm, seed=seed, threads=threads, rate=rate),
-            path=output / TUNING / f"{arm.label}-rate{rate:g}-seed{seed}",
+            tried=tried,
+            config=configured(shared, arm, seed=seed, threads=threads, optim=tried),
+            path=output / TUNING / "-".join([arm.label, *_words(tried), f"seed{seed}"]),
         )
         for seed in range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + study.tuning_seeds)
         for arm in dict.fromkeys(arm.tuned_as for arm in study.arms)
-        for rate in study.rates
+        for tried in study.trials
     ]
+
+
+def _words(tried: Optim) -> list[str]:
+    return [f"{SHORT[name]}{value:g}" for name, value in tried.items()]
 
 
 def chosen_rates(
     study: Study, trials: Sequence[Run], failures: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """By arm the rate of the highest mean validation accuracy in the last epoch, and all trials.
+    """By arm the rate, and the decay where several were tried, of the highest mean validation
+    accuracy in the last epoch, and all trials.
 
-    A trial that diverged counts as no accuracy at all. Ties take the lower rate. Where every trial
-    of an arm diverged it takes the lowest, so that its runs show the failure.
+    A trial that diverged counts as no accuracy at all. Ties take the lower rate, then the lower
+    decay. Where every trial of an arm diverged it takes the lowest, so that its runs show it.
 
     Raises:
         ValueError: a trial that neither finished nor diverged, which says nothing of its rate.
@@ -200,20 +222,35 @@ def chosen_rates(
         raise ValueError(
             f"no rate is chosen while {len(unsettled)} of the trials have not come to an end, the "
             f"first {first.path} ({summary['status']}; {reason}); the same command tries them "
-            "again, and --arms can leave an arm out"
+            "again, and one without it (--arms, --poolings) leaves it out"
         )
     chosen = {}
     for arm in dict.fromkeys(arm.tuned_as for arm in study.arms):
-        means = {
-            rate: fmean(_final(trial) for trial in trials if (trial.arm, trial.rate) == (arm, rate))
-            for rate in sorted(study.rates)
-        }
-        accuracies = {
-            f"{rate:g}": 100 * mean if math.isfinite(mean) else None for rate, mean in means.items()
-        }
-        best = max(means, key=lambda rate: means[rate])
-        chosen[arm.label] = {"rate": best, "validation_top1": accuracies}
+        own = [trial for trial in trials if trial.arm == arm]
+        tops = [
+            (tried, fmean(_final(trial) for trial in own if trial.tried == tried))
+            for tried in study.trials
+        ]
+        best, _ = max(tops, key=lambda pair: pair[1])
+        by_rate: dict[str, float] = {}
+        for tried, top in tops:
+            name = f"{tried['learning_rate']:g}"
+            by_rate[name] = max(top, by_rate.get(name, -math.inf))
+        validation = {name: _percent(top) for name, top in by_rate.items()}
+        chosen[arm.label] = _entry(best) | {"validation_top1": validation}
+        if study.decays:
+            told = [_entry(tried) | {"validation_top1": _percent(top)} for tried, top in tops]
+            chosen[arm.label]["trials"] = told
     return chosen
+
+
+def _entry(tried: Optim) -> dict[str, Any]:
+    """As rates.json has it, where the rate has been called `rate` since the first version."""
+    return {"rate" if name == "learning_rate" else name: value for name, value in tried.items()}
+
+
+def _percent(accuracy: float) -> float | None:
+    return 100 * accuracy if math.isfinite(accuracy) else None
 
 
 def _final(trial: Run) -> float:
@@ -221,9 +258,11 @@ def _final(trial: Run) -> float:
     return summary["final"]["test_top1"] if summary["status"] == "finished" else -math.inf
 
 
-def rate_of(rates: Rates, arm: Arm) -> float:
-    """The learning rate of an arm."""
-    return rates[arm.tuned_as.label]["rate"]
+def optim_of(rates: Rates, arm: Arm) -> dict[str, float]:
+    """The options of the optimiser that an arm is trained with."""
+    own = rates[arm.tuned_as.label]
+    decay = {"weight_decay": own["weight_decay"]} if "weight_decay" in own else {}
+    return {"learning_rate": own["rate"], **decay}
 
 
 def write_rates(folder: Path, rates: Rates) -> None:
@@ -273,7 +312,7 @@ def final_runs(
         {arm: study.seeds_of(arm) for arm in study.arms},
         folder,
         threads=threads,
-        rates={arm: rate_of(rates, arm) for arm in study.arms},
+        optim={arm: optim_of(rates, arm) for arm in study.arms},
     )
 
 
@@ -290,8 +329,8 @@ def earlier_runs(study: Study, rates: Rates, folder: Path) -> dict[tuple[Arm, in
                 f"run {path} is there, but {folder.parent / RATES} has no rate of {label}; put "
                 "that file back, move the run away, or choose another --output"
             )
-        rate = rate_of(rates, arm)
-        config = configured(study.config, arm, seed=seed, threads=None, rate=rate)
+        optim = optim_of(rates, arm)
+        config = configured(study.config, arm, seed=seed, threads=None, optim=optim)
         found[arm, seed] = Run(arm=arm, seed=seed, config=config, path=path)
         check_same_options(found[arm, seed])
     return dict(sorted(found.items(), key=lambda item: item[0][1]))

@@ -57,20 +57,23 @@ def differences_table(claims: Sequence[Claim]) -> tuple[Table, list[dict[str, An
 
 
 def rates_table(outcome: Outcome) -> Table:
-    """Validation accuracy by rate, the rate taken, and whether the rates went far enough; no rows
-    where nothing was tried."""
-    rates = sorted({float(rate) for chosen in _chosen(outcome).values() for rate in _tried(chosen)})
+    """Validation accuracy by rate, and by decay where several were tried, what was taken, and
+    whether the rates went far enough; no rows where nothing was tried."""
+    chosen = _chosen(outcome)
+    tops = {label: _trials(own) for label, own in chosen.items()}
+    tried = sorted({pair for own in tops.values() for pair in own})
     rows = [
         [
             label,
-            *(_validation(chosen, rate) for rate in rates),
-            f"{chosen['rate']:g}",
-            _at_edge(chosen) or "–",
+            *(_validation(tops[label], pair) for pair in tried),
+            _pair((own["rate"], own["weight_decay"]) if "trials" in own else (own["rate"],)),
+            _at_edge(own) or "–",
         ]
-        for label, chosen in _chosen(outcome).items()
-        if rates
+        for label, own in chosen.items()
+        if tried
     ]
-    columns = ["validation top-1 at", *(f"{rate:g}" for rate in rates), "taken", "remark"]
+    what = "rate, decay" if any(len(pair) > 1 for pair in tried) else "rate"
+    columns = [f"validation top-1 at {what}", *map(_pair, tried), "taken", "remark"]
     return Table(heading="Rates", columns=columns, rows=rows)
 
 
@@ -97,11 +100,20 @@ def _tried(chosen: Mapping[str, Any]) -> set[float]:
     return {float(rate) for rate in chosen["validation_top1"]}
 
 
-def _validation(chosen: Mapping[str, Any], rate: float) -> str:
-    for tried, top1 in chosen["validation_top1"].items():
-        if float(tried) == rate:
-            return "diverged" if top1 is None else f"{top1:.2f}"
-    return "not tried"
+def _trials(chosen: Mapping[str, Any]) -> dict[tuple[float, ...], float | None]:
+    """Validation accuracies by rate, or by rate and decay."""
+    if "trials" in chosen:
+        return {(t["rate"], t["weight_decay"]): t["validation_top1"] for t in chosen["trials"]}
+    return {(float(rate),): top1 for rate, top1 in chosen["validation_top1"].items()}
+
+
+def _pair(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _validation(tops: Mapping[tuple[float, ...], float | None], pair: tuple[float, ...]) -> str:
+    top1 = tops.get(pair, math.nan)
+    return "diverged" if top1 is None else "not tried" if math.isnan(top1) else f"{top1:.2f}"
 
 
 def _at_edge(chosen: Mapping[str, Any]) -> str:

@@ -12,6 +12,8 @@ from covpool.experiments.frozen.heads import Examples, Head, train_head, train_l
 from covpool.experiments.frozen.plan import Bundle, Frozen, HeadPlan
 from covpool.experiments.frozen.reduction import MeanAndCovariance
 from covpool.experiments.frozen.work import draws, made_of
+from covpool.pooling import channel_reduction
+from covpool.text import quantity
 from covpool.train.config import RunConfig
 from covpool.train.sampling import steps_and_batch
 
@@ -60,12 +62,12 @@ def bundle_lines(
             known[plan.key, heads] = _per_step(bundle.config, heads, frozen)
         steps = steps_and_batch(_trained(bundle), bundle.config.data.batch_size)[0]
         seconds = bundle.config.train.epochs * steps * known[plan.key, heads]
-        lines.append(Line(name=bundle.name, runs=len(missing), seconds=seconds))
+        lines.append(Line(name=bundle.labels, runs=len(missing), seconds=seconds))
     return lines
 
 
-def reduction_line(frozen: Frozen, width: int) -> Line:
-    """The shared reduction, learned twice: for the trials and for the runs that count."""
+def reduction_line(frozen: Frozen, width: int, seeds: int) -> Line:
+    """The shared reductions: that of the trials, and one for each seed of the runs that count."""
     config = frozen.reduction
     assert config is not None
     _, channels, *size = frozen.features.shape
@@ -77,10 +79,11 @@ def reduction_line(frozen: Frozen, width: int) -> Line:
     began = time.perf_counter()
     train_head(examples, head, once, _never)
     step = (time.perf_counter() - began) / STEPS
-    count = len(frozen.labels) + len(frozen.kept)
+    count = seeds * len(frozen.labels) + len(frozen.kept)
     steps = count / min(config.data.batch_size, len(frozen.labels))
     seconds = config.train.epochs * steps * step
-    return Line(name=f"channel reduction to {width}", runs=2, seconds=seconds)
+    many = quantity(seeds + 1, "channel reduction")
+    return Line(name=f"{many} to {width}", runs=seeds + 1, seconds=seconds)
 
 
 def _plan(config: RunConfig, frozen: Frozen) -> HeadPlan:
@@ -94,19 +97,19 @@ def _trained(bundle: Bundle) -> int:
 def _per_step(config: RunConfig, heads: int, frozen: Frozen) -> float:
     """Seconds of a step of all heads of a bundle, its share of the pooling included."""
     made = made_of(config, frozen)
-    shape = (made.inputs, *frozen.features.shape[2:])
     once = replace(config, train=replace(config.train, epochs=1))
-    maps, pooling = _made_up(frozen, shape, config), 0.0
-    pool, examples = made.pool(), maps
-    if made.fixed:
-        began = time.perf_counter()
-        with torch.no_grad():
-            vectors = pool.eval()(torch.from_numpy(maps.array)).numpy()
-        per_map = (time.perf_counter() - began) / len(vectors)
-        examples = replace(maps, array=vectors)
-        # Every view is pooled once, in place of once for each step that uses it.
-        steps = config.train.epochs * steps_and_batch(len(frozen.labels), config.data.batch_size)[0]
-        pooling = per_map * frozen.features.shape[0] / steps
+    examples = _made_up(frozen, frozen.features.shape[1:], config)
+    width, reduction = made.plan.reduced, None
+    if made.shares and width is not None:
+        reduction = channel_reduction(made.channels, width)
+    before = made.before(reduction)
+    began = time.perf_counter()
+    with torch.no_grad():
+        examples = replace(examples, array=before(torch.from_numpy(examples.array)).numpy())
+    per_map = (time.perf_counter() - began) / len(examples.array)
+    # Every view is computed once, in place of once for each step that uses it.
+    steps = config.train.epochs * steps_and_batch(len(frozen.labels), config.data.batch_size)[0]
+    computing = per_map * frozen.features.shape[0] / steps
     linear = made.fixed and made.plan.hidden is None and not config.model.drop_rate
     began = time.perf_counter()
     if linear:
@@ -114,11 +117,11 @@ def _per_step(config: RunConfig, heads: int, frozen: Frozen) -> float:
         configs = [replace(once, train=train) for train in seeds]
         train_linear(examples, configs, _never)
     else:
-        head = made.head(None if made.fixed else pool, len(frozen.classes), config)
+        head = made.head(None if made.fixed else made.pool(), len(frozen.classes), config)
         head.measure(examples)
         began = time.perf_counter()
         train_head(examples, head, once, _never)
-    return (time.perf_counter() - began) / STEPS + pooling
+    return (time.perf_counter() - began) / STEPS + computing
 
 
 def _made_up(frozen: Frozen, shape: tuple[int, ...], config: RunConfig) -> Examples:

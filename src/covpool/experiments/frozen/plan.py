@@ -3,13 +3,11 @@ seed at what these chose."""
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +15,8 @@ import torch
 from covpool.experiments.arms import BASELINES, Arm
 from covpool.experiments.frozen.features import FeatureFile
 from covpool.experiments.frozen.heads import Examples
-from covpool.experiments.runs import RUNS, Run, configured, path_of
-from covpool.experiments.study import FIRST_TUNING_SEED, TUNING
+from covpool.experiments.runs import RUNS, Run
+from covpool.experiments.study import TUNING
 from covpool.linalg.methods import Method
 from covpool.linalg.tables import choose
 from covpool.models.network import REDUCED_CHANNELS, matched_width
@@ -37,8 +35,8 @@ MATCHED, REDUCED, REDUCED_MATCHED = (
 MADE_OF = "features.json"
 """Beside a run's configuration: the digest of what it was trained on, which no option tells."""
 
-Rates = Mapping[str, Mapping[str, Any]]
-"""As of a study, with `weight_decay` beside `rate`, and all `trials`."""
+REDUCTIONS = "a reduction for each seed"
+"""Runs that were made with another, as one reduction for all seeds, are no pairs of these."""
 
 
 def chosen_arms(text: str) -> tuple[Arm, ...]:
@@ -66,8 +64,8 @@ class Frozen:
         test_labels: of the test images.
         kept, held: numbers of the training images that trials are trained and evaluated on.
         mirrored: whether the features have the training images' mirror images.
-        reduction: by which options the reduction is learned that the poolings share; None: each
-            learns its own with its head.
+        reduction: by which options the reductions are learned that the poolings of a seed share;
+            None: each learns its own with its head.
         notes: what was said when the images were opened.
     """
 
@@ -84,9 +82,11 @@ class Frozen:
 
     @cached_property
     def digest(self) -> str:
-        """Of the features, by the name of their folder, and of the labels and the held-out ones."""
+        """Of the features, by the name of their folder, of the labels and the held-out ones, and of
+        which seeds have a reduction of their own."""
         parts = (self.classes, self.labels, self.test_labels, self.kept, self.held)
-        text = json.dumps([self.features.folder.name, *parts])
+        reductions = [] if self.reduction is None else [REDUCTIONS]
+        text = json.dumps([self.features.folder.name, *parts, *reductions])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def mark(self, run: Path) -> None:
@@ -108,7 +108,8 @@ class Frozen:
             if run.parent.name in (RUNS, TUNING) and found != self.digest:
                 raise ValueError(
                     f"these are other images or weights than those that the runs in {output} were "
-                    f"made of, as {run.parent.name}/{run.name}; give another --output"
+                    f"made of, as {run.parent.name}/{run.name}, or an older covpool made them; "
+                    "give another --output"
                 )
 
     def examples(self, array: np.ndarray, *, trial: bool) -> Examples:
@@ -171,41 +172,45 @@ class HeadPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle(Run):
-    """Runs that are made together, as one of a grid: the first one's with `members`.
+    """Runs that are made together, as one of a grid: the first one's.
 
     Attributes:
-        members: all of them.
+        together: all of them.
         frozen: what they are trained on.
-        trial: whether they are trials.
     """
 
-    members: tuple[Run, ...]
+    together: tuple[Run, ...]
     frozen: Frozen
-    trial: bool
 
     @classmethod
-    def of(cls, members: Sequence[Run], frozen: Frozen, *, trial: bool) -> "Bundle":
+    def of(cls, runs: Sequence[Run], frozen: Frozen) -> "Bundle":
         """A bundle of runs."""
-        first = members[0]
-        return cls(
-            arm=first.arm,
-            seed=first.seed,
-            config=first.config,
-            path=first.path,
-            members=tuple(members),
-            frozen=frozen,
-            trial=trial,
-        )
+        first = {field.name: getattr(runs[0], field.name) for field in fields(Run)}
+        return cls(**first, together=tuple(runs), frozen=frozen)
+
+    @property
+    def members(self) -> Sequence[Run]:
+        return self.together
+
+    @property
+    def trial(self) -> bool:
+        """Whether they are trials."""
+        return bool(self.tried)
+
+    @property
+    def labels(self) -> str:
+        """Of the arms in it."""
+        return " / ".join(dict.fromkeys(run.arm.label for run in self.members))
 
     @property
     def name(self) -> str:
-        labels = " / ".join(dict.fromkeys(run.arm.label for run in self.members))
-        seeds = {run.seed for run in self.members}
         if len(self.members) == 1:
-            decay = f" decay {self.config.optim.weight_decay:g}" if self.trial else ""
-            return f"{labels} rate {self.config.optim.learning_rate:g}{decay} seed {self.seed}"
+            return self.members[0].name
+        seeds = {run.seed for run in self.members}
+        if len(seeds) == 1 and not self.trial:
+            return f"{self.labels} seed {self.seed}"
         many = (len(self.members), "trial") if self.trial else (len(seeds), "seed")
-        return f"{labels}, {quantity(*many)}"
+        return f"{self.labels}, {quantity(*many)}"
 
     def settled(self) -> bool:
         return all(run.settled() for run in self.members)
@@ -231,10 +236,11 @@ class Bundle(Run):
         return {**finished[0], **means, "seconds": seconds}
 
 
-def bundled(runs: Iterable[Run], frozen: Frozen, *, trial: bool) -> list[Bundle]:
+def bundled(runs: Iterable[Run], frozen: Frozen) -> list[Bundle]:
     """The runs that are not settled, and those that are, in bundles that are trained at once.
 
     Linear classifiers of the same vectors are one bundle; heads with more to train are each one.
+    Vectors behind a shared reduction are those of a seed.
     """
     channels, classes = frozen.features.shape[1], len(frozen.classes)
     groups: dict[object, list[Run]] = {}
@@ -243,8 +249,10 @@ def bundled(runs: Iterable[Run], frozen: Frozen, *, trial: bool) -> list[Bundle]
         own = frozen.reduction is not None or plan.reduced is None
         linear = plan.hidden is None and not run.config.model.drop_rate
         together = own and linear and not learns(plan, plan.reduced or channels)
-        groups.setdefault((plan.key, run.settled()) if together else run.path, []).append(run)
-    return [Bundle.of(members, frozen, trial=trial) for members in groups.values()]
+        seed = None if plan.reduced is None else run.seed
+        key = (plan.key, seed, run.settled()) if together else run.path
+        groups.setdefault(key, []).append(run)
+    return [Bundle.of(members, frozen) for members in groups.values()]
 
 
 def learns(plan: HeadPlan, channels: int) -> bool:
@@ -253,101 +261,3 @@ def learns(plan: HeadPlan, channels: int) -> bool:
     if isinstance(plan.row, Method):
         return False
     return plan.row.regulariser != "none" or plan.row.count(channels)[1] > 0
-
-
-def trials(
-    config: RunConfig,
-    arms: Sequence[Arm],
-    rates: Sequence[float],
-    decays: Sequence[float],
-    output: Path,
-    *,
-    threads: int,
-) -> list[Run]:
-    """Each arm with each rate and decay, on held-out training images."""
-    shared = replace(config, data=replace(config.data, evaluate="validation"))
-    made = []
-    for arm in arms:
-        for rate in rates:
-            for decay in decays:
-                own = configured(shared, arm, seed=FIRST_TUNING_SEED, threads=threads, rate=rate)
-                own = replace(own, optim=replace(own.optim, weight_decay=decay))
-                name = f"{arm.label}-rate{rate:g}-decay{decay:g}-seed{FIRST_TUNING_SEED}"
-                path = output / TUNING / name
-                run = Run(arm=arm, seed=FIRST_TUNING_SEED, config=own, path=path, rate=rate)
-                made.append(run)
-    return made
-
-
-def chosen(
-    arms: Iterable[Arm], tried: Sequence[Run], failures: Mapping[str, str]
-) -> dict[str, Any]:
-    """By arm the rate and decay of the highest accuracy on the held-out images.
-
-    A trial that diverged counts as none; ties take the lower rate, then the lower decay. Where all
-    diverged, the lowest are taken, so that the runs show it.
-
-    Raises:
-        ValueError: a trial that has not come to an end.
-    """
-    open_ones = [run for run in tried if not run.settled()]
-    if open_ones:
-        reason = next(iter(failures.values()), "it has not run")
-        raise ValueError(
-            f"no rate is chosen while {len(open_ones)} of the trials have not come to an end, the "
-            f"first {open_ones[0].path} ({reason}); the same command tries them again, and "
-            "--poolings can leave a pooling out"
-        )
-    found = {}
-    for arm in arms:
-        tops = {
-            (run.config.optim.learning_rate, run.config.optim.weight_decay): _accuracy(run)
-            for run in tried
-            if run.arm == arm
-        }
-        best = max(sorted(tops), key=lambda pair: tops[pair])
-        by_rate: dict[str, float | None] = {}
-        for rate in sorted({rate for rate, _ in tops}):
-            top = max(value for (own, _), value in tops.items() if own == rate)
-            by_rate[f"{rate:g}"] = top if math.isfinite(top) else None
-        found[arm.label] = {
-            "rate": best[0],
-            "weight_decay": best[1],
-            "validation_top1": by_rate,
-            "trials": [
-                {
-                    "rate": rate,
-                    "weight_decay": decay,
-                    "validation_top1": top if math.isfinite(top) else None,
-                }
-                for (rate, decay), top in sorted(tops.items())
-            ],
-        }
-    return found
-
-
-def _accuracy(run: Run) -> float:
-    summary = run.summary()
-    finished = summary["status"] == "finished"
-    return 100 * summary["final"]["test_top1"] if finished else -math.inf
-
-
-def counted(
-    config: RunConfig,
-    arms: Sequence[Arm],
-    seeds: Iterable[int],
-    rates: Rates,
-    output: Path,
-    *,
-    threads: int,
-) -> dict[tuple[Arm, int], Run]:
-    """The runs that count, each arm at its rate and decay."""
-    found = {}
-    for seed in seeds:
-        for arm in arms:
-            own = rates[arm.label]
-            made = configured(config, arm, seed=seed, threads=threads, rate=own["rate"])
-            made = replace(made, optim=replace(made.optim, weight_decay=own["weight_decay"]))
-            path = path_of(output / RUNS, arm, seed)
-            found[arm, seed] = Run(arm=arm, seed=seed, config=made, path=path)
-    return found

@@ -1,26 +1,24 @@
-"""The channel reduction that all poolings share, and the maps that it leaves.
+"""The channel reduction that the poolings of a seed share.
 
-1×1 convolution, batch norm and ReLU, learned once with a classifier of the mean and of the plain
+1×1 convolution, batch norm and ReLU, learned with a classifier of the mean and of the plain
 covariance of the reduced channels side by side, so that it is made for neither first nor second
-order alone; then it is held fixed.
+order alone; then it is held fixed. Each seed has its own, and so do the trials.
 """
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from covpool.experiments.frozen.features import FeatureFile
-from covpool.experiments.frozen.heads import EVALUATED_AT_ONCE, Examples, Head, Stop, train_head
+from covpool.experiments.frozen.heads import Examples, Head, Stop, train_head
+from covpool.experiments.frozen.plan import Frozen
 from covpool.pooling import channel_reduction, covariance, triu_vector
 from covpool.train.config import RunConfig
-from covpool.train.run_directory import remove, replace_file, replacing
+from covpool.train.run_directory import replace_file
 from covpool.train.sampling import combine_seeds
-
-WEIGHTS, REDUCED = "weights.pt", "maps.npy"
 
 
 class MeanAndCovariance(nn.Module):
@@ -46,10 +44,8 @@ class MeanAndCovariance(nn.Module):
         return torch.cat([p / length for p, length in zip(parts, self.lengths, strict=True)], 1)
 
 
-def reduction_folder(
-    features: FeatureFile, examples: Examples, reduced: int, config: RunConfig
-) -> Path:
-    """Where the reduction that is learned by these options from these images is kept."""
+def weights_file(folder: Path, examples: Examples, reduced: int, config: RunConfig) -> Path:
+    """Where the reduction is kept that is learned by these options from these images."""
     options = config.to_dict()
     about = {
         "batch_size": options["data"]["batch_size"],
@@ -60,53 +56,41 @@ def reduction_folder(
         "images": examples.train.tolist(),
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    return features.folder / f"reduction-{key}"
+    return folder / f"reduction-{key}.pt"
 
 
-def reduced_maps(
-    features: FeatureFile, examples: Examples, reduced: int, config: RunConfig, stop: Stop
-) -> np.ndarray:
-    """The maps after the reduction, memory-mapped; learned and computed where they are not there.
+def learned_reduction(
+    frozen: Frozen, reduced: int, seed: int, stop: Stop, *, trial: bool
+) -> nn.Module:
+    """The reduction of a seed, as it evaluates; learned where its weights are not on disk.
 
     Args:
-        features: the backbone's maps.
-        examples: which of them it is learned from.
+        frozen: the backbone's maps, and by which options it is learned.
         reduced: channels after it.
-        config: by which it is learned.
-        stop: called between epochs and between batches.
+        seed: that of the runs behind it.
+        stop: called between epochs.
+        trial: whether it is learned from the images that trials are trained on, or from all.
+
+    Raises:
+        ValueError: its training diverged.
     """
-    folder = reduction_folder(features, examples, reduced, config)
-    if not (folder / REDUCED).is_file():
-        channels = features.shape[1]
-        torch.manual_seed(combine_seeds(config.train.seed))
-        pool = MeanAndCovariance(channels, reduced)
-        if not (folder / WEIGHTS).is_file():
-            head = Head(pool, pool.out_features, examples.classes)
-            head.measure(examples)
-            result = train_head(examples, head, config, stop)
-            if result.reason:
-                raise ValueError(
-                    f"the channel reduction could not be learned: {result.reason} Give a lower "
-                    f"optim.learning_rate than {config.optim.learning_rate:g}"
-                )
-            folder.mkdir(parents=True, exist_ok=True)
-            weights = pool.state_dict()
-            replace_file(folder / WEIGHTS, lambda partial: torch.save(weights, partial))
-        pool.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
-        _reduce(features.open(), pool.reduction.eval(), reduced, folder / REDUCED, stop)
-    return np.load(folder / REDUCED, mmap_mode="r", allow_pickle=False)
-
-
-@torch.no_grad()
-def _reduce(maps: np.ndarray, reduction: nn.Module, reduced: int, path: Path, stop: Stop) -> None:
-    rows, _, height, width = maps.shape
-    with replacing(path) as partial:
-        remove(partial)
-        written = np.lib.format.open_memmap(
-            partial, mode="w+", dtype=np.float32, shape=(rows, reduced, height, width)
-        )
-        for first in range(0, rows, EVALUATED_AT_ONCE):
-            stop()
-            part = torch.from_numpy(np.array(maps[first : first + EVALUATED_AT_ONCE]))
-            written[first : first + len(part)] = reduction(part).numpy()
-        written.flush()  # type: ignore[attr-defined]
+    assert frozen.reduction is not None
+    config = replace(frozen.reduction, train=replace(frozen.reduction.train, seed=seed))
+    examples = frozen.examples(frozen.features.open(), trial=trial)
+    torch.manual_seed(combine_seeds(seed))
+    pool = MeanAndCovariance(frozen.features.shape[1], reduced)
+    file = weights_file(frozen.features.folder, examples, reduced, config)
+    if file.is_file():
+        pool.load_state_dict(torch.load(file, weights_only=True))
+    else:
+        head = Head(pool, pool.out_features, examples.classes)
+        head.measure(examples)
+        result = train_head(examples, head, config, stop)
+        if result.reason:
+            raise ValueError(
+                f"the channel reduction could not be learned: {result.reason} Give a lower "
+                f"optim.learning_rate than {config.optim.learning_rate:g}"
+            )
+        weights = pool.state_dict()
+        replace_file(file, lambda partial: torch.save(weights, partial))
+    return pool.reduction.eval()

@@ -6,7 +6,7 @@ from covpool.experiments.arms import Arm
 from covpool.experiments.figures import forest
 from covpool.experiments.frozen.features import stage_name
 from covpool.experiments.frozen.heads import LENGTH
-from covpool.experiments.frozen.plan import MATCHED, REDUCED, Frozen
+from covpool.experiments.frozen.plan import MATCHED, REDUCED, REDUCED_MATCHED, Frozen
 from covpool.experiments.inference import differences
 from covpool.experiments.observations import Claim
 from covpool.experiments.outcome import Outcome
@@ -15,7 +15,11 @@ from covpool.experiments.study_tables import (
     accuracy_table,
     differences_table,
     doubtful_rates,
+    rates_table,
 )
+
+AVERAGES = (MATCHED, REDUCED, REDUCED_MATCHED)
+"""With as many parameters as a covariance's head, with its reduction, and with both."""
 
 
 def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
@@ -23,7 +27,7 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
     the differences."""
     study, runs, names = outcome.study, outcome.runs, outcome.groups
     references = list(dict.fromkeys(outcome.representative(arm) or arm for arm in study.references))
-    averages = [outcome.representative(arm) or arm for arm in (MATCHED, REDUCED)]
+    averages = [outcome.representative(arm) or arm for arm in AVERAGES]
     claims = [
         Claim(
             text=f"{names[arm]} − {names[other]}",
@@ -37,7 +41,7 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
     tables = [
         differences_found,
         accuracy_table(outcome),
-        trials_table(outcome),
+        rates_table(outcome),
         cost_table(outcome),
     ]
     at_edge, alone, _ = doubtful_rates(outcome)
@@ -73,32 +77,6 @@ def make_sheet(outcome: Outcome, frozen: Frozen) -> Sheet:
     )
 
 
-def trials_table(outcome: Outcome) -> Table:
-    """Accuracy on the held-out images by rate and weight decay, and what was taken."""
-    labels = [arm.label for arm in outcome.arms]
-    tried = {
-        (trial["rate"], trial["weight_decay"]): None
-        for label in labels
-        for trial in outcome.rates[label]["trials"]
-    }
-    rows = []
-    for label in labels:
-        chosen = outcome.rates[label]
-        tops = {
-            (trial["rate"], trial["weight_decay"]): trial["validation_top1"]
-            for trial in chosen["trials"]
-        }
-        cells = ["diverged" if tops.get(pair) is None else f"{tops[pair]:.2f}" for pair in tried]
-        rows.append([label, *cells, f"{chosen['rate']:g}", f"{chosen['weight_decay']:g}"])
-    columns = [
-        "validation top-1 at rate, decay",
-        *(f"{rate:g}, {decay:g}" for rate, decay in tried),
-        "rate taken",
-        "decay taken",
-    ]
-    return Table(heading="Rates", columns=columns, rows=rows)
-
-
 def cost_table(outcome: Outcome) -> Table:
     """Parameters of the head, and seconds of a run."""
     rows = []
@@ -111,6 +89,6 @@ def cost_table(outcome: Outcome) -> Table:
 
 
 def reference_arms(arms: Sequence[Arm]) -> tuple[Arm, ...]:
-    """What every pooling is compared with: the matched average, and the best known covariance."""
+    """What every pooling is compared with: averages, and the best known covariance."""
     root = Arm("isqrt-cov")
-    return (MATCHED, REDUCED, *([root] if root in arms else []))
+    return (*AVERAGES, *([root] if root in arms else []))

@@ -21,7 +21,7 @@ from covpool.experiments.frozen.heads import (
     train_linear,
 )
 from covpool.experiments.frozen.plan import Bundle, Frozen, HeadPlan, learns
-from covpool.experiments.frozen.reduction import reduced_maps
+from covpool.experiments.frozen.reduction import learned_reduction
 from covpool.experiments.grid import taken
 from covpool.experiments.runs import Run
 from covpool.linalg.methods import Method
@@ -32,14 +32,6 @@ from covpool.train.config import RunConfig
 from covpool.train.interruption import StopRequest
 from covpool.train.run_directory import RunDirectory, best_row
 from covpool.train.sampling import combine_seeds
-
-
-def maps_of(frozen: Frozen, plan: HeadPlan, stop: Stop, *, trial: bool) -> np.ndarray:
-    """The maps that a head's pooling takes: the backbone's, or those after the shared reduction."""
-    if frozen.reduction is None or plan.reduced is None:
-        return frozen.features.open()
-    whole = frozen.examples(frozen.features.open(), trial=trial)
-    return reduced_maps(frozen.features, whole, plan.reduced, frozen.reduction, stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +76,21 @@ class Made:
             return self.pool().out_features
 
     @property
+    def shares(self) -> bool:
+        """Whether it stands behind the reduction that it shares with others."""
+        return self.plan.reduced is not None and not self.reduces
+
+    def before(self, reduction: nn.Module | None) -> nn.Sequential:
+        """What is computed once for each view: the shared reduction, if it stands behind one, and
+        the pooling, if that is fixed."""
+        pool = self.pool() if self.fixed else None
+        return nn.Sequential(*(part for part in (reduction, pool) if part is not None)).eval()
+
+    @property
     def reduction_parameters(self) -> int:
         """Those of the shared reduction that the head stands behind."""
         width = self.plan.reduced
-        return 0 if width is None or self.reduces else self.channels * width + 2 * width
+        return self.channels * width + 2 * width if width is not None and self.shares else 0
 
 
 def made_of(config: RunConfig, frozen: Frozen) -> Made:
@@ -106,16 +109,20 @@ def made_of(config: RunConfig, frozen: Frozen) -> Made:
 
 
 @torch.no_grad()
-def pooled(pool: nn.Module, maps: np.ndarray, features: FeatureFile, stop: Stop) -> np.ndarray:
-    """The vectors of all maps, in a file without a name, which ends with the process."""
-    rows, length = len(maps), int(pool.out_features)  # type: ignore[arg-type]
+def computed(layers: nn.Module, features: FeatureFile, stop: Stop) -> np.ndarray:
+    """What the layers make of all maps, in a file without a name, which ends with the process."""
+    maps = features.open()
+
+    def of(first: int, count: int) -> np.ndarray:
+        return layers(torch.from_numpy(np.array(maps[first : first + count]))).numpy()
+
+    shape = (len(maps), *of(0, 1).shape[1:])
     with tempfile.TemporaryFile(dir=features.folder) as file:  # the mapping outlives it
-        vectors = np.memmap(file, dtype=np.float32, mode="w+", shape=(rows, length))
-    for first in range(0, rows, EVALUATED_AT_ONCE):
+        found = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+    for first in range(0, len(maps), EVALUATED_AT_ONCE):
         stop()
-        part = torch.from_numpy(np.array(maps[first : first + EVALUATED_AT_ONCE]))
-        vectors[first : first + len(part)] = pool(part).numpy()
-    return vectors
+        found[first : first + EVALUATED_AT_ONCE] = of(first, EVALUATED_AT_ONCE)
+    return found
 
 
 def make_bundle(bundle: Bundle) -> None:
@@ -143,10 +150,12 @@ def _train(bundle: Bundle, runs: list[Run], stop: Stop) -> tuple[list[Result], i
     """Results in the order of the runs, and the parameters of a head."""
     frozen, config = bundle.frozen, bundle.config
     made = made_of(config, frozen)
-    maps = maps_of(frozen, made.plan, stop, trial=bundle.trial)
-    if made.fixed:
-        maps = pooled(made.pool().eval(), maps, frozen.features, stop)
-    examples, classes = frozen.examples(maps, trial=bundle.trial), len(frozen.classes)
+    width, trial, reduction = made.plan.reduced, bundle.trial, None
+    if made.shares and width is not None:
+        reduction = learned_reduction(frozen, width, bundle.seed, stop, trial=trial)
+    before = made.before(reduction)
+    inputs = computed(before, frozen.features, stop) if len(before) else frozen.features.open()
+    examples, classes = frozen.examples(inputs, trial=trial), len(frozen.classes)
     if made.fixed and made.plan.hidden is None and not config.model.drop_rate:
         distinct = {draws(run.config): run.config for run in runs}
         found = train_linear(examples, [*distinct.values()], stop)
