@@ -116,7 +116,7 @@ INVERSES: tuple[Pooling, ...] = (
         caution="The last published step has length 0; here all steps count, and "
         "as_published=True reproduces the other. Deterministic, as precision is. The division by "
         "√tr S is that of the code since November 2023, the third one published. With the "
-        "published constants the steps change the inverse by a hundredth: in effect it is precision "
-        "over √tr S.",
+        "published constants the steps change the inverse by a hundredth: in effect it is "
+        "precision over √tr S.",
     ),
 )
