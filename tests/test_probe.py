@@ -19,12 +19,12 @@ from covpool.experiments.arms import Arm
 from covpool.experiments.frozen import features, heads
 from covpool.experiments.frozen.features import Extractor, Views, compute, feature_files
 from covpool.experiments.frozen.heads import Examples, Head, train_head, train_linear
-from covpool.experiments.frozen.plan import Frozen, bundled, chosen_arms
+from covpool.experiments.frozen.plan import Frozen, HeadPlan, bundled, chosen_arms
 from covpool.experiments.frozen.reduction import learned_reduction
 from covpool.experiments.frozen.work import made_of, make_bundle
 from covpool.experiments.study import Study, final_runs, tuning_runs
 from covpool.poolings import POOLINGS
-from covpool.train.config import RunConfig
+from covpool.train.config import ModelConfig, RunConfig
 from covpool.train.interruption import Interrupted
 from covpool.train.job import prepare
 from covpool.train.run_directory import RunDirectory
@@ -644,3 +644,25 @@ def test_several_stages_in_one_pass_are_those_of_cut_networks(images, weights):
     torch.testing.assert_close(Extractor(cut, [2])(x)[0], stage)
     torch.testing.assert_close(Extractor(whole, [None])(x)[0], last)
     assert together.shapes[0][0] != together.shapes[1][0]
+
+
+@pytest.mark.parametrize("reduced", ["auto", 4, None])
+@pytest.mark.parametrize("method", ["exact", "gaussian", "bcnn", "gap"])
+def test_what_a_probes_head_is_made_of_is_what_the_network_has(method, reduced, monkeypatch):
+    """By one rule: where the network's changes, the probe's does."""
+    monkeypatch.setattr("covpool.models.network.REDUCED_CHANNELS", 6)
+    for gap_reduction, hidden in (
+        (False, None),
+        (False, 5),
+        *[(True, "matched")] * (method == "gap"),
+    ):
+        head = {"reduced_channels": reduced, "gap_reduction": gap_reduction}
+        head |= {"method": method, "hidden_features": hidden}
+        model = covpool.create_model("small-convnet", 3, width=8, **head)
+        plan = HeadPlan.of(RunConfig(model=ModelConfig(**head)), model.num_features, 3)
+        reduction = model.pool.reduction
+        made = None if isinstance(reduction, torch.nn.Identity) else reduction[0].out_channels
+        width = (
+            None if isinstance(model.hidden, torch.nn.Identity) else model.hidden[0].out_features
+        )
+        assert (plan.reduced, plan.hidden) == (made, width)

@@ -135,11 +135,16 @@ class RunSet:
         ends = [*(epoch - 1 for epoch in first[1:]), self.config.train.epochs]
         return list(zip(first, ends, strict=True))
 
+    @cached_property
+    def _analysis(self) -> dict[tuple[Arm, int], list[Row]]:
+        ended = (key for key, own in self.summaries.items() if own["status"] == "finished")
+        return {key: read_analysis(self.runs[key].path) for key in ended}
+
     def measured(self, arm: Arm, probe: str) -> dict[int, list[Row]]:
         """By seed what a probe wrote along the arm's finished runs, errors left out."""
         found = {}
         for seed in self.finished(arm):
-            if rows := measurements(read_analysis(self.runs[arm, seed].path), probe):
+            if rows := measurements(self._analysis[arm, seed], probe):
                 found[seed] = rows
         return found
 

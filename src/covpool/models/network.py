@@ -95,29 +95,23 @@ class CovPoolModel(nn.Module):
         self.backbone: Any = backbone
         self.in_chans = in_chans
         self.num_features: int = source.num_features
-        automatic = reduced_channels == "auto"
-        if reduced_channels == "auto":
-            enough = self.num_features >= REDUCED_CHANNELS
-            reduced_channels = REDUCED_CHANNELS if enough else None
         row = method_or_pooling(method)
+        reduced, hidden = head_widths(
+            row,
+            self.num_features,
+            num_classes,
+            reduced_channels=reduced_channels,
+            hidden_features=hidden_features,
+            gap_reduction=gap_reduction,
+        )
         self.pool: CovPool2d | Pool2d
         if isinstance(row, Method):
-            self.pool = CovPool2d(self.num_features, reduced_channels, row)
+            self.pool = CovPool2d(self.num_features, reduced, row)
         else:
-            average = row.name == "gap"
-            reduces = gap_reduction if average else row.reduced or not automatic
-            self.pool = Pool2d(
-                self.num_features,
-                row,
-                reduced_channels if reduces else None,
-                token_features=self.num_features * (row.class_token and self.layout.class_token),
-            )
-        if hidden_features == "matched":
-            hidden_features = matched_width(
-                self.num_features, reduced_channels, num_classes, gap_reduction=gap_reduction
-            )
-        self.hidden = _hidden_layer(self.pool.out_features, hidden_features, weight)
-        self.head_hidden_size = hidden_features or self.pool.out_features
+            token = self.num_features * (row.class_token and self.layout.class_token)
+            self.pool = Pool2d(self.num_features, row, reduced, token_features=token)
+        self.hidden = _hidden_layer(self.pool.out_features, hidden, weight)
+        self.head_hidden_size = hidden or self.pool.out_features
         self.dropout = nn.Dropout(drop_rate)
         self.num_classes = num_classes
         self.classifier = self._new_classifier(num_classes)
@@ -298,6 +292,39 @@ class CovPoolModel(nn.Module):
                 else float("inf")
             )
         return {key: _prefixed_pattern(value) for key, value in groups.items()}
+
+
+def head_widths(
+    row: Method | Pooling,
+    channels: int,
+    classes: int,
+    *,
+    reduced_channels: int | Literal["auto"] | None,
+    hidden_features: int | Literal["matched"] | None,
+    gap_reduction: bool,
+) -> tuple[int | None, int | None]:
+    """Channels after the reduction before the pooling, and the width of the hidden layer; None
+    where there is no such part.
+
+    Args:
+        row: the pooling.
+        channels: of the features.
+        classes: what is told apart.
+        reduced_channels: as for `create_model`, like all that follow.
+        hidden_features: likewise.
+        gap_reduction: likewise.
+    """
+    if isinstance(row, Method):
+        reduces = True
+    else:
+        reduces = gap_reduction if row.name == "gap" else row.reduced or reduced_channels != "auto"
+    if reduced_channels == "auto":
+        reduced_channels = REDUCED_CHANNELS if channels >= REDUCED_CHANNELS else None
+    if hidden_features == "matched":
+        hidden_features = matched_width(
+            channels, reduced_channels, classes, gap_reduction=gap_reduction
+        )
+    return reduced_channels if reduces else None, hidden_features
 
 
 def matched_width(

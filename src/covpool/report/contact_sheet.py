@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from covpool.report.template import fill
 
@@ -32,20 +33,14 @@ def render_sheet(images: Iterable[Shown], *, model: str) -> str:
         images: in any order.
         model: what called them so.
     """
-    classes: dict[str, list[Shown]] = {}
-    failed: list[Shown] = []
-    for image in images:
-        if image.likeliest:
-            classes.setdefault(image.likeliest[0][0], []).append(image)
-        else:
-            failed.append(image)
-    for called in classes.values():
-        called.sort(key=lambda image: (-image.likeliest[0][1], image.path))
+    everything = list(images)
+    called = [image for image in everything if image.likeliest]
+    called.sort(key=lambda image: (image.likeliest[0][0], -image.likeliest[0][1], image.path))
     return fill(
         "sheet.html.jinja",
         generator=GENERATOR,
         model=model,
-        total=sum(map(len, classes.values())),
-        classes=sorted(classes.items()),
-        failed=failed,
+        total=len(called),
+        classes=[(n, [*own]) for n, own in groupby(called, lambda image: image.likeliest[0][0])],
+        failed=[image for image in everything if not image.likeliest],
     )

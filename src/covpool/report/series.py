@@ -20,7 +20,10 @@ def probed(setting: Setting, probe: str) -> dict[MethodRow, list[list[Record]]]:
     """By row, the records of a probe that hold figures, of each run that has any."""
     found = {}
     for row in setting.rows:
-        runs = [measurements(run.analysis, probe) for run in row.runs]
+        runs = [
+            [r for r in measurements(run.analysis, probe) if isinstance(r.get("step"), int)]
+            for run in row.runs
+        ]
         if any(runs):
             found[row] = [records for records in runs if records]
     return found

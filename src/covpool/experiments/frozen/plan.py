@@ -19,7 +19,7 @@ from covpool.experiments.runs import RUNS, Run
 from covpool.experiments.study import TUNING
 from covpool.linalg.methods import Method
 from covpool.linalg.tables import choose
-from covpool.models.network import REDUCED_CHANNELS, matched_width
+from covpool.models.network import head_widths
 from covpool.poolings import POOLINGS, Pooling
 from covpool.text import quantity
 from covpool.train.config import RunConfig
@@ -137,7 +137,6 @@ class HeadPlan:
         row: the pooling.
         reduced: channels after its reduction; None: it pools the features as they are.
         hidden: width of the hidden layer, or None.
-        matched_to: parameters of the head that it is matched with; None: it is not.
     """
 
     row: Method | Pooling
@@ -148,18 +147,15 @@ class HeadPlan:
     def of(cls, config: RunConfig, channels: int, classes: int) -> "HeadPlan":
         """That of a run, by the rules of `CovPoolModel`."""
         model, row = config.model, method_schedule(config).method_at(0)
-        reduced, automatic = model.reduced_channels, model.reduced_channels == "auto"
-        if reduced == "auto":
-            reduced = REDUCED_CHANNELS if channels >= REDUCED_CHANNELS else None
-        if isinstance(row, Pooling):
-            gap = row.name == "gap"
-            reduces = model.gap_reduction if gap else row.reduced or not automatic
-        else:
-            reduces = True
-        hidden = model.hidden_features
-        if hidden == "matched":
-            hidden = matched_width(channels, reduced, classes, gap_reduction=model.gap_reduction)
-        return cls(row=row, reduced=reduced if reduces else None, hidden=hidden)
+        reduced, hidden = head_widths(
+            row,
+            channels,
+            classes,
+            reduced_channels=model.reduced_channels,
+            hidden_features=model.hidden_features,
+            gap_reduction=model.gap_reduction,
+        )
+        return cls(row=row, reduced=reduced, hidden=hidden)
 
     @property
     def key(self) -> str:
