@@ -109,7 +109,9 @@ def test_every_pooling_is_compared_with_the_averages(probed):
 def test_its_folder_has_a_report(probed, capsys):
     _, folder = probed
     assert main(["report", str(folder / "output")]) == 0
-    assert "dropcov" in (folder / "output" / "report.html").read_text()
+    page = (folder / "output" / "report.html").read_text()
+    assert page.count('<section id="setting-') == 1
+    assert [name for name in (*BASELINES, *POOLED) if f"<td>{name}" not in page] == []
 
 
 def test_each_pooling_has_the_same_trials_on_held_out_images(probed):

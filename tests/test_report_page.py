@@ -10,6 +10,7 @@ from scipy import stats
 
 from covpool.cli import main
 from covpool.experiments.sheet import Sheet, Table
+from covpool.report.groups import group
 from covpool.report.page import render
 from covpool.report.sources import find_runs, find_sheets
 from covpool.report.svg import SERIES
@@ -306,6 +307,38 @@ def test_a_comparison_has_its_own_order(tmp_path):
     runs = [{"path": f"{method}-seed0"} for method in ("exact", "gap")]
     (tmp_path / "comparison.json").write_text(json.dumps({"runs": runs}))
     assert [run.method for run in find_runs([tmp_path])] == ["exact", "gap"]
+
+
+def test_the_arms_of_a_study_or_a_probe_are_one_chapter(tmp_path):
+    heads = {
+        "gap": {},
+        "gap-matched": {"hidden_features": "matched"},
+        "gap-reduced": {"gap_reduction": True},
+        "gap-reduced-matched": {"gap_reduction": True, "hidden_features": "matched"},
+        "exact": {},
+    }
+    for folder in ("one", "other"):
+        for number, (label, options) in enumerate(heads.items()):
+            method = label.partition("-")[0]
+            config = RunConfig(
+                model=ModelConfig(method=method, **options),
+                optim=OptimConfig(learning_rate=0.1 + number / 100, weight_decay=number / 1000),
+            )
+            for seed in (0, 1):
+                path = tmp_path / folder / "runs" / f"{label}-seed{seed}"
+                make_run(path, method=method, seed=seed, config=config)
+        (tmp_path / folder / "rates.json").write_text("{}")
+    settings = group(find_runs([tmp_path / "one"]))
+    assert [[row.label for row in own.rows] for own in settings] == [[*heads]]
+    assert (settings[0].baseline, settings[0].duplicates) == ("gap", [])
+    found = Page(render(find_runs([tmp_path / "one"])))
+    assert [found.row(label)[:2] for label in heads] == [[label, "2 of 2"] for label in heads]
+    # Those of two studies are two chapters, which tell whose they are.
+    both = group(find_runs([tmp_path]))
+    assert [[row.label for row in own.rows] for own in both] == [[*heads]] * 2
+    assert [own.options for own in both] == [
+        [("study", str(tmp_path / folder))] for folder in ("one", "other")
+    ]
 
 
 def test_the_sheets_of_an_experiment_are_sections(tmp_path):
