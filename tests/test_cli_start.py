@@ -316,6 +316,38 @@ def test_a_file_of_a_whole_group_is_still_one(capsys, tmp_path):
     assert (data["batch_size"], data["root"]) == (5, None)
 
 
+def test_lists_need_no_brackets(capsys):
+    options = ("--optim.reduction_steps", "--train.probes", "--optim.milestones")
+    found = []
+    for form in ("{}", "[{}]"):
+        values = (form.format(text) for text in ("nog,olr", "fidelity", "2,4"))
+        words = [word for pair in zip(options, values, strict=True) for word in pair]
+        found.append(shown(capsys, "train", *words, "--print_config"))
+    assert found[0] == found[1]
+    assert yaml.safe_load(found[0])["optim"]["reduction_steps"] == ["nog", "olr"]
+
+
+@pytest.mark.parametrize(
+    ("words", "help_option"),
+    [
+        (["--optim.reduction_steps", "nag"], "--help-all"),
+        (["--train.epochs", "many"], "--help"),
+        (["--resume"], "--help"),
+    ],
+)
+def test_a_mistake_names_the_help_that_has_its_option(words, help_option, capsys):
+    assert main(["train", *words]) == 2
+    assert f"(see covpool train {help_option})" in capsys.readouterr().err
+
+
+def test_a_list_in_a_file_is_a_list(capsys, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("train: {loggers: wandb}")
+    assert main(["train", "--config", str(file)]) == 2
+    told = "train.loggers must be a list, not 'wandb'; write it as [wandb]"
+    assert told in capsys.readouterr().err
+
+
 def test_a_value_that_looks_like_an_option_is_none(capsys):
     assert main(["train", "--epochs", "--lr", "0.1"]) == 2
     assert "train.epochs" in capsys.readouterr().err

@@ -461,7 +461,9 @@ class RunParser:
 
     def error(self, text: str) -> UserError:
         """A mistake in the options, with the way to their list."""
-        return UserError(f"{text} (see covpool {self.command} --help)")
+        named = [key for key in self._known_keys() if key in text]
+        lists = "--help-all" if any(not self._is_shown(key, False) for key in named) else "--help"
+        return UserError(f"{text} (see covpool {self.command} {lists})")
 
     def _parse(self, words: Sequence[str]) -> Given:
         given = [word[2:].partition("=") for word in words if word.startswith("--")]
@@ -469,6 +471,7 @@ class RunParser:
         self._check(named)
         printed = [value for name, _, value in given if name == "print_config"]
         recipes: list[str] = []
+        lists = self._keys_of(tuple)
         rest: list[str] = []
         for word in words:
             if word.startswith("--config="):
@@ -480,7 +483,7 @@ class RunParser:
                 recipes += filter(None, [content.get("recipe")])
                 word = f"--config={text}"  # jsonargparse takes the content as it takes the name
             if not word.startswith("--print_config"):
-                rest.append(word)
+                rest.append(_listed(word, lists))
         try:
             parsed = self.parser.parse_args(rest, defaults=False).clone(with_meta=False)
         except (argparse.ArgumentError, ValueError, TypeError) as error:
@@ -510,11 +513,14 @@ class RunParser:
 
     def _open_keys(self) -> list[str]:
         """Keys that hold a mapping, whose own keys are checked by its reader."""
+        return self._keys_of(dict)
+
+    def _keys_of(self, kind: type) -> list[str]:
         return [
             f"{group}.{item.name}"
             for group, owner in self.groups.items()
             for item in dataclasses.fields(owner)
-            if typing.get_origin(item.type) is dict
+            if typing.get_origin(item.type) is kind
         ]
 
     def _check(self, named: Iterable[tuple[str, str]]) -> None:
@@ -580,10 +586,9 @@ def _readable(text: str, known: Collection[str]) -> str:
         return f"--{found[1]} {found[2]}: no such YAML file of the options --{found[1]}.NAME{hint}"
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
-    # Shells take brackets for a pattern of file names.
     text = re.sub(
         r'^Parser key "([^"]+)": Expected a tuple\. Got value: (.*)$',
-        r"\1 must be a list, not '\2'; write it in brackets and quotes: --\1 '[\2]'",
+        r"\1 must be a list, not '\2'; write it as [\2]",
         text,
     )
     return re.sub(
@@ -600,6 +605,13 @@ def _in_full(option: str, value: str) -> str:
     if name not in ALIASES or (name == "data" and value.endswith((".yaml", ".yml"))):
         return option
     return f"--{ALIASES[name]}"
+
+
+def _listed(word: str, lists: Collection[str]) -> str:
+    """The word; of an option that takes a list with brackets, which are a pattern to shells."""
+    name, equals, value = word.partition("=")
+    bare = name[2:] in lists and value[:1] not in ("", "[")
+    return f"{name}{equals}[{value}]" if bare else word
 
 
 def _values_of(option: str, words: Iterable[str]) -> list[str]:
