@@ -369,6 +369,13 @@ COMPLETED = {
     "evaluate pho": ["photos"],
     "methods newton": ["newton-schulz-minimax"],
     "recipes bir": ["birds"],
+    "compare --methods bc": ["bcnn"],
+    "compare --methods bcnn,isq": ["bcnn,isqrt-cov"],
+    "reproduce table3 --methods exact,svd-p": ["exact,svd-pi", "exact,svd-pade"],
+    "probe --poolings gamma,bcnn,gau": ["gamma,bcnn,gaussian"],
+    "probe --poolings al": ["all"],
+    "train --train.probes smoothness,f": ["smoothness,fidelity"],
+    "train --optim.reduction_steps ": ["nog", "olr"],
 }
 
 
@@ -390,6 +397,15 @@ def test_the_shell_completes_commands_options_and_values(capsys, tmp_path):
     lines = done.stdout.splitlines()
     found = {words: line.split() for words, line in zip(COMPLETED, lines, strict=True)}
     assert found == COMPLETED
+
+
+def test_zsh_is_told_of_words_with_commas_between(capsys):
+    pytest.importorskip("shtab")
+    text = shown(capsys, "completion", "zsh")
+    (compared,) = re.findall(r":methods:(_values -s , methods gap exact .*?)\"", text)[:1]
+    assert compared.split()[4:] == [*POOLINGS]
+    assert ":poolings:_values -s , poolings gap" in text
+    assert ":_values -s , train.probes smoothness conditioning fidelity" in text
 
 
 def test_completion_without_its_package_says_what_to_install(capsys, monkeypatch):
