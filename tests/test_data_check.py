@@ -443,3 +443,9 @@ def test_a_file_that_is_there_is_not_written_over(option, tmp_path, capsys):
     assert main(["data", "check", option, str(file)]) == 2
     assert f"{option} {file} exists; remove it, or choose another name" in capsys.readouterr().err
     assert file.read_text() == "mine"
+
+
+def test_a_contact_sheet_is_a_png(tmp_path, capsys):
+    assert main(["data", "check", "--contact-sheet", str(tmp_path / "sheet.pdf")]) == 2
+    assert "sheet.pdf must end in .png" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

@@ -379,12 +379,14 @@ def test_a_comparison_is_not_told_twice(tmp_path):
         (make_run, ["{}/run", "--baseline", "svd-pade"], "none of the methods found; choose from"),
         (make_run, ["{}/run", "--output", "{}"], "is a directory"),
         (make_run, ["{}/run", "--output", "{}/no/page.html"], "no directory {}/no; make it first"),
-        (make_run, ["{}/run", "--output", "{}/run/config.yaml"], "is no report of covpool"),
+        (make_run, ["{}/run", "--output", "{}/run/config.yaml"], "must end in .html or .htm"),
+        (make_run, ["{}/run", "--output", "{}/page.html"], "is no report of covpool"),
     ],
 )
 def test_mistakes_are_told_in_one_line(tmp_path, capsys, prepare, options, message):
     if prepare is not None:
         prepare(tmp_path / "run")
+    (tmp_path / "page.html").write_text("mine")
     assert main(["report", *(option.format(tmp_path) for option in options)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("covpool: error: ")
