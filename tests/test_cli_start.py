@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,6 +77,24 @@ def test_what_needs_no_tensor_and_mistakes_in_options_import_nothing_heavy():
         command, status, found = json.loads(told)
         assert (status, found) == (2 if command in MISTAKEN else 0, []), command
     assert done.stdout.count("\0") == 2 * len([*LIGHT, *MISTAKEN])
+
+
+MOST_MODULES = 330
+"""What help may import at most, 260 today: NumPy alone has more than a hundred."""
+
+
+@pytest.mark.parametrize("command", ["train --help", "compare --help", "train --print_config"])
+def test_help_imports_few_modules(command):
+    program = (
+        "import sys; before = set(sys.modules); from covpool.cli import main; main(sys.argv[1:])\n"
+        "print('\\0', *set(sys.modules) - before)\n"
+    )
+    words = [sys.executable, "-c", program, *command.split()]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    modules = done.stdout.rpartition("\0")[2].split()
+    packages = Counter(name.partition(".")[0] for name in modules)
+    assert "covpool" in packages
+    assert len(modules) <= MOST_MODULES, packages.most_common(8)
 
 
 def shown(capsys, *arguments):
