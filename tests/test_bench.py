@@ -10,18 +10,10 @@ import torch
 
 import covpool
 from covpool.bench import measurement, tables, timing
-from covpool.bench.accuracy import Exact
-from covpool.bench.features import (
-    Shape,
-    make_features,
-    make_weight,
-    matrix_of_triangle,
-    triangle_weight,
-)
-from covpool.bench.layer_cases import floor_cases, own_case, solvers
-from covpool.bench.layers import Layers, floors
+from covpool.bench.features import Exact, Shape, make_features, make_weight, triangle_weight
+from covpool.bench.layers import Layers, floor_cases, floors, own_case, solvers
 from covpool.bench.options import MEASUREMENTS
-from covpool.bench.progress import Progress
+from covpool.cli.bench import Progress
 from made_up_peer import SMALL, made_up_case
 
 CPU = torch.device("cpu")
@@ -69,7 +61,6 @@ def test_triangle_has_the_same_loss():
     vector = covpool.triu_vector(matrix)
     loss = (triangle_weight(weight) * vector).sum(-1)
     torch.testing.assert_close(loss, (weight * matrix).sum((-2, -1)))
-    assert torch.equal(matrix_of_triangle(vector, 5), matrix)
 
 
 @pytest.mark.parametrize("text", ["3x6x4", "3x6x6", "3x6x20"])
@@ -120,7 +111,7 @@ def test_floor_decomposes_the_smaller_matrix(text, monkeypatch):
         seen.append((matrix.shape[-1], matrix.dtype))
         return torch.linalg.eigh(matrix)
 
-    monkeypatch.setattr("covpool.bench.layer_cases.solvers", lambda device: {"counted": solver})
+    monkeypatch.setattr("covpool.bench.layers.solvers", lambda device: {"counted": solver})
     x, weight = make_features(shape), make_weight(shape)
     for case in floor_cases((torch.float32, torch.float64), CPU):
         root, gradient = case.prepare(x, weight)()
@@ -202,13 +193,13 @@ def test_earlier_shapes_are_not_measured_again(tmp_path):
     measured = []
 
     class Quick(Layers):
-        def measure(self, shape, report):
-            report("measuring")
+        def measure(self, shape):
+            self.say("measuring")
             measured.append(shape)
-            return {"shape": shape}
+            return {}
 
     said = []
-    first = Quick(SMALL).run(said.append)
+    *_, (_, first) = Quick(SMALL).run(said.append)
     assert said == ["2x4x4: measuring"]
     file = tmp_path / "deep" / "results.json"
     assert measurement.read_results(file) is None
@@ -216,19 +207,19 @@ def test_earlier_shapes_are_not_measured_again(tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["results.json"]
     earlier = measurement.read_results(file)
     more = replace(SMALL, shapes=("2x4x4", "2x4x9"))
-    done = Quick(more).run(earlier=earlier)
+    *_, (_, done) = Quick(more).run(earlier=earlier)
     assert measured == ["2x4x4", "2x4x9"]
     assert [entry["shape"] for entry in done["shapes"]] == measured
     # What is there and was not asked for is not lost.
     others = replace(SMALL, shapes=("2x4x16", "2x4x9"))
-    kept = Quick(others).run(earlier=done)
+    *_, (_, kept) = Quick(others).run(earlier=done)
     assert [entry["shape"] for entry in kept["shapes"]] == ["2x4x4", "2x4x9", "2x4x16"]
     other = replace(SMALL, rounds=3)
     with pytest.raises(ValueError, match="in settings, rounds was 1 and is 3; write to another"):
-        Quick(other).run(earlier=earlier)
+        next(Quick(other).run(earlier=earlier))
     earlier["environment"]["cpu"] = "abacus"
     with pytest.raises(ValueError, match="in environment, cpu was 'abacus'"):
-        Quick(SMALL).run(earlier=earlier)
+        next(Quick(SMALL).run(earlier=earlier))
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"format": 0}'])
@@ -246,7 +237,7 @@ def test_values_that_are_not_finite_are_written_as_words(tmp_path):
         return lambda: (weight * torch.nan, features * torch.inf)
 
     case = replace(made_up_case("bad"), prepare=prepare)
-    found = Layers(SMALL).errors(str(shape), [case], timing.silent)["bad"]
+    found = Layers(SMALL).errors(str(shape), [case])["bad"]
     assert {entry["forward"] for entry in found} == {"not finite"}
     assert {entry["gradient"] for entry in found} == {"not finite"}
     measurement.write_results({"found": found}, tmp_path / "x.json")

@@ -38,9 +38,10 @@ def test_each_shape_beside_each_number_of_processes(tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize("shape", ["2x6x4", "2x4x6", "2x4"])
 def test_both_have_the_same_matrices(shape):
-    measurement = busy.Busy(busy.BusyOptions(shapes=(shape,)))
-    ours, theirs = (case.prepare(*measurement.inputs(shape)) for case in measurement.cases)
-    values = measurement.inputs(shape)[0]
+    measurement = busy.Busy(busy.BusyOptions(shapes=(shape,), busy=(0,)))
+    ((_, point),) = measurement.points()
+    (values,) = measurement.inputs(point)
+    ours, theirs = (case.prepare(values) for case in measurement.cases(point))
     eigenvalues = theirs()[0]
     result = ours()
     if values.shape[-1] == values.shape[-2]:
@@ -54,11 +55,11 @@ def test_both_have_the_same_matrices(shape):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--shapes", "2x0"], "whole numbers from 1 on, got '2x0'"),
+        (["--shapes", "2x0"], "shape '2x0' must be BATCHxCHANNELSxPOSITIONS or BATCHxN, in whole"),
         (["--shapes", "2"], "BATCHxCHANNELSxPOSITIONS or BATCHxN"),
         (["--shapes", "2x4x4"], "as many channels as positions are taken for matrices"),
-        (["--busy=-1"], "numbers of processes from 0 on"),
-        (["--busy", ","], "numbers of processes from 0 on"),
+        (["--busy=-1"], "busy must be at least 0, got -1"),
+        (["--busy", ","], "no busy to measure; give at least one"),
     ],
 )
 def test_what_cannot_be_measured_is_told(options, expected, capsys):

@@ -10,17 +10,10 @@ import pytest
 import torch
 
 from covpool.bench import memory
-from covpool.bench.accuracy import Exact
 from covpool.bench.checkouts import as_published, load_module
-from covpool.bench.features import (
-    Shape,
-    make_features,
-    make_weight,
-)
-from covpool.bench.layer_cases import make_cases
-from covpool.bench.layers import Layers
+from covpool.bench.features import Exact, Shape, make_features, make_weight
+from covpool.bench.layers import Layers, make_cases
 from covpool.bench.peers import PEERS, open_peer
-from covpool.bench.timing import silent
 from made_up_peer import CHATTY, DEADLY, SMALL, made_up_case, make_clone
 
 CPU = torch.device("cpu")
@@ -142,8 +135,8 @@ def test_memory_of_a_case_that_kills_its_process_is_told(clone):
     (clone / "src" / "representation" / "SVD_Pade.py").write_text(DEADLY)
     layers = Layers(replace(SMALL, peers=(f"DifferentiableSVD={clone}",)))
     wanted = ("exact", "SVD_Pade", "MPNCOV", "SVD_PI")
-    cases = [case for case in layers.cases if case.facts["method"] in wanted]
-    found = memory.peak_memory(layers, "2x4x9", cases, silent)
+    cases = [case for case in layers.cases("2x4x9") if case.facts["method"] in wanted]
+    found = memory.peak_memory(layers, "2x4x9", cases)
     assert list(found) == [case.name for case in cases]
     assert found["DifferentiableSVD/SVD_Pade (triangle)"] == (
         "the process that measured it ended with status 3"
@@ -158,8 +151,8 @@ def test_memory_of_a_case_that_kills_its_process_is_told(clone):
 def test_what_a_peer_prints_does_not_get_between_the_answers(clone):
     (clone / "src" / "representation" / "SVD_Pade.py").write_text(CHATTY)
     layers = Layers(replace(SMALL, peers=(f"DifferentiableSVD={clone}",)))
-    cases = [c for c in layers.cases if c.facts["method"] in ("SVD_Pade", "MPNCOV")]
-    found = memory.peak_memory(layers, "2x4x9", cases, silent)
+    cases = [c for c in layers.cases("2x4x9") if c.facts["method"] in ("SVD_Pade", "MPNCOV")]
+    found = memory.peak_memory(layers, "2x4x9", cases)
     assert "illegal value" in str(found["DifferentiableSVD/SVD_Pade (triangle)"])
     assert isinstance(found["DifferentiableSVD/MPNCOV (triangle)"], int)
 

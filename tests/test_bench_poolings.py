@@ -79,7 +79,7 @@ def test_memory_stands_beside_that_of_exact(tmp_path, capsys):
 def test_a_step_gives_the_gradients_of_features_parameters_and_token():
     options = PoolingsOptions(shapes=("2x8x9",), poolings=("so-vit",), threads=1, dtype="float64")
     measurement = Poolings(options)
-    case = next(case for case in measurement.cases if case.name == "so-vit")
+    case = next(case for case in measurement.cases("2x8x9") if case.name == "so-vit")
     vector, features, token, *weights = case.prepare(*measurement.inputs("2x8x9"))()
     layer = Pool2d(8, "so-vit", token_features=8)
     assert vector.shape == (2, layer.out_features)

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from covpool.bench.accuracy import exact_inverse_root
 from covpool.bench.checkouts import load_module
-from covpool.bench.roots import Problem
+from covpool.bench.roots import Problem, exact_inverse_root
 from covpool.cli import main
 
 TINY = ("--rounds", "1", "--warm-up", "1", "--threads", "1")
@@ -107,10 +106,12 @@ def test_roots_are_measured_beside_an_optimisers(clone, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--shapes", "5"), "BATCHxN with whole numbers from 1 on, got '5'"),
-        (("--roots", "0"), "roots are whole numbers from 1 on, got (0,)"),
+        (("--shapes", "5"), "shape '5' must be BATCHxN, in whole numbers from 1 on"),
+        (("--roots", "0"), "roots must be at least 1, got 0"),
         (("--dtypes", "half"), "unknown dtype 'half'"),
-        (("--conditions", "0.5"), "at least 1: 0.5"),
+        (("--conditions", "0.5"), "conditions must be at least 1 and finite, got 0.5"),
+        (("--conditions", ","), "no conditions to measure; give at least one"),
+        (("--dtypes", ","), "no dtypes to measure; give at least one"),
         (("--peer", "spd-learn"), "spd-learn"),
         (("--peer", "Shampoo"), "Shampoo is read from your clone of it"),
     ],

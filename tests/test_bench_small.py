@@ -53,7 +53,8 @@ def test_all_is_measured_and_what_fails_is_named(failing_peer, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--shapes", "1x"), "BATCHxN with whole numbers from 1 on, got '1x'"),
+        (("--shapes", "1x"), "shape '1x' must be BATCHxN, in whole numbers from 1 on"),
+        (("--functions", ","), "no functions to measure; give at least one"),
         (("--functions", "sqr"), "unknown function 'sqr'; choose from sqrt, inv_sqrt"),
     ],
 )
@@ -85,11 +86,15 @@ def test_peers_that_are_installed_compute_the_same():
     """Each by the function of that name, on torch's tensors."""
     measured = Small(SmallOptions())
     (matrix,) = measured.inputs("3x5")
-    theirs = [case for case in measured.cases if case.facts["case"] in measured.options.peers]
+    theirs = [
+        case for case in measured.cases("3x5") if case.facts["case"] in measured.options.peers
+    ]
     if not theirs:
         pytest.skip("none is installed")
     ours = {
-        case.facts["function"]: case for case in measured.cases if case.facts["case"] == "covpool"
+        case.facts["function"]: case
+        for case in measured.cases("3x5")
+        if case.facts["case"] == "covpool"
     }
     for case in theirs:
         with case.context():

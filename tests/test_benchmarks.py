@@ -37,6 +37,7 @@ def test_help(name, bench):
     status, shown = bench(name, "--help")
     assert status == 0
     assert f"usage: covpool bench {name}" in shown.out
+    assert "<function" not in shown.out
     assert name in bench("--help")[1].out
 
 
@@ -113,6 +114,9 @@ def test_growth_names_a_mistaken_number(bench, tmp_path):
     status, shown = bench("growth", "--batches", "1,two", "--output", tmp_path / "x.json")
     assert status == 2
     assert "'1,two' must be whole numbers" in shown.err
+    status, shown = bench("growth", "--sizes", ",", "--output", tmp_path / "x.json")
+    assert status == 2
+    assert "no sizes to measure; give at least one" in shown.err
 
 
 @pytest.mark.slow
@@ -217,6 +221,25 @@ def test_bars_refuse_what_is_not_there(bench, tmp_path):
     status, shown = bench("goals", tmp_path / "none.json")
     assert status == 2
     assert "none.json" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("measurement", "option", "value", "expected"),
+    [
+        ("throughput", "--warm_up", "0", "warm_up must be at least 1, got 0"),
+        ("throughput", "--workers", ",", "no workers to measure; give at least one"),
+        ("resume", "--processes", "0", "processes must be at least 1, got 0"),
+        ("step", "--batch", "0", "batch must be at least 1, got 0"),
+        ("step", "--precision", "half", "unknown precision 'half'; choose from float32, bfloat16"),
+    ],
+)
+def test_what_cannot_be_measured_with_is_refused(
+    measurement, option, value, expected, bench, tmp_path
+):
+    output = tmp_path / "x.json"
+    status, shown = bench(measurement, option, value, "--output", output)
+    assert (status, output.exists()) == (2, False)
+    assert expected in shown.err
 
 
 def test_throughput_names_the_limit(bench, tmp_path):

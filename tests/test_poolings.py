@@ -4,14 +4,17 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from numpy.polynomial.chebyshev import chebinterpolate, chebval
 from torch.nn.functional import batch_norm, conv2d, gelu, layer_norm, linear, relu
 
 import covpool
 import quick
 from covpool import METHODS, POOLINGS, Pool2d
 from covpool.poolings.representations import REPRESENTATIONS
+from spectra import orthogonal
 
 OTHERS = [name for name in POOLINGS if name not in METHODS]
 ONE_POSITION = pytest.mark.filterwarnings("ignore:cov_pool gives zeros")
@@ -80,14 +83,16 @@ def unit_trace(x, f):
     return lifted(x, lambda v: f(v / (trace + 1e-6)), centre=False)
 
 
-def chebyshev(x):
-    mean = cov(x).diagonal(dim1=-2, dim2=-1).mean(-1)
+def chebyshev(x, published=False):
+    matrix = cov(x)
+    scale = matrix.diagonal(dim1=-2, dim2=-1).mean(-1) if published else matrix.norm(dim=(1, 2))
+    middle, half = (1.775, 1.725) if published else (0.51, 0.49)
     nodes = [math.cos(math.pi * (2 * k + 1) / 18) for k in range(9)]
-    logs = [math.log(1.775 + 1.725 * node) for node in nodes]
+    logs = [math.log(middle + half * node) for node in nodes]
 
     def interpolant(values):
         """Lagrange's form of the polynomial of degree 8 through log at the Chebyshev nodes."""
-        t = (0.98 * values + 0.02 - 1.775) / 1.725
+        t = (0.98 * values + 0.02 - middle) / half
         total = 0
         for k, node in enumerate(nodes):
             term = logs[k]
@@ -98,8 +103,8 @@ def chebyshev(x):
         return total
 
     zero = interpolant(torch.zeros((), dtype=torch.float64))
-    matrix = lifted(x, lambda v: interpolant(v / mean[:, None]), zero)
-    return matrix + mean.log()[:, None, None] * torch.eye(x.shape[-2], dtype=x.dtype)
+    matrix = lifted(x, lambda v: interpolant(v / scale[:, None]), zero)
+    return matrix + scale.log()[:, None, None] * torch.eye(x.shape[-2], dtype=x.dtype)
 
 
 def log_cholesky(x):
@@ -354,6 +359,7 @@ PUBLISHED = {
     "moment-probing": lambda x, pool: moment_probing(x, pool, published=True),
     "isice": lambda x, pool: triu(isice(x, last=4)),
     "bcnn": lambda x, pool: signed_root((x @ x.mT / x.shape[-1]).flatten(1)),
+    "chebyshev-log": lambda x, pool: triu(chebyshev(x, published=True)),
 }
 
 
@@ -812,3 +818,104 @@ def test_weights_in_half_precision_are_refused():
         layer(torch.randn(2, 16, 4, 4).half())
     layer.pooling.float()
     assert layer(torch.randn(2, 16, 4, 4).half()).dtype == torch.float16
+
+
+def maps_of_spectrum(eigenvalues, positions):
+    """Features (1, C, 1, N) whose covariance has these eigenvalues, and its eigenvectors."""
+    rank = np.count_nonzero(eigenvalues)
+    basis = orthogonal(len(eigenvalues), 0)
+    random = np.random.default_rng(1).standard_normal((positions, rank))
+    rows = np.linalg.qr(np.column_stack([np.ones(positions), random]))[0][:, 1:].T
+    values = (basis * np.sqrt(eigenvalues))[:, :rank] @ rows * positions**0.5
+    return torch.from_numpy(values)[None, :, None], basis
+
+
+LOGARITHM_SPECTRA = {
+    "flat": np.ones(64),
+    "one large": np.array([1.0] + [1e-3] * 63),
+    "decaying": np.geomspace(1, 1e-6, 64),
+    "rank 35": np.concatenate([np.geomspace(1, 1e-2, 35), np.zeros(29)]),
+    "rank 1": np.eye(64)[0],
+}
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("name", LOGARITHM_SPECTRA)
+def test_the_chebyshev_logarithm_is_near_the_logarithm(name, scale):
+    """Within the series' error on its interval, which the docstring gives, at every spectrum."""
+    eigenvalues = scale * LOGARITHM_SPECTRA[name]
+    x, basis = maps_of_spectrum(eigenvalues, 36 if "rank" in name else 144)
+    found = torch.zeros(64, 64, dtype=torch.float64)
+    found[tuple(torch.triu_indices(64, 64))] = Pool2d(64, "chebyshev-log")(x)[0]
+    found = found + found.triu(1).mT
+    logarithm = np.log(0.98 * eigenvalues + 0.02 * np.linalg.norm(eigenvalues))
+    error = np.linalg.norm(found.numpy() - (basis * logarithm) @ basis.T, ord=2)
+    series = chebinterpolate(lambda t: np.log(0.51 + 0.49 * t), 8)
+    nodes = np.linspace(-1, 1, 1001)
+    worst = np.abs(chebval(nodes, series) - np.log(0.51 + 0.49 * nodes)).max()
+    assert worst == pytest.approx(0.093, abs=5e-4)
+    assert error <= worst + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("times_mean", "error"), [(3.55, -0.0042), (4, -1.07), (5, -84), (8, -3.6e4), (20, -2.7e8)]
+)
+def test_what_the_published_series_gives_outside_its_interval(times_mean, error):
+    """As documented: off by that much at an eigenvalue so many times the mean."""
+    eigenvalues = np.array([times_mean, *[(64 - times_mean) / 63] * 63])
+    x, basis = maps_of_spectrum(eigenvalues, 144)
+    pool = Pool2d(64, POOLINGS["chebyshev-log"].replace(as_published=True))
+    found = torch.zeros(64, 64, dtype=torch.float64)
+    found[tuple(torch.triu_indices(64, 64))] = pool(x)[0]
+    value = basis[:, 0] @ (found + found.triu(1).mT).numpy() @ basis[:, 0]
+    assert value - np.log(0.98 * times_mean + 0.02) == pytest.approx(error, rel=0.02)
+
+
+def after_relu(channels, positions):
+    """Maps of correlated channels after a ReLU, (8, C, 1, N)."""
+    draw = np.random.default_rng(0).standard_normal
+    mixed = draw((channels, 32)) @ draw((8, 32, positions)) / 32**0.5
+    return torch.from_numpy(np.maximum(mixed, 0))[:, :, None]
+
+
+def test_the_steps_regularise_the_precision():
+    """As documented: what the null space gets, and no direction more."""
+    x = after_relu(64, 36).flatten(2)
+    matrix, trace = cov(x), cov(x).diagonal(dim1=-2, dim2=-1).sum(-1)
+    found = POOLINGS["precision"].build(64).normalisation(x)
+    values = torch.linalg.eigvalsh(found) * trace[:, None]
+    assert torch.linalg.matrix_rank(matrix).tolist() == [35] * 8
+    torch.testing.assert_close(
+        values[:, -29:], torch.full((8, 29), 1.5**14).double(), rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize(("channels", "positions"), [(64, 36), (256, 196)])
+def test_the_published_constants_leave_the_sparse_inverse_dense(channels, positions):
+    """As documented: hardly another than the inverse, hardly an entry zero."""
+    x = after_relu(channels, positions).flatten(2)
+    inverse = newton_schulz_inverse(
+        cov(x) / cov(x).diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    )
+    found = POOLINGS["isice"].build(channels).normalisation(x)
+    plain = inverse / inverse.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None].sqrt()
+    assert 1e-4 < (found - plain).norm() / plain.norm() < 0.015
+    assert 1e-4 < (found == 0).double().mean() < 0.03
+
+
+@pytest.mark.parametrize("channels", [64, 256])
+def test_few_channels_are_seldom_dropped(channels):
+    """As documented for each number of channels."""
+    x = after_relu(channels, 36).flatten(2)
+    torch.manual_seed(0)
+    dropout = POOLINGS["dropcov"].build(channels).regulariser.double()
+    weights = torch.full((8, channels), 1 / channels).double()
+    found = dropout.probability(x, weights)
+    assert found.median() < 0.1 if channels == 64 else 0.1 < found.median() < 0.5
+
+
+def test_float32_maps_have_no_eigenvalue_more():
+    """Rounding errors of the centring, as an eigenvalue near zero, counted in seb's norm."""
+    x = 100 * after_relu(64, 36).float()
+    layer = Pool2d(64, "seb")
+    torch.testing.assert_close(layer(x).double(), layer(x.double()), rtol=1e-6, atol=1e-5)

@@ -187,10 +187,9 @@ def test_a_dry_run_leaves_out_what_is_there(output, images, capsys):
 
 def test_embedded_images_take_the_small_recipe():
     made = plan(RunConfig(), TARGETS)
-    assert made.small
+    assert set(made.arms) == {SMALL}
     assert made.left_out == {}
     everything = {*standalone("gap", *METHODS_OF_PAPER), *hybrid(*METHODS_OF_PAPER)}
-    assert {SMALL} == set(made.arms)
     assert set(made.arms[SMALL]) == everything
     assert len(made.arms[SMALL]) == 18
 
@@ -216,7 +215,7 @@ def test_the_papers_images_take_its_recipes(layout, recipes, left_out, tmp_path)
     made = plan(RunConfig(data=DataConfig(root=str(root))), TARGETS)
     assert {recipe: len(arms) for recipe, arms in made.arms.items()} == recipes
     assert set(made.left_out) == left_out
-    assert not made.small
+    assert SMALL not in made.arms
 
 
 def test_a_target_of_other_images_is_refused(tmp_path, capsys):

@@ -279,7 +279,7 @@ def test_holm():
         (["--model.method", "svd"], "model.method 'svd' cannot be used here: study.arms"),
         (["--optim.learning_rate", "0.3"], "optim.learning_rate 0.3 would have no effect"),
         (["--output", ".."], "exists and is not a study's"),
-        (["--rates", "rates.json"], "gap has 0.1, no `rate` above 0"),
+        (["--rates", "rates.json"], "rates.gap must be a mapping, not 0.1"),
     ],
 )
 def test_options_that_a_study_does_not_take(

@@ -31,7 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import covpool  # noqa: E402
 from covpool.bench.features import Shape, make_features, make_weight  # noqa: E402
-from covpool.bench.layer_cases import differentiated, make_cases, solvers  # noqa: E402
+from covpool.bench.layers import differentiated, make_cases, solvers  # noqa: E402
+from covpool.bench.memory import allocated  # noqa: E402
 from covpool.bench.options import StepOptions  # noqa: E402
 from covpool.bench.peers import open_peers  # noqa: E402
 from covpool.bench.timing import Case, describe, time_cases  # noqa: E402
@@ -101,10 +102,7 @@ class Bench:
             with case.context():
                 step = case.prepare(*inputs)
                 step()
-                torch.cuda.reset_peak_memory_stats(self.device)
-                before = torch.cuda.memory_allocated(self.device)
-                step()
-            return torch.cuda.max_memory_allocated(self.device) - before
+                return allocated(step, self.device)
         except Exception:
             return None  # the timing says what it failed with
 
@@ -272,7 +270,7 @@ def table(bench: Bench) -> Figures:
             cases = make_cases(TABLE, bench.peers if dtype == torch.float32 else ())
             if hasattr(torch.linalg, "matrix_sqrth"):
                 steps["covariance, matrix_sqrth"] = differentiated(
-                    lambda x: matrix_sqrth(covpool.covariance(x.double())), "matrix", x, weight
+                    lambda x: matrix_sqrth(covpool.covariance(x.double())), x, weight
                 )
             gram = centre(x.flatten(2), torch.float64)
             gram = gram.mT @ gram if positions - 1 < sizes.channels else gram @ gram.mT
@@ -336,7 +334,7 @@ def network(bench: Bench) -> Figures:
         backbone=sizes.backbone,
         precision="bfloat16",
     )
-    (record,) = options.measurement().run()["shapes"]
+    ((record, _),) = options.measurement().run()
     yield sizes.backbone, {"rows": record["cases"]}
 
 

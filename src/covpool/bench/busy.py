@@ -2,73 +2,23 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import partial
 from itertools import product
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from covpool.bench import tables
-from covpool.bench.measurement import Record, TimedMeasurement, ratio
+from covpool.bench.features import positive_definite, sizes_of
+from covpool.bench.measurement import Record, TimedMeasurement
 from covpool.bench.options import BusyOptions
-from covpool.bench.tables import NAME, RATIO, Table, column
-from covpool.bench.timing import Case, Report, Step
+from covpool.bench.tables import NAME, RATIO, column, ratio
+from covpool.bench.timing import Case, Step
 from covpool.linalg.api import matrix_sqrt
 from covpool.pooling import cov_pool
-
-OURS, TORCH = "covpool", "torch.linalg.eigh"
-
-
-class Busy(TimedMeasurement[BusyOptions]):
-    """Each shape beside each number of busy processes."""
-
-    def check(self, options: BusyOptions) -> BusyOptions:
-        for shape in options.shapes:
-            _sizes(shape)
-        if not options.busy or min(options.busy) < 0:
-            raise ValueError(f"busy are numbers of processes from 0 on, got {options.busy}")
-        return super().check(options)
-
-    @cached_property
-    def cases(self) -> list[Case]:
-        return [
-            Case(name=OURS, prepare=_ours),
-            Case(name=TORCH, kind="peer", prepare=_torch),
-        ]
-
-    def inputs(self, shape: str, batch: int | None = None) -> tuple[Tensor, ...]:
-        count, *sizes = _sizes(shape)
-        generator = torch.Generator().manual_seed(self.options.seed)
-        if len(sizes) == 2:
-            return (torch.randn(batch or count, *sizes, generator=generator),)
-        factor = torch.randn(batch or count, *sizes, 2 * sizes[0], generator=generator).double()
-        return (factor @ factor.mT / (2 * sizes[0]),)
-
-    def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
-        quiet: dict[str, float | None] = {}
-        for shape, count in product(self.options.shapes, self.options.busy):
-            name = f"{shape}, {count} busy"
-            if (record := done.get(name)) is None:
-                with _busy(count):
-                    rows = self.rows(shape, partial(_say_at, report, name))
-                record = {"shape": name, "cases": rows}
-            ours, theirs = record["cases"]
-            over = ratio(ours["median"], theirs["median"])
-            quiet.setdefault(shape, over)
-            ours["over_torch"], ours["over_first"] = over, ratio(over, quiet[shape])
-            yield record
-
-    @staticmethod
-    def tables(record: Record) -> Iterator[Table]:
-        columns = {
-            "": NAME,
-            **tables.TIMES,
-            "over torch": column("over_torch", RATIO),
-            "as many times as beside the first": column("over_first", RATIO),
-        }
-        yield tables.table(f"{record['shape']}: forward", columns, record["cases"])
 
 
 def _ours(values: Tensor) -> Step:
@@ -85,29 +35,62 @@ def _torch(values: Tensor) -> Step:
     return partial(torch.linalg.eigh, values)
 
 
-@contextmanager
-def _busy(count: int) -> Iterator[None]:
-    """Processes that do nothing but compute, until the block ends."""
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+class Busy(TimedMeasurement[BusyOptions]):
+    """Each shape beside each number of busy processes."""
 
+    title = "{shape}: forward"
+    columns: ClassVar = {
+        "": NAME,
+        **tables.TIMES,
+        "over torch": column("over_torch", RATIO),
+        "as many times as beside the first": column("over_first", RATIO),
+    }
 
-def _say_at(report: Report, name: str, text: str) -> None:
-    report(f"{name}: {text}")
+    def __init__(self, options: BusyOptions) -> None:
+        super().__init__(options)
+        self.first: dict[str, float | None] = {}
 
+    @staticmethod
+    def read_shape(text: str) -> tuple[int, ...]:
+        sizes = sizes_of(text, "BATCHxCHANNELSxPOSITIONS", "BATCHxN")
+        if len(sizes) == 3 and sizes[1] == sizes[2]:
+            what = "as many channels as positions are taken for matrices"
+            raise ValueError(f"shape {text!r}: {what}")
+        return sizes
 
-def _sizes(text: str) -> tuple[int, ...]:
-    parts = text.split("x")
-    if len(parts) not in (2, 3) or not all(part.isdecimal() and int(part) for part in parts):
-        raise ValueError(
-            "shapes are BATCHxCHANNELSxPOSITIONS or BATCHxN with whole numbers from 1 on, got "
-            f"{text!r}"
-        )
-    if len(parts) == 3 and parts[1] == parts[2]:
-        raise ValueError(f"as many channels as positions are taken for matrices, got {text!r}")
-    return tuple(map(int, parts))
+    def points(self) -> Iterator[tuple[str, Any]]:
+        for shape, count in product(self.options.shapes, self.options.busy):
+            yield f"{shape}, {count} busy", (shape, count)
+
+    def cases(self, point: Any) -> list[Case]:
+        return [
+            Case(name="covpool", prepare=_ours),
+            Case(name="torch.linalg.eigh", kind="peer", prepare=_torch),
+        ]
+
+    def inputs(self, point: Any, batch: int | None = None) -> tuple[Tensor]:
+        count, *sizes = self.read_shape(point[0])
+        seed = self.options.seed
+        if len(sizes) == 2:
+            generator = torch.Generator().manual_seed(seed)
+            return (torch.randn(batch or count, *sizes, generator=generator),)
+        return (positive_definite(batch or count, *sizes, seed=seed),)
+
+    @contextmanager
+    def around(self, point: Any) -> Iterator[None]:
+        """Processes that do nothing but compute, until the block ends."""
+        command = [sys.executable, "-c", "while True: pass"]
+        processes = [subprocess.Popen(command) for _ in range(point[1])]
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+    def complete(self, point: Any, rows: list[Record]) -> Record:
+        ours, theirs = rows
+        over = ratio(ours["median"], theirs["median"])
+        first = self.first.setdefault(point[0], over)
+        ours["over_torch"], ours["over_first"] = over, ratio(over, first)
+        return {}

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from covpool.bench.tables import ratio
+
 CHANNELS = 256
 TIME = {
     ("svd-pade", "DifferentiableSVD/SVD_Pade"): {49: 38, 196: 7, 784: 6},
@@ -53,25 +55,21 @@ class Judgement:
 def judge(results: dict[str, Any]) -> Iterator[Judgement]:
     # The rows of steps stood at the top once.
     for record in results.get("shapes", [{"cases": results.get("rows", [])}]):
-        yield from _of_layers(record) if "pairs" in record else _of_steps(record, results)
-
-
-def _of_layers(record: dict[str, Any]) -> Iterator[Judgement]:
-    shape = record["shape"]
-    if "floor" in record:
-        if record["channels"] == CHANNELS:
-            yield from _times(record)
-        yield from _errors(record)
-    for pair in record["pairs"]:
-        if pair["memory"] is not None:
-            goal = f"{shape}: memory of {pair['peer']} over our {pair['method']}"
-            yield Judgement(goal, pair["memory"], MEMORY, at_least=True)
+        if "pairs" not in record:
+            yield from _of_steps(record, results["settings"])
+            continue
+        if "floor" in record:
+            yield from _times(record) if record["channels"] == CHANNELS else ()
+            yield from _errors(record)
+        for pair in record["pairs"]:
+            if pair["memory"] is not None:
+                goal = f"{record['shape']}: memory of {pair['peer']} over our {pair['method']}"
+                yield Judgement(goal, pair["memory"], MEMORY, at_least=True)
 
 
 def _times(record: dict[str, Any]) -> Iterator[Judgement]:
-    names = ("method", "peer")
     found = {
-        tuple(pair[name].removesuffix(" (triangle)") for name in names): pair["time"]
+        tuple(pair[name].removesuffix(" (triangle)") for name in ("method", "peer")): pair["time"]
         for pair in record["pairs"]
     }
     for (ours, peer), bounds in TIME.items():
@@ -85,28 +83,23 @@ def _times(record: dict[str, Any]) -> Iterator[Judgement]:
 
 def _errors(record: dict[str, Any]) -> Iterator[Judgement]:
     largest = 1e6 if record["positions"] <= record["channels"] else 1e5
-    for row in record["cases"]:
-        if (row["kind"], row["method"]) != ("covpool", "exact"):
-            continue
+    exact = [row for row in record["cases"] if (row["kind"], row["method"]) == ("covpool", "exact")]
+    for row in exact:
         for entry in row["accuracy"]:
-            if entry["condition"] <= largest:
-                at = f"{record['shape']}: {row['name']} at cond {entry['condition']:.0e},"
-                for part, bound in ERRORS.items():
-                    value = entry.get(part)
-                    number = value if isinstance(value, float) else None
-                    yield Judgement(f"{at} {part} error", number, bound)
+            for part, bound in ERRORS.items() if entry["condition"] <= largest else ():
+                at = f"{record['shape']}: {row['name']} at cond {entry['condition']:.0e}"
+                value = entry.get(part)
+                number = value if isinstance(value, float) else None
+                yield Judgement(f"{at}, {part} error", number, bound)
 
 
-def _of_steps(record: dict[str, Any], results: dict[str, Any]) -> Iterator[Judgement]:
-    settings, rows = results["settings"], {row["name"]: row for row in record["cases"]}
+def _of_steps(record: dict[str, Any], settings: dict[str, Any]) -> Iterator[Judgement]:
+    rows = {row["name"]: row for row in record["cases"] if "over_gap" in row}
     device = settings["device"].partition(":")[0]
     for name, row in rows.items():
-        if "over_gap" not in row:
-            continue
         at = f"{settings['backbone']}, batch {settings['batch']}, {device}: step with {name}"
         if "/" not in name and name != "gap":
             yield Judgement(f"{at} over gap's", row["over_gap"], STEP_OVER_GAP[device])
         if device == "cuda" and name.startswith("DifferentiableSVD/"):
-            ours = rows.get("exact", {}).get("median")
-            ratio = row["median"] / ours if row["median"] and ours else None
-            yield Judgement(f"{at} over exact's", ratio, PEER_STEP_OVER_OURS, at_least=True)
+            over = ratio(row["median"], rows.get("exact", {}).get("median"))
+            yield Judgement(f"{at} over exact's", over, PEER_STEP_OVER_OURS, at_least=True)

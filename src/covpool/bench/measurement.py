@@ -1,21 +1,29 @@
-"""What every measurement is: records, of cases at a shape or of something else, in one file."""
+"""What every measurement is: records, each with a row for every case, in one file.
+
+A `Case` is a contender: ours, a peer's or the floor. A `Measurement` has cases and, for the name of
+each record (mostly a shape), the inputs that they prepare their steps from; the cases take turns,
+and `complete` adds to the rows of their times what else is of interest. Its `columns` show the rows
+as a `Table`, and `figures` says in words what stands there.
+"""
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
 from covpool.bench.memory import peak_memory
-from covpool.bench.options import Options, TimedOptions
+from covpool.bench.options import SPECTRA, Options, TimedOptions
 from covpool.bench.peers import open_peers
-from covpool.bench.tables import Table, peer_notes
+from covpool.bench.tables import Columns, Table, peer_notes, table
 from covpool.bench.timing import Case, Report, Timing, fixed_threads, silent, time_cases
+from covpool.linalg.tables import choose
 from covpool.machine import describe_environment, summary_line
+from covpool.text import quantity
 from covpool.train.run_directory import replace_text
 
 Record = dict[str, Any]
@@ -42,54 +50,72 @@ class Measurement(Generic[Chosen]):
     tasks: ClassVar[Collection[str]] = ("pooling",)
     """What of the peers is measured."""
 
+    figures: ClassVar[str] = ""
+    """What the figures are; the settings are filled in."""
+
+    title: ClassVar[str] = "{shape}"
+    """Of a record's table; what the record holds is filled in."""
+
+    columns: ClassVar[Columns] = {}
+    """Of a record's table."""
+
     def __init__(self, options: Chosen) -> None:
         self.options = options = self.check(options)
         self.peers = open_peers(options.peers, torch.device(options.device), self.tasks)
+        self.report: Report = silent
+        self.place = ""
 
     def check(self, options: Chosen) -> Chosen:
         """The options, with what depends on others filled in, or a ValueError."""
         return options
 
-    def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
+    def records(self, done: Mapping[str, Record]) -> Iterator[Record]:
         """What is measured, one after the other; "shape" is a record's name.
 
         Args:
             done: by name, records that are there already.
-            report: told in a few words what goes on.
         """
         raise NotImplementedError
 
-    @staticmethod
-    def preamble(results: Results) -> str:
-        """What the figures were measured on, and what they are."""
-        return summary_line(results["environment"])
+    def say(self, text: str) -> None:
+        """Tell in a few words what goes on."""
+        self.report(f"{self.place}{text}")
 
-    @staticmethod
-    def tables(record: Record) -> Iterator[Table]:
+    @classmethod
+    def preamble(cls, results: Results) -> str:
+        """What the figures were measured on, and what they are."""
+        settings = results["settings"]
+        words = settings | {
+            "rounds": quantity(settings.get("rounds", 0), "round"),
+            "spectrum": SPECTRA.get(settings.get("spectrum"), "").format_map(settings),
+            "clock": "the processor's time" if settings["device"] == "cpu" else "time",
+        }
+        machine = summary_line(results["environment"])
+        return f"{machine}\n{cls.figures.format_map(words)}".rstrip()
+
+    @classmethod
+    def tables(cls, record: Record) -> Iterator[Table]:
         """A record for people, if it is not left to `finish`."""
-        return iter(())
+        if cls.columns:
+            yield table(cls.title.format_map(record), cls.columns, record["cases"])
 
     def finish(self, results: Results, output: Path | None) -> tuple[Sequence[str], int]:
         """What is said at the end, and the exit status."""
         return peer_notes(results["shapes"][-1]), 0
 
     def run(
-        self,
-        report: Report = silent,
-        recorded: Callable[[Record, Results], None] = lambda record, results: None,
-        earlier: Results | None = None,
-    ) -> Results:
-        """Measure all that the earlier results lack.
+        self, report: Report = silent, earlier: Results | None = None
+    ) -> Iterator[tuple[Record, Results]]:
+        """Measure all that the earlier results lack: each record, and the results so far.
 
         Args:
-            report: told in a few words what goes on.
-            recorded: given each record, and the results so far.
+            report: told what goes on.
             earlier: results to go on from, of which none is lost.
 
         Raises:
             ValueError: the earlier results are of other settings, another machine or versions.
         """
-        options, names = self.options, [one.peer.name for one in self.peers]
+        options, self.report = self.options, report
         homes = {
             one.peer.name: {"home": one.peer.home, "version": one.version} for one in self.peers
         }
@@ -97,17 +123,16 @@ class Measurement(Generic[Chosen]):
             "format": FORMAT,
             "environment": describe_environment(options.threads, options.device),
             # A checkout's place on this machine says nothing elsewhere; its commit stands below.
-            "settings": asdict(options) | {"peers": names},
+            "settings": asdict(options) | {"peers": [*homes]},
             "peers": homes,
             "shapes": [],
         }
         done = {} if earlier is None else self._records_to_keep(earlier, results)
         with fixed_threads(options.threads):
-            for record in self.records(dict(done), report):
+            for record in self.records(dict(done)):
                 done[record["shape"]] = record
                 results["shapes"] = list(done.values())
-                recorded(record, results)
-        return results
+                yield record, results
 
     def _records_to_keep(self, earlier: Results, results: Results) -> dict[str, Record]:
         # What an older version did not write was at its default; lists stand for tuples.
@@ -126,22 +151,20 @@ class Measurement(Generic[Chosen]):
 
 
 class TimedMeasurement(Measurement[Timed]):
-    """Cases that take turns, at each shape; a record has a row for each."""
+    """Cases that take turns, for each record; a record has a row for each."""
 
     by_processor: ClassVar[bool] = False
     """Whether on a CPU it is the processor's time that counts, of which other programs take
     little; it adds up what threads take, so it is for one thread."""
 
-    @property
-    def clock(self) -> Callable[[], float]:
-        """What tells the seconds."""
-        on_cpu = torch.device(self.options.device).type == "cpu"
-        return time.process_time if self.by_processor and on_cpu else time.perf_counter
+    @staticmethod
+    def read_shape(text: str) -> Any:
+        """A shape's text taken apart, or a ValueError."""
+        return text
 
     def check(self, options: Timed) -> Timed:
-        for name, least in (("rounds", 1), ("warm_up", 0), ("threads", 1)):
-            if getattr(options, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}")
+        for shape in options.shapes:
+            self.read_shape(shape)
         try:
             device = torch.device(options.device)
         except RuntimeError as error:
@@ -150,87 +173,76 @@ class TimedMeasurement(Measurement[Timed]):
             raise ValueError(f"device {options.device!r} cannot be measured on; cpu or cuda")
         if device.type == "cuda" and (count := torch.cuda.device_count()) <= (device.index or 0):
             raise ValueError(f"no device {options.device!r}: torch finds {count} CUDA devices")
-        if not options.shapes:
-            raise ValueError("no shapes to measure; give at least one, such as 16x256x49")
         return options
 
-    @cached_property
-    def cases(self) -> list[Case]:
-        """What is measured, in the order of the rows."""
+    def points(self) -> Iterator[tuple[str, Any]]:
+        """What there is a record of: its name and its place on the axes, mostly a shape."""
+        yield from zip(self.options.shapes, self.options.shapes, strict=True)
+
+    def cases(self, point: Any) -> Sequence[Case]:
+        """What is measured there, in the order of the rows."""
         raise NotImplementedError
 
-    def cases_of(self, shape: str) -> Sequence[Case]:
-        """Those of one record, if it has not all of them."""
-        return self.cases
-
-    def inputs(self, shape: str, batch: int | None = None) -> tuple[Any, ...]:
-        """What the cases prepare their steps from.
-
-        Args:
-            shape: one of the names.
-            batch: samples, if not the shape's own.
-        """
+    def inputs(self, point: Any, batch: int | None = None) -> tuple[Any, ...]:
+        """What the cases prepare their steps from, with that batch or the point's own."""
         raise NotImplementedError
 
-    @property
-    def names(self) -> Iterable[str]:
-        """Of the records; a shape where it says all that the inputs are made from."""
-        return self.options.shapes
+    def around(self, point: Any) -> AbstractContextManager[None]:
+        """What goes on beside the cases."""
+        return nullcontext()
 
-    def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
-        for name in self.names:
-            yield done.get(name) or self.measure(name, partial(_say_at, report, name))
+    def complete(self, point: Any, rows: list[Record]) -> Record:
+        """What else the record holds; the rows may be added to."""
+        return {}
 
-    def measure(self, shape: str, report: Report) -> Record:
-        """The record of that name."""
-        return {"shape": shape, "cases": self.rows(shape, report)}
+    def records(self, done: Mapping[str, Record]) -> Iterator[Record]:
+        for name, point in self.points():
+            self.place = f"{name}: "
+            yield done.get(name) or {"shape": name, **self.measure(point)}
 
-    def rows(self, shape: str, report: Report) -> list[Record]:
-        """Each case's times and peak memory."""
-        options, cases = self.options, self.cases_of(shape)
+    def measure(self, point: Any) -> Record:
+        """The record: each case's times and peak memory, and what completes them."""
+        options, cases = self.options, self.cases(point)
+        device = torch.device(options.device)
+        by_processor = self.by_processor and device.type == "cpu"
         timings = {case.name: Timing() for case in cases}
-        if options.time:
-            timings = time_cases(
-                cases,
-                *self.inputs(shape),
-                rounds=options.rounds,
-                warm_up=options.warm_up,
-                device=torch.device(options.device),
-                report=report,
-                clock=self.clock,
-            )
         memory: Mapping[str, int | str] = {}
-        if options.memory:
-            failed = {name for name, timing in timings.items() if timing.error is not None}
-            able = [c for c in cases if c.kind != "floor" and c.name not in failed]
-            memory = peak_memory(self, shape, able, report)
-        return [_row(case, timings[case.name], memory.get(case.name)) for case in cases]
+        with self.around(point):
+            if options.time:
+                timings = time_cases(
+                    cases,
+                    *self.inputs(point),
+                    rounds=options.rounds,
+                    warm_up=options.warm_up,
+                    device=device,
+                    report=self.say,
+                    clock=time.process_time if by_processor else time.perf_counter,
+                )
+            if options.memory:
+                able = [c for c in cases if c.kind != "floor" and timings[c.name].error is None]
+                memory = peak_memory(self, point, able)
+        rows = [
+            {"name": case.name, "kind": case.kind, **case.facts, **timings[case.name].figures()}
+            for case in cases
+        ]
+        for row in rows:
+            found = memory.get(row["name"])
+            row["memory"] = found if isinstance(found, int) else None
+            row["memory_error"] = found if isinstance(found, str) else None
+        return {"cases": rows, **self.complete(point, rows)}
 
 
-def _say_at(report: Report, shape: str, text: str) -> None:
-    report(f"{shape}: {text}")
+def named(kind: str, names: Sequence[str], rows: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names, which are rows of that table, or the table's for "all".
 
-
-def _row(case: Case, timing: Timing, memory: int | str | None) -> Record:
-    low, high = timing.quartiles or (None, None)
-    return {
-        "name": case.name,
-        "kind": case.kind,
-        **case.facts,
-        "error": timing.error,
-        "median": timing.median,
-        "lower_quartile": low,
-        "upper_quartile": high,
-        "rounds": timing.seconds,
-        "calls": timing.calls,
-        "memory": memory if isinstance(memory, int) else None,
-        "memory_error": memory if isinstance(memory, str) else None,
-    }
-
-
-def ratio(value: float | None, over: float | None, least: float = 0) -> float | None:
-    """None where either is missing, or the second is too small to be told from nothing."""
-    return None if value is None or over is None or over <= least else value / over
+    Raises:
+        ValueError: one is not in the table.
+    """
+    if tuple(names) == ("all",):
+        return tuple(rows)
+    for name in names:
+        choose(kind, name, rows)
+    return tuple(names)
 
 
 def read_results(file: Path) -> Results | None:

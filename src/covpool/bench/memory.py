@@ -26,7 +26,7 @@ from unittest import mock
 import torch
 
 from covpool.bench.options import Options
-from covpool.bench.timing import Case, Report, Step, describe, fixed_threads
+from covpool.bench.timing import Case, Step, describe, fixed_threads
 
 Memory = dict[str, int | str]
 """Bytes by the case's name, or what it failed with."""
@@ -43,29 +43,28 @@ RESOLUTION = 1 << 20
 """Peaks below this many bytes are not told apart."""
 
 
-def peak_memory(measurement: Any, shape: str, cases: Sequence[Case], report: Report) -> Memory:
-    """The peak memory of each case's step at that shape of the measurement, in bytes."""
+def peak_memory(measurement: Any, point: Any, cases: Sequence[Case]) -> Memory:
+    """The peak memory of each case's step at that point of the measurement, in bytes."""
     if torch.device(measurement.options.device).type == "cuda":
-        return {case.name: growth(measurement, shape, case) for case in cases}
+        return {case.name: growth(measurement, point, case) for case in cases}
     found: Memory = {}
     while left := [case.name for case in cases if case.name not in found]:
-        _in_a_process(measurement.options, shape, left, found, report)
+        _in_a_process(measurement, point, left, found)
     return found
 
 
-def _in_a_process(
-    options: Options, shape: str, names: Sequence[str], found: Memory, report: Report
-) -> None:
+def _in_a_process(measurement: Any, point: Any, names: Sequence[str], found: Memory) -> None:
     """Measures in a new process until all is done or it dies; then the case in hand has failed."""
     context = multiprocessing.get_context("spawn")
     answers, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, options, shape, names), daemon=True)
+    work = (theirs, measurement.options, point, names)
+    process = context.Process(target=_work, args=work, daemon=True)
     with mock.patch.dict(os.environ, ALLOCATOR):
         process.start()
     theirs.close()
     try:
         for name in names:
-            report(f"memory of {name}")
+            measurement.say(f"memory of {name}")
             try:
                 found[name] = answers.recv()
             except EOFError:
@@ -77,29 +76,30 @@ def _in_a_process(
         process.join()
 
 
-def _work(answers: Connection, options: Options, shape: str, names: Sequence[str]) -> None:
+def _work(answers: Connection, options: Options, point: Any, names: Sequence[str]) -> None:
     os.dup2(2, 1)  # what a peer prints, or LAPACK by itself below Python, is no result
     measurement = options.measurement()
-    cases = {case.name: case for case in measurement.cases}
+    cases = {case.name: case for case in measurement.cases(point)}
     with fixed_threads(options.threads):
         for name in names:
-            answers.send(growth(measurement, shape, cases[name]))
+            answers.send(growth(measurement, point, cases[name]))
 
 
-def growth(measurement: Any, shape: str, case: Case) -> int | str:
+def growth(measurement: Any, point: Any, case: Case) -> int | str:
     """The growth of this process's memory during the case's step, or what that failed with."""
     device = torch.device(measurement.options.device)
     try:
         with case.context():
-            case.prepare(*measurement.inputs(shape, batch=1))()
-            step = case.prepare(*measurement.inputs(shape))
+            case.prepare(*measurement.inputs(point, batch=1))()
+            step = case.prepare(*measurement.inputs(point))
             gc.collect()
-            return _on_cuda(step, device) if device.type == "cuda" else _on_cpu(step)
+            return allocated(step, device) if device.type == "cuda" else _on_cpu(step)
     except Exception as error:
         return describe(error)
 
 
-def _on_cuda(step: Step, device: torch.device) -> int:
+def allocated(step: Step, device: torch.device) -> int:
+    """The growth of what torch has allocated on a CUDA device during the step."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

@@ -1,21 +1,37 @@
 """The options of every measurement, each declared once.
 
 The command line makes its arguments of these classes, and results hold their values. Nothing here
-imports PyTorch, so that help is quick; what depends on covpool's tables is checked by the
-measurement itself.
+imports PyTorch, so that help is quick; names are held against covpool's tables by the measurement
+itself.
 """
 
 import argparse
 import importlib
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
+from covpool.linalg.tables import choose
 from covpool.machine import available_cores
 
 DTYPES = ("float32", "float64")
-SPECTRA = ("geometric", "random")
+SPECTRA = {
+    "geometric": "geometric singular values, cond(X) {condition:.0e}",
+    "random": "normally distributed entries",
+}
+"""Of features, in the words of the results."""
+
 FEWEST_ROUNDS = 7
+LEAST = {"warm_up": 0, "busy": 0, "workers": 0, "seed": -math.inf}
+"""Where a number begins that can be measured with, if not at 1."""
+
+CHOICES = {
+    **dict.fromkeys(("dtype", "dtypes", "compute_dtype"), DTYPES),
+    "spectrum": SPECTRA,
+    "precision": ("float32", "bfloat16"),
+}
+MAY_BE_EMPTY = ("peers", "methods", "rows", "accuracy_conditions")
 
 Names = tuple[str, ...]
 Numbers = tuple[int, ...]
@@ -48,7 +64,11 @@ Peers = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a measurement is told, as it stands in its results."""
+    """What a measurement is told, as it stands in its results.
+
+    Raises:
+        ValueError: a value that nothing can be measured with.
+    """
 
     free: ClassVar[Collection[str]] = ()
     """Options that may change when earlier results are continued."""
@@ -56,10 +76,32 @@ class Options:
     continues: ClassVar[bool] = False
     """Whether the same command goes on with its earlier results without being asked to."""
 
+    least: ClassVar[Mapping[str, float]] = LEAST
+
     shapes: Names = ()
     peers: Names = ()
     threads: int = 1
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in self.declared():
+            value = getattr(self, name)
+            several = value if isinstance(value, tuple) else (value,)
+            if not several and name not in MAY_BE_EMPTY:
+                raise ValueError(f"no {name} to measure; give at least one")
+            for one in several if value is not None else ():
+                if name in CHOICES:
+                    choose(name.removesuffix("s"), one, dict.fromkeys(CHOICES[name]))
+                least = self.least.get(name, 1)
+                if not isinstance(one, str | bool) and not least <= one < math.inf:
+                    finite = " and finite" if isinstance(one, float) else ""
+                    raise ValueError(f"{name} must be at least {least}{finite}, got {one}")
+
+    @classmethod
+    def declared(cls) -> Mapping[str, Any]:
+        """The options by name, each with its type and what is said of it."""
+        kinds = get_type_hints(cls, include_extras=True)
+        return {name: kind for name, kind in kinds.items() if get_origin(kind) is Annotated}
 
     @classmethod
     def name(cls) -> str:
@@ -291,6 +333,8 @@ class ThroughputOptions(Options):
     counts in the step.
     """
 
+    least: ClassVar = {"workers": 0}  # the clock starts when a first step has been taken
+
     workers: Annotated[Numbers, "numbers of loader processes"] = (0, 1, 2)
     steps: Annotated[int, "timed steps"] = 30
     warm_up: Annotated[int, "steps before them", {"flag": "--warm_up"}] = 5
@@ -310,15 +354,13 @@ MEASUREMENTS: Mapping[str, type[Options]] = {
 def add_options(parser: Any, options: type[Options]) -> None:
     """Add every option of a measurement to a parser of arguments."""
     defaults = asdict(options())
-    for name, kind in get_type_hints(options, include_extras=True).items():
-        if get_origin(kind) is not Annotated:
-            continue
-        read, about, *more = get_args(kind)
+    for name, annotated in options.declared().items():
+        kind, about, *more = get_args(annotated)
         given = {"dest": name, "default": defaults[name], "help": about}
-        if read is bool:
+        if kind is bool:
             given["action"] = argparse.BooleanOptionalAction
         else:
-            given["type"] = READERS.get(read, str)
+            given["type"] = READERS.get(kind, str)
             if defaults[name] not in (None, ()):
                 given["help"] += f" (default: {_shown(defaults[name])})"
         for further in more:
@@ -332,26 +374,32 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _separated(kind: Callable[[str], Any], what: str) -> Callable[[str], tuple[Any, ...]]:
-    def read(text: Any) -> tuple[Any, ...]:
+@dataclass(frozen=True)
+class Separated:
+    """Reads values with commas between, each once."""
+
+    kind: Callable[[str], Any]
+    what: str
+
+    def __call__(self, text: Any) -> tuple[Any, ...]:
         if isinstance(text, tuple):  # jsonargparse checks a value by reading it again
             return text
         try:
-            parts = [kind(part.strip()) for part in text.split(",") if part.strip()]
+            parts = [self.kind(part.strip()) for part in text.split(",") if part.strip()]
         except ValueError as error:
-            message = f"{text!r} must be {what} with commas between"
-            raise argparse.ArgumentTypeError(message) from error
+            raise argparse.ArgumentTypeError(f"{text!r} must be {self!r}") from error
         return tuple(dict.fromkeys(parts))
 
-    return read
+    def __repr__(self) -> str:
+        return f"{self.what} with commas between"  # what help shows
 
 
 READERS: Mapping[Any, Callable[[str], Any]] = {
     int: int,
     int | None: int,
     float: float,
-    Names: _separated(str, "words"),
-    Numbers: _separated(int, "whole numbers"),
-    tuple[float, ...]: _separated(float, "numbers"),
+    Names: Separated(str, "words"),
+    Numbers: Separated(int, "whole numbers"),
+    tuple[float, ...]: Separated(float, "numbers"),
 }
 """What reads an option of that type; others are text."""

@@ -10,7 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from covpool.bench.checkouts import as_published, load_module
+from covpool.bench.timing import Case, Step
 from covpool.linalg.tables import choose
 from covpool.machine import commit_of
 
@@ -101,6 +102,28 @@ class OpenPeer:
                 return lambda x: gather(function(x))
         return function
 
+    def case(
+        self,
+        row: PeerRow,
+        make: Callable[..., Step],
+        *,
+        name: str,
+        facts: Mapping[str, Any] = MappingProxyType({}),
+        output: Output = "matrix",
+    ) -> Case:
+        """The row as a contender: `make` gives the step of its function and the inputs.
+
+        Its modules are imported when the step is prepared, so that a failure there is the case's
+        and not the run's.
+        """
+        return Case(
+            name=name,
+            kind="peer",
+            prepare=lambda *inputs: make(self.function(row, output), *inputs),
+            facts=facts,
+            context=partial(as_published, self.device),
+        )
+
 
 _MPNCOV = "src/representation/MPNCOV.py"
 _TORCH_UTILS = "torch_utils.py"
@@ -141,21 +164,6 @@ def _spd_learn(source: Source) -> Root:
     return lambda x: functional.matrix_sqrt.apply(functional.covariance(x.flatten(2)))
 
 
-def _spd_learn_triangle(source: Source) -> Root:
-    return partial(source(_SPD_LEARN).sym_to_upper, preserve_norm=False)
-
-
-def _functions(module: str, **paths: str) -> Iterator[PeerRow]:
-    """A row for each task, with the attribute of that module that does it."""
-    for task, path in paths.items():
-        name = path.removesuffix(".apply")
-        yield PeerRow(name, partial(_attribute, module, path), task=task)
-
-
-def _attribute(module: str, path: str, source: Source) -> Callable[..., Any]:
-    return attrgetter(path)(source(module))
-
-
 def _inverse_root(config: str, source: Source, **options: float) -> Callable[..., Tensor]:
     module = source(_SHAMPOO)
     chosen = getattr(module, config)(**options)
@@ -175,147 +183,126 @@ def _inverse_root_by_qr(source: Source) -> Callable[..., Tensor]:
     return solve
 
 
-def _shampoo() -> Iterator[PeerRow]:
-    no_ridge = {"rel_epsilon": 0.0, "abs_epsilon": 0.0}
-    for config, options in (
-        ("EigenConfig", {}),
-        ("CoupledNewtonConfig", {}),
-        ("CoupledHigherOrderConfig", no_ridge),
-    ):
-        build = partial(_inverse_root, config, **options)
-        yield PeerRow(config, build, task="inverse root", note="in the matrix's dtype")
-    yield PeerRow(
-        "QREigendecompositionConfig",
-        _inverse_root_by_qr,
-        task="inverse root",
-        note="in the matrix's dtype; one iteration from the eigenvectors of the step before",
-    )
+def _package(name: str, module: str, *rows: PeerRow, **paths: str) -> Peer:
+    """An installed package: the rows, and by its task each function of that module."""
+
+    def row(task: str, path: str) -> PeerRow:
+        name = path.removesuffix(".apply")
+        return PeerRow(name, lambda source: attrgetter(path)(source(module)), task=task)
+
+    functions = (row(task, path) for task, path in paths.items())
+    home = f"https://pypi.org/project/{name.lower()}"
+    return Peer(name, home, (*rows, *functions), package=module.partition(".")[0])
 
 
-def _differentiable_svd() -> Iterator[PeerRow]:
-    methods = {
-        "SVD_Original": "svd",
-        "SVD_TopN": "svd-topn",
-        "SVD_Trunc": "svd-trunc",
-        "SVD_PI": "svd-pi",
-        "SVD_Newton": "svd-newton",
-        "SVD_Taylor": "svd-taylor",
-        "SVD_Pade": "svd-pade",
-    }
-    for name, method in methods.items():
-        options = {"iterNum": 10} if name == "SVD_Newton" else {}
-        note = "float64 throughout; the layer gives the upper triangle alone"
-        yield PeerRow(name, partial(_layer, name, **options), (method, "exact"), note=note)
-    yield PeerRow(
-        "MPNCOV",
-        partial(_newton_schulz_triangle, _MPNCOV),
-        ("isqrt-cov", "exact"),
-        note="float64 throughout; 5 iterations; its class cannot be constructed (NameError), so "
-        "its functions are called; triangle, as in its forward",
-    )
+def _clone(home: str, *rows: PeerRow, files: tuple[str, ...], name: str = "") -> Peer:
+    """A checkout from GitHub that holds the files; by default its last word is its name."""
+    return Peer(name or home.partition("/")[2], f"https://github.com/{home}", rows, files=files)
 
 
-def _fast_differentiable() -> Iterator[PeerRow]:
-    note, triangle = "in the features' dtype", partial(_triuvec, _SO_VIT_MPN)
-    pade = partial(_lyapunov, "matrix_pade_approximant")
-    yield PeerRow("MPA_Lya", pade, ("mpa-lyapunov", "exact"), triangle, note)
-    taylor = partial(_lyapunov, "matrix_taylor_polynomial")
-    overwrites = f"{note}; its polynomial overwrites the identity that its gradient reads"
-    yield PeerRow("MTP_Lya", taylor, ("mtp-lyapunov", "exact"), triangle, overwrites)
-    newton_schulz = partial(_newton_schulz, _SO_VIT_MPN)
-    yield PeerRow("NS", newton_schulz, ("isqrt-cov", "exact"), triangle, f"{note}; 5 iterations")
+def _svd(name: str, method: str, **options: Any) -> PeerRow:
+    note = "float64 throughout; the layer gives the upper triangle alone"
+    return PeerRow(name, partial(_layer, name, **options), (method, "exact"), note=note)
 
 
-PEERS: Mapping[str, Peer] = MappingProxyType(
-    {
-        peer.name: peer
-        for peer in (
-            Peer(
-                "DifferentiableSVD",
-                "https://github.com/KingJamesSong/DifferentiableSVD",
-                tuple(_differentiable_svd()),
-                files=(_MPNCOV, "src/representation/SVD_Pade.py"),
-            ),
-            Peer(
-                "fast-MPN-COV",
-                "https://github.com/jiangtaoxie/fast-MPN-COV",
-                (
-                    PeerRow(
-                        "iSQRT-COV",
-                        partial(_newton_schulz, _MPNCOV),
-                        ("isqrt-cov", "exact"),
-                        partial(_triuvec, _MPNCOV),
-                        "in the features' dtype; 5 iterations",
-                    ),
-                ),
-                files=(_MPNCOV,),
-            ),
-            Peer(
-                "FastDifferentiableMatSqrt",
-                "https://github.com/KingJamesSong/FastDifferentiableMatSqrt",
-                tuple(_fast_differentiable()),
-                files=(_TORCH_UTILS, _SO_VIT_MPN, _SO_VIT_COVARIANCE),
-            ),
-            Peer(
-                "spd-learn",
-                "https://pypi.org/project/spd-learn",
-                (
-                    PeerRow(
-                        "matrix_sqrt",
-                        _spd_learn,
-                        ("exact",),
-                        _spd_learn_triangle,
-                        "in the features' dtype; its own covariance",
-                    ),
-                    *_functions(
-                        _SPD_LEARN,
-                        sqrt="matrix_sqrt.apply",
-                        inv_sqrt="matrix_inv_sqrt.apply",
-                        power="matrix_power.apply",
-                        log="matrix_log.apply",
-                        exp="matrix_exp.apply",
-                    ),
-                ),
-                package="spd_learn",
-            ),
-            Peer(
-                "pyRiemann",
-                "https://pypi.org/project/pyriemann",
-                tuple(
-                    _functions(
-                        "pyriemann.utils.base",
-                        sqrt="sqrtm",
-                        inv_sqrt="invsqrtm",
-                        power="powm",
-                        log="logm",
-                        exp="expm",
-                    )
-                ),
-                package="pyriemann",
-            ),
-            Peer(
-                "geoopt",
-                "https://pypi.org/project/geoopt",
-                tuple(
-                    _functions(
-                        "geoopt.linalg",
-                        sqrt="sym_sqrtm",
-                        inv_sqrt="sym_inv_sqrtm1",
-                        log="sym_logm",
-                        exp="sym_expm",
-                    )
-                ),
-                package="geoopt",
-            ),
-            Peer(
-                "Shampoo",
-                "https://github.com/facebookresearch/optimizers",
-                tuple(_shampoo()),
-                files=(_SHAMPOO,),
-            ),
-        )
-    }
+def _coupled(name: str, build: Callable[[Source], Root], method: str, more: str = "") -> PeerRow:
+    """A layer of FastDifferentiableMatSqrt."""
+    note, triangle = f"in the features' dtype{more}", partial(_triuvec, _SO_VIT_MPN)
+    return PeerRow(name, build, (method, "exact"), triangle, note)
+
+
+def _root(config: str, **no_ridge: float) -> PeerRow:
+    build = partial(_inverse_root, config, **no_ridge)
+    return PeerRow(config, build, task="inverse root", note="in the matrix's dtype")
+
+
+_TABLE = (
+    _clone(
+        "KingJamesSong/DifferentiableSVD",
+        _svd("SVD_Original", "svd"),
+        _svd("SVD_TopN", "svd-topn"),
+        _svd("SVD_Trunc", "svd-trunc"),
+        _svd("SVD_PI", "svd-pi"),
+        _svd("SVD_Newton", "svd-newton", iterNum=10),
+        _svd("SVD_Taylor", "svd-taylor"),
+        _svd("SVD_Pade", "svd-pade"),
+        PeerRow(
+            "MPNCOV",
+            partial(_newton_schulz_triangle, _MPNCOV),
+            ("isqrt-cov", "exact"),
+            note="float64 throughout; 5 iterations; its class cannot be constructed (NameError), "
+            "so its functions are called; triangle, as in its forward",
+        ),
+        files=(_MPNCOV, "src/representation/SVD_Pade.py"),
+    ),
+    _clone(
+        "jiangtaoxie/fast-MPN-COV",
+        PeerRow(
+            "iSQRT-COV",
+            partial(_newton_schulz, _MPNCOV),
+            ("isqrt-cov", "exact"),
+            partial(_triuvec, _MPNCOV),
+            "in the features' dtype; 5 iterations",
+        ),
+        files=(_MPNCOV,),
+    ),
+    _clone(
+        "KingJamesSong/FastDifferentiableMatSqrt",
+        _coupled("MPA_Lya", partial(_lyapunov, "matrix_pade_approximant"), "mpa-lyapunov"),
+        _coupled(
+            "MTP_Lya",
+            partial(_lyapunov, "matrix_taylor_polynomial"),
+            "mtp-lyapunov",
+            "; its polynomial overwrites the identity that its gradient reads",
+        ),
+        _coupled("NS", partial(_newton_schulz, _SO_VIT_MPN), "isqrt-cov", "; 5 iterations"),
+        files=(_TORCH_UTILS, _SO_VIT_MPN, _SO_VIT_COVARIANCE),
+    ),
+    _package(
+        "spd-learn",
+        _SPD_LEARN,
+        PeerRow(
+            "matrix_sqrt",
+            _spd_learn,
+            ("exact",),
+            lambda source: partial(source(_SPD_LEARN).sym_to_upper, preserve_norm=False),
+            "in the features' dtype; its own covariance",
+        ),
+        **{task: f"matrix_{task}.apply" for task in ("sqrt", "inv_sqrt", "power", "log", "exp")},
+    ),
+    _package(
+        "pyRiemann",
+        "pyriemann.utils.base",
+        sqrt="sqrtm",
+        inv_sqrt="invsqrtm",
+        power="powm",
+        log="logm",
+        exp="expm",
+    ),
+    _package(
+        "geoopt",
+        "geoopt.linalg",
+        sqrt="sym_sqrtm",
+        inv_sqrt="sym_inv_sqrtm1",
+        log="sym_logm",
+        exp="sym_expm",
+    ),
+    _clone(
+        "facebookresearch/optimizers",
+        _root("EigenConfig"),
+        _root("CoupledNewtonConfig"),
+        _root("CoupledHigherOrderConfig", rel_epsilon=0.0, abs_epsilon=0.0),
+        PeerRow(
+            "QREigendecompositionConfig",
+            _inverse_root_by_qr,
+            task="inverse root",
+            note="in the matrix's dtype; one iteration from the eigenvectors of the step before",
+        ),
+        files=(_SHAMPOO,),
+        name="Shampoo",
+    ),
 )
+PEERS: Mapping[str, Peer] = MappingProxyType({peer.name: peer for peer in _TABLE})
 
 
 def open_peers(

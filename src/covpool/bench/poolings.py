@@ -1,20 +1,21 @@
 """Every pooling as a layer in training, beside the square root by `exact`."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from covpool.bench import tables
 from covpool.bench.features import Shape
-from covpool.bench.layers import FeatureMeasurement, measured_on
-from covpool.bench.measurement import Record, Results, ratio
+from covpool.bench.layers import FeatureMeasurement
+from covpool.bench.measurement import Record, Results
 from covpool.bench.memory import RESOLUTION
 from covpool.bench.options import PoolingsOptions
-from covpool.bench.tables import NAME, RATIO, Columns, Row, Table, column
-from covpool.bench.timing import Case, Report, Step
+from covpool.bench.tables import NAME, RATIO, Columns, Row, Table, column, compare
+from covpool.bench.timing import Case, Step
 from covpool.poolings import POOLINGS, Pool2d, Pooling, check_pooling
 
 BASELINE = "exact"
@@ -34,13 +35,18 @@ FIGURES: Columns = {
 class Poolings(FeatureMeasurement[PoolingsOptions]):
     """The rows of `POOLINGS`, of which one that cannot take a shape is there with its reason."""
 
+    figures = (
+        f"{FeatureMeasurement.figures} Gradients are those of the features, of the layer's "
+        "parameters and of the class token."
+    )
+    columns: ClassVar = {**FACTS, **FIGURES}
+
     def check(self, options: PoolingsOptions) -> PoolingsOptions:
         every = options.poolings == ("all",)
         names = [check_pooling(name) for name in (POOLINGS if every else options.poolings)]
         return super().check(replace(options, poolings=tuple(dict.fromkeys((BASELINE, *names)))))
 
-    @cached_property
-    def cases(self) -> list[Case]:
+    def cases(self, point: str) -> list[Case]:
         return [
             Case(name=name, prepare=partial(self._step, POOLINGS[name]))
             for name in self.options.poolings
@@ -66,26 +72,13 @@ class Poolings(FeatureMeasurement[PoolingsOptions]):
 
         return step
 
-    def measure(self, shape: str, report: Report) -> Record:
-        rows = self.rows(shape, report)
-        base = next(row for row in rows if row["name"] == BASELINE)
-        channels = Shape.parse(shape).channels
+    def complete(self, point: str, rows: list[Record]) -> Record:
         for row in rows:
-            row |= _sizes(POOLINGS[row["name"]], channels)
-            row["over_exact"] = ratio(row["median"], base["median"])
-            row["memory_over_exact"] = ratio(row["memory"], base["memory"], RESOLUTION)
-        return {"shape": shape, "cases": rows}
-
-    @staticmethod
-    def preamble(results: Results) -> str:
-        return (
-            f"{measured_on(results)} Gradients are those of the features, of the layer's "
-            "parameters and of the class token."
-        )
-
-    @staticmethod
-    def tables(record: Record) -> Iterator[Table]:
-        yield tables.table(record["shape"], {**FACTS, **FIGURES}, record["cases"])
+            row |= _sizes(POOLINGS[row["name"]], Shape.parse(point).channels)
+        base = next(row for row in rows if row["name"] == BASELINE)
+        compare(rows, base, "over_exact")
+        compare(rows, base, "memory_over_exact", "memory", RESOLUTION)
+        return {}
 
 
 def _layer(row: Pooling, channels: int) -> Pool2d:

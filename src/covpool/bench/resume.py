@@ -18,7 +18,6 @@ from covpool.bench import tables
 from covpool.bench.measurement import Measurement, Record, Results
 from covpool.bench.options import ResumeOptions
 from covpool.bench.tables import Table, column
-from covpool.bench.timing import Report
 from covpool.train.checkpoint import find_checkpoint
 from covpool.train.progress import EPOCH_HEADER
 
@@ -120,21 +119,19 @@ def checkpoint_step(directory: Path) -> int | None:
 class Resume(Measurement[ResumeOptions]):
     """A record for each trial: a run that is killed, resumed, and compared."""
 
-    def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
+    def records(self, done: Mapping[str, Record]) -> Iterator[Record]:
         with tempfile.TemporaryDirectory() as folder:
             for world in self.options.processes:
                 trials = [trial for trial in done.values() if trial["processes"] == world]
                 yield from trials
                 if kills_of(trials) < self.options.kills:
-                    yield from self._trials(world, trials, Path(folder), report)
+                    yield from self._trials(world, trials, Path(folder))
 
-    def _trials(
-        self, world: int, trials: list[Record], folder: Path, report: Report
-    ) -> Iterator[Record]:
+    def _trials(self, world: int, trials: list[Record], folder: Path) -> Iterator[Record]:
         """More of them, until there are as many kills as asked for."""
         own, log = self.options, folder / f"{world}.log"
         command = (*RUN, "--data.workers", str(own.workers), "--train.devices", str(world))
-        report(f"{world} processes: left alone")
+        self.say(f"{world} processes: left alone")
         whole = Run(folder / f"{world}-alone", command, log)
         if not whole.wait_for_training():
             raise RuntimeError(f"the run did not begin to train:\n{log.read_text()}")
@@ -152,7 +149,7 @@ class Resume(Measurement[ResumeOptions]):
                 "steps": reference["last.ckpt step"],
             }
             for _ in range(min(moments.randint(1, 3), own.kills - kills)):
-                report(f"{name}, {kills} of {own.kills} kills: killing")
+                self.say(f"{name}, {kills} of {own.kills} kills: killing")
                 attempt = Run(directory, command, log)
                 attempt.wait_for_training()
                 delay = moments.uniform(0, 0.8 * seconds)
@@ -162,14 +159,14 @@ class Resume(Measurement[ResumeOptions]):
                 step = checkpoint_step(directory)
                 kill = {"seconds": round(delay, 3), "goes_on_from_step": step, "left": left}
                 trial["kills"].append(kill)
-            report(f"{name}, {kills} of {own.kills} kills: resuming")
+            self.say(f"{name}, {kills} of {own.kills} kills: resuming")
             Run(directory, command, log).wait()
             trial["differences"] = differences(result(directory), reference)
             trials.append(trial)
             yield trial
 
-    @staticmethod
-    def tables(record: Record) -> Iterator[Table]:
+    @classmethod
+    def tables(cls, record: Record) -> Iterator[Table]:
         columns = {
             "killed after s": column("seconds", "{:.1f}"),
             "goes on from step": column("goes_on_from_step", f"{{}} of {record['steps']}"),

@@ -1,30 +1,23 @@
 """Inverse p-th roots beside those of optimisers: time, error and residual."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import product
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from covpool.bench import tables
-from covpool.bench.accuracy import exact_inverse_root, worst
-from covpool.bench.checkouts import as_published
-from covpool.bench.layers import finite, require_condition
-from covpool.bench.measurement import Record, Results, TimedMeasurement
-from covpool.bench.options import DTYPES, RootsOptions
-from covpool.bench.peers import OpenPeer, PeerRow
-from covpool.bench.small import size_of
-from covpool.bench.tables import Row, Table, column
-from covpool.bench.timing import Case, Report, Step
-from covpool.linalg.inverse_root import INVERSE_ROOTS, matrix_inv_root
-from covpool.linalg.tables import choose
-from covpool.machine import summary_line
-from covpool.text import quantity
+from covpool.bench.features import matrix_sizes, worst
+from covpool.bench.measurement import Record, TimedMeasurement
+from covpool.bench.options import RootsOptions
+from covpool.bench.tables import Row, Table, column, finite
+from covpool.bench.timing import Case, Step
+from covpool.linalg.inverse_root import INVERSE_ROOTS, InverseRootMethod, matrix_inv_root
 
 IN_FLOAT32 = ", in float32"
 UPDATE = 1e-3
@@ -36,8 +29,6 @@ FIGURES = (
     column("relative_error", "{:.0e}"),
     column("residual", "{:.0e}"),
 )
-
-Solver = Callable[["Problem"], Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,7 @@ class Problem:
     def make(
         cls, shape: str, dtype: str, root: int, condition: float, *, seed: int, device: str
     ) -> Self:
-        count, size = size_of(shape)
+        count, size = matrix_sizes(shape)
         generator = torch.Generator().manual_seed(seed)
         draw = torch.randn(count, size, size + 1, generator=generator, dtype=torch.float64)
         vectors = torch.linalg.qr(draw[..., :-1]).Q
@@ -69,93 +60,89 @@ class Problem:
         return cls((matrix + matrix.mT) / 2, root, before)
 
 
+def exact_inverse_root(matrix: Tensor, root: int) -> Tensor:
+    """A^(−1/p) of symmetric positive definite matrices (*, n, n) without ties, in float64.
+
+    The eigenvectors V of float64 leave VᵀAV diagonal but for rounding. In the processor's extended
+    precision that rest is counted in by the divided differences: what is left of it is quadratic,
+    about (finfo(float64).eps · κ)² at condition number κ.
+    """
+    vectors = torch.linalg.eigh(matrix.double().cpu()).eigenvectors.numpy().astype(np.longdouble)
+    turned = vectors.swapaxes(-1, -2)
+    vectors = vectors @ (3 * np.eye(vectors.shape[-1]) - turned @ vectors) / 2  # to orthonormal
+    turned = vectors.swapaxes(-1, -2)
+    inner = turned @ matrix.double().cpu().numpy() @ vectors
+    values = np.diagonal(inner, axis1=-2, axis2=-1)
+    roots = values ** (np.longdouble(-1) / root)
+    gaps = values[..., :, None] - values[..., None, :]
+    own = np.eye(values.shape[-1], dtype=bool)
+    slopes = (roots[..., :, None] - roots[..., None, :]) / np.where(own, 1, gaps)
+    inner = np.where(own, roots[..., None, :], slopes * inner)
+    return torch.from_numpy((vectors @ inner @ turned).astype(np.float64))
+
+
 class Roots(TimedMeasurement[RootsOptions]):
     """The rows of INVERSE_ROOTS and the peers' at each condition number."""
 
     tasks = ("inverse root",)
     by_processor = True
+    read_shape = staticmethod(matrix_sizes)
+    figures = (
+        "The value alone, alternating, at each condition number: median of {rounds} of the "
+        "processor's time in ms / relative error / residual."
+    )
 
-    def check(self, options: RootsOptions) -> RootsOptions:
-        for shape in options.shapes:
-            size_of(shape)
-        for dtype in options.dtypes:
-            choose("dtype", dtype, dict.fromkeys(DTYPES))
-        for condition in options.conditions:
-            require_condition(condition)
-        if not options.roots or min(options.roots) < 1:
-            raise ValueError(f"roots are whole numbers from 1 on, got {options.roots}")
-        return super().check(options)
+    def points(self) -> Iterator[tuple[str, Any]]:
+        own = self.options
+        for shape, dtype, root in product(own.shapes, own.dtypes, own.roots):
+            yield f"{shape} {dtype}, p = {root}", (shape, dtype, root)
 
-    @cached_property
-    def _points(self) -> dict[str, tuple[str, str, int]]:
-        axes = product(self.options.shapes, self.options.dtypes, self.options.roots)
-        return {f"{shape} {dtype}, p = {root}": (shape, dtype, root) for shape, dtype, root in axes}
-
-    @property
-    def names(self) -> Iterable[str]:
-        return self._points
-
-    def cases_of(self, shape: str) -> list[Case]:
-        _, dtype, _ = self._points[shape]
-        narrow = {IN_FLOAT32: torch.float32} if dtype == "float32" else {}
+    def cases(self, point: Any) -> list[Case]:
         return [
-            Case(
-                name=f"{name}, condition {condition:.0e}",
-                kind=kind,
-                prepare=partial(_prepared, load, condition),
+            replace(
+                case,
+                name=f"{case.name}, condition {condition:.0e}",
+                prepare=partial(_prepared, case, condition),
                 facts={
-                    "case": name,
+                    "case": case.name,
                     "condition": condition,
                     "at": f"{condition:.0e}",
-                    "note": note,
+                    **case.facts,
                 },
-                context=context,
             )
             for condition in self.options.conditions
-            for name, kind, load, note, context in self._solvers({"": None, **narrow})
+            for case in self._solvers(point)
         ]
 
-    def _solvers(
-        self, dtypes: Mapping[str, torch.dtype | None]
-    ) -> Iterator[tuple[str, Any, Callable[[], Solver], str, Any]]:
-        """Name, kind, what gives the solver, note and context of each."""
-        for where, dtype in dtypes.items():
-            for name in INVERSE_ROOTS:
-                yield name + where, "covpool", partial(_own, name, dtype), "", nullcontext
+    def _solvers(self, point: Any) -> Iterator[Case]:
+        """What steps are prepared by, each from a `Problem`."""
+        narrow = {IN_FLOAT32: torch.float32} if "float32" in point else {}
+        for where, dtype in {"": None, **narrow}.items():
+            for name, row in INVERSE_ROOTS.items():
+                step = partial(_own, row, dtype)
+                yield Case(name=name + where, prepare=step, facts={"note": ""})
         for opened in self.peers:
             for row in opened.peer.rows_of(*self.tasks):
-                context = partial(as_published, opened.device)
-                name, load = f"{opened.peer.name}/{row.name}", partial(_peers, opened, row)
-                yield name, "peer", load, row.note, context
+                name = f"{opened.peer.name}/{row.name}"
+                yield opened.case(row, _one_by_one, name=name, facts={"note": row.note})
 
-    def inputs(self, shape: str, batch: int | None = None) -> tuple[Callable[[float], Problem]]:
+    def inputs(self, point: Any, batch: int | None = None) -> tuple[Callable[[float], Problem]]:
         own = self.options
-        make = partial(Problem.make, *self._points[shape], seed=own.seed, device=own.device)
-        return (cache(make),)
+        return (cache(partial(Problem.make, *point, seed=own.seed, device=own.device)),)
 
-    def measure(self, shape: str, report: Report) -> Record:
-        rows, (problem_at,) = self.rows(shape, report), self.inputs(shape)
+    def complete(self, point: Any, rows: list[Record]) -> Record:
+        (problem_at,) = self.inputs(point)
         exact = cache(lambda condition: _exact(problem_at(condition)))
-        for row, case in zip(rows, self.cases_of(shape), strict=True):
+        for row, case in zip(rows, self.cases(point), strict=True):
             if row["error"] is None:
-                report(f"errors of {case.name}")
-                with case.context():
-                    found = case.prepare(problem_at)().double().cpu()
+                self.say(f"errors of {case.name}")
+                found = case.once(problem_at)
                 row["relative_error"] = finite(worst(found, exact(row["condition"])))
                 row["residual"] = finite(_residual(found, problem_at(row["condition"])))
-        return {"shape": shape, "cases": rows}
+        return {}
 
-    @staticmethod
-    def preamble(results: Results) -> str:
-        return (
-            f"{summary_line(results['environment'])}\nThe value alone, alternating, at each "
-            "condition number: median of "
-            f"{quantity(results['settings']['rounds'], 'round')} of the processor's time in ms / "
-            "relative error / residual."
-        )
-
-    @staticmethod
-    def tables(record: Record) -> Iterator[Table]:
+    @classmethod
+    def tables(cls, record: Record) -> Iterator[Table]:
         yield tables.pivot(record["shape"], "case", "at", _cell, record["cases"])
 
 
@@ -163,32 +150,30 @@ def _cell(row: Row) -> str:
     return " / ".join(show(row) for show in FIGURES)
 
 
+def _prepared(case: Case, condition: float, problem_at: Callable[[float], Problem]) -> Step:
+    return case.prepare(problem_at(condition))
+
+
+def _own(row: InverseRootMethod, dtype: torch.dtype | None, problem: Problem) -> Step:
+    return partial(matrix_inv_root, problem.matrix, problem.root, row, compute_dtype=dtype)
+
+
+def _one_by_one(solve: Callable[..., Tensor], problem: Problem) -> Step:
+    """A peer's, of one matrix after the other."""
+
+    def step() -> Tensor:
+        pairs = zip(problem.matrix, problem.before, strict=True)
+        return torch.stack([solve(matrix, problem.root, before) for matrix, before in pairs])
+
+    return step
+
+
 def _exact(problem: Problem) -> Tensor:
     return exact_inverse_root(problem.matrix, problem.root)
 
 
 def _residual(found: Tensor, problem: Problem) -> float:
-    product = torch.linalg.matrix_power(found, problem.root) @ problem.matrix.double().cpu()
-    identity = torch.eye(product.shape[-1], dtype=product.dtype)
-    return torch.linalg.matrix_norm(product - identity).max().item()
-
-
-def _prepared(
-    load: Callable[[], Solver], condition: float, problem_at: Callable[[float], Problem]
-) -> Step:
-    return partial(load(), problem_at(condition))
-
-
-def _own(method: str, dtype: torch.dtype | None) -> Solver:
-    row = INVERSE_ROOTS[method]
-    return lambda problem: matrix_inv_root(problem.matrix, problem.root, row, compute_dtype=dtype)
-
-
-def _peers(opened: OpenPeer, row: PeerRow) -> Solver:
-    solve = opened.function(row)
-
-    def each(problem: Problem) -> Tensor:
-        pairs = zip(problem.matrix, problem.before, strict=True)
-        return torch.stack([solve(matrix, problem.root, before) for matrix, before in pairs])
-
-    return each
+    power = torch.linalg.matrix_power(found.double().cpu(), problem.root)
+    product = power @ problem.matrix.double().cpu()
+    product.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return torch.linalg.matrix_norm(product).max().item()

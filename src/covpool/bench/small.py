@@ -1,9 +1,8 @@
 """Functions of small matrices, forward and backward, beside what else computes them."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial, reduce
+from functools import partial, reduce
 from types import MappingProxyType
 from typing import Any
 
@@ -12,15 +11,12 @@ from torch import Tensor
 
 import covpool
 from covpool.bench import tables
-from covpool.bench.checkouts import as_published
-from covpool.bench.measurement import Record, Results, TimedMeasurement, ratio
-from covpool.bench.options import DTYPES, SmallOptions
-from covpool.bench.peers import OpenPeer, PeerRow, installed_peers
-from covpool.bench.tables import Row, Table
-from covpool.bench.timing import Case, Report, Step
-from covpool.linalg.tables import choose
-from covpool.machine import summary_line
-from covpool.text import quantity
+from covpool.bench.features import matrix_sizes, positive_definite
+from covpool.bench.measurement import Record, TimedMeasurement, named
+from covpool.bench.options import SmallOptions
+from covpool.bench.peers import installed_peers
+from covpool.bench.tables import Row, Table, compare
+from covpool.bench.timing import Case, Step
 
 AnyFunction = Callable[..., Any]
 Elementwise = Callable[[Tensor], Tensor]
@@ -156,19 +152,19 @@ class Small(TimedMeasurement[SmallOptions]):
 
     tasks = FUNCTIONS
     by_processor = True
+    read_shape = staticmethod(matrix_sizes)
+    figures = (
+        "{dtype} matrices; forward + backward, alternating; median of {rounds} of {clock} in ms, "
+        f"and over {OURS}'s."
+    )
 
     def check(self, options: SmallOptions) -> SmallOptions:
-        if options.functions == ("all",):
-            options = replace(options, functions=tuple(FUNCTIONS))
-        for name in options.functions:
-            choose("function", name, FUNCTIONS)
-        for shape in options.shapes:
-            size_of(shape)
-        choose("dtype", options.dtype, dict.fromkeys(DTYPES))
-        return super().check(replace(options, peers=installed_peers(*options.functions)))
+        functions = named("function", options.functions, FUNCTIONS)
+        return super().check(
+            replace(options, functions=functions, peers=installed_peers(*functions))
+        )
 
-    @cached_property
-    def cases(self) -> list[Case]:
+    def cases(self, point: str) -> list[Case]:
         return [case for name in self.options.functions for case in self._cases(name)]
 
     def _cases(self, name: str) -> Iterator[Case]:
@@ -182,52 +178,32 @@ class Small(TimedMeasurement[SmallOptions]):
             )
         for opened in self.peers:
             for row in opened.peer.rows_of(name):
-                yield Case(
+                yield opened.case(
+                    row,
+                    lambda call, matrix: _step(partial(_call, call, function.arguments), matrix),
                     name=f"{name}: {opened.peer.name}",
-                    kind="peer",
-                    prepare=partial(_peers_step, opened, row, function.arguments),
                     facts={"function": name, "case": opened.peer.name},
-                    context=partial(as_published, opened.device),
                 )
 
-    def inputs(self, shape: str, batch: int | None = None) -> tuple[Tensor, ...]:
-        (count, size), own = size_of(shape), self.options
-        generator = torch.Generator().manual_seed(own.seed)
-        factor = torch.randn(batch or count, size, 2 * size + 2, generator=generator).double()
-        matrix = factor @ factor.mT / (2 * size + 2)
+    def inputs(self, point: str, batch: int | None = None) -> tuple[Tensor]:
+        (count, size), own = matrix_sizes(point), self.options
+        matrix = positive_definite(batch or count, size, seed=own.seed)
         return (matrix.to(own.device, getattr(torch, own.dtype)),)
 
-    def measure(self, shape: str, report: Report) -> Record:
-        rows = self.rows(shape, report)
-        ours = {row["function"]: row["median"] for row in rows if row["case"] == OURS}
-        for row in rows:
-            row["over_ours"] = ratio(row["median"], ours[row["function"]])
-        return {"shape": shape, "cases": rows}
+    def complete(self, point: str, rows: list[Record]) -> Record:
+        for name in self.options.functions:
+            same = [row for row in rows if row["function"] == name]
+            compare(same, next(row for row in same if row["case"] == OURS), "over_ours")
+        return {}
 
-    @staticmethod
-    def preamble(results: Results) -> str:
-        settings = results["settings"]
-        clock = "the processor's time" if settings["device"] == "cpu" else "time"
-        return (
-            f"{summary_line(results['environment'])}\n"
-            f"{settings['dtype']} matrices; forward + backward, alternating; median of "
-            f"{quantity(settings['rounds'], 'round')} of {clock} in ms, and over {OURS}'s."
-        )
-
-    @staticmethod
-    def tables(record: Record) -> Iterator[Table]:
+    @classmethod
+    def tables(cls, record: Record) -> Iterator[Table]:
         yield tables.pivot(record["shape"], "function", "case", _cell, record["cases"])
 
 
 def _cell(row: Row) -> str:
     own = row["case"] == OURS
     return f"{1e3 * row['median']:.3g}" + ("" if own else f" ({row['over_ours']:.2f})")
-
-
-def _peers_step(
-    opened: OpenPeer, row: PeerRow, arguments: tuple[float, ...], matrix: Tensor
-) -> Step:
-    return _step(partial(_call, opened.function(row), arguments), matrix)
 
 
 def _step(function: AnyFunction, matrix: Tensor) -> Step:
@@ -241,15 +217,3 @@ def _step(function: AnyFunction, matrix: Tensor) -> Step:
         return torch.autograd.grad(loss, leaf)[0]
 
     return step
-
-
-def size_of(text: str) -> tuple[int, int]:
-    """Batch and size of matrices, "64x22".
-
-    Raises:
-        ValueError: anything else.
-    """
-    found = re.fullmatch(r"(\d*[1-9]\d*)x(\d*[1-9]\d*)", text)
-    if found is None:
-        raise ValueError(f"shapes are BATCHxN with whole numbers from 1 on, got {text!r}")
-    return int(found[1]), int(found[2])

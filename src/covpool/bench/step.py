@@ -1,30 +1,26 @@
 """What the pooling costs in a training step of a network: steps over those with `gap`."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache, cached_property, partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from covpool.bench import tables
-from covpool.bench.checkouts import as_published
-from covpool.bench.measurement import Record, Results, TimedMeasurement, ratio
+from covpool.bench.measurement import Record, TimedMeasurement
 from covpool.bench.options import StepOptions
-from covpool.bench.peers import OpenPeer, PeerRow, Root
-from covpool.bench.tables import NAME, Table, column
-from covpool.bench.timing import Case, Report
+from covpool.bench.peers import Root
+from covpool.bench.tables import NAME, column, compare, ratio
+from covpool.bench.timing import Case
 from covpool.bench.timing import Step as Repeated
 from covpool.linalg.names import PoolingName
-from covpool.machine import summary_line
 from covpool.models import create_model
 from covpool.poolings import check_pooling
-from covpool.text import quantity
 
-BATCHES = {"cpu": 16, "cuda": 128}
-PRECISIONS = {"cpu": "float32", "cuda": "bfloat16"}
+DEFAULTS = {"cpu": (16, "float32"), "cuda": (128, "bfloat16")}
+"""Batch and precision by the device."""
+
 BASELINE = "gap"
 ALONE = "{}: pooling alone"
 
@@ -44,77 +40,87 @@ class PeerPool(nn.Module):
 class Step(TimedMeasurement[StepOptions]):
     """Training steps of networks that differ in the pooling, and the poolings alone."""
 
+    figures = "{backbone}, {classes} classes, {precision}; medians of {rounds}"
+    title = "images {shape}"
+    columns: ClassVar = {
+        "pooling": NAME,
+        "step, s": column("median", "{:.3f}"),
+        "over gap": column("over_gap", "{:.3f}"),
+        "pooling alone, s": column("pooling_median", "{:.4f}"),
+        "of the step": column("pooling_share", "{:.1%}"),
+    }
+
     def check(self, options: StepOptions) -> StepOptions:
         device = options.device.partition(":")[0]
-        batch = options.batch or BATCHES.get(device, 1)
-        precision = options.precision or PRECISIONS.get(device, "float32")
-        if precision not in PRECISIONS.values():
-            choices = ", ".join(PRECISIONS.values())
-            raise ValueError(f"--precision {precision}: choose from {choices}")
+        batch, precision = DEFAULTS.get(device, DEFAULTS["cpu"])
         for name in options.methods:
             check_pooling(name)
-        shape = f"{batch}x3x{options.size}x{options.size}"
-        return super().check(replace(options, batch=batch, precision=precision, shapes=(shape,)))
+        options = replace(
+            options, batch=options.batch or batch, precision=options.precision or precision
+        )
+        shape = f"{options.batch}x3x{options.size}x{options.size}"
+        return super().check(replace(options, shapes=(shape,)))
 
-    @cached_property
-    def cases(self) -> list[Case]:
-        made = []
-        for name in dict.fromkeys((BASELINE, *self.options.methods)):
-            made += self._two_cases(name, check_pooling(name), None)
-        for opened in self.peers:
-            for row in opened.peer.rows_of("pooling"):
-                if row.name in self.options.rows or self.options.rows == ("all",):
-                    made += self._two_cases(
-                        f"{opened.peer.name}/{row.name}", "exact", (opened, row)
-                    )
-        return made
+    def cases(self, point: str) -> list[Case]:
+        own = self.options
+        made = [
+            *(
+                Case(name=name, prepare=partial(self._model, check_pooling(name), None))
+                for name in dict.fromkeys((BASELINE, *own.methods))
+            ),
+            *(
+                opened.case(
+                    row,
+                    partial(self._model, "exact"),
+                    name=f"{opened.peer.name}/{row.name}",
+                    output="triangle",
+                )
+                for opened in self.peers
+                for row in opened.peer.rows_of("pooling")
+                if row.name in own.rows or own.rows == ("all",)
+            ),
+        ]
+        return [each for case in made for each in self._step_and_pooling(case)]
 
-    def _two_cases(
-        self, name: str, method: PoolingName, peer: tuple[OpenPeer, PeerRow] | None
-    ) -> list[Case]:
+    def _step_and_pooling(self, case: Case) -> Iterator[Case]:
         """The step of a network, and its pooling alone."""
         # Both are of one network, which is built when the first of them is prepared.
-        model = cache(partial(self._model, method, peer))
-        device = torch.device(self.options.device)
-        shared: Any = {
-            "kind": "covpool" if peer is None else "peer",
-            "context": partial(as_published, device) if peer is not None else nullcontext,
-        }
-        step, alone = partial(self._training_step, model), partial(self._pooling_step, model)
-        return [
-            Case(name=name, prepare=step, **shared),
-            Case(name=ALONE.format(name), prepare=alone, **shared),
-        ]
+        model = cache(case.prepare)
+        yield replace(case, prepare=lambda *batch: self._training_step(model(), *batch))
+        yield replace(
+            case,
+            name=ALONE.format(case.name),
+            prepare=lambda *batch: self._pooling_step(model(), *batch),
+        )
 
-    def inputs(self, shape: str, batch: int | None = None) -> tuple[Tensor, ...]:
+    def inputs(self, point: str, batch: int | None = None) -> tuple[Tensor, Tensor]:
         own = self.options
         generator = torch.Generator().manual_seed(own.seed)
         count = batch or own.batch or 1
-        images = torch.randn(count, 3, own.size, own.size, generator=generator).to(own.device)
-        labels = torch.randint(own.classes, (count,), generator=generator).to(own.device)
-        if own.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return images, labels
+        images = torch.randn(count, 3, own.size, own.size, generator=generator)
+        labels = torch.randint(own.classes, (count,), generator=generator)
+        return images.to(own.device, memory_format=self._format), labels.to(own.device)
 
-    def _model(self, method: PoolingName, peer: tuple[OpenPeer, PeerRow] | None) -> Any:
+    @property
+    def _format(self) -> torch.memory_format:
+        return torch.channels_last if self.options.channels_last else torch.preserve_format
+
+    def _model(self, method: PoolingName, peer: Root | None) -> Any:
         own = self.options
         torch.manual_seed(own.seed)
         model: Any = create_model(
             own.backbone, own.classes, method=method, last_stride=own.last_stride
         )
         if peer is not None:
-            opened, row = peer
-            model.pool = PeerPool(model.pool.reduction, opened.function(row, "triangle"))
-        model = model.to(own.device).train()
-        return model.to(memory_format=torch.channels_last) if own.channels_last else model
+            model.pool = PeerPool(model.pool.reduction, peer)
+        return model.to(own.device, memory_format=self._format).train()
 
     def _autocast(self) -> Any:
         enabled = self.options.precision == "bfloat16"
         kind = torch.device(self.options.device).type
         return torch.autocast(kind, torch.bfloat16, enabled=enabled)
 
-    def _training_step(self, build: Any, images: Tensor, labels: Tensor) -> Repeated:
-        model = build()
+    def _training_step(self, model: Any, images: Tensor, labels: Tensor) -> Repeated:
         # A rate so small that the weights stay what they are, however often the step is repeated.
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-9, momentum=0.9)
 
@@ -127,8 +133,7 @@ class Step(TimedMeasurement[StepOptions]):
 
         return step
 
-    def _pooling_step(self, build: Any, images: Tensor, labels: Tensor) -> Repeated:
-        model = build()
+    def _pooling_step(self, model: Any, images: Tensor, labels: Tensor) -> Repeated:
         weights = list(model.pool.parameters())
         with torch.no_grad(), self._autocast():
             features = model.forward_features(images)
@@ -141,41 +146,17 @@ class Step(TimedMeasurement[StepOptions]):
 
         return step
 
-    def measure(self, shape: str, report: Report) -> Record:
+    def complete(self, point: str, rows: list[Record]) -> Record:
         """A row for each network: its step, its pooling, and the ratios."""
-        rows = {row["name"]: row for row in self.rows(shape, report)}
-        found = [
-            row | _beside(row, rows[BASELINE], rows[ALONE.format(name)])
-            for name, row in rows.items()
-            if ALONE.format(name) in rows
-        ]
-        return {"shape": shape, "cases": found}
-
-    @staticmethod
-    def preamble(results: Results) -> str:
-        own = results["settings"]
-        return (
-            f"{summary_line(results['environment'])}\n{own['backbone']}, {own['classes']} classes, "
-            f"{own['precision']}; medians of {quantity(own['rounds'], 'round')}"
-        )
-
-    @staticmethod
-    def tables(record: Record) -> Iterator[Table]:
-        columns = {
-            "pooling": NAME,
-            "step, s": column("median", "{:.3f}"),
-            "over gap": column("over_gap", "{:.3f}"),
-            "pooling alone, s": column("pooling_median", "{:.4f}"),
-            "of the step": column("pooling_share", "{:.1%}"),
-        }
-        yield tables.table(f"images {record['shape']}", columns, record["cases"])
-
-
-def _beside(row: Record, base: Record, pooling: Record) -> Record:
-    return {
-        "error": row["error"] or pooling["error"],
-        "over_gap": ratio(row["median"], base["median"]),
-        "pooling_median": pooling["median"],
-        "pooling_rounds": pooling["rounds"],
-        "pooling_share": ratio(pooling["median"], row["median"]),
-    }
+        by_name = {row["name"]: row for row in rows}
+        steps = [row for name, row in by_name.items() if ALONE.format(name) in by_name]
+        compare(steps, by_name[BASELINE], "over_gap")
+        for row in steps:
+            pooling = by_name[ALONE.format(row["name"])]
+            row |= {
+                "error": row["error"] or pooling["error"],
+                "pooling_median": pooling["median"],
+                "pooling_rounds": pooling["rounds"],
+                "pooling_share": ratio(pooling["median"], row["median"]),
+            }
+        return {"cases": steps}

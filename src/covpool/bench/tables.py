@@ -1,5 +1,6 @@
-"""Records as tables for people."""
+"""Rows of records: ratios between them, and tables of them for people."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,24 @@ Row = Mapping[str, Any]
 Columns = Mapping[str, Callable[[Row], str]]
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 """Title, header and rows."""
+
+
+def ratio(value: float | None, base: float | None, least: float = 0) -> float | None:
+    """Their quotient; None where one is missing, or the base too small to be told from nothing."""
+    return None if value is None or base is None or base <= least else value / base
+
+
+def compare(
+    rows: Iterable[dict[str, Any]], base: Row, name: str, figure: str = "median", least: float = 0
+) -> None:
+    """Give each row, by that name, the ratio of its figure to the base's."""
+    for row in rows:
+        row[name] = ratio(row[figure], base[figure], least)
+
+
+def finite(value: float) -> float | str:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else "not finite"
 
 
 def table(title: str, columns: Columns, rows: Iterable[Row]) -> Table:

@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from covpool.bench.measurement import Measurement, Record, Results
 from covpool.bench.options import ThroughputOptions
@@ -47,27 +47,17 @@ class Watch(Callback):
         self.taken(trainer.global_step)
 
 
-class Held(Dataset[Any]):
-    """A few batches of the run, over and over, from memory."""
-
-    def __init__(self, batches: list[Any], number: int) -> None:
-        self.batches, self.number = batches, number
-
-    def __getitem__(self, index: int) -> Any:
-        return self.batches[index % len(self.batches)]
-
-    def __len__(self) -> int:
-        return self.number
-
-
 class HeldImages(ImageDataModule):
-    """The run's loaders, with training batches that need no reading."""
+    """The run's loaders, with training batches that need no reading: a few, over and over."""
 
     def train_dataloader(self) -> DataLoader:
         loader = super().train_dataloader()
         few = list(islice(endless(loader), 4 * self.config.train.accumulate))
-        pin = torch.cuda.is_available()
-        return DataLoader(Held(few, len(loader)), batch_size=None, pin_memory=pin)
+        held: Any = list(islice(cycle(few), len(loader)))
+        return DataLoader(held, batch_size=None, pin_memory=torch.cuda.is_available())
+
+
+Work = Callable[[Job, ImageDataModule, Watch], None]
 
 
 def endless(loader: DataLoader) -> Iterator[Any]:
@@ -89,40 +79,25 @@ class Throughput(Measurement[ThroughputOptions]):
         self.batch = min(job.config.data.batch_size, size)
         self.epochs = -(-(options.warm_up + options.steps) // (size // self.batch)) + 1
 
-    def check(self, options: ThroughputOptions) -> ThroughputOptions:
-        if min(options.warm_up, options.steps) < 1 or min(options.workers, default=-1) < 0:
-            raise ValueError(
-                f"--warm_up and --steps must be at least 1 and --workers at least 0, got "
-                f"{options.warm_up}, {options.steps} and {options.workers}"
-            )
-        return options
-
-    def records(self, done: Mapping[str, Record], report: Report) -> Iterator[Record]:
+    def records(self, done: Mapping[str, Record]) -> Iterator[Record]:
         rates = {}
         for workers in self.options.workers:
-            record = self._timed(self._read, ImageDataModule, workers, "loader alone", report)
+            record = self._timed("loader alone", self._read, ImageDataModule, workers)
             rates[workers] = record["images_per_second"]
             yield record
         best = max(rates, key=lambda workers: rates[workers])
-        yield self._timed(self._train, HeldImages, best, "step alone", report)
-        yield self._timed(self._train, ImageDataModule, best, "both", report)
+        yield self._timed("step alone", self._train, HeldImages, best)
+        yield self._timed("both", self._train, ImageDataModule, best)
 
-    def _timed(
-        self,
-        work: Callable[[Job, ImageDataModule, Watch], None],
-        images: type[ImageDataModule],
-        workers: int,
-        what: str,
-        report: Report,
-    ) -> Record:
-        own = self.options
+    def _timed(self, what: str, work: Work, images: type[ImageDataModule], workers: int) -> Record:
+        own, self.place = self.options, f"{what}: "
         config = replace(
             self.job.config,
             data=replace(self.job.config.data, workers=workers),
             train=replace(self.job.config.train, epochs=self.epochs),
         )
         job = replace(self.job, config=config)
-        watch = Watch(own.warm_up, own.steps, lambda text: report(f"{what}: {text}"))
+        watch = Watch(own.warm_up, own.steps, self.say)
         with suppress(Enough):
             work(job, images(job.splits, config), watch)
         rate = own.steps * self.batch / watch.seconds

@@ -3,6 +3,7 @@
 import gc
 import statistics
 import time
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -41,6 +42,11 @@ class Case:
     facts: Mapping[str, Any] = field(default_factory=dict)
     context: Callable[[], AbstractContextManager[None]] = nullcontext
 
+    def once(self, *inputs: Any) -> Any:
+        """What its step gives."""
+        with self.context():
+            return self.prepare(*inputs)()
+
 
 @dataclass
 class Timing:
@@ -66,6 +72,26 @@ class Timing:
             return None
         lower, _, upper = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return lower, upper
+
+    def figures(self) -> dict[str, Any]:
+        """What stands in the case's row."""
+        low, high = self.quartiles or (None, None)
+        return {
+            "error": self.error,
+            "median": self.median,
+            "lower_quartile": low,
+            "upper_quartile": high,
+            "rounds": self.seconds,
+            "calls": self.calls,
+        }
+
+    @contextmanager
+    def noting_errors(self) -> Iterator[None]:
+        """Within it an exception is the case's error, and ends the block alone."""
+        try:
+            yield
+        except Exception as error:
+            self.error = describe(error)
 
 
 def turn(names: Sequence[str], number: int) -> list[str]:
@@ -108,57 +134,34 @@ def time_cases(
     contexts = {case.name: case.context for case in cases}
     steps: dict[str, Step] = {}
 
-    def synchronise() -> None:
+    def now() -> float:
+        """The time when the device has done all that it was given."""
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        return clock()
 
     def taken(name: str) -> float:
-        """Seconds of one of the turn's calls, waiting for the device before and after them."""
+        """Seconds of one of the turn's calls, in which no garbage is collected."""
         calls = timings[name].calls
-        synchronise()
-        start = clock()
-        for _ in range(calls):
-            steps[name]()
-        synchronise()
-        return (clock() - start) / calls
-
-    @contextmanager
-    def left_out_by_an_error(name: str) -> Iterator[None]:
-        try:
-            with contexts[name]():
-                yield
-        except Exception as error:
-            timings[name].error = describe(error)
+        return timeit.timeit(steps[name], timer=now, number=calls) / calls
 
     for case in cases:
         report(f"warming up {case.name}")
         timing = timings[case.name]
-        with left_out_by_an_error(case.name):
+        with timing.noting_errors(), case.context():
             steps[case.name] = case.prepare(*inputs)
             seconds = [taken(case.name) for _ in range(warm_up)]
             if seconds:
                 timing.calls = max(1, min(MOST_CALLS, round(LEAST_TURN / seconds[-1])))
-    with _collecting_between_rounds() as collect:
-        for number in range(rounds):
-            collect()
-            for name in turn(list(timings), number):
-                if timings[name].error is None:
-                    report(f"round {number + 1} of {rounds}: {name}")
-                    with left_out_by_an_error(name):
-                        timings[name].seconds.append(taken(name))
+    for number in range(rounds):
+        gc.collect()
+        for name in turn(list(timings), number):
+            timing = timings[name]
+            if timing.error is None:
+                report(f"round {number + 1} of {rounds}: {name}")
+                with timing.noting_errors(), contexts[name]():
+                    timing.seconds.append(taken(name))
     return timings
-
-
-@contextmanager
-def _collecting_between_rounds() -> Iterator[Callable[[], object]]:
-    """Python's garbage collector runs where it is told to, not within a step."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield gc.collect
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextmanager

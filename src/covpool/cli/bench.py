@@ -2,16 +2,17 @@
 
 import argparse
 import json
+import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.table import Table
 
 from covpool.bench import tables
 from covpool.bench.measurement import Measurement, read_results, write_results
 from covpool.bench.options import FEWEST_ROUNDS, MEASUREMENTS, ThroughputOptions
-from covpool.bench.progress import Progress
 from covpool.cli import UserError, say
 from covpool.cli.console import PlainConsole
 from covpool.cli.output import refuse_file
@@ -31,54 +32,78 @@ def run(given: argparse.Namespace | Given) -> int:
         return throughput(given)
     if given.measurement == "goals":
         return goals(given.results)
-    kind = MEASUREMENTS[given.measurement]
+    kind, output = MEASUREMENTS[given.measurement], given.output
     more = given.resume or kind.continues
-    if more and given.output is None:
+    if more and output is None:
         what = "--resume" if given.resume else f"bench {given.measurement}"
         raise UserError(f"{what} goes on with the results of --output FILE, which is missing")
-    if not more:
+    if not (more and output.is_file()):
         otherwise = "go on with it by --resume, or " if "shapes" in kind.free else ""
-        refuse_file("--output", given.output, otherwise=otherwise, make=True)
+        refuse_file("--output", output, otherwise=otherwise, make=True)
     with users_input():
         options = kind.read(given, **ALONE.get(given.only, {}))
         measurement = options.measurement()
-        if given.output is not None and given.output.is_dir():
-            raise ValueError(f"--output {given.output} is a folder; name a file in it")
-        earlier = read_results(given.output) if more and given.output else None
+        earlier = read_results(output) if more else None
     rounds = getattr(options, "rounds", FEWEST_ROUNDS)
     if rounds < FEWEST_ROUNDS:
         what = f"a median of fewer than {FEWEST_ROUNDS} is for a first look"
         say(f"covpool: --rounds {rounds}: {what}", error=True)
-    return measure(measurement, given.output, earlier)
+    return measure(measurement, output, earlier)
 
 
 def measure(
     measurement: Measurement[Any], output: Path | None, earlier: dict[str, Any] | None = None
 ) -> int:
     """Measure what the earlier results lack; print and write after each record."""
-    console, progress, shown = PlainConsole(), Progress(), 0
+    console, results = PlainConsole(), {}
     if earlier:
         say(f"{output}: going on after {len(earlier['shapes'])} shapes", error=True)
-
-    def recorded(record: dict[str, Any], results: dict[str, Any]) -> None:
-        nonlocal shown
-        if output is not None:  # before a line that nobody may read any more
-            with users_input():
+    with users_input(), Progress() as progress:
+        for number, (record, results) in enumerate(measurement.run(progress, earlier)):
+            if output is not None:  # before a line that nobody may read any more
                 write_results(results, output)
-        progress.clear()
-        if shown == 0:
-            console.print(measurement.preamble(results))
-        shown += 1
-        show(measurement.tables(record), console)
-        for line in tables.failures(record):
-            console.print(f"\n{line}")
-
-    with users_input(), progress:
-        results = measurement.run(progress, recorded, earlier)
+            progress.clear()
+            if number == 0:
+                console.print(measurement.preamble(results))
+            show(measurement.tables(record), console)
+            for line in tables.failures(record):
+                console.print(f"\n{line}")
     lines, status = measurement.finish(results, output)
     for line in ("", *lines, *([] if output is None else [f"results: {output}"])):
         console.print(line)
     return status
+
+
+class Progress:
+    """What goes on, on standard error: one line that is written over on a terminal; elsewhere a
+    line now and then.
+
+    Args:
+        seconds: at least between two lines where there is no terminal.
+    """
+
+    def __init__(self, seconds: float = 20) -> None:
+        self.seconds, self.last = seconds, time.monotonic()
+        self.terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.clear()
+
+    def __call__(self, text: str) -> None:
+        now = time.monotonic()
+        if self.terminal:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        elif now - self.last >= self.seconds:
+            self.last = now
+            print(text, file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Empty the line, for other output."""
+        if self.terminal:
+            self("")
 
 
 def show(found: Iterable[tables.Table], console: PlainConsole) -> None:

@@ -491,17 +491,12 @@ class BenchParser(ArgumentParser):
         if not arguments or arguments[0].startswith("-"):
             return self.parse_args(arguments)
         name, *rest = arguments
-        known = {
-            **dict.fromkeys(MEASUREMENTS, measurement_parser),
-            "throughput": lambda name: throughput_parser(),
-            "goals": lambda name: goals_parser(),
-        }
-        if name not in known:
+        if name not in BENCH_PARSERS:
             raise UserError(
-                f"unknown measurement {name!r}; choose from {', '.join(known)}, or none for the "
-                f"layers alone{nearest(name, known)}"
+                f"unknown measurement {name!r}; choose from {', '.join(BENCH_PARSERS)}, or none "
+                f"for the layers alone{nearest(name, BENCH_PARSERS)}"
             )
-        return known[name](name).read(rest)
+        return BENCH_PARSERS[name](name).read(rest)
 
 
 def bench_parser() -> ArgumentParser:
@@ -532,11 +527,11 @@ def measurement_parser(name: str, kind: type[ArgumentParser] = ArgumentParser) -
     return parser
 
 
-def throughput_parser() -> RunParser:
+def throughput_parser(name: str) -> RunParser:
     """Options of `covpool bench throughput`, and those of a run."""
-    options = MEASUREMENTS["throughput"]
+    options = MEASUREMENTS[name]
     about = f"{inspect.getdoc(options)}\n\nFurther options as in covpool train."
-    parser = RunParser("bench throughput", about)
+    parser = RunParser(f"bench {name}", about)
     parser.add_recipe()
     add_options(parser, options)
     parser.add_argument("--output", type=Path | None, help="JSON file")
@@ -546,18 +541,24 @@ def throughput_parser() -> RunParser:
 GOALS = "which of the project's goals results meet"
 
 
-def goals_parser() -> ArgumentParser:
+def goals_parser(name: str) -> ArgumentParser:
     """Options of `covpool bench goals`."""
     parser = ArgumentParser(
-        prog="covpool bench goals",
+        prog=f"covpool bench {name}",
         description=f"Tell {GOALS}: those for speed, accuracy and memory, for float32 features at "
         "default accuracy, batch 16, 256 channels; on a GPU, batch 256. Exit status 1 where one "
         "is missed or could not be judged.",
     )
     parser.add_argument("results", type=Path, nargs="+", help="files that covpool bench wrote")
-    parser.set_defaults(measurement="goals")
+    parser.set_defaults(measurement=name)
     return parser
 
+
+BENCH_PARSERS: Mapping[str, Callable[[str], ArgumentParser | RunParser]] = {
+    **dict.fromkeys(MEASUREMENTS, measurement_parser),
+    "throughput": throughput_parser,
+    "goals": goals_parser,
+}
 
 PARSERS: Mapping[str, Callable[[], ArgumentParser | RunParser]] = {
     "train": train_parser,

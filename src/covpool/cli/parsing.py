@@ -275,6 +275,15 @@ class RunParser:
             prog=f"covpool {command}", description=description, exit_on_error=False
         )
         self.groups = RunConfig.groups()
+        types = {
+            f"{group}.{item.name}": typing.get_origin(item.type)
+            for group, owner in self.groups.items()
+            for item in dataclasses.fields(owner)
+        }
+        self.known = list(types)
+        # What holds a mapping, whose own keys are checked by its reader.
+        self.open = {key for key, kind in types.items() if kind is dict}
+        self.lists = {key for key, kind in types.items() if kind is tuple}
         self.allowed, self.hidden = allowed, frozenset(hidden)
         self.examples = examples or {}
         self.takes_path = False
@@ -419,7 +428,7 @@ class RunParser:
                 "path", metavar="PATH", nargs="?", help="the images: short for --data.root PATH"
             )
         names = {real: f"--{alias}" for alias, real in ALIASES.items()}
-        configurable = {*self._known_keys(), *self.groups}
+        configurable = {*self.known, *self.groups}
         for action in self.parser._actions:
             if action.dest in names:
                 action.option_strings = [names[action.dest], *action.option_strings]
@@ -461,7 +470,7 @@ class RunParser:
 
     def error(self, text: str) -> UserError:
         """A mistake in the options, with the way to their list."""
-        named = [key for key in self._known_keys() if key in text]
+        named = [key for key in self.known if key in text]
         lists = "--help-all" if any(not self._is_shown(key, False) for key in named) else "--help"
         return UserError(f"{text} (see covpool {self.command} {lists})")
 
@@ -471,23 +480,22 @@ class RunParser:
         self._check(named)
         printed = [value for name, _, value in given if name == "print_config"]
         recipes: list[str] = []
-        lists = self._keys_of(tuple)
         rest: list[str] = []
         for word in words:
             if word.startswith("--config="):
                 path = Path(word.partition("=")[2])
                 text, content = _read_options(path)
-                in_file = [(f"{path}: ", key) for key in _flatten(content, "", self._open_keys())]
+                in_file = [(f"{path}: ", key) for key in _flatten(content, "", self.open)]
                 self._check(in_file)
                 named += in_file
                 recipes += filter(None, [content.get("recipe")])
                 word = f"--config={text}"  # jsonargparse takes the content as it takes the name
             if not word.startswith("--print_config"):
-                rest.append(_listed(word, lists))
+                rest.append(_listed(word, self.lists))
         try:
             parsed = self.parser.parse_args(rest, defaults=False).clone(with_meta=False)
         except (argparse.ArgumentError, ValueError, TypeError) as error:
-            raise self.error(_readable(one_line(error), self._known_keys())) from error
+            raise self.error(_readable(one_line(error), self.known)) from error
         options = {name: parsed.pop(name).as_dict() for name in self.groups if name in parsed}
         own = {
             name: value
@@ -504,33 +512,12 @@ class RunParser:
             parser=self,
         )
 
-    def _known_keys(self) -> list[str]:
-        return [
-            f"{group}.{item.name}"
-            for group, owner in self.groups.items()
-            for item in dataclasses.fields(owner)
-        ]
-
-    def _open_keys(self) -> list[str]:
-        """Keys that hold a mapping, whose own keys are checked by its reader."""
-        return self._keys_of(dict)
-
-    def _keys_of(self, kind: type) -> list[str]:
-        return [
-            f"{group}.{item.name}"
-            for group, owner in self.groups.items()
-            for item in dataclasses.fields(owner)
-            if typing.get_origin(item.type) is kind
-        ]
-
     def _check(self, named: Iterable[tuple[str, str]]) -> None:
-        known = self._known_keys()
-        accepted = {*known, *self.own, *self.groups}
+        accepted = {*self.known, *self.own, *self.groups}
         lists = "--help" if self.allowed else "--help-all"
         for where, name in named:
-            root = ".".join(name.split(".")[:2])
-            if name not in accepted and not (root in self._open_keys() and name.count(".") == 2):
-                hint = nearest_option(name, [*known, *self.own], in_file=where != "--")
+            if name not in accepted and name.rpartition(".")[0] not in self.open:
+                hint = nearest_option(name, [*self.known, *self.own], in_file=where != "--")
                 raise UserError(
                     f"unknown option {where}{name}{hint} (covpool {self.command} {lists} lists all)"
                 )

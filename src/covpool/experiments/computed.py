@@ -98,36 +98,14 @@ def table6() -> dict[str, Any]:
         maximum = None if maximum is None else float(maximum)
         judged = "–" if cell is None else _judge(row.bound, maximum)
         single = in_float32[row.method].bound
-        rows.append(
-            (
-                row.method,
-                (name or "–") if cell else "–",
-                row.form or "no K",
-                "–" if cell is None else _bound(maximum),
-                _bound(row.bound),
-                judged,
-                row.trigger or "–",
-                _bound(single),
-            )
-        )
-        data.append(
-            {
-                "paper": None if cell is None else {"row": name, **cell},
-                "verdict": judged,
-                "bound_float32": single,
-                **row.to_dict(),
-            }
-        )
+        bounds = ("–" if cell is None else _bound(maximum), _bound(row.bound), judged)
+        named = (row.method, str(name) if cell else "–", row.form or "no K")
+        rows.append((*named, *bounds, row.trigger or "–", _bound(single)))
+        found = {"verdict": judged, "bound_float32": single, **row.to_dict()}
+        data.append({"paper": cell and {"row": name, **cell}, **found})
     by_digits = {digits: pade_bound(digits) for digits in PADE_DIGITS}
     columns = (
-        "method",
-        "paper's name",
-        "bound",
-        "paper",
-        "ours",
-        "beside",
-        "reached at",
-        "float32",
+        *("method", "paper's name", "bound", "paper", "ours", "beside", "reached at", "float32"),
     )
     return {
         "tables": [

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from statistics import median_high
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ def smoothness_curves(runs: RunSet, arms: Sequence[Arm]) -> Figure:
         series = [*runs.smoothness(arm, (1, runs.config.train.epochs)).values()]
         for points in series:
             _plot(axes, points, linewidth=0.6, alpha=0.35, **look)
-        middle = mean_by_place(series, lambda values: sorted(values)[len(values) // 2])
+        middle = mean_by_place(series, median_high)
         _plot(axes, middle, linewidth=1.8, label=arm.method, **look)
     rows = [row for own in runs.measured(arms[0], "smoothness").values() for row in own]
     for first in runs.first_epochs[1:]:

@@ -153,15 +153,13 @@ def better_conditioned(runs: RunSet) -> Iterator[Claim]:
     """Condition number at the first epoch over that at the first epoch of the last stage."""
     first, last = runs.first_epochs[0], runs.first_epochs[-1]
     for arm in (Arm(ACCURATE), Arm(NEWTON_SCHULZ)):
-        for title, way, figure in CONDITION_NUMBERS:
-            early, late = (
-                _log10(runs.condition_numbers(arm, epoch, way, figure)) for epoch in (first, last)
-            )
+        for title, *place in CONDITION_NUMBERS:
+            early, late = (_log10(runs.at_epoch(arm, epoch, *place)) for epoch in (first, last))
             yield Claim(
                 text=f"{arm.method}, condition number at epoch {first} over epoch {last}, {title}",
                 pairs=differences(early, late) if last > first else {},
                 factor=True,
-                decides=arm.method == ACCURATE and (way, figure) == PAPERS_WAY,
+                decides=arm.method == ACCURATE and tuple(place) == PAPERS_WAY,
             )
 
 

@@ -8,20 +8,21 @@ from pathlib import Path
 
 from covpool.analysis.records import plain
 from covpool.experiments.arms import Arm
-from covpool.experiments.inference import BySeed, geometric_mean, median_or_none
-from covpool.experiments.results import PAPERS_WAY, RunSet, median_of
+from covpool.experiments.inference import BySeed, median_or_none
+from covpool.experiments.results import PAPERS_WAY, RunSet
 from covpool.experiments.study import Rates, Study, optim_of
 from covpool.train.run_directory import Row, replace_text
 from covpool.train.sampling import steps_and_batch
 
 RUN_LINES = "runs.jsonl"
 
-SPECTRA = {
-    "condition_number": ("of_features", "condition_number_of_range"),
+MEASURED = {
+    "condition_number": ("conditioning", "of_features", "condition_number_of_range"),
     "condition_number_as_in_the_paper": PAPERS_WAY,
-    "effective_rank": ("of_features", "effective_rank"),
+    "effective_rank": ("conditioning", "of_features", "effective_rank"),
+    "smoothness": ("smoothness", "smoothness"),
 }
-"""What is kept of the conditioning by epoch, and where a row of the probe has it."""
+"""What is told of the probes by epoch, and where it is, as `RunSet.by_epoch` takes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,23 +130,9 @@ class Outcome:
             }
 
     def by_epoch(self, arm: Arm, seed: int) -> dict[str, dict[int, float]]:
-        """Condition number, effective rank and smoothness: the geometric mean over an epoch's
-        measurements (of the median over samples).
-        """
-        found: dict[str, dict[int, list[float]]] = {}
-
-        def note(name: str, row: Row, value: float) -> None:
-            found.setdefault(name, {}).setdefault(row["epoch"], []).append(value)
-
-        for row in self.runs.measured(arm, "conditioning").get(seed, []):
-            for name, place in SPECTRA.items():
-                note(name, row, median_of(row, *place))
-        for row in self.runs.measured(arm, "smoothness").get(seed, []):
-            note("smoothness", row, float(row["smoothness"]))
-        return {
-            name: {epoch: geometric_mean(values) for epoch, values in own.items()}
-            for name, own in found.items()
-        }
+        """By name of `MEASURED` what was measured along a run, as `RunSet.by_epoch` has it."""
+        found = {name: self.runs.by_epoch(arm, *place) for name, place in MEASURED.items()}
+        return {name: own[seed] for name, own in found.items() if seed in own}
 
     def write_lines(self, folder: Path) -> None:
         """Write runs.jsonl."""

@@ -52,12 +52,10 @@ class Plan:
     """What the targets need on the images given.
 
     Attributes:
-        small: whether the recipe `SMALL` stands in.
         arms: by recipe what is to be trained.
         left_out: targets that these images cannot make, and why.
     """
 
-    small: bool
     arms: Mapping[str, Sequence[Arm]]
     left_out: Mapping[str, str]
 
@@ -101,7 +99,7 @@ def plan(config: RunConfig, targets: Iterable[str], methods: Sequence[str] | Non
         for recipe, own in arms.items()
         if own
     }
-    return Plan(small=small, arms=chosen, left_out=left_out)
+    return Plan(arms=chosen, left_out=left_out)
 
 
 def make_run_set(

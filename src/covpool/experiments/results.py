@@ -3,14 +3,15 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import getitem
 
 from covpool.analysis.records import QUANTILES
 from covpool.experiments.arms import Arm
 from covpool.experiments.inference import BySeed, Spread, geometric_mean
 from covpool.experiments.paper import METRICS
 from covpool.experiments.runs import Runs
-from covpool.train.analysis_rows import read_analysis
+from covpool.train.analysis_rows import measurements, read_analysis
 from covpool.train.config import RunConfig
 from covpool.train.run_directory import Row, RunDirectory
 
@@ -20,13 +21,14 @@ SMALL = "typefaces-steps"
 CONDITION_NUMBERS = (
     (
         "floored, covariance as formed (the paper's way)",
+        "conditioning",
         "of_covariance",
         "condition_number_floored",
     ),
-    ("floored, features", "of_features", "condition_number_floored"),
-    ("range of the features", "of_features", "condition_number_of_range"),
+    ("floored, features", "conditioning", "of_features", "condition_number_floored"),
+    ("range of the features", "conditioning", "of_features", "condition_number_of_range"),
 )
-"""Titles, and where a row of the conditioning probe has the figure."""
+"""Titles, and where the figures are, as `RunSet.by_epoch` takes it."""
 
 PAPERS_WAY = CONDITION_NUMBERS[0][1:]
 
@@ -137,19 +139,36 @@ class RunSet:
         """By seed what a probe wrote along the arm's finished runs, errors left out."""
         found = {}
         for seed in self.finished(arm):
-            rows = read_analysis(self.runs[arm, seed].path)
-            rows = [row for row in rows if row["probe"] == probe and "error" not in row]
-            if rows:
+            if rows := measurements(read_analysis(self.runs[arm, seed].path), probe):
                 found[seed] = rows
         return found
 
-    def condition_numbers(self, arm: Arm, epoch: int, way: str, figure: str) -> dict[int, float]:
-        """By seed: the median over samples, the geometric mean over an epoch's measurements."""
+    def by_epoch(self, arm: Arm, *place: str) -> dict[int, dict[int, float]]:
+        """A figure of a probe by seed and epoch: of distributions the median over samples, of an
+        epoch's measurements the geometric mean.
+
+        Args:
+            arm: of whose runs.
+            place: the probe, and where a row of it has the figure.
+        """
+        probe, *keys = place
+        found: dict[int, dict[int, list[float]]] = {}
+        for seed, rows in self.measured(arm, probe).items():
+            epochs = found.setdefault(seed, {})
+            for row in rows:
+                figure = reduce(getitem, keys, row)
+                if isinstance(figure, Mapping):
+                    figure = figure["quantiles"][QUANTILES.index(0.5)]
+                epochs.setdefault(row["epoch"], []).append(float(figure))
         return {
-            seed: geometric_mean(values)
-            for seed, rows in self.measured(arm, "conditioning").items()
-            if (values := [median_of(row, way, figure) for row in rows if row["epoch"] == epoch])
+            seed: {epoch: geometric_mean(values) for epoch, values in own.items()}
+            for seed, own in found.items()
         }
+
+    def at_epoch(self, arm: Arm, epoch: int, *place: str) -> dict[int, float]:
+        """The same by seed, of one epoch."""
+        found = self.by_epoch(arm, *place)
+        return {seed: own[epoch] for seed, own in found.items() if epoch in own}
 
     def smoothness(self, arm: Arm, stage: Stage) -> dict[int, dict[int, float]]:
         """β by seed and step, where it is a positive number."""
@@ -178,8 +197,3 @@ class RunSet:
 
 Results = Mapping[str, RunSet]
 """By recipe; where the images are none of the paper's, of `SMALL` alone."""
-
-
-def median_of(row: Row, way: str, figure: str) -> float:
-    """The median over the samples of a figure of the conditioning probe."""
-    return float(row[way][figure]["quantiles"][QUANTILES.index(0.5)])

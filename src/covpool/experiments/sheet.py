@@ -100,15 +100,23 @@ def notes(name: str, **about: object) -> list[str]:
         name: of a macro there, a sheet's name mostly.
         about: what that is given.
     """
+    environment = templates(Path(__file__).parent)
+    macro = getattr(environment.get_template("notes.md.jinja").module, name)
+    return [" ".join(text.split()) for text in macro(**about).split("\n\n") if text.strip()]
+
+
+def templates(folder: Path, **options: Any) -> jinja2.Environment:
+    """The templates of a folder, in which an unknown name is a fault; further options are
+    jinja2's."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        **options,
     )
     environment.filters["quantity"] = quantity
-    macro = getattr(environment.get_template("notes.md.jinja").module, name)
-    return [" ".join(text.split()) for text in macro(**about).split("\n\n") if text.strip()]
+    return environment
 
 
 def save_svg(figure: Figure, path: Path) -> None:

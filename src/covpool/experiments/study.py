@@ -13,10 +13,11 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
+from covpool.data.types import check_value
 from covpool.experiments.arms import Arm, read_arm
 from covpool.experiments.runs import (
     SHORT,
@@ -29,15 +30,25 @@ from covpool.experiments.runs import (
 )
 from covpool.linalg.tables import choose
 from covpool.train.config import RunConfig
+from covpool.train.options import require
 from covpool.train.run_directory import replace_text
 
 TUNING, RATES = "tuning", "rates.json"
 
 FIRST_TUNING_SEED = 1000
 
+
+class Chosen(TypedDict):
+    """The rate of an arm, and the validation accuracy in percent of every rate tried, None where
+    it diverged."""
+
+    rate: float
+    validation_top1: dict[str, float | None]
+
+
 Rates = Mapping[str, Mapping[str, Any]]
-"""By label of an arm its `rate`, and the `validation_top1` in percent of every rate tried; where
-decays were tried too its `weight_decay`, and all `trials`."""
+"""By label of an arm a `Chosen`; where decays were tried too with its `weight_decay`, and all
+`trials`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,20 +277,13 @@ def read_rates(path: Path, arms: Iterable[Arm]) -> dict[str, Any]:
     Raises:
         ValueError, OSError: no such file, or one that lacks an arm.
     """
-    wrong = f"{path} is not a {RATES} of a study"
     try:
         rates = json.loads(path.read_text(encoding="utf-8"))
+        check_value("rates", rates, dict[str, Chosen])
+        for label, chosen in rates.items():
+            require(chosen["rate"] > 0, f"rates.{label}.rate", "above 0", chosen["rate"])
     except ValueError as error:
-        raise ValueError(f"{wrong}: {error}") from error
-    if not isinstance(rates, dict):
-        raise ValueError(f"{wrong}: it holds {rates!r}, no arms")
-    for label, chosen in rates.items():
-        found = chosen if isinstance(chosen, dict) else {}
-        rate, tried = found.get("rate"), found.get("validation_top1")
-        if not isinstance(rate, int | float) or not 0 < rate < math.inf:
-            raise ValueError(f"{wrong}: {label} has {chosen!r}, no `rate` above 0")
-        if not isinstance(tried, dict):
-            raise ValueError(f"{wrong}: {label} has {chosen!r}, no `validation_top1` by rate")
+        raise ValueError(f"{path} is not a {RATES} of a study: {error}") from error
     for arm in arms:
         if (label := arm.tuned_as.label) not in rates:
             raise ValueError(

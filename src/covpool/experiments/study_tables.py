@@ -8,7 +8,7 @@ import torch
 
 from covpool.experiments.inference import geometric_mean, holm, p_value, seeds_needed
 from covpool.experiments.observations import Claim
-from covpool.experiments.outcome import SPECTRA, Outcome
+from covpool.experiments.outcome import MEASURED, Outcome
 from covpool.experiments.sheet import Table
 
 HALF_WIDTHS = (0.5, 1.0)
@@ -172,7 +172,7 @@ def spectrum_table(outcome: Outcome) -> Table:
     for arm, label in outcome.groups.items():
         per_seed = [outcome.by_epoch(arm, seed) for own, seed in outcome.runs.runs if own == arm]
         row = [label]
-        for name in (*SPECTRA, "smoothness"):
+        for name in MEASURED:
             ends = []
             for place in (min, max):
                 values = [

@@ -40,10 +40,10 @@ def table2(runs: RunSet) -> dict[str, Any]:
     cells = [f"{cell:.2e}" for cell in printed[: len(epochs)]]
     papers = ["the paper, epochs 1, 11, 21", *cells, *["–"] * (len(epochs) - len(printed))]
     ours = {
-        (title, *place): [runs.condition_numbers(Arm(ACCURATE), e, *place) for e in epochs]
+        (title, *place): [runs.at_epoch(Arm(ACCURATE), e, *place) for e in epochs]
         for title, *place in CONDITION_NUMBERS
     }
-    rows = [[title, *map(_factors, found)] for (title, _, _), found in ours.items()]
+    rows = [[title, *map(_factors, found)] for (title, *_), found in ours.items()]
     columns = ["", *(f"epoch {epoch}" for epoch in epochs)]
     return {
         "tables": [Table(columns=columns, rows=rows if runs.own_images else [papers, *rows])],
@@ -52,7 +52,7 @@ def table2(runs: RunSet) -> dict[str, Any]:
             "epochs": epochs,
             "rows": [
                 {"way": way, "figure": figure, "by_seed": found}
-                for (_, way, figure), found in ours.items()
+                for (*_, way, figure), found in ours.items()
             ],
         },
     }

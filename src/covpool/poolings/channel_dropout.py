@@ -22,7 +22,8 @@ class AdaptiveChannelDropout(nn.Module):
         p = clamp(1 − 10/log₂ C · cos(y, c), 0, limit),
 
     the probability by which each channel of the sample is zeroed, the others being divided by
-    1 − p. No gradient goes through p.
+    1 − p. No gradient goes through p. At C = 64 it is mostly below 0.1 and often 0, so that little
+    is dropped; at C = 256 it is 0.1 to 0.5.
 
     Args:
         channels: C, at least 2.

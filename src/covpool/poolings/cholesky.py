@@ -45,6 +45,7 @@ CHOLESKY: tuple[Pooling, ...] = (
         "covariance pooling through the lens of Riemannian geometry, ICLR 2025",
         description="the Cholesky factor with the logarithm of its diagonal",
         caution="Depends on the order of the channels. Where Σ is singular, as with fewer "
-        "positions than channels, ε sets the last entries of the diagonal.",
+        "positions than channels, ε sets the last entries of the diagonal, and so decides "
+        "unless it is near the mean eigenvalue.",
     ),
 )

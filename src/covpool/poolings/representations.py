@@ -59,8 +59,8 @@ def eigenvalues(features: Tensor) -> Tensor:
 
     Their gradients are finite at ties.
     """
+    features = features.to(torch.promote_types(features.dtype, torch.float64))
     centred = (features - features.mean(-1, keepdim=True)) / features.shape[-1] ** 0.5
-    centred = centred.to(torch.promote_types(centred.dtype, torch.float64))
     wide = centred.shape[-2] > centred.shape[-1]
     gram = centred.mT @ centred if wide else centred @ centred.mT
     return eigvalsh(gram).clamp_min(0)

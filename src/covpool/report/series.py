@@ -8,6 +8,7 @@ from typing import Any
 
 from covpool.analysis.records import QUANTILES
 from covpool.report.groups import MethodRow, Setting
+from covpool.train.analysis_rows import measurements
 
 Points = dict[int, float]
 """Values by epoch or by step."""
@@ -19,20 +20,10 @@ def probed(setting: Setting, probe: str) -> dict[MethodRow, list[list[Record]]]:
     """By row, the records of a probe that hold figures, of each run that has any."""
     found = {}
     for row in setting.rows:
-        runs = [_records(run.analysis, probe) for run in row.runs]
+        runs = [measurements(run.analysis, probe) for run in row.runs]
         if any(runs):
             found[row] = [records for records in runs if records]
     return found
-
-
-def _records(analysis: Iterable[Record], probe: str) -> list[Record]:
-    return [
-        record
-        for record in analysis
-        if record.get("probe") == probe
-        and "error" not in record
-        and isinstance(record.get("step"), int)
-    ]
 
 
 def failures(setting: Setting, probe: str) -> list[str]:

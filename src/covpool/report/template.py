@@ -3,12 +3,12 @@
 from functools import partial
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 import covpool
+from covpool.experiments.sheet import templates
 from covpool.report.numbers import names, number, power_of_ten
-from covpool.text import printable_lines, quantity, shortened
+from covpool.text import printable_lines, shortened
 
 _FOLDER = Path(__file__).parent
 
@@ -16,7 +16,6 @@ NAME_LENGTH = 60
 """As much of a class's or a file's name is shown."""
 
 FILTERS = {
-    "quantity": quantity,
     "listed": names,
     "number": number,
     "power_of_ten": power_of_ten,
@@ -27,14 +26,7 @@ FILTERS = {
 
 def fill(template: str, **values: object) -> str:
     """The page of a template, with the style of all pages and the version beside the values."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(_FOLDER, autoescape=True, finalize=_finalize)
     environment.filters |= FILTERS
     style = Markup((_FOLDER / "style.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(

@@ -1,6 +1,7 @@
 """The rows that probes write along a training, read without Lightning."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from covpool.train.run_directory import Row
@@ -16,6 +17,11 @@ def read_analysis(directory: Path) -> list[Row]:
         ValueError: as `read_json_lines`.
     """
     return read_json_lines(directory / ANALYSIS)
+
+
+def measurements(rows: Iterable[Row], probe: str) -> list[Row]:
+    """Those of a probe, but for measurements that failed."""
+    return [row for row in rows if row.get("probe") == probe and "error" not in row]
 
 
 def read_json_lines(file: Path) -> list[Row]:
