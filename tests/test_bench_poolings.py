@@ -35,7 +35,7 @@ def test_poolings_are_measured_beside_exact_and_goes_on(tmp_path, capsys):
     assert rows["sot"]["out_features"] == Pool2d(8, "sot").out_features + 8
     assert rows["attention-rotary"]["median"] is None
     shown = capsys.readouterr().out
-    assert "attention-rotary failed: ValueError: pooling 'attention-rotary': channels/" in shown
+    assert "attention-rotary failed: ValueError: pooling 'attention-rotary': num_heads" in shown
     assert "| sot | 3,464 | 2,328 |" in shown
 
     assert bench("--shapes", "2x8x9,2x8x4", *chosen, "--resume") == 0

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,6 +77,24 @@ def test_what_needs_no_tensor_and_mistakes_in_options_import_nothing_heavy():
         command, status, found = json.loads(told)
         assert (status, found) == (2 if command in MISTAKEN else 0, []), command
     assert done.stdout.count("\0") == 2 * len([*LIGHT, *MISTAKEN])
+
+
+MOST_MODULES = 330
+"""What help may import at most, 260 today: NumPy alone has more than a hundred."""
+
+
+@pytest.mark.parametrize("command", ["train --help", "compare --help", "train --print_config"])
+def test_help_imports_few_modules(command):
+    program = (
+        "import sys; before = set(sys.modules); from covpool.cli import main; main(sys.argv[1:])\n"
+        "print('\\0', *set(sys.modules) - before)\n"
+    )
+    words = [sys.executable, "-c", program, *command.split()]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    modules = done.stdout.rpartition("\0")[2].split()
+    packages = Counter(name.partition(".")[0] for name in modules)
+    assert "covpool" in packages
+    assert len(modules) <= MOST_MODULES, packages.most_common(8)
 
 
 def shown(capsys, *arguments):
@@ -316,6 +335,38 @@ def test_a_file_of_a_whole_group_is_still_one(capsys, tmp_path):
     assert (data["batch_size"], data["root"]) == (5, None)
 
 
+def test_lists_need_no_brackets(capsys):
+    options = ("--optim.reduction_steps", "--train.probes", "--optim.milestones")
+    found = []
+    for form in ("{}", "[{}]"):
+        values = (form.format(text) for text in ("nog,olr", "fidelity", "2,4"))
+        words = [word for pair in zip(options, values, strict=True) for word in pair]
+        found.append(shown(capsys, "train", *words, "--print_config"))
+    assert found[0] == found[1]
+    assert yaml.safe_load(found[0])["optim"]["reduction_steps"] == ["nog", "olr"]
+
+
+@pytest.mark.parametrize(
+    ("words", "help_option"),
+    [
+        (["--optim.reduction_steps", "nag"], "--help-all"),
+        (["--train.epochs", "many"], "--help"),
+        (["--resume"], "--help"),
+    ],
+)
+def test_a_mistake_names_the_help_that_has_its_option(words, help_option, capsys):
+    assert main(["train", *words]) == 2
+    assert f"(see covpool train {help_option})" in capsys.readouterr().err
+
+
+def test_a_list_in_a_file_is_a_list(capsys, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("train: {loggers: wandb}")
+    assert main(["train", "--config", str(file)]) == 2
+    told = "train.loggers must be a list, not 'wandb'; write it as [wandb]"
+    assert told in capsys.readouterr().err
+
+
 def test_a_value_that_looks_like_an_option_is_none(capsys):
     assert main(["train", "--epochs", "--lr", "0.1"]) == 2
     assert "train.epochs" in capsys.readouterr().err
@@ -337,6 +388,13 @@ COMPLETED = {
     "evaluate pho": ["photos"],
     "methods newton": ["newton-schulz-minimax"],
     "recipes bir": ["birds"],
+    "compare --methods bc": ["bcnn"],
+    "compare --methods bcnn,isq": ["bcnn,isqrt-cov"],
+    "reproduce table3 --methods exact,svd-p": ["exact,svd-pi", "exact,svd-pade"],
+    "probe --poolings gamma,bcnn,gau": ["gamma,bcnn,gaussian"],
+    "probe --poolings al": ["all"],
+    "train --train.probes smoothness,f": ["smoothness,fidelity"],
+    "train --optim.reduction_steps ": ["nog", "olr"],
 }
 
 
@@ -358,6 +416,15 @@ def test_the_shell_completes_commands_options_and_values(capsys, tmp_path):
     lines = done.stdout.splitlines()
     found = {words: line.split() for words, line in zip(COMPLETED, lines, strict=True)}
     assert found == COMPLETED
+
+
+def test_zsh_is_told_of_words_with_commas_between(capsys):
+    pytest.importorskip("shtab")
+    text = shown(capsys, "completion", "zsh")
+    (compared,) = re.findall(r":methods:(_values -s , methods gap exact .*?)\"", text)[:1]
+    assert compared.split()[4:] == [*POOLINGS]
+    assert ":poolings:_values -s , poolings gap" in text
+    assert ":_values -s , train.probes smoothness conditioning fidelity" in text
 
 
 def test_completion_without_its_package_says_what_to_install(capsys, monkeypatch):

@@ -72,6 +72,48 @@ def test_what_is_wrong(tmp_path, capsys):
     assert "wrong: images in both splits: 1" in out
 
 
+def test_one_training_class_does_not_hide_what_else_is_wrong(tmp_path, capsys):
+    root = write_miniature("folder", tmp_path / "data")
+    train = root / "train"
+    for number in (1, 2):
+        shutil.rmtree(train / f"typeface {number}")
+    (train / "typeface 0" / "empty.jpg").write_bytes(b"")
+    status, report = check(root, tmp_path)
+    assert status == 1
+    assert report["problems"] == [
+        f"training and test classes differ: 'typeface 1', 'typeface 2' only in {root / 'test'}; "
+        "make them alike",
+        "unreadable images: 1 of 11",
+        "classes without a training image: 'typeface 1', 'typeface 2'",
+    ]
+    assert [entry["name"] for entry in report["unreadable"]] == [
+        str(train / "typeface 0" / "empty.jpg")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    {
+        "one class in all": (
+            ["train/typeface 1", "train/typeface 2", "test/typeface 1", "test/typeface 2"],
+            "{root}/train and {root}/test hold one class, 'typeface 0'; at least two are needed",
+        ),
+        "an empty split": (
+            [f"test/typeface {number}" for number in range(3)],
+            "{root}/test is empty; it must hold one folder of images for each class",
+        ),
+    }.values(),
+)
+def test_where_both_splits_are_found_no_other_layout_is_told(gone, message, tmp_path, capsys):
+    root = write_miniature("folder", tmp_path / "data")
+    for name in gone:
+        shutil.rmtree(root / name)
+    status, _ = check(root, tmp_path)
+    output = "".join(capsys.readouterr())
+    assert (status, "layout" in output) == (1, False)
+    assert message.format(root=root) in " ".join(output.split())
+
+
 def test_missing_images_and_annotations(tmp_path, capsys):
     root = write_miniature("aircraft", tmp_path / "data")
     next((root / "data" / "images").iterdir()).unlink()
@@ -401,3 +443,9 @@ def test_a_file_that_is_there_is_not_written_over(option, tmp_path, capsys):
     assert main(["data", "check", option, str(file)]) == 2
     assert f"{option} {file} exists; remove it, or choose another name" in capsys.readouterr().err
     assert file.read_text() == "mine"
+
+
+def test_a_contact_sheet_is_a_png(tmp_path, capsys):
+    assert main(["data", "check", "--contact-sheet", str(tmp_path / "sheet.pdf")]) == 2
+    assert "sheet.pdf must end in .png" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

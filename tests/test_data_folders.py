@@ -297,7 +297,7 @@ BAD_FOLDERS = {
     "class in train alone": (
         remove("test/dog"),
         {},
-        ("{root}/test holds one class, 'cat'",),
+        ("training and test classes differ: 'dog' only in {root}/train; make them alike",),
     ),
     "class misspelt": (
         rename("test/dog", "test/dogs"),

@@ -1,5 +1,6 @@
 """The documentation: the cells of its pages run, and what it generates is complete and right."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -17,6 +18,7 @@ import covpool.distances
 import covpool.nn
 import quick
 from covpool.cli import COMMANDS
+from covpool.train.config import RunConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {page.stem: page for page in DOCS.glob("*.md")}
@@ -228,6 +230,38 @@ def test_accuracies_of_the_readme_are_those_recorded():
         found = covpool_pictures.accuracies(f"which-pooling/{name}-lite0")
         means = [max(fmean(found[arm].values()) for arm in group) for group in arms]
         assert [float(row[place]) for row in rows] == [round(mean, 1) for mean in means]
+
+
+def test_page_on_choosing_a_pooling_names_the_defaults():
+    """Each method stands behind the name of what has it as default, as in `NAME` with `METHOD`."""
+    text = PAGES["which-pooling"].read_text(encoding="utf-8")
+    sentences = re.split(r"(?<=\.)\s", text)
+    wanted = {
+        "covpool train": RunConfig().model.method,
+        "create_model": inspect.signature(covpool.create_model).parameters["method"].default,
+    }
+    (sentence,) = (s for s in sentences if all(f"`{name}`" in s for name in wanted))
+    names = re.findall(r"`([^`]+)`", sentence)
+    assert {name: names[names.index(name) + 1] for name in wanted} == wanted
+
+
+def test_defaults_in_tables_of_options_are_those_of_the_options():
+    found = {}
+    for page in PAGES.values():
+        rows = re.findall(r"^\| `--(\w+\.\w+)`.*?`([^`]+)` \(default\)", page.read_text(), re.M)
+        found |= dict(rows)
+    assert {"optim.name", "optim.decay"} <= set(found)
+    options = RunConfig().to_dict()
+    assert found == {key: str(options[key.split(".")[0]][key.split(".")[1]]) for key in found}
+
+
+def test_page_on_which_to_take_names_the_default_of_matrix_functions():
+    text = PAGES["which"].read_text(encoding="utf-8")
+    ((row, default),) = re.findall(r"^(\|.*), all with `([^`]+)`, the default", text, re.MULTILINE)
+    names = re.findall(r"`(matrix_\w+)`", row)
+    assert len(names) > 2
+    for name in names:
+        assert inspect.signature(getattr(covpool, name)).parameters["method"].default == default
 
 
 def test_kernels_page_has_every_kernel():

@@ -45,6 +45,7 @@ def test_timm_checkpoint_path(tmp_path):
     [
         ({"features_only": True}, "maps of several depths"),
         ({"global_pool": "avg"}, "method chooses the pooling"),
+        ({"pooling": "bcnn"}, "^pooling='bcnn': the argument is called method here; write method="),
         ({"method": "svd-pad"}, "did you mean 'svd-pade'"),
     ],
 )

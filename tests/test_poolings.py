@@ -635,6 +635,12 @@ def test_export(name):
         ((0, "gap"), {}, r"in_channels must be a whole number of at least 1, got 0"),
         ((8, "gap", 0), {}, r"reduced_channels must be a whole number of at least 1, got 0"),
         ((8, "bdc"), {"token_features": 4}, r"'bdc' takes no class token, got token_features 4"),
+        (
+            (16, "attention-rotary"),
+            {},
+            r"'attention-rotary': num_heads must be one of 1, 2, 4, as 16 channels.*got 8$",
+        ),
+        ((6, "attention-rotary"), {"row": {"num_heads": 2}}, "channels must be a multiple of 4"),
         ((7, "simpool"), {"row": {"num_heads": 2}}, r"'simpool': num_heads.*the 7 channels, got 2"),
         ((8, "power"), {"row": {"exponent": 0}}, r"'power': exponent must be in \(0, 1\], got 0"),
         ((8, "power"), {"row": {"degree": 5}}, r"'power' has no constant 'degree'.*exponent=0\.5"),

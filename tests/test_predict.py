@@ -169,6 +169,7 @@ def test_hostile_names_are_text(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--output", "out.txt"], "--output out.txt must end in .csv or .jsonl"),
+        (["--sheet", "sheet.pdf"], "--sheet sheet.pdf must end in .html or .htm"),
         (["--output", "none/out.csv"], "there is no folder none; make it first"),
         (["--output", "there.csv"], "there.csv exists; remove it, or choose another name"),
         (["--sheet", "there.csv"], "there.csv exists; remove it, or choose another name"),

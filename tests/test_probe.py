@@ -109,7 +109,9 @@ def test_every_pooling_is_compared_with_the_averages(probed):
 def test_its_folder_has_a_report(probed, capsys):
     _, folder = probed
     assert main(["report", str(folder / "output")]) == 0
-    assert "dropcov" in (folder / "output" / "report.html").read_text()
+    page = (folder / "output" / "report.html").read_text()
+    assert page.count('<section id="setting-') == 1
+    assert [name for name in (*BASELINES, *POOLED) if f"<td>{name}" not in page] == []
 
 
 def test_each_pooling_has_the_same_trials_on_held_out_images(probed):
@@ -251,7 +253,13 @@ def test_bad_input_is_told_in_one_line(words, images, weights, tmp_path, monkeyp
 
 def test_random_weights_are_refused(images, capsys):
     assert command("probe", images, *OPTIONS) == 2
-    assert "whose weights would be random" in capsys.readouterr().err
+    needed = "probe needs pretrained weights: add --model.pretrained true or --model.init_from PATH"
+    assert needed in capsys.readouterr().err
+
+
+def test_a_path_that_is_not_there_is_told_before_missing_weights(capsys):
+    assert command("probe", "nowhere") == 2
+    assert "data.root 'nowhere' does not exist" in capsys.readouterr().err
 
 
 def test_a_pooling_whose_vectors_do_not_fit_is_refused(

@@ -10,6 +10,7 @@ from scipy import stats
 
 from covpool.cli import main
 from covpool.experiments.sheet import Sheet, Table
+from covpool.report.groups import group
 from covpool.report.page import render
 from covpool.report.sources import find_runs, find_sheets
 from covpool.report.svg import SERIES
@@ -102,18 +103,23 @@ def test_the_headline_names_who_is_ahead_and_what_went_wrong(page):
             "top-1, are not told apart by these seeds.",
         ),
         "within the interval": (
-            {"svd": (0.5, 0.6, 0.7), "gap": (0.6, 0.5, 0.75), "exact": (0.3, 0.2, 0.45)},
+            {"svd": (0.5, 0.6, 0.7), "gap": (0.6, 0.5, 0.75), "exact": (0.3, 0.2, 0.46)},
             "Of the 3 methods with 3 seeds none is ahead in the last epoch: gap and svd, with 60% "
             "to 61.67% top-1, are not told apart by these seeds; exact is below.",
         ),
         "a tie behind": (
-            {"svd": (0.5, 0.6, 0.7), "gap": (0.3, 0.4, 0.5), "exact": (0.3, 0.4, 0.5)},
-            "svd has the highest top-1 in the last epoch, 60.00 ± 10.00%, by more",
+            {"svd": (0.5, 0.6, 0.71), "gap": (0.3, 0.4, 0.5), "exact": (0.3, 0.4, 0.5)},
+            "svd has the highest top-1 in the last epoch, 60.33 ± 10.50%, by more",
         ),
         "one seed": (
             {"svd": (0.5,), "gap": (0.6,)},
             "Of the 2 methods with 1 seed none is ahead in the last epoch: gap and svd, with 50% "
             "to 60% top-1, are not told apart by one seed.",
+        ),
+        "the same difference in all seeds": (
+            {"svd": (0.5, 0.6), "gap": (0.3, 0.4)},
+            "Of the 2 methods with 2 seeds none is ahead in the last epoch: gap and svd, with 35% "
+            "to 55% top-1, are not told apart by these seeds.",
         ),
     }.values(),
 )
@@ -303,6 +309,38 @@ def test_a_comparison_has_its_own_order(tmp_path):
     assert [run.method for run in find_runs([tmp_path])] == ["exact", "gap"]
 
 
+def test_the_arms_of_a_study_or_a_probe_are_one_chapter(tmp_path):
+    heads = {
+        "gap": {},
+        "gap-matched": {"hidden_features": "matched"},
+        "gap-reduced": {"gap_reduction": True},
+        "gap-reduced-matched": {"gap_reduction": True, "hidden_features": "matched"},
+        "exact": {},
+    }
+    for folder in ("one", "other"):
+        for number, (label, options) in enumerate(heads.items()):
+            method = label.partition("-")[0]
+            config = RunConfig(
+                model=ModelConfig(method=method, **options),
+                optim=OptimConfig(learning_rate=0.1 + number / 100, weight_decay=number / 1000),
+            )
+            for seed in (0, 1):
+                path = tmp_path / folder / "runs" / f"{label}-seed{seed}"
+                make_run(path, method=method, seed=seed, config=config)
+        (tmp_path / folder / "rates.json").write_text("{}")
+    settings = group(find_runs([tmp_path / "one"]))
+    assert [[row.label for row in own.rows] for own in settings] == [[*heads]]
+    assert (settings[0].baseline, settings[0].duplicates) == ("gap", [])
+    found = Page(render(find_runs([tmp_path / "one"])))
+    assert [found.row(label)[:2] for label in heads] == [[label, "2 of 2"] for label in heads]
+    # Those of two studies are two chapters, which tell whose they are.
+    both = group(find_runs([tmp_path]))
+    assert [[row.label for row in own.rows] for own in both] == [[*heads]] * 2
+    assert [own.options for own in both] == [
+        [("study", str(tmp_path / folder))] for folder in ("one", "other")
+    ]
+
+
 def test_the_sheets_of_an_experiment_are_sections(tmp_path):
     make_run(tmp_path / "runs" / "run")
     rows = [("(1) <b>worse</b>", "shown", "by 13 [9, 17]"), ("(2) smooth", "not shown", "×1.1")]
@@ -341,12 +379,14 @@ def test_a_comparison_is_not_told_twice(tmp_path):
         (make_run, ["{}/run", "--baseline", "svd-pade"], "none of the methods found; choose from"),
         (make_run, ["{}/run", "--output", "{}"], "is a directory"),
         (make_run, ["{}/run", "--output", "{}/no/page.html"], "no directory {}/no; make it first"),
-        (make_run, ["{}/run", "--output", "{}/run/config.yaml"], "is no report of covpool"),
+        (make_run, ["{}/run", "--output", "{}/run/config.yaml"], "must end in .html or .htm"),
+        (make_run, ["{}/run", "--output", "{}/page.html"], "is no report of covpool"),
     ],
 )
 def test_mistakes_are_told_in_one_line(tmp_path, capsys, prepare, options, message):
     if prepare is not None:
         prepare(tmp_path / "run")
+    (tmp_path / "page.html").write_text("mine")
     assert main(["report", *(option.format(tmp_path) for option in options)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("covpool: error: ")

@@ -11,11 +11,12 @@ import scipy.stats
 import yaml
 
 from covpool.experiments.arms import Arm
-from covpool.experiments.inference import holm, p_value, seeds_needed
+from covpool.experiments.inference import Spread, holm, p_value, seeds_needed
+from covpool.experiments.observations import Claim
 from covpool.experiments.outcome import Outcome
 from covpool.experiments.results import RunSet
 from covpool.experiments.study import chosen_rates, final_runs, read_study, tuning_runs
-from covpool.experiments.study_tables import doubtful_rates, rates_table
+from covpool.experiments.study_tables import differences_table, doubtful_rates, rates_table
 from covpool.experiments.summary import make_sheet
 from covpool.report.sources import find_runs
 from covpool.train.run_directory import RunDirectory
@@ -228,6 +229,36 @@ def test_p_values():
         assert p_value(values) == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue)
     assert p_value([1.0]) is None
     assert p_value([0.5, 0.5]) is None
+
+
+# The second two are the same but for rounding.
+@pytest.mark.parametrize(
+    ("pairs", "word", "told", "deviation"),
+    [
+        ([-25.0, -25.0], "not shown", "-25.00, 2 seeds", "0.00"),
+        ([0.3 - 0.2, 0.2 - 0.1], "not shown", "+0.10, 2 seeds", "0.00"),
+        ([0.0, 0.0, 0.0], "the same", "+0.00, 3 seeds", "0.00"),
+        ([0.0], "not shown", "+0.00, 1 seed", "–"),
+        ([], "not measured", "not measured", "–"),
+    ],
+)
+def test_the_same_difference_in_all_seeds_has_no_interval(pairs, word, told, deviation):
+    by_seed = dict(enumerate(pairs))
+    table, (found,) = differences_table([Claim(text="a − b", pairs=by_seed)])
+    assert table.rows == [("a − b", word, told, "–", deviation, "–", "–")]
+    assert (found["verdict"], found["low"], found["high"]) == (word, None, None)
+    spread = Spread.of(by_seed)
+    assert spread.sign is None
+    assert "[" not in spread.interval_text()
+    assert (p_value(pairs), seeds_needed(pairs, 0.5)) == (None, None)
+
+
+def test_the_table_says_above_not_shown_or_below():
+    series = [(1.0, 1.02), (-1.0, 1.0), (-1.0, -1.02)]
+    claims = [Claim(text="a − b", pairs=dict(enumerate(pairs))) for pairs in series]
+    table, found = differences_table(claims)
+    words = ["shown", "not shown", "below"]
+    assert [row[1] for row in table.rows] == [each["verdict"] for each in found] == words
 
 
 def test_holm():

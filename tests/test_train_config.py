@@ -306,7 +306,7 @@ REFUSED = {
     "unknown": ({"name": "adamww"}, r"unknown optim.name 'adamww'; did you mean 'adamw'\?"),
     "second order": ({"name": "adahessian"}, "'adahessian' cannot be used here"),
     "momentum": ({"name": "adamw", "momentum": 0.5}, "optim.momentum 0.5 has no effect on adamw"),
-    "option": ({"name": "lion", "options": {"beta": 1}}, r"optim.options.beta; did you mean betas"),
+    "option": ({"name": "lion", "options": {"beta": 1}}, "^unknown option optim.options.beta;"),
     "value": ({"name": "adamw", "options": {"betas": [0.9, 2.0]}}, "timm cannot make optim.name"),
     "device": ({"name": "fusedadam"}, "timm cannot make optim.name 'fusedadam'"),
     "course": ({"decay_options": {"min_lrr": 1}}, r"decay_options.min_lrr; did you mean min_lr\?"),

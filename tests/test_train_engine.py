@@ -63,7 +63,7 @@ REFUSED = {
     "--train.accumulate 3": "data.batch_size 8 cannot be divided among 1 processes × train.acc",
     "--train.on_nonfinite maybe": "train.on_nonfinite must be one of",
     "--train.loggers [csv]": "train.loggers",
-    "--train.loggers wandb": "in brackets and quotes: --train.loggers '[wandb]'",
+    "--train.loggers tensorboard,csv": "train.loggers",
 }
 
 

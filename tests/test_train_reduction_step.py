@@ -162,11 +162,13 @@ def test_what_they_do_not_go_together_with(options, message):
         OptimConfig(reduction_steps=("nog", "olr"), **options)
 
 
-def test_a_network_without_a_reduction_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize("steps", ["[nog]", "nog,olr"])
+def test_a_network_without_a_reduction_is_refused(steps, tmp_path, capsys):
     images = make_tiny_images(tmp_path / "images")
-    options = ["--optim.reduction_steps", "[nog]", "--model.method", "gap"]
+    options = ["--optim.reduction_steps", steps, "--model.method", "gap"]
     command = ["train", "--data.root", str(images), "--output", str(tmp_path / "run"), *OPTIONS]
     assert main([*command, *options]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "optim.reduction_steps change the steps of the channel reduction, and pooling" in line
+    about = "optim.reduction_steps change the steps of the channel reduction, and pooling 'gap' has"
+    assert line.startswith(f"covpool: error: {about} none here; give model.reduced_channels")
     assert not (tmp_path / "run").exists()

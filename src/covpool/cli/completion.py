@@ -6,6 +6,7 @@ The script holds all words itself, so that pressing Tab starts no Python.
 import argparse
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 import shtab
@@ -39,6 +40,11 @@ def script(shell: str) -> str:
         **{(name, "model.method"): poolings for name in COMMANDS},
         **{(name, "model.hybrid"): typing.get_args(MethodName) for name in COMMANDS},
     }
+    several = {
+        ("compare", "methods"): poolings,
+        ("reproduce", "methods"): poolings,
+        ("probe", "poolings"): (*poolings, "all"),
+    }
     kinds = {
         f"{group}.{name}": kind
         for group, owner in RunConfig.groups().items()
@@ -48,15 +54,32 @@ def script(shell: str) -> str:
         own = PARSERS[name]()
         options = own.shown(everything=True) if isinstance(own, RunParser) else own
         for action in options._actions:
-            choices = words.get((name, action.dest)) or choices_of(kinds.get(action.dest))
-            if choices:
+            kind = kinds.get(action.dest)
+            choices = words.get((name, action.dest)) or choices_of(kind)
+            item = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+            listed = several.get((name, action.dest)) or choices_of(item)
+            if listed:
+                # shtab looks for this attribute, which argparse's own actions do not have.
+                action.complete = comma_separated(action.dest, listed)  # type: ignore[attr-defined]
+            elif choices:
                 action.choices = choices
             elif action.dest in FILES or read_as_path(action.type):
-                # shtab looks for this attribute, which argparse's own actions do not have.
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
         commands.add_parser(name, help=command.description)
         commands.choices[name] = options
     return shtab.complete(parser, shell)
+
+
+def comma_separated(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """How shells complete the word after the last comma, as shtab takes it."""
+    function, listed = f"_covpool_{name.replace('.', '_')}", " ".join(words)
+    last = "${1##*,}"
+    body = f'compgen -P "${{1%"{last}"}}" -W "{listed}" -- "{last}"'
+    return {
+        "bash": function,
+        "zsh": f"_values -s , {name} {listed}",
+        "preamble": {"bash": f"{function}() {{ {body}; }}"},
+    }
 
 
 def choices_of(kind: Any) -> tuple[str, ...]:

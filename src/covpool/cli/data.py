@@ -13,7 +13,7 @@ from rich.table import Table
 
 from covpool.cli import UserError, say
 from covpool.cli.console import PlainConsole
-from covpool.cli.output import refuse_file
+from covpool.cli.output import refuse_file, require_ending
 from covpool.cli.parsing import FileProgress, one_line, users_input
 from covpool.data import DataConfig, DataError
 from covpool.data.config import collecting_faults
@@ -38,6 +38,7 @@ def run(given: argparse.Namespace) -> int:
             raise UserError(f"{given.root} does not exist; give the folder or archive of images")
         for option, file in (("--json", given.json), ("--contact-sheet", given.contact_sheet)):
             refuse_file(option, file)
+        require_ending("--contact-sheet", given.contact_sheet, (".png",))
         config = DataConfig(name=given.name, root=given.root)
     with collecting_faults() as faults:
         try:

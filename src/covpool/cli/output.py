@@ -1,9 +1,13 @@
 """Files that commands write where the user says."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from covpool.cli import UserError
+
+PAGE = (".html", ".htm")
+"""What the name of a web page ends in."""
 
 
 def refuse_file(option: str, path: Path | None, *, otherwise: str = "", make: bool = False) -> None:
@@ -26,3 +30,9 @@ def refuse_file(option: str, path: Path | None, *, otherwise: str = "", make: bo
         raise UserError(f"{option} {path} exists; {otherwise}remove it, or choose another name")
     if not make and not path.parent.is_dir():
         raise UserError(f"{option} {path}: there is no folder {path.parent}; make it first")
+
+
+def require_ending(option: str, path: Path | None, endings: Collection[str]) -> None:
+    """Raise a UserError where a file's name does not end in one of these, which say its form."""
+    if path is not None and path.suffix not in endings:
+        raise UserError(f"{option} {path} must end in {' or '.join(endings)}, which says its form")

@@ -283,6 +283,7 @@ class RunParser:
         self.known = list(types)
         # What holds a mapping, whose own keys are checked by its reader.
         self.open = {key for key, kind in types.items() if kind is dict}
+        self.lists = {key for key, kind in types.items() if kind is tuple}
         self.allowed, self.hidden = allowed, frozenset(hidden)
         self.examples = examples or {}
         self.takes_path = False
@@ -469,7 +470,9 @@ class RunParser:
 
     def error(self, text: str) -> UserError:
         """A mistake in the options, with the way to their list."""
-        return UserError(f"{text} (see covpool {self.command} --help)")
+        named = [key for key in self.known if key in text]
+        lists = "--help-all" if any(not self._is_shown(key, False) for key in named) else "--help"
+        return UserError(f"{text} (see covpool {self.command} {lists})")
 
     def _parse(self, words: Sequence[str]) -> Given:
         given = [word[2:].partition("=") for word in words if word.startswith("--")]
@@ -488,7 +491,7 @@ class RunParser:
                 recipes += filter(None, [content.get("recipe")])
                 word = f"--config={text}"  # jsonargparse takes the content as it takes the name
             if not word.startswith("--print_config"):
-                rest.append(word)
+                rest.append(_listed(word, self.lists))
         try:
             parsed = self.parser.parse_args(rest, defaults=False).clone(with_meta=False)
         except (argparse.ArgumentError, ValueError, TypeError) as error:
@@ -570,10 +573,9 @@ def _readable(text: str, known: Collection[str]) -> str:
         return f"--{found[1]} {found[2]}: no such YAML file of the options --{found[1]}.NAME{hint}"
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
-    # Shells take brackets for a pattern of file names.
     text = re.sub(
         r'^Parser key "([^"]+)": Expected a tuple\. Got value: (.*)$',
-        r"\1 must be a list, not '\2'; write it in brackets and quotes: --\1 '[\2]'",
+        r"\1 must be a list, not '\2'; write it as [\2]",
         text,
     )
     return re.sub(
@@ -590,6 +592,13 @@ def _in_full(option: str, value: str) -> str:
     if name not in ALIASES or (name == "data" and value.endswith((".yaml", ".yml"))):
         return option
     return f"--{ALIASES[name]}"
+
+
+def _listed(word: str, lists: Collection[str]) -> str:
+    """The word; of an option that takes a list with brackets, which are a pattern to shells."""
+    name, equals, value = word.partition("=")
+    bare = name[2:] in lists and value[:1] not in ("", "[")
+    return f"{name}{equals}[{value}]" if bare else word
 
 
 def _values_of(option: str, words: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from covpool.cli import UserError, say
 from covpool.cli.evaluate import find_checkpoints
-from covpool.cli.output import refuse_file
+from covpool.cli.output import PAGE, refuse_file, require_ending
 from covpool.cli.parsing import users_input
 from covpool.data import DataError
 from covpool.data.contact_sheet import encoded_thumbnail
@@ -26,11 +26,9 @@ def run(given: argparse.Namespace) -> int:
     with users_input():
         if given.top < 1:
             raise ValueError(f"--top must be at least 1, not {given.top}")
-        if given.output is not None and given.output.suffix not in WRITERS:
-            endings = " or ".join(WRITERS)
-            raise ValueError(f"--output {given.output} must end in {endings}, which says its form")
-        for option in ("output", "sheet"):
+        for option, endings in (("output", WRITERS), ("sheet", PAGE)):
             refuse_file(f"--{option}", getattr(given, option))
+            require_ending(f"--{option}", getattr(given, option), endings)
         _, checkpoints = find_checkpoints(given.run)
         files = image_files(given.images)
         trained = load_model(checkpoints[-1][1], allow_external=given.allow_external)

@@ -24,6 +24,7 @@ from covpool.cli.parsing import (
     refuse_methods,
     users_input,
 )
+from covpool.data.layouts import layout_name
 from covpool.data.selection import validation_numbers
 from covpool.experiments.arms import Arm
 from covpool.experiments.frozen.estimate import (
@@ -374,6 +375,11 @@ def _prepare(given: Given, progress: FileProgress) -> Request:
     decays = _numbers("decays", own.decays, least=0.0)
     first, *more = stages
     config = of_stage(config, None if more else first)
+    layout_name(config.data)  # that the images are there at all
+    if not config.model.pretrained and config.model.init_from is None:
+        raise ValueError(
+            "probe needs pretrained weights: add --model.pretrained true or --model.init_from PATH"
+        )
     for arm in arms:
         check_names(arm.config(config))
     job = experiment.prepare_arms(config, [Arm("gap")], own.output or Path("FOLDER"), progress)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from covpool.cli import UserError, say
+from covpool.cli.output import PAGE, require_ending
 from covpool.cli.parsing import users_input
 from covpool.report.page import GENERATOR, render
 from covpool.report.sources import find_runs, find_sheets
@@ -36,6 +37,7 @@ def check_output(path: Path) -> None:
         raise UserError(f"--output {path} is a directory; name a file in it, such as {path / NAME}")
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: there is no directory {path.parent}; make it first")
+    require_ending("--output", path, PAGE)
     if path.exists():
         with path.open(encoding="utf-8", errors="replace") as file:
             if f'content="{GENERATOR} ' not in file.read(2000):

@@ -39,12 +39,17 @@ def list_splits(name: str, train_root: Path, test_root: Path | None) -> Listing:
     Raises:
         DataError: what is wrong with the folders, by name.
     """
-    train, passed = class_files(train_root)
+    train, passed = class_files(train_root, split=test_root is not None)
     classes, test = list(train), None
     if test_root is not None:
-        found, more = class_files(test_root)
+        found, more = class_files(test_root, split=True)
         classes = compare_classes(train, found, train_root, test_root)
         test, passed = label(found, classes), passed + more
+        if len(classes) < 2:
+            fault(
+                f"{train_root} and {test_root} hold one class, {classes[0]!r}; at least two are "
+                "needed"
+            )
     return Listing(
         name=name,
         classes=tuple(classes),
@@ -145,18 +150,23 @@ def files_below(folder: Path, endings: Collection[str]) -> tuple[list[str], Coun
     return sorted(found), passed
 
 
-def class_files(folder: Path) -> tuple[dict[str, list[str]], Counter[str]]:
-    """Image paths by class, classes in alphabetical order, and counts of what was passed over."""
+def class_files(folder: Path, *, split: bool = False) -> tuple[dict[str, list[str]], Counter[str]]:
+    """Image paths by class, classes in alphabetical order, and counts of what was passed over.
+
+    Args:
+        folder: holds the class folders.
+        split: whether it is a split beside another one: then these are class folders for certain,
+            and the classes of both are counted together.
+    """
+    wrong = DataError if split else NotClassFolders
     folders = subfolders(folder)
     loose = [entry.name for entry in folder.iterdir() if entry.is_file()]
     if not folders:
         images = sum(name.lower().endswith(IMAGE_ENDINGS) for name in loose)
         what = f"holds {images} images but no folders" if images else "holds no folders"
         what = what if loose else "is empty"
-        raise NotClassFolders(
-            f"{folder} {what}; it must hold one folder of images for each class, or train/ and "
-            "test/ with those in each"
-        )
+        either = "" if split else ", or train/ and test/ with those in each"
+        raise wrong(f"{folder} {what}; it must hold one folder of images for each class{either}")
     classes: dict[str, list[str]] = {}
     passed = Counter({FILES: len(loose)})
     for entry in folders:
@@ -171,9 +181,9 @@ def class_files(folder: Path) -> tuple[dict[str, list[str]], Counter[str]]:
         )
         # Where others hold images these are class folders, and no other layout comes into question.
         if len(empty) == len(classes):
-            raise NotClassFolders(message)
+            raise wrong(message)
         fault(message)
-    if len(classes) < 2:
+    if len(classes) < 2 and not split:
         below = len(subfolders(folders[0]))
         remedy = f"; is data.root {folders[0]}, which holds {below} folders?" if below else ""
         raise NotClassFolders(

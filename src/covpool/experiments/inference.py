@@ -12,6 +12,9 @@ CONFIDENCE = 0.95
 
 MOST_SEEDS = 1000
 
+ROUNDING = 1e-9
+"""A deviation below this is of rounding errors: what is measured comes in far larger steps."""
+
 
 def differences(left: BySeed, right: BySeed) -> dict[int, float]:
     """left − right, for the seeds that both have."""
@@ -51,7 +54,8 @@ def geometric_mean(values: Iterable[float]) -> float:
 @dataclass(frozen=True, kw_only=True)
 class Spread:
     """Values by seed, their mean and standard deviation (n − 1), and the 95% interval of the mean
-    by Student's t; None what too few values do not give."""
+    by Student's t; None what too few values do not give. Values that are all the same have no
+    interval, since they do not tell how far others would scatter."""
 
     values: BySeed
     mean: float | None
@@ -63,10 +67,9 @@ class Spread:
     def of(cls, values: BySeed) -> Self:
         """Of values by seed."""
         own = [*values.values()]
-        mean = fmean(own) if own else None
-        if mean is None or len(own) < 2:
-            return cls(values=values, mean=mean, deviation=None, low=None, high=None)
-        deviation = stdev(own)
+        mean, deviation = fmean(own) if own else None, _deviation(own)
+        if mean is None or not deviation:
+            return cls(values=values, mean=mean, deviation=deviation, low=None, high=None)
         half = _quantile(len(own)) * deviation / math.sqrt(len(own))
         return cls(values=values, mean=mean, deviation=deviation, low=mean - half, high=mean + half)
 
@@ -99,15 +102,23 @@ def seeds_needed(pairs: Sequence[float], half_width: float) -> int | None:
     n is the least with t(n − 1)·s/√n ≤ half_width, s the standard deviation of the pairs so far.
 
     Returns:
-        None where two pairs are not there yet, or more than a thousand seeds would be needed.
+        None where two pairs are not there yet, all are the same, or more than a thousand seeds
+        would be needed.
     """
-    if len(pairs) < 2:
+    if not (deviation := _deviation(pairs)):
         return None
-    deviation = stdev(pairs)
     for number in range(2, MOST_SEEDS + 1):
         if _quantile(number) * deviation / math.sqrt(number) <= half_width:
             return number
     return None
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """The standard deviation, 0 where it is of rounding alone; None of fewer than two values."""
+    if len(values) < 2:
+        return None
+    deviation = stdev(values)
+    return 0.0 if deviation < ROUNDING else deviation
 
 
 def _quantile(number: int) -> float:
@@ -124,7 +135,7 @@ def p_value(pairs: Sequence[float]) -> float | None:
     """
     from scipy.stats import t
 
-    if len(pairs) < 2 or not (deviation := stdev(pairs)):
+    if not (deviation := _deviation(pairs)):
         return None
     statistic = abs(fmean(pairs)) * math.sqrt(len(pairs)) / deviation
     return float(2 * t.sf(statistic, len(pairs) - 1))

@@ -1,7 +1,6 @@
 """The tables of a summary."""
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,16 +34,18 @@ def differences_table(claims: Sequence[Claim]) -> tuple[Table, list[dict[str, An
     over seeds, and how many of these a narrower interval would take; the same as numbers."""
     series = [[*claim.pairs.values()] for claim in claims]
     adjusted = holm([p_value(pairs) for pairs in series])
+    words = [*map(_above_zero, claims)]
     rows = []
-    for claim, pairs, p in zip(claims, series, adjusted, strict=True):
+    for claim, word, pairs, p in zip(claims, words, series, adjusted, strict=True):
         needed = [seeds_needed(pairs, half) for half in HALF_WIDTHS]
+        deviation = claim.spread.deviation
         rows.append(
             (
                 claim.text,
-                claim.verdict,
+                word,
                 claim.told(),
                 "–" if p is None else f"{p:.2g}",
-                f"{statistics.stdev(pairs):.2f}" if len(pairs) > 1 else "–",
+                "–" if deviation is None else f"{deviation:.2f}",
                 *("–" if number is None else str(number) for number in needed),
             )
         )
@@ -52,8 +53,18 @@ def differences_table(claims: Sequence[Claim]) -> tuple[Table, list[dict[str, An
         *("difference", "above zero", "of Final [95%]", "p, by Holm of all of these"),
         *("deviation", *(f"seeds for ±{half:g} points" for half in HALF_WIDTHS)),
     )
-    data = [{**claim.to_dict(), "p_by_holm": p} for claim, p in zip(claims, adjusted, strict=True)]
+    data = [
+        {**claim.to_dict(), "verdict": word, "p_by_holm": p}
+        for claim, word, p in zip(claims, words, adjusted, strict=True)
+    ]
     return Table(heading="Differences", columns=columns, rows=rows), data
+
+
+def _above_zero(claim: Claim) -> str:
+    """Whether a difference is, in a word: there is no paper here that its sign would oppose."""
+    if len(claim.pairs) > 1 and not any(claim.pairs.values()):
+        return "the same"
+    return "below" if claim.spread.sign == -1 else claim.verdict
 
 
 def rates_table(outcome: Outcome) -> Table:

@@ -106,6 +106,11 @@ def load_backbone(
         raise ValueError(
             f"global_pool={arguments['global_pool']!r}: method chooses the pooling; leave it out"
         )
+    if "pooling" in arguments:
+        raise ValueError(
+            f"pooling={arguments['pooling']!r}: the argument is called method here; write "
+            f"method={arguments['pooling']!r}"
+        )
     if arguments.pop("features_only", False):
         raise ValueError(
             "features_only=True: covariance pooling takes the last feature map; for maps of "

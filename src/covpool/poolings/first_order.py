@@ -96,7 +96,10 @@ def attention_latent(channels: int, *, num_heads: int = 8, mlp_ratio: float = 4.
 
 def attention_rotary(channels: int, *, num_heads: int = 8) -> TimmPool:
     heads = _heads(channels, num_heads)
-    require(channels // heads % 4 == 0, "channels/num_heads", "a multiple of 4", channels / heads)
+    require(channels % 4 == 0, "channels", "a multiple of 4", channels)
+    fitting = [number for number in range(1, channels + 1) if channels % (4 * number) == 0]
+    requirement = f"one of {', '.join(map(str, fitting))}, as {channels} channels / num_heads must "
+    require(heads in fitting, "num_heads", f"{requirement}be a multiple of 4", heads)
     return _timm(
         channels, "RotAttentionPool2d", in_features=channels, num_heads=heads, head_dim=None
     )

@@ -9,9 +9,14 @@ from covpool.experiments.inference import Spread, differences, median_or_none
 from covpool.report.sources import Run
 from covpool.train.same_options import shared_options
 
-METHOD_KEYS = (("model", "schedule"), ("model", "hybrid"), ("model", "constants"))
-"""Options that tell a table's rows apart, beside method and seed; all others must be equal within
-a table."""
+METHOD_KEYS = tuple(
+    ("model", name) for name in ("schedule", "hybrid", "constants", "gap_reduction")
+)
+"""Options that tell a table's rows apart, beside method, seed and a matched head; all others must
+be equal within a table."""
+
+CHOSEN_KEYS = (("optim", "learning_rate"), ("optim", "weight_decay"))
+"""What a study or a probe chooses for each of its rows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,11 +126,13 @@ def group(runs: Iterable[Run], baseline: str | None = None) -> list[Setting]:
 
 def _shared(run: Run) -> dict[str, Any]:
     """The options that the runs of one setting share, and what the data set calls itself."""
+    free = METHOD_KEYS if run.study is None else (*METHOD_KEYS, *CHOSEN_KEYS)
     options = {
-        ".".join(key): value
-        for key, value in shared_options(run.config).items()
-        if key not in METHOD_KEYS
+        ".".join(key): value for key, value in shared_options(run.config).items() if key not in free
     }
+    if options["model.hidden_features"] == "matched":  # which the row's label says
+        options["model.hidden_features"] = None
+    options["study"] = run.study and str(run.study)
     return {**options, "data set": run.summary["data"], "backbone": run.summary["backbone"]}
 
 

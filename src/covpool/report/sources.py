@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Run:
         confusions: classes called by another's name, most frequent first.
         examples: small pictures by class, JPEG in base 64, of those that are confused most often.
         analysis: records of the probes, in the order written.
+        study: the folder of the study or probe that it is a part of, where it was found in one.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Run:
     confusions: Sequence[Row] = ()
     examples: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
     analysis: Sequence[Row] = field(default=(), repr=False)
+    study: Path | None = None
 
     @property
     def status(self) -> str:
@@ -91,8 +93,12 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The poolings in their order."""
-        return " → ".join(name for _, name in self.switches)
+        """The poolings in their order, and the head as the arms of experiments call it."""
+        model = self.config["model"]
+        reduced = self.method == "gap" and model.get("gap_reduction")
+        matched = model.get("hidden_features") == "matched"
+        poolings = " → ".join(name for _, name in self.switches)
+        return f"{poolings}{'-reduced' if reduced else ''}{'-matched' if matched else ''}"
 
 
 @contextmanager
@@ -171,16 +177,17 @@ def _runs_below(path: Path, depth: int) -> Iterator[Run]:
         return
     places = {name: place for place, name in enumerate(_compared_names(path))}
     children = sorted(child for child in path.iterdir() if child.is_dir() and child.name[0] != ".")
-    if (path / "rates.json").is_file():  # a study's: its trials are no runs that count
+    study = path if (path / "rates.json").is_file() else None
+    if study is not None:  # its trials are no runs that count
         children = [child for child in children if child.name != "tuning"]
     found = [run for child in children if depth for run in _runs_below(child, depth - 1)]
 
-    def place(run: Run) -> tuple[int, bool, int]:
-        """A comparison's own order, else that of the table of methods."""
+    def place(run: Run) -> tuple[int, bool, int, int]:
+        """A comparison's own order, else that of the table of methods, simple heads first."""
         known = [*POOLINGS, run.method].index(run.method)
-        return places.get(run.path.name, len(places)), run.hybrid, known
+        return places.get(run.path.name, len(places)), run.hybrid, known, len(run.label)
 
-    yield from sorted(found, key=place)
+    yield from (replace(run, study=run.study or study) for run in sorted(found, key=place))
 
 
 def _is_run(path: Path) -> bool:

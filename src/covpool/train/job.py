@@ -216,9 +216,9 @@ def check_training(config: RunConfig, splits: ImageSplits, model: CovPoolModel) 
         ValueError: one of these.
     """
     steps, batch = steps_and_batch(len(splits.train), config.data.batch_size)
-    make_optimizer(model, config.optim)
     if config.optim.reduction_steps:
         reduction_weight(model)
+    make_optimizer(model, config.optim)
     learning_rate_course(config.optim, epochs=config.train.epochs, steps_per_epoch=steps)
     share = batch // (config.train.devices * config.train.nodes * config.train.accumulate)
     if make_mixup(config, len(splits.classes)) is not None and share % 2:

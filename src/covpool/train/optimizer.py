@@ -73,11 +73,13 @@ def make_optimizer(model: CovPoolModel, config: OptimConfig) -> torch.optim.Opti
         ValueError: options that the optimiser does not take, or an optimiser that this machine
             does not have.
     """
-    with made_by_timm(f"optim.name {config.name!r} of optim.options {config.options}"):
+    what = f"optim.name {config.name!r} of optim.options {config.options}"
+    with made_by_timm(what):
         owner = get_optimizer_class(config.name, bind_defaults=False)
-        options = keywords("optim.options", config.options, owner, ours=OURS_OF_OPTIMIZER)
-        if config.name == "sgd":  # which timm would give Nesterov's momentum
-            options["nesterov"] = config.nesterov
+    options = keywords("optim.options", config.options, owner, ours=OURS_OF_OPTIMIZER)
+    if config.name == "sgd":  # which timm would give Nesterov's momentum
+        options["nesterov"] = config.nesterov
+    with made_by_timm(what):
         return create_optimizer_v2(
             parameter_groups(model, config),
             config.name,
