@@ -235,6 +235,7 @@ def test_accuracies_of_the_readme_are_those_recorded():
 def test_page_on_choosing_a_pooling_names_the_defaults():
     """Each method stands behind the name of what has it as default, as in `NAME` with `METHOD`."""
     text = PAGES["which-pooling"].read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     sentences = re.split(r"(?<=\.)\s", text)
     wanted = {
         "covpool train": RunConfig().model.method,
