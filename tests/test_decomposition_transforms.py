@@ -255,3 +255,31 @@ def test_rounding_within_a_tie_is_not_multiplied_by_the_pole(kind, kernel):
     h = 1e-2
     expected = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
     assert (found * direction).sum().item() == pytest.approx(expected, abs=1e-9)
+
+
+SHAPES = {"eigh": [(4, 5, 5), (300, 3, 3)], "svd": [(4, 5, 5), (4, 6, 3), (4, 3, 6), (300, 3, 2)]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("gap", [1.0, 1e-10])
+@pytest.mark.parametrize(("name", "shape"), [(n, s) for n, each in SHAPES.items() for s in each])
+def test_gradients_do_not_depend_on_whether_they_are_differentiated(name, shape, gap, dtype):
+    """Those that are not take a shorter way: of every output, and where others have no gradient."""
+    generator = torch.Generator().manual_seed(1)
+    values = 1 + gap * torch.arange(min(shape[1:]), dtype=torch.float64)
+    factors = [
+        torch.linalg.qr(torch.randn(shape[0], side, len(values), dtype=dtype, generator=generator))
+        for side in shape[1:]
+    ]
+    left, right = factors[0].Q, factors[0 if name == "eigh" else 1].Q
+    matrix = (left * values @ right.mH).requires_grad_()
+    options = {} if name == "eigh" else {"full_matrices": False}
+    outputs = tuple(getattr(covpool, name)(matrix, **options))
+    weights = [torch.randn(t.shape, dtype=t.dtype, generator=generator) for t in outputs]
+    for chosen in ([0], [1], list(range(len(outputs)))):
+        given = [outputs[i] for i in chosen], matrix, [weights[i] for i in chosen]
+        (plain,) = torch.autograd.grad(*given, retain_graph=True)
+        (expected,) = torch.autograd.grad(*given, create_graph=True)
+        assert plain.is_contiguous()
+        error = (plain - expected).abs().amax((-2, -1)) / expected.abs().amax((-2, -1))
+        assert error.max() <= 1e-12

@@ -161,6 +161,20 @@ def test_a_call_takes_no_more_operations_than_a_function_of_30_lines(check, size
     assert counts[0] <= counts[1]
 
 
+@pytest.mark.parametrize("size", [3, 22])
+@pytest.mark.parametrize("name", ["eigh", "svd"])
+def test_a_decomposition_takes_no_more_operations_than_torchs(name, size):
+    """Its own checks and care for ties included."""
+
+    def count(decompose):
+        with Operations() as operations:
+            forward_and_backward(lambda a: sum(part.sum() for part in decompose(a)), size)
+        return operations.count
+
+    counts = [count(getattr(module, name)) for module in (covpool, torch.linalg)]
+    assert counts[0] <= counts[1]
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_a_call_goes_through_few_functions_of_python(check):
     """After a decomposition each one is read from memory anew: together they took a third."""

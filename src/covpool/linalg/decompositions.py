@@ -104,8 +104,10 @@ def eigh(
     structured layers", ICCV 2015, and the kernels' own.
     """
     values, vectors = _eigenpairs("eigh", A, UPLO, _choose_kernel(kernel), check)
-    kept = _kept("eigh", k, values.shape[-1], last=largest)
-    return EighResult(*_written("eigh", (values[..., kept], vectors[..., kept]), out))
+    if k is not None:
+        kept = _kept("eigh", k, values.shape[-1], last=largest)
+        values, vectors = values[..., kept], vectors[..., kept]
+    return EighResult(*_written("eigh", (values, vectors), out))
 
 
 def svd(
@@ -278,8 +280,9 @@ def eigh_generalized(
     reduced = torch.linalg.solve_triangular(factor, half.mH, upper=False)
     chosen = _choose_kernel(kernel)
     values, vectors = _eigenpairs("eigh_generalized", reduced, "L", chosen, check)
-    kept = _kept("eigh_generalized", k, A.shape[-1], last=largest)
-    values, vectors = values[..., kept], vectors[..., kept]
+    if k is not None:
+        kept = _kept("eigh_generalized", k, A.shape[-1], last=largest)
+        values, vectors = values[..., kept], vectors[..., kept]
     return EighResult(values, torch.linalg.solve_triangular(factor.mH, vectors, upper=True))
 
 
@@ -320,10 +323,8 @@ def _require_square(caller: str, matrix: Tensor) -> None:
         raise ValueError(f"{caller} needs square matrices (*, n, n), got shape {shape}")
 
 
-def _kept(caller: str, k: int | None, count: int, *, last: bool) -> slice:
-    """The first or the last k of `count` values; all where k is None."""
-    if k is None:
-        return slice(None)
+def _kept(caller: str, k: int, count: int, *, last: bool) -> slice:
+    """The first or the last k of `count` values."""
     require_integer(f"{caller}: k", k, 1)
     if k > count:
         raise ValueError(f"{caller}: k must be at most {count}, the number of values, got {k}")

@@ -56,9 +56,9 @@ def symmetric_part(matrix: Tensor) -> Tensor:
     return half + half.mH
 
 
-def symmetric_part_(matrix: Tensor) -> Tensor:
+def symmetric_part_(matrix: Tensor, half: float = 0.5) -> Tensor:
     """The same of a matrix that is written over. Fresh memory costs more than the arithmetic."""
-    return matrix.mul_(0.5) + matrix.mH
+    return matrix.mul_(half) + matrix.mH
 
 
 PLANAR_SIZE = 3

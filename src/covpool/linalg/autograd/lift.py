@@ -15,17 +15,25 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from covpool.linalg.autograd.modes import in_both_modes, refuse_second_derivative, save
+from covpool.linalg.autograd.modes import (
+    in_both_modes,
+    recording,
+    refuse_second_derivative,
+    save,
+)
 from covpool.linalg.functions import THIRD_DERIVATIVE, ScalarFunction
 from covpool.linalg.methods import Method
+from covpool.linalg.precision import on_cpu
 from covpool.linalg.spectrum import (
+    PLANAR_SIZE,
     congruence,
     inner_product,
+    planar,
     product,
     symmetric_part,
     symmetric_part_,
 )
-from covpool.linalg.transforms import nested_forward_mode
+from covpool.linalg.transforms import is_ordinary, nested_forward_mode
 
 
 def _by_lyapunov(function: ScalarFunction, method: Method) -> bool:
@@ -37,6 +45,16 @@ def rate_of(function: ScalarFunction) -> ScalarFunction:
     if function.rate is None:
         raise RuntimeError(THIRD_DERIVATIVE)
     return function.rate
+
+
+def _in_reused_memory(eigenvectors: Tensor) -> bool:
+    """Whether products with (*, n, n) may be written over each other.
+
+    Fresh memory for a large batch costs more than the arithmetic. Neither transforms of torch.func
+    nor graphs take such operations.
+    """
+    three = eigenvectors.ndim == 3 and eigenvectors.shape[-1] > PLANAR_SIZE
+    return three and is_ordinary(eigenvectors) and on_cpu(eigenvectors)
 
 
 class Lift(Function):
@@ -64,6 +82,11 @@ class Lift(Function):
         """
         bound, eigenvalues = function.prepare(exponent, eigenvalues)
         values = method.forward.values(bound, eigenvalues, eigenvectors.shape[-1])
+        if _in_reused_memory(eigenvectors):
+            # What LAPACK has written is contiguous this way round.
+            scaled = eigenvectors.mH * values.unsqueeze(-1)
+            half = torch.empty_like(scaled).baddbmm_(eigenvectors, scaled, beta=0, alpha=0.5)
+            return torch.add(half, half.mH, out=scaled).contiguous()
         result = product(eigenvectors * values.unsqueeze(-2), eigenvectors.mH)
         return symmetric_part_(result).contiguous()
 
@@ -76,24 +99,25 @@ class Lift(Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         anchor, exponent, eigenvalues, eigenvectors = ctx.saved_tensors
-        gradient = symmetric_part(grad_outputs[0])
+        once = not recording() and is_ordinary(grad_outputs[0])
+        if once:
+            # Twice the symmetric part takes one fresh tensor, not two.
+            given, share = planar(grad_outputs[0]), 0.5
+            gradient = given + given.mH
+        else:
+            gradient, share = symmetric_part(grad_outputs[0]), 1.0
+        spectrum = (eigenvalues, eigenvectors, ctx.function, ctx.method)
         for_matrix = for_exponent = None
         if ctx.needs_input_grad[0]:
             _refuse_mixed(ctx.function, ctx.method)
-            for_matrix = derive(
-                gradient,
-                anchor,
-                exponent,
-                eigenvalues,
-                eigenvectors,
-                ctx.function,
-                ctx.method,
-                True,
-            )
+            if once:
+                for_matrix = _derivative(gradient, exponent, *spectrum, True, share)
+            else:
+                for_matrix = derive(gradient, anchor, exponent, *spectrum, True)
         if exponent is not None and ctx.needs_input_grad[1]:
             rate = rate_of(ctx.function)
             change = lift(anchor, exponent, eigenvalues, eigenvectors, rate, ctx.method)
-            for_exponent = inner_product(gradient, change)
+            for_exponent = share * inner_product(gradient, change)
         return for_matrix, for_exponent, None, None, None, None
 
     @staticmethod
@@ -127,6 +151,41 @@ class Lift(Function):
 lift = in_both_modes(Lift)
 
 
+def _derivative(
+    direction: Tensor,
+    exponent: Tensor | None,
+    eigenvalues: Tensor,
+    eigenvectors: Tensor,
+    function: ScalarFunction,
+    method: Method,
+    adjoint: bool,
+    share: float = 1.0,
+) -> Tensor:
+    """What `Derivative` gives for a share of the direction."""
+    bound, eigenvalues = function.prepare(exponent, eigenvalues)
+    loewner, trace = method.gradient.loewner(bound, eigenvalues, eigenvectors.shape[-1])
+    dual = eigenvectors.mH
+    if trace is None and _in_reused_memory(eigenvectors):
+        outer = torch.bmm(dual, direction)
+        inner = torch.bmm(outer, eigenvectors).mul_(loewner)
+        torch.bmm(eigenvectors, inner, out=outer)
+        half = inner.baddbmm_(outer, dual, beta=0, alpha=share / 2)
+        return torch.add(half, half.mH, out=outer)
+    inner = product(product(dual, direction), eigenvectors)
+    diagonal = None if trace is None else inner.diagonal(dim1=-2, dim2=-1).clone()
+    # In place: fresh memory costs more than the arithmetic.
+    inner = inner.mul_(loewner)
+    del loewner
+    if trace is not None and diagonal is not None:
+        if adjoint:
+            isotropic = (trace * diagonal).sum(-1, keepdim=True).expand(trace.shape)
+        else:
+            isotropic = trace * diagonal.sum(-1, keepdim=True)
+        inner = inner + torch.diag_embed(isotropic)
+    inner = product(eigenvectors, inner)
+    return symmetric_part_(product(inner, dual), share / 2).contiguous()
+
+
 class Derivative(Function):
     """(H, anchor, …) ↦ V (L ∘ VᵀHV) Vᵀ + trace term, the derivative of F along H or its adjoint.
 
@@ -156,22 +215,9 @@ class Derivative(Function):
         method: Method,
         adjoint: bool,
     ) -> Tensor:
-        bound, eigenvalues = function.prepare(exponent, eigenvalues)
-        loewner, trace = method.gradient.loewner(bound, eigenvalues, eigenvectors.shape[-1])
-        dual = eigenvectors.mH
-        inner = product(product(dual, direction), eigenvectors)
-        diagonal = None if trace is None else inner.diagonal(dim1=-2, dim2=-1).clone()
-        # In place: fresh memory costs more than the arithmetic.
-        inner = inner.mul_(loewner)
-        del loewner
-        if trace is not None and diagonal is not None:
-            if adjoint:
-                isotropic = (trace * diagonal).sum(-1, keepdim=True).expand(trace.shape)
-            else:
-                isotropic = trace * diagonal.sum(-1, keepdim=True)
-            inner = inner + torch.diag_embed(isotropic)
-        inner = product(eigenvectors, inner)
-        return symmetric_part_(product(inner, dual)).contiguous()
+        return _derivative(
+            direction, exponent, eigenvalues, eigenvectors, function, method, adjoint
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -78,12 +78,15 @@ def in_both_modes(function: type[Function]) -> Callable[..., Any]:
         if in_transform() and not is_tracing():
             chosen = transformed.apply
         else:
-            forward_mode = forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
-            recording = torch.is_grad_enabled() or forward_mode
-            chosen = eager.apply if recording and not is_tracing() else forward
+            chosen = eager.apply if recording() and not is_tracing() else forward
         return _in_full_precision(chosen, tensor, tensor, *others)
 
     return apply
+
+
+def recording() -> bool:
+    """Whether what is computed now may be differentiated later, as far as torch's modes tell."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
 
 
 def _in_full_precision(function: Callable[..., Any], tensor: Tensor, *inputs: Any) -> Any:
@@ -104,6 +107,16 @@ def save(ctx: Any, *tensors: Any) -> None:
     ctx.set_materialize_grads(False)
     if in_transform() or forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
         ctx.save_for_forward(*tensors)
+
+
+def with_zeros(
+    gradients: tuple[Tensor | None, ...], factors: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """The gradients of the factors, zeros where there is none."""
+    return tuple(
+        torch.zeros_like(factor) if gradient is None else gradient
+        for gradient, factor in zip(gradients, factors, strict=True)
+    )
 
 
 class _NoSecondDerivative(Function):

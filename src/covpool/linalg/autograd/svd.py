@@ -13,18 +13,26 @@ So a repeated singular value is a pole of the sum alone, and only there a kernel
 apart, has the pole in both and loses the difference, on which the polar factor U Vᵀ depends.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from covpool.linalg.autograd.eigh import contract, refuse_unless_exact
-from covpool.linalg.autograd.modes import in_both_modes, refuse
+from covpool.linalg.autograd.eigh import (
+    Gap,
+    contract,
+    plain_gap,
+    plain_odd,
+    refuse_unless_exact,
+)
+from covpool.linalg.autograd.modes import in_both_modes, refuse, save, with_zeros
 from covpool.linalg.engine.singular import SINGULAR_VALUE_DECOMPOSITION, by_driver
 from covpool.linalg.gradients.kernels import Kernel
 from covpool.linalg.spectrum import (
     antisymmetric_part,
+    planar,
+    product,
     rank_tolerance,
     symmetric_part,
 )
@@ -87,6 +95,49 @@ def _outside(basis: Tensor, columns: Tensor) -> Tensor:
     return columns - basis @ (basis.mH @ columns)
 
 
+def _is_regular(gap: Gap, dtype: torch.dtype, longer_side: int) -> bool:
+    """Whether no singular value counts as zero, and no quotient by one needs to be capped."""
+    zero = max(rank_tolerance(longer_side, dtype) * gap.highest, torch.finfo(dtype).tiny ** 0.5)
+    return gap.lowest > zero
+
+
+def _plain_gradient(
+    gap: Gap,
+    u: Tensor,
+    s: Tensor,
+    vh: Tensor,
+    grad_u: Tensor | None,
+    grad_s: Tensor | None,
+    grad_vh: Tensor | None,
+) -> Tensor:
+    """The gradient with K = 1/(σi − σj), all σ being far from zero; see `svd`."""
+    u, vh = planar(u), planar(vh)
+    if grad_u is None and grad_vh is None:
+        return product(u * cast(Tensor, grad_s).unsqueeze(-2), vh).contiguous()
+    # What has no gradient has one of zero.
+    grad_u = torch.zeros_like(u) if grad_u is None else planar(grad_u)
+    grad_v = (torch.zeros_like(vh) if grad_vh is None else planar(grad_vh)).mH
+    projected_u, projected_v = product(u.mH, grad_u), product(vh, grad_v)
+    summed, apart = projected_u + projected_v, projected_u.sub_(projected_v)
+    # Doubled, as twice the skew-Hermitian parts are divided by them.
+    doubled = 2 * s
+    column, row = doubled.unsqueeze(-1), doubled.unsqueeze(-2)
+    inner = plain_odd(summed, gap, s, grad_u, grad_v).div_(row - column)
+    diagonal = inner.diagonal(dim1=-2, dim2=-1)
+    if grad_s is None:
+        diagonal.zero_()
+    else:
+        diagonal.copy_(grad_s)
+    inner.add_((apart - apart.mH).div_(row + column))
+    left = product(u, inner)
+    if u.shape[-2] > u.shape[-1]:
+        left = left + _outside(u, grad_u / s.unsqueeze(-2))
+    gradient = product(left, vh)
+    if vh.shape[-1] > vh.shape[-2]:
+        gradient = gradient + product(u, _outside(vh.mH, grad_v / s.unsqueeze(-2)).mH)
+    return gradient.contiguous()
+
+
 class Svd(Function):
     """(matrix, kernel, driver, caller) → U (*, m, k), S (*, k), Vh (*, k, n), all differentiable.
 
@@ -104,13 +155,15 @@ class Svd(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.kernel = inputs[1]
-        ctx.save_for_backward(*output)
-        ctx.save_for_forward(*output)
+        save(ctx, *output)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad_u, grad_s, grad_vh = grad_outputs
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         u, s, vh = ctx.saved_tensors
+        gap = plain_gap(ctx.kernel, s, *grad_outputs)
+        if gap is not None and _is_regular(gap, s.dtype, max(u.shape[-2], vh.shape[-1])):
+            return _plain_gradient(gap, u, s, vh, *grad_outputs), None, None, None
+        grad_u, grad_s, grad_vh = with_zeros(grad_outputs, ctx.saved_tensors)
         v, grad_v = vh.mH, grad_vh.mH
         weights = _weights(s, ctx.kernel, max(u.shape[-2], v.shape[-2]))
         grad_u, grad_v = grad_u / weights.root, grad_v / weights.root

@@ -20,6 +20,8 @@ Source of the simple root: Eberly, "A robust eigensolver for 3×3 symmetric matr
 Tools, 2014.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -43,10 +45,12 @@ def small_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     # Of a zero matrix too a scale that can be divided by.
     scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)
     entries = entries / scale
-    _, vectors = _OF_SIZE[matrix.shape[-1]](entries)
+    vectors = _OF_SIZE[matrix.shape[-1]](entries)
     # The vectors' own quotients: those of the formulas are differences of terms as large as the
     # largest eigenvalue, of which the rounding can exceed what counts as rank.
-    values = real_part((vectors.conj() * _product(entries, vectors)).sum(0)).cummax(0).values
+    values = real_part((vectors.conj() * _product(entries, vectors)).sum(0)).contiguous()
+    for lower, higher in pairwise(values.unbind()):
+        torch.maximum(lower, higher, out=higher)
     return (values * scale).movedim(0, -1), vectors.movedim((0, 1), (-2, -1))
 
 
@@ -71,7 +75,7 @@ def small_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             # Of a block far below the first one squares must not vanish.
             unit = block / block.abs().amax((0, 1)).clamp_min(tiny)
             gram = _product(unit.conj().movedim(0, 1), unit)
-            vector = _OF_SIZE[columns](gram)[1][:, -1]
+            vector = _OF_SIZE[columns](gram)[:, -1]
             # Of a zero block the first unit vector, as on the left: U Vᴴ is the identity then.
             zero = gram.abs().amax((0, 1)) == 0
             turn = _reflection(torch.where(zero, _first_unit(vector), vector))
@@ -114,24 +118,19 @@ def _beside(basis: Tensor | None, turn: Tensor) -> Tensor:
     return torch.cat([basis[:, :done], _product(basis[:, done:], turn)], 1)
 
 
-def _one(entries: Tensor) -> tuple[Tensor, Tensor]:
+def _one(entries: Tensor) -> Tensor:
     # 0 · NaN is NaN.
-    return real_part(entries[0]), 1 + 0 * entries
+    return 1 + 0 * entries
 
 
-def _two(entries: Tensor) -> tuple[Tensor, Tensor]:
-    low, high, turn = _rotation(entries)
-    return torch.stack([low, high]), turn
-
-
-def _three(entries: Tensor) -> tuple[Tensor, Tensor]:
+def _three(entries: Tensor) -> Tensor:
     diagonal = torch.stack([real_part(entries[i, i]) for i in range(3)])
     beside = torch.stack([entries[1, 2], entries[2, 0], entries[0, 1]])
     mean = diagonal.mean(0)
     diagonal = diagonal - mean
     # Beside a tiny rest the mean was rounded to few of its digits.
     rest = diagonal.mean(0)
-    diagonal, mean = diagonal - rest, mean + rest
+    diagonal = diagonal - rest
     squares = diagonal.square().sum(0) + 2 * beside.abs().square().sum(0)
     # Of what is a multiple of the identity to rounding and more, any basis is one of eigenvectors.
     spread = (squares / 6).sqrt().clamp_min(torch.finfo(mean.dtype).tiny ** 0.5)
@@ -151,16 +150,14 @@ def _three(entries: Tensor) -> tuple[Tensor, Tensor]:
             torch.stack([beside[1], beside[0].conj(), diagonal[2].to(beside.dtype)]),
         ]
     )
-    low, high, turn = _rotation(_product(plane.conj().movedim(0, 1), _product(shifted, plane)))
-    values = torch.stack([low, high, torch.zeros_like(low)])
-    vectors = torch.cat([_product(plane, turn), reflection[:, :1]], 1)
-    largest = furthest > 0
-    values = torch.where(largest, values, values.roll(1, 0))
-    vectors = torch.where(largest, vectors, vectors.roll(1, 1))
-    return (values + furthest) * spread + mean, vectors
-
-
-_OF_SIZE = {1: _one, 2: _two, 3: _three}
+    turn = _rotation(_product(plane.conj().movedim(0, 1), _product(shifted, plane)))
+    low, high = _product(plane, turn).unbind(1)
+    alone, largest = reflection[:, 0], furthest > 0
+    vectors = torch.empty_like(reflection)
+    torch.where(largest, low, alone, out=vectors[:, 0])
+    torch.where(largest, high, low, out=vectors[:, 1])
+    torch.where(largest, alone, high, out=vectors[:, 2])
+    return vectors
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -170,18 +167,19 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
-def _rotation(entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Both eigenvalues of (2, 2, *), ascending, and the rotation of its eigenvectors."""
+def _rotation(entries: Tensor) -> Tensor:
+    """The rotation of the eigenvectors of (2, 2, *), in ascending order."""
     first, second, beside = real_part(entries[0, 0]), real_part(entries[1, 1]), entries[0, 1]
-    middle, apart = (first + second) / 2, (first - second) / 2
     size = beside.abs()
-    angle = torch.atan2(size, apart) / 2
+    angle = torch.atan2(size, (first - second) / 2) / 2
     # Of a number that is zero, torch.sgn is zero.
     phase = torch.sgn(beside).masked_fill(size == 0, 1)
     cosine, sine = torch.cos(angle).to(phase.dtype), torch.sin(angle) * phase
-    rotation = torch.stack([-sine, cosine, cosine, sine.conj()]).unflatten(0, (2, 2))
-    radius = torch.hypot(size, apart)
-    return middle - radius, middle + radius, rotation
+    return torch.stack([-sine, cosine, cosine, sine.conj()]).unflatten(0, (2, 2))
+
+
+_OF_SIZE = {1: _one, 2: _rotation, 3: _three}
+"""The eigenvectors (n, n, *), in ascending order of their eigenvalues, of (n, n, *)."""
 
 
 def _null_vector(diagonal: Tensor, beside: Tensor) -> Tensor:
@@ -190,8 +188,8 @@ def _null_vector(diagonal: Tensor, beside: Tensor) -> Tensor:
     It is each column of the adjugate times a number, zero where its diagonal element is: that of
     the largest is taken. Elements beside the diagonal are those at (1, 2), (2, 0) and (0, 1).
     """
-    first, second = diagonal.roll(-1, 0), diagonal.roll(-2, 0)
-    following, last = beside.roll(-1, 0), beside.roll(-2, 0)
+    first, second = _next_two(diagonal)
+    following, last = _next_two(beside)
     at = (first * second - beside.abs().square()).to(beside.dtype)
     after = beside * following - last.conj() * second
     before = (last * beside).conj() - first * following
@@ -201,6 +199,12 @@ def _null_vector(diagonal: Tensor, beside: Tensor) -> Tensor:
     column = torch.stack([after[2], before[2], at[2]])
     vector = torch.where(torch.maximum(size[0], size[1]) > size[2], vector, column)
     return vector / vector.abs().square().sum(0).sqrt()
+
+
+def _next_two(of_three: Tensor) -> tuple[Tensor, Tensor]:
+    """The tensor (3, *) turned by one and by two places, as views of one copy."""
+    around = torch.cat([of_three, of_three[:2]])
+    return around[1:4], around[2:]
 
 
 def _reflection(vector: Tensor) -> Tensor:
