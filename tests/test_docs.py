@@ -235,7 +235,7 @@ def test_accuracies_of_the_readme_are_those_recorded():
 def test_page_on_choosing_a_pooling_names_the_defaults():
     """Each method stands behind the name of what has it as default, as in `NAME` with `METHOD`."""
     text = PAGES["which-pooling"].read_text(encoding="utf-8")
-    sentences = re.split(r"(?<=\.)\s", text)
+    sentences = re.split(r"(?<=\.)\s|\n\n", text)
     wanted = {
         "covpool train": RunConfig().model.method,
         "create_model": inspect.signature(covpool.create_model).parameters["method"].default,
