@@ -48,6 +48,18 @@ def of_svd(matrix):
     return u.abs(), s, vh.abs(), u @ vh, u[..., :1] * s[..., :1, None] @ vh[..., :1, :]
 
 
+@pytest.mark.parametrize("triangle", ["L", "U"])
+def test_one_triangle_is_read_inside_vmap(triangle):
+    """Where LAPACK is not called as on the direct way, which has its tests in test_drop_in.py."""
+    matrix = with_eigenvalues(SEPARATED)
+    strange = matrix.triu(1) if triangle == "L" else matrix.tril(-1)
+    values, vectors = torch.vmap(lambda a: tuple(covpool.eigh(a, triangle)))((matrix + strange)[None])
+    expected, theirs = torch.linalg.eigh(matrix)
+    eps = torch.finfo(torch.float64).eps
+    assert relative_error(values, expected) <= 20 * eps
+    assert relative_error(vectors.abs(), theirs.abs()) <= 100 * eps
+
+
 @quick.whole_jacobians
 @pytest.mark.parametrize("triangle", ["L", "U"])
 def test_gradients_of_eigh(triangle, fast_mode):

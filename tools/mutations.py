@@ -312,8 +312,8 @@ FAULTS = [
     # linalg/autograd
     Fault(
         "linalg/autograd/lift.py",
-        "            if adjoint:",
-        "            if not adjoint:",
+        "        if adjoint:",
+        "        if not adjoint:",
         "functions",
     ),
     Fault("linalg/autograd/lift.py", " + cotangent @ null @ solution)", ")", "gradient"),

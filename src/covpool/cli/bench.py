@@ -95,10 +95,11 @@ class Progress:
     def __call__(self, text: str) -> None:
         now = time.monotonic()
         if self.terminal:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
         elif now - self.last >= self.seconds:
             self.last = now
-            print(text, file=sys.stderr, flush=True)
+            say(text, error=True)
 
     def clear(self) -> None:
         """Empty the line, for other output."""
