@@ -29,7 +29,11 @@ QUESTIONS: Mapping[str, Sequence[tuple[str, str]]] = {
     "Does normalisation matter?": (("exact", "covariance"),),
     "Beyond scale?": (("exact", "frobenius"), ("exact", "sigma-max")),
     "Does the root's scale matter?": (("root-frobenius", "exact"), ("seb", "exact")),
-    "Is the logarithm as good as the root?": (("log-e", "exact"), ("cho-tmlr", "exact")),
+    "Is the logarithm as good as the root?": (
+        ("log-e", "exact"),
+        ("chebyshev-log", "exact"),
+        ("cho-tmlr", "exact"),
+    ),
     "Is the entries' root as good?": (("bcnn", "exact"),),
     "Does the mean beside the covariance help?": (("gaussian", "exact"),),
     "Is an approximate root as good?": (("isqrt-cov", "exact"), ("svd-topn", "exact")),
