@@ -111,7 +111,7 @@ def test_its_folder_has_a_report(probed, capsys):
     assert main(["report", str(folder / "output")]) == 0
     page = (folder / "output" / "report.html").read_text()
     assert page.count('<section id="setting-') == 1
-    assert [name for name in (*BASELINES, *POOLED) if f"<td>{name}" not in page] == []
+    assert [name for name in (*BASELINES, *POOLED) if f'<th scope="row">{name}<' not in page] == []
 
 
 def test_each_pooling_has_the_same_trials_on_held_out_images(probed):
