@@ -61,6 +61,32 @@ def test_gradient_alone_and_in_a_hostile_batch(name, spectrum):
         assert relative_error(other, one) <= tolerance
 
 
+@pytest.mark.parametrize("decompose", [covpool.eigh, covpool.svd])
+def test_gradient_of_a_decomposition_alone_and_in_a_hostile_batch(decompose):
+    """A neighbour with a tie or out of range takes the whole batch another way backward.
+
+    Of separated values alone: at ties vectors may be another basis in a batch.
+    """
+    sample = SPECTRA["separated"]()
+    weight = torch.randn(SIZE, SIZE, dtype=torch.float64, generator=torch.manual_seed(0))
+
+    def gradient(batch):
+        batch = batch.clone().requires_grad_()
+        # Of functions of the matrix alone: its square, or its polar factor and norm.
+        first, *factors = decompose(batch)
+        if decompose is covpool.eigh:
+            value = (factors[0] * first.square().unsqueeze(-2)) @ factors[0].mT
+        else:
+            value = first @ factors[1] + factors[0].sum(-1)[..., None, None]
+        (found,) = torch.autograd.grad((value * weight).sum((-2, -1))[place], batch)
+        return found[place]
+
+    place = 0
+    alone = gradient(sample[None])
+    place = 17
+    assert relative_error(gradient(hostile_batch(sample)), alone) <= ROUNDING
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_pooled_gradient_alone_and_in_a_hostile_batch(name):
     generator = torch.manual_seed(1)

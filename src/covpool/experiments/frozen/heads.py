@@ -1,7 +1,7 @@
 """Classifiers behind poolings of frozen features, trained by stochastic gradient descent.
 
 Where nothing before the classifier is trained, its input is a vector that is computed once, and
-the classifiers of all seeds and rates are trained at once (`train_linear`), by one batched matrix
+the classifiers of many runs are trained at once (`train_linear`), by one batched matrix
 product. Else a head is trained by itself (`train_head`). Both do the same steps.
 
 Legend: h heads, B images of a batch, D numbers of a vector, K classes.

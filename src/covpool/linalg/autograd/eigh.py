@@ -155,6 +155,9 @@ def plain_gap(kernel: Kernel, values: Tensor, *gradients: Tensor | None) -> Gap 
     None where plain quotients will not do: with other kernels, at ties, where a quotient overflows,
     where values cannot be read. A gradient costs what its operations cost, and the kernels' care
     for all of this takes most of them.
+
+    One matrix that needs the care brings it to the whole batch: the others' gradients differ by
+    rounding alone.
     """
     if recording() or not isinstance(kernel, Difference) or not on_cpu(values):
         return None
