@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from covpool.experiments.frozen import features, heads
 from covpool.experiments.frozen.features import Extractor, Views, compute, feature_files
 from covpool.experiments.frozen.heads import Examples, Head, train_head, train_linear
 from covpool.experiments.frozen.plan import Frozen, HeadPlan, bundled, chosen_arms
-from covpool.experiments.frozen.reduction import learned_reduction
+from covpool.experiments.frozen.reduction import Reduction, forget_maps, maps_bytes
 from covpool.experiments.frozen.work import made_of, make_bundle
 from covpool.experiments.study import Study, final_runs, tuning_runs
 from covpool.poolings import POOLINGS
@@ -448,7 +449,7 @@ def test_a_request_to_stop_after_the_last_step_of_the_reduction_is_heard(
         if len(asked) == 3:  # the last: that of the trials, and one for each of two seeds
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("covpool.cli.probe.learned_reduction", lambda *given, trial: ask(given))
+    monkeypatch.setattr("covpool.cli.probe.Reduction.learned", ask)
     options = ["--output", str(tmp_path / "o"), "--features", str(tmp_path / "f")]
     arguments = ["probe", images, "--model.init_from", weights, *OPTIONS, *options]
     assert command(*arguments) == 128 + signal.SIGTERM
@@ -558,10 +559,15 @@ def test_each_may_learn_its_own_reduction(job, tmp_path):
     assert found["gap"]["parameters"] == (8 + 1) * 3
 
 
+def of_seed(frozen, seed, trial=False):
+    return Reduction(frozen=frozen, channels=4, seed=seed, trial=trial)
+
+
 def test_each_seed_has_a_reduction_that_its_poolings_share(job, tmp_path):
     frozen, seen = frozen_of(job, tmp_path / "f"), {}
+    reduction = partial(of_seed, frozen)
     for seed, trial in ((0, False), (1, False), (0, True)):
-        layer = learned_reduction(frozen, 4, seed, lambda: None, trial=trial)
+        layer = reduction(seed, trial).learned(lambda: None)
         seen[seed, trial] = layer[0].weight
     assert not any(torch.equal(seen[0, False], seen[other]) for other in ((1, False), (0, True)))
     arms = [Arm("exact"), Arm("svd"), Arm("max"), Arm("gap")]
@@ -579,12 +585,33 @@ def test_each_seed_has_a_reduction_that_its_poolings_share(job, tmp_path):
     maps, one = torch.from_numpy(np.array(frozen.features.open())), Arm("max")
     with torch.no_grad():
         for seed in (0, 1):
-            reduction = learned_reduction(frozen, 4, seed, lambda: None, trial=False)
-            examples = frozen.examples(reduction(maps).amax((2, 3)).numpy(), trial=False)
+            learned = reduction(seed).learned(lambda: None)
+            examples = frozen.examples(learned(maps).amax((2, 3)).numpy(), trial=False)
             config = runs[one, seed].config
             (expected,) = train_linear(examples, [config], lambda: None)
             found = runs[one, seed].summary()["final"]
             assert found["test_loss"] == pytest.approx(expected.history[-1]["test_loss"], rel=1e-5)
+
+
+def test_reduced_maps_are_computed_once_and_forgotten(job, tmp_path, monkeypatch):
+    frozen = frozen_of(job, tmp_path / "f")
+    layer = of_seed(frozen, 0).learned(lambda: None)
+    with torch.no_grad():
+        expected = layer(torch.from_numpy(np.array(frozen.features.open())))
+    found = of_seed(frozen, 0).maps(lambda: None)
+    assert maps_bytes(frozen, 4) == found.nbytes
+    torch.testing.assert_close(torch.from_numpy(np.array(found)), expected)
+    with monkeypatch.context() as patch:
+        patch.setattr("covpool.experiments.frozen.reduction.applied", None)
+        assert np.array_equal(of_seed(frozen, 0).maps(lambda: None), found)
+    weights = of_seed(frozen, 0).weights
+    forget_maps(frozen.features.folder)
+    assert {file.name for file in weights.parent.iterdir()} == {
+        "maps.npy",
+        "done.json",
+        weights.name,
+    }
+    assert np.array_equal(of_seed(frozen, 0).maps(lambda: None), found)
 
 
 def test_runs_with_one_reduction_for_all_seeds_are_refused(job, tmp_path):

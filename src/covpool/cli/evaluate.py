@@ -7,6 +7,7 @@ from typing import Any
 from covpool.cli import say
 from covpool.cli.parsing import Given, users_input
 from covpool.text import quantity
+from covpool.train.allocator import keep_freed_memory
 from covpool.train.engine import evaluate
 from covpool.train.metadata import IMAGES, refuse_external
 from covpool.train.published import PublishedDirectory, read_trained
@@ -15,6 +16,7 @@ from covpool.train.run_directory import RunDirectory
 
 def run(given: Given) -> int:
     """Evaluate, print, and return the exit status."""
+    keep_freed_memory()
     with users_input():
         own = given.own
         directory, checkpoints = find_checkpoints(own.run)

@@ -16,6 +16,7 @@ from covpool.data.folders import image_files
 from covpool.data.reading import read_image
 from covpool.report.contact_sheet import Shown, render_sheet
 from covpool.text import printable, quantity
+from covpool.train.allocator import keep_freed_memory
 from covpool.train.prediction import WRITERS, Prediction, TrainedModel, load_model
 from covpool.train.run_directory import replace_text
 
@@ -23,6 +24,7 @@ from covpool.train.run_directory import replace_text
 def run(given: argparse.Namespace) -> int:
     """Print each image's likeliest classes, or write them to files; exit status 2 where some image
     has no result."""
+    keep_freed_memory()
     with users_input():
         if given.top < 1:
             raise ValueError(f"--top must be at least 1, not {given.top}")

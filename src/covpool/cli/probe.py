@@ -44,7 +44,7 @@ from covpool.experiments.frozen.features import (
     stage_name,
 )
 from covpool.experiments.frozen.plan import Frozen, HeadPlan, bundled, chosen_arms
-from covpool.experiments.frozen.reduction import learned_reduction
+from covpool.experiments.frozen.reduction import Reduction, forget_maps, maps_bytes
 from covpool.experiments.frozen.summary import make_sheet, reference_arms
 from covpool.experiments.frozen.work import made_of, make_bundle
 from covpool.experiments.grid import Work
@@ -61,6 +61,7 @@ from covpool.experiments.study import (
 )
 from covpool.machine import available_cores
 from covpool.text import file_name, quantity
+from covpool.train.allocator import keep_freed_memory
 from covpool.train.config import RunConfig
 from covpool.train.interruption import StopRequest
 from covpool.train.job import Job, check_names
@@ -92,6 +93,7 @@ class Request:
 
 def run(given: Given) -> int:
     """Compute the features, train the heads, summarise; return the exit status."""
+    keep_freed_memory()
     with users_input(), checking_files() as progress:
         request = _prepare(given, progress)
     console = PlainConsole()
@@ -135,6 +137,7 @@ def _run(
     for file in files:
         stage = StageRequest.of(request, _frozen(request, file))
         sheets.append(experiment.train_study(stage, console))
+        forget_maps(file.folder)
     if len(sheets) > 1:
         sheet = _of_stages(request, sheets)
         sheet.write(request.output)
@@ -303,7 +306,8 @@ def _learn_reductions(request: Request, frozen: Frozen, console: Console) -> Non
                 told = f"channel reduction to {width}, {place + 1} of {len(seeds)}"
                 status.update(f"learning the {told}")
                 console.print(told)
-                learned_reduction(frozen, width, seed, stop.check, trial=not place)
+                reduction = Reduction(frozen=frozen, channels=width, seed=seed, trial=not place)
+                reduction.learned(stop.check)
         stop.check()
 
 
@@ -323,6 +327,7 @@ def _plan(
             frozen = _frozen(request, file)
             for width in _widths(request, frozen):
                 alone.append(reduction_line(frozen, width, len(request.seeds)))
+                disk += (1 + len(request.seeds)) * maps_bytes(frozen, width)
             for runs in _planned(request, file.stage):
                 beside += bundle_lines(bundled(runs, frozen), frozen, status.update)
     of_pooling: dict[str, tuple[int, float]] = {}

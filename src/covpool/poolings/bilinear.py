@@ -9,7 +9,7 @@ from covpool.poolings.base import Pooling, PoolingModule, require
 
 FEW_CHANNELS = 64
 """Up to so many, quadratic forms are computed from the second moment: at 64 channels and 49
-positions 2.3 times as fast as by positions."""
+positions a step takes 0.4 of the time that it takes by positions."""
 
 ROOT_EPSILON = 1e-8
 """ε of sign(b)·√(|b| + ε), which keeps the gradient at 0 below 5,000."""
@@ -144,18 +144,33 @@ class Factorised(PoolingModule):
 
     def forward(self, x: Tensor) -> Tensor:
         features = x.flatten(2)
-        terms = self._squares(features).unflatten(1, (self.out_features, self.factors))
+        channels, positions = features.shape[1:]
+        few = channels <= min(FEW_CHANNELS, 2 * positions)
+        if few and not self.training:
+            return self.linear(features.mean(-1)) + self.keep * self._sums(features)
+        terms = self._squares(features) if few else self._squares_by_position(features)
+        terms = terms.unflatten(1, (self.out_features, self.factors))
         kept = torch.rand_like(terms) < self.keep if self.training else self.keep
         return self.linear(features.mean(-1)) + (terms * kept).sum(-1)
 
+    def _squares_by_position(self, features: Tensor) -> Tensor:
+        """The mean over positions of (fᵀx)² for each f."""
+        return (self.quadratic @ features).square().mean(-1)
+
     def _squares(self, features: Tensor) -> Tensor:
-        """The mean over positions of (fᵀx)² for each f: of few channels as the inner product of
-        ffᵀ and the second moment, a single product for all samples."""
-        channels, positions = features.shape[1:]
-        if channels > min(FEW_CHANNELS, 2 * positions):
-            return (self.quadratic @ features).square().mean(-1)
-        outer = self.quadratic[:, :, None] @ self.quadratic[:, None]
-        return second_moment(features).flatten(1) @ outer.flatten(1).mT
+        """The same as inner products of ffᵀ and the second moment, a single product for all
+        samples; of both, as they are symmetric, the upper triangle."""
+        channels = features.shape[1]
+        row, column = torch.triu_indices(channels, channels, device=features.device)
+        entries = self.quadratic.mT.contiguous()
+        outer = entries.index_select(0, row) * entries.index_select(0, column)
+        moment = second_moment(features)
+        return triu_vector(moment.triu() + moment.triu(1)) @ outer
+
+    def _sums(self, features: Tensor) -> Tensor:
+        """The sum of each output's squares, where none is dropped: Σ ffᵀ is one matrix for it."""
+        by_output = self.quadratic.unflatten(0, (self.out_features, self.factors))
+        return second_moment(features).flatten(1) @ (by_output.mT @ by_output).flatten(1).mT
 
 
 def _check_outputs(outputs: int) -> None:

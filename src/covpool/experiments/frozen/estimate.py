@@ -3,16 +3,16 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from covpool.experiments.frozen.features import BATCH, Extractor, FeatureFile, Views
-from covpool.experiments.frozen.heads import Examples, Head, train_head, train_linear
+from covpool.experiments.frozen.heads import Examples, Head, applied, train_head, train_linear
 from covpool.experiments.frozen.plan import Bundle, Frozen, HeadPlan
 from covpool.experiments.frozen.reduction import MeanAndCovariance
 from covpool.experiments.frozen.work import draws, made_of
-from covpool.pooling import channel_reduction
 from covpool.text import quantity
 from covpool.train.config import RunConfig
 from covpool.train.sampling import steps_and_batch
@@ -67,7 +67,8 @@ def bundle_lines(
 
 
 def reduction_line(frozen: Frozen, width: int, seeds: int) -> Line:
-    """The shared reductions: that of the trials, and one for each seed of the runs that count."""
+    """The shared reductions: that of the trials, and one for each seed of the runs that count, each
+    with the maps behind it."""
     config = frozen.reduction
     assert config is not None
     _, channels, *size = frozen.features.shape
@@ -81,7 +82,11 @@ def reduction_line(frozen: Frozen, width: int, seeds: int) -> Line:
     step = (time.perf_counter() - began) / STEPS
     count = seeds * len(frozen.labels) + len(frozen.kept)
     steps = count / min(config.data.batch_size, len(frozen.labels))
+    began = time.perf_counter()
+    applied(pool.reduction.eval(), examples.array, partial(np.empty, dtype=np.float32), _never)
+    per_map = (time.perf_counter() - began) / len(examples.array)
     seconds = config.train.epochs * steps * step
+    seconds += (seeds + 1) * frozen.features.shape[0] * per_map
     many = quantity(seeds + 1, "channel reduction")
     return Line(name=f"{many} to {width}", runs=seeds + 1, seconds=seconds)
 
@@ -98,18 +103,18 @@ def _per_step(config: RunConfig, heads: int, frozen: Frozen) -> float:
     """Seconds of a step of all heads of a bundle, its share of the pooling included."""
     made = made_of(config, frozen)
     once = replace(config, train=replace(config.train, epochs=1))
-    examples = _made_up(frozen, frozen.features.shape[1:], config)
-    width, reduction = made.plan.reduced, None
-    if made.shares and width is not None:
-        reduction = channel_reduction(made.channels, width)
-    before = made.before(reduction)
-    began = time.perf_counter()
-    with torch.no_grad():
-        examples = replace(examples, array=before(torch.from_numpy(examples.array)).numpy())
-    per_map = (time.perf_counter() - began) / len(examples.array)
-    # Every view is computed once, in place of once for each step that uses it.
-    steps = config.train.epochs * steps_and_batch(len(frozen.labels), config.data.batch_size)[0]
-    computing = per_map * frozen.features.shape[0] / steps
+    examples = _made_up(frozen, (made.inputs, *frozen.features.shape[2:]), config)
+    computing = 0.0
+    if made.fixed:
+        pool, maps = made.pool().eval(), examples.array
+        pool(torch.from_numpy(maps[:1]))
+        began = time.perf_counter()
+        vectors = applied(pool, maps, partial(np.empty, dtype=np.float32), _never)
+        per_map = (time.perf_counter() - began) / len(maps)
+        # Every view is computed once, in place of once for each step that uses it.
+        steps = config.train.epochs * steps_and_batch(len(frozen.labels), config.data.batch_size)[0]
+        computing = per_map * frozen.features.shape[0] / steps
+        examples = replace(examples, array=vectors)
     linear = made.fixed and made.plan.hidden is None and not config.model.drop_rate
     began = time.perf_counter()
     if linear:

@@ -173,6 +173,8 @@ class Extractor:
         gpu = job.config.train.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         self.device = torch.device("cuda" if gpu else "cpu")
         self.model: CovPoolModel = job.model.to(self.device).eval()
+        if not gpu:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stages = tuple(stages)
         self.inner = sorted(stage for stage in self.stages if stage is not None)
         if len(self.stages) == 1:
@@ -183,7 +185,7 @@ class Extractor:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Tensor]:
         """The maps (B, C, H, W) of each stage, on the CPU."""
-        return [maps.cpu() for maps in self._maps(images.to(self.device))]
+        return [maps.cpu().contiguous() for maps in self._maps(images.to(self.device))]
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         if not self.inner:

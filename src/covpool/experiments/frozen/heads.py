@@ -36,6 +36,9 @@ BUDGET = 1 << 30
 
 EVALUATED_AT_ONCE = 512
 
+COUNTED_AT_ONCE = 16
+"""Batches whose hits are counted together: of one, the calls would cost more than the numbers."""
+
 Stop = Callable[[], None]
 """Called between epochs; raises where the training is to stop."""
 
@@ -176,6 +179,25 @@ class Head(nn.Module):
         after = [*self.hidden.parameters(), *self.classifier.parameters()]
         parts = ([*self.pool.parameters()], after)
         return [{"params": p, "lr": r} for p, r in zip(parts, rates, strict=True) if p]
+
+
+@torch.no_grad()
+def applied(
+    layer: nn.Module,
+    maps: np.ndarray,
+    make: Callable[[tuple[int, ...]], np.ndarray],
+    stop: Stop,
+) -> np.ndarray:
+    """What a layer makes of all maps, in the array that `make` gives for its shape."""
+
+    def of(first: int, count: int) -> np.ndarray:
+        return layer(torch.from_numpy(np.array(maps[first : first + count]))).numpy()
+
+    found = make((len(maps), *of(0, 1).shape[1:]))
+    for first in range(0, len(maps), EVALUATED_AT_ONCE):
+        stop()
+        found[first : first + EVALUATED_AT_ONCE] = of(first, EVALUATED_AT_ONCE)
+    return found
 
 
 def steps_of(examples: Examples, config: RunConfig) -> int:
@@ -321,9 +343,19 @@ class _Sums:
         self.images = 0
         self.calls: list[tuple[Tensor, Tensor]] = []
         self.classes = 0
+        self.waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Logits (h, B, K) of images with these labels (h, B)."""
+        self.waiting.append((logits, labels))
+        if len(self.waiting) == COUNTED_AT_ONCE:
+            self._count()
+
+    def _count(self) -> None:
+        if not self.waiting:
+            return
+        logits, labels = (torch.cat(parts, 1) for parts in zip(*self.waiting, strict=True))
+        self.waiting.clear()
         self.classes = logits.shape[-1]
         losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         own = logits.gather(2, labels[..., None])
@@ -338,17 +370,20 @@ class _Sums:
 
     def problem(self, head: int, epoch: int) -> str:
         """Why a head's training ends after this epoch; empty: it does not."""
+        self._count()
         finite = math.isfinite(self.values[head, 0])
         return "" if finite else f"Training diverged in epoch {epoch + 1}: its loss is not finite."
 
     def of(self, head: int, split: str) -> Row:
         """A head's figures."""
+        self._count()
         loss, *tops = (self.values[head] / self.images).tolist()
         top1, top5 = tops
         return {f"{split}_loss": loss, f"{split}_top1": top1, f"{split}_top5": top5}
 
     def confusion(self, head: int) -> Tensor:
         """Images of class i called j."""
+        self._count()
         pairs = torch.cat(
             [self.classes * labels[head] + called[head] for labels, called in self.calls]
         )

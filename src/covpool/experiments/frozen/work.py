@@ -4,24 +4,25 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 import covpool
-from covpool.experiments.frozen.features import FeatureFile, stage_name
+from covpool.experiments.frozen.features import stage_name
 from covpool.experiments.frozen.heads import (
-    EVALUATED_AT_ONCE,
     Head,
     Result,
     Stop,
+    applied,
     train_head,
     train_linear,
 )
 from covpool.experiments.frozen.plan import Bundle, Frozen, HeadPlan, learns
-from covpool.experiments.frozen.reduction import learned_reduction
+from covpool.experiments.frozen.reduction import Reduction
 from covpool.experiments.grid import taken
 from covpool.experiments.runs import Run
 from covpool.linalg.methods import Method
@@ -80,12 +81,6 @@ class Made:
         """Whether it stands behind the reduction that it shares with others."""
         return self.plan.reduced is not None and not self.reduces
 
-    def before(self, reduction: nn.Module | None) -> nn.Sequential:
-        """What is computed once for each view: the shared reduction, if it stands behind one, and
-        the pooling, if that is fixed."""
-        pool = self.pool() if self.fixed else None
-        return nn.Sequential(*(part for part in (reduction, pool) if part is not None)).eval()
-
     @property
     def reduction_parameters(self) -> int:
         """Those of the shared reduction that the head stands behind."""
@@ -108,21 +103,10 @@ def made_of(config: RunConfig, frozen: Frozen) -> Made:
     )
 
 
-@torch.no_grad()
-def computed(layers: nn.Module, features: FeatureFile, stop: Stop) -> np.ndarray:
-    """What the layers make of all maps, in a file without a name, which ends with the process."""
-    maps = features.open()
-
-    def of(first: int, count: int) -> np.ndarray:
-        return layers(torch.from_numpy(np.array(maps[first : first + count]))).numpy()
-
-    shape = (len(maps), *of(0, 1).shape[1:])
-    with tempfile.TemporaryFile(dir=features.folder) as file:  # the mapping outlives it
-        found = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
-    for first in range(0, len(maps), EVALUATED_AT_ONCE):
-        stop()
-        found[first : first + EVALUATED_AT_ONCE] = of(first, EVALUATED_AT_ONCE)
-    return found
+def in_unnamed_file(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """An array in a file that ends with the process."""
+    with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives it
+        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
 
 
 def make_bundle(bundle: Bundle) -> None:
@@ -150,11 +134,12 @@ def _train(bundle: Bundle, runs: list[Run], stop: Stop) -> tuple[list[Result], i
     """Results in the order of the runs, and the parameters of a head."""
     frozen, config = bundle.frozen, bundle.config
     made = made_of(config, frozen)
-    width, trial, reduction = made.plan.reduced, bundle.trial, None
+    width, trial, folder = made.plan.reduced, bundle.trial, frozen.features.folder
+    inputs = frozen.features.open()
     if made.shares and width is not None:
-        reduction = learned_reduction(frozen, width, bundle.seed, stop, trial=trial)
-    before = made.before(reduction)
-    inputs = computed(before, frozen.features, stop) if len(before) else frozen.features.open()
+        inputs = Reduction(frozen=frozen, channels=width, seed=bundle.seed, trial=trial).maps(stop)
+    if made.fixed:
+        inputs = applied(made.pool().eval(), inputs, partial(in_unnamed_file, folder), stop)
     examples, classes = frozen.examples(inputs, trial=trial), len(frozen.classes)
     if made.fixed and made.plan.hidden is None and not config.model.drop_rate:
         distinct = {draws(run.config): run.config for run in runs}
