@@ -125,7 +125,7 @@ def _run(
     console: Console,
 ) -> int:
     request.cache.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(request.config.train.threads or available_cores())
+    torch.set_num_threads(threads_of(request.config, 1))
     with ExitStack() as stack:
         for file in files:
             stack.enter_context(holding(file.folder))
@@ -319,15 +319,19 @@ def _plan(
     console: Console,
 ) -> None:
     """Say what it would take: a line for each part that is not there yet, then the whole."""
+    together = threads_of(request.config, 1)
+    torch.set_num_threads(together)
     alone = [Line(name="features", runs=0, seconds=features_seconds(extractor, views, files))]
     beside: list[Line] = []
     disk = sum(file.bytes for file in files if not file.whole)
     with console.status("measuring steps") as status:
         for file in files:
             frozen = _frozen(request, file)
+            torch.set_num_threads(together)
             for width in _widths(request, frozen):
                 alone.append(reduction_line(frozen, width, len(request.seeds)))
                 disk += (1 + len(request.seeds)) * maps_bytes(frozen, width)
+            torch.set_num_threads(threads_of(request.config, request.jobs))
             for runs in _planned(request, file.stage):
                 beside += bundle_lines(bundled(runs, frozen), frozen, status.update)
     of_pooling: dict[str, tuple[int, float]] = {}
