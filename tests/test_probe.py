@@ -266,7 +266,7 @@ def test_a_path_that_is_not_there_is_told_before_missing_weights(capsys):
 def test_a_pooling_whose_vectors_do_not_fit_is_refused(
     images, weights, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("covpool.cli.probe._free_bytes", lambda folder: 100)
+    monkeypatch.setattr("covpool.cli.probe_request.free_bytes", lambda folder: 100)
     options = ["--output", str(tmp_path / "o"), "--features", str(tmp_path / "f")]
     assert command("probe", images, "--model.init_from", weights, *OPTIONS, *options) == 2
     assert "model.reduced_channels" in capsys.readouterr().err
