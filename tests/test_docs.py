@@ -221,13 +221,13 @@ def test_picture_of_the_readme_has_the_figures_of_the_studies():
 
 def test_accuracies_of_the_readme_are_those_recorded():
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    table = text.partition("10 kinds of clothes |\n|---|---|---|---|\n")[2].partition("\n\n")[0]
+    table = text.partition("10 kinds of clothes |\n|---|---|---|---|---|\n")[2].partition("\n\n")[0]
     rows = [[cell.strip(" *") for cell in row.split("|")[1:-1]] for row in table.splitlines()]
     averages = ("gap-matched", "gap-reduced", "gap-reduced-matched")
     arms = [("gap",), averages, ("covariance",), ("isqrt-cov",), ("gaussian",), ("log-e",)]
-    sets = ("typefaces200", "icons100", "fashion500")
+    sets = ("typefaces200-lite0-224", "typefaces200-lite0", "icons100-lite0", "fashion500-lite0")
     for place, name in enumerate(sets, start=1):
-        found = covpool_pictures.accuracies(f"which-pooling/{name}-lite0")
+        found = covpool_pictures.accuracies(f"which-pooling/{name}")
         means = [max(fmean(found[arm].values()) for arm in group) for group in arms]
         assert [float(row[place]) for row in rows] == [round(mean, 1) for mean in means]
 
