@@ -57,6 +57,7 @@ SETS: Mapping[str, tuple[str, str]] = {
     "lite2": ("letters, Lite2", "typefaces200-lite2"),
     "fine": ("letters, 14×14 positions", "typefaces200-lite0-224"),
     "last": ("letters, last stage", "typefaces200-lite0-224-last"),
+    "own": ("icons, reductions of their own", "icons100-lite0-own"),
     "all": ("letters, last stage, all poolings", "letters30-lite0-last"),
 }
 """By what sentences call a recorded probe: what figures call it, and the folder of its results."""
