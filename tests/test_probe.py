@@ -559,6 +559,23 @@ def test_each_may_learn_its_own_reduction(job, tmp_path):
     assert found["gap"]["parameters"] == (8 + 1) * 3
 
 
+@pytest.mark.parametrize("at_once", [1, 40, 1 << 20])
+def test_hits_are_counted_in_parts_of_a_bounded_size(monkeypatch, at_once):
+    monkeypatch.setattr(heads, "COUNTED_AT_ONCE", at_once)
+    logits, labels = torch.randn(2, 24, 5), torch.randint(5, (2, 24))
+    sums = heads._Sums(2)
+    for part, own in zip(logits.split(4, 1), labels.split(4, 1), strict=True):
+        sums.add(part, own)
+        assert sum(waiting.numel() for waiting, _ in sums.waiting) < at_once
+    for head in range(2):
+        found = sums.of(head, "test")
+        ranks = logits[head].argsort(-1, descending=True)
+        assert found["test_top1"] == (ranks[:, 0] == labels[head]).double().mean()
+        loss = torch.nn.functional.cross_entropy(logits[head], labels[head]).item()
+        assert found["test_loss"] == pytest.approx(loss, rel=1e-5)
+        assert sums.confusion(head).sum() == 24
+
+
 def of_seed(frozen, seed, trial=False):
     return Reduction(frozen=frozen, channels=4, seed=seed, trial=trial)
 

@@ -173,7 +173,7 @@ class Extractor:
         gpu = job.config.train.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         self.device = torch.device("cuda" if gpu else "cpu")
         self.model: CovPoolModel = job.model.to(self.device).eval()
-        if not gpu:
+        if not gpu:  # there, a pass of an EfficientNet takes 0.8 of the time so
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stages = tuple(stages)
         self.inner = sorted(stage for stage in self.stages if stage is not None)

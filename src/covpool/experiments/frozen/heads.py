@@ -36,8 +36,9 @@ BUDGET = 1 << 30
 
 EVALUATED_AT_ONCE = 512
 
-COUNTED_AT_ONCE = 16
-"""Batches whose hits are counted together: of one, the calls would cost more than the numbers."""
+COUNTED_AT_ONCE = 1 << 20
+"""Logits, about, whose hits are counted together: of a small batch, the calls would cost more than
+the numbers; of many classes and heads, more would take gigabytes."""
 
 Stop = Callable[[], None]
 """Called between epochs; raises where the training is to stop."""
@@ -348,7 +349,7 @@ class _Sums:
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Logits (h, B, K) of images with these labels (h, B)."""
         self.waiting.append((logits, labels))
-        if len(self.waiting) == COUNTED_AT_ONCE:
+        if sum(part.numel() for part, _ in self.waiting) >= COUNTED_AT_ONCE:
             self._count()
 
     def _count(self) -> None:
